@@ -1,0 +1,11 @@
+"""Houlsby adapters in the item encoder and in SASRec (Adapter4Rec, adapter tuning; `houlsby`).
+
+    python adapter_houlsby.py --dataset ../../../Dataset/Adressa --checkpoint RUN_OR_FILE --text_encoder bert-base-uncased
+
+Only the adapters train; --insert places them in one of the two encoders, --train_layernorm adds the LayerNorms.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("houlsby", max_seq_len=20, batch_size=32, adapter_lr=1.5e-4, item_bottleneck=64, user_bottleneck=16)

@@ -1,0 +1,11 @@
+"""Frozen text encoder; the projection and the user encoder train (`frozen`).
+
+    python frozen.py --dataset ../../../Dataset/Adressa --checkpoint RUN_OR_FILE --text_encoder bert-base-uncased
+
+The lower baseline: what the pretrained backbone gives without being adapted.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("frozen", max_seq_len=20, batch_size=32, lr=1e-4)

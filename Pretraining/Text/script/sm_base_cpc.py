@@ -1,0 +1,11 @@
+"""Pretrain with the CPC objective over a BERT item encoder on a source domain (Adapter4Rec, the CPC source models).
+
+    python sm_base_cpc.py --dataset ../../../Dataset/MIND --text_encoder bert-base-uncased
+
+Same user encoder as sm_base_sasrec.py; only the last position of a sequence predicts.
+"""
+
+from transrec.runner import pretrain
+
+if __name__ == "__main__":
+    pretrain(objective="cpc", max_seq_len=20, batch_size=32, lr=1e-4, backbone_lr=5e-5)

@@ -1,0 +1,23 @@
+"""Installs `transrec` and what it needs to run; `pip install -e .[test]` adds what its tests need."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="transrec",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "transrec/__init__.py").read_text()).group(1),
+    description="Adapt foundation models to sequential recommendation cheaply",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["transrec", "transrec.*"]),
+    python_requires=">=3.11",
+    install_requires=(HERE / "requirements.txt").read_text().split(),
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "ir-measures>=0.3.7"],
+        "tensorboard": ["tensorboard>=2.16"],
+    },
+)

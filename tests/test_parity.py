@@ -1,0 +1,235 @@
+"""Our numbers against those recorded from the original programs (eval mode, float32).
+
+1e-5 is the tolerance the records suggest: they were computed by other releases of torch and transformers with another
+attention kernel, which moves the last bits. Integers and hashes are exact.
+"""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_case
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import BertConfig
+
+from transrec.data.batches import Batch
+from transrec.data.catalog import read_catalog
+from transrec.data.dataset import load_dataset
+from transrec.data.interactions import leave_one_out, read_interactions
+from transrec.interop import load_original
+from transrec.models.objectives import InBatchObjective
+from transrec.models.sequence import SASRec
+from transrec.training.evaluation import Ranker
+from transrec.training.metrics import summarise
+
+TOLERANCE = 1e-5
+TEXT_CASES = [("base_sasrec", "sasrec", None), ("base_cpc", "cpc", None), ("houslby_serial", "sasrec", "houlsby")]
+
+
+def batch_of(item_ids, log_mask) -> Batch:
+    """The recorded slots [B, L + 1, 2] of positives and negatives as a batch; slot order is item order."""
+    item_ids, mask = torch.from_numpy(item_ids), torch.from_numpy(log_mask) > 0
+    slots = 1 + torch.arange(item_ids.numel()).view(item_ids.shape)
+    positives, negatives = slots[..., 0], slots[:, :-1, 1]
+    real = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], dim=1)
+    return Batch(
+        items=item_ids.flatten(),
+        sequences=torch.where(real, positives, 0),
+        negatives=torch.where(mask, negatives, 0),
+        log_popularity=torch.zeros(item_ids.numel()),
+        predictions=int(mask.sum()),
+    )
+
+
+@pytest.fixture(params=TEXT_CASES, ids=lambda case: case[0])
+def text_case(request, golden, tmp_path):
+    name, objective, method = request.param
+    meta, io = read_case(golden / "text" / name)
+    config = {k: v for k, v in meta["bert_config"].items() if k != "attn_implementation"}
+    BertConfig(**config).save_pretrained(tmp_path / "bert")
+    weights = golden / "text" / name / "weights.safetensors"
+    return meta, io, load_original(weights, tmp_path / "bert", method=method, objective=objective)
+
+
+def test_text_recommender(text_case):
+    meta, io, recommender = text_case
+    real = io["attention_mask"].sum(1) > 0
+    with torch.no_grad():
+        ids, mask = (torch.from_numpy(io[name][real]) for name in ("input_ids", "attention_mask"))
+        embeddings = torch.zeros(len(real), 64)
+        embeddings[torch.from_numpy(real)] = recommender.item_encoder(ids, mask)
+        np.testing.assert_allclose(embeddings[real], io["item_embeddings"][real], atol=TOLERANCE, rtol=0)
+
+        batch = batch_of(io["item_ids"], io["log_mask"])
+        positives = embeddings.view(*io["item_ids"].shape, 64)[:, :-1, 0]
+        users = recommender.user_encoder(positives, torch.from_numpy(io["log_mask"]))
+        shown = io["log_mask"] > 0
+        np.testing.assert_allclose(users[shown], io["user_vectors"][shown], atol=TOLERANCE, rtol=0)
+
+        predictions = len(shown) if recommender.objective.last_only else batch.predictions
+        loss = recommender.objective(embeddings, batch, recommender.user_encoder) / predictions
+        assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+
+
+def test_text_catalogue(text_case):
+    _, io, recommender = text_case
+    content = torch.from_numpy(io["item_content"][1:]).long()
+    with torch.no_grad():
+        embeddings = recommender.item_encoder(*content.chunk(2, dim=1))
+    np.testing.assert_allclose(embeddings, io["catalog_embeddings"][1:], atol=TOLERANCE, rtol=0)
+
+
+def test_houlsby_trains_what_the_original_trained(golden, tmp_path):
+    meta, _ = read_case(golden / "text" / "houslby_serial")
+    config = {k: v for k, v in meta["bert_config"].items() if k != "attn_implementation"}
+    BertConfig(**config).save_pretrained(tmp_path)
+    weights = golden / "text" / "houslby_serial" / "weights.safetensors"
+    recommender = load_original(weights, tmp_path, method="houlsby")
+    trained = [p for p in recommender.parameters() if p.requires_grad]
+    assert len(trained) == meta["num_trainable_tensors"]
+    assert sum(p.numel() for p in trained) == meta["trainable_params"]
+
+
+def test_in_batch_loss_and_gradients(golden):
+    folder = golden / "iisan" / "inbatch_loss" / "default"
+    meta, io = read_case(folder)
+    user_encoder = SASRec(meta["embedding_dim"], meta["max_seq_len"], meta["blocks"], meta["heads"], 0.0).eval()
+    user_encoder.load_state_dict(_user_encoder_state(load_file(folder / "weights.safetensors")))
+    # The record gives each slot's embedding; slots of one item share it, so one of them stands for the item.
+    ids = torch.from_numpy(io["sample_items_id"])
+    real = torch.cat([torch.from_numpy(io["log_mask"]) > 0, torch.ones(len(ids), 1, dtype=torch.bool)], dim=1)
+    items, first = np.unique(ids[real], return_index=True)
+    slots = torch.from_numpy(io["score_embs"]).view(*ids.shape, -1)[real]
+    embeddings = slots[first].requires_grad_()
+    codes = torch.searchsorted(torch.from_numpy(items), ids) + 1
+    batch = Batch(
+        items=torch.from_numpy(items),
+        sequences=torch.where(real, codes, 0),
+        negatives=torch.zeros_like(ids[:, :-1]),
+        log_popularity=torch.from_numpy(np.log(io["pop_prob_list"][items])).float(),
+        predictions=int(io["log_mask"].sum()),
+    )
+    loss = InBatchObjective()(embeddings, batch, user_encoder) / batch.predictions
+    assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+    loss.backward()
+    recorded = _user_encoder_state(load_file(folder / "grads.safetensors"))
+    for name, parameter in user_encoder.named_parameters():
+        np.testing.assert_allclose(parameter.grad, recorded[name], atol=TOLERANCE, rtol=0, err_msg=name)
+
+
+def _user_encoder_state(state):
+    """Tensors of an original user encoder under our names."""
+    from transrec.interop import our_name
+
+    prefix = "user_encoder."
+    named = {our_name(key): tensor for key, tensor in state.items()}
+    return {key.removeprefix(prefix): tensor.float() for key, tensor in named.items() if key.startswith(prefix)}
+
+
+def test_iisan_user_encoder(golden):
+    folder = golden / "iisan" / "user_encoder" / "default"
+    meta, io = read_case(folder)
+    encoder = SASRec(meta["E"], meta["L"], meta["NL"], meta["H"], 0.0).eval()
+    state = load_file(folder / "weights.safetensors")
+    if not any(key.startswith("user_encoder.") for key in state):
+        state = {f"user_encoder.{key}": tensor for key, tensor in state.items()}
+    encoder.load_state_dict(_user_encoder_state(state))
+    with torch.no_grad():
+        output = encoder(torch.from_numpy(io["input_embs"]), torch.from_numpy(io["log_mask"]))
+    shown = io["log_mask"] > 0
+    np.testing.assert_allclose(output[shown], io["output"][shown], atol=TOLERANCE, rtol=0)
+    assert torch.isfinite(output).all()
+
+
+def test_split_of_scientific(golden, scientific):
+    meta, io = read_case(golden / "iisan" / "split_scientific")
+    dataset = load_dataset(scientific, meta["max_seq_len"], meta["min_seq_len"])
+    split = dataset.split
+    assert (split.item_count, split.user_count) == (meta["item_num"], meta["users"])
+    assert split.kept.lengths.sum() == meta["interactions_used"]
+    assert split.train.lengths.sum() == meta["train_interactions"]
+    for part, ours in (("train", split.train), ("valid", split.validation), ("test", split.test)):
+        np.testing.assert_array_equal(ours.flat()[0], io[f"{part}_flat"])
+        np.testing.assert_array_equal(np.cumsum(ours.lengths), io[f"{part}_offsets"][1:])
+        assert _json_hash([ours[user].tolist() for user in range(len(ours))]) == meta["sha256"][f"users_{part}"]
+    counts = split.train_counts()
+    np.testing.assert_array_equal(counts, io["train_item_counts"])
+    popularity = [1.0, *(counts[1:] / counts.sum())]
+    printed = ",".join(f"{p:.9f}" for p in popularity)
+    assert hashlib.sha256(printed.encode()).hexdigest() == meta["sha256"]["pop_prob_list"]
+    for part, key in (("validation", "valid"), ("test", "test")):
+        targets = getattr(split, part).only_last(1).flat()[0]
+        history, owner = split.history(part).flat()
+        repeated = np.unique(owner[history == targets[owner]])
+        assert len(repeated) == meta[f"{key}_targets_in_masked_history"]
+    for item, number in meta["first10_item_ids"].items():
+        assert dataset.catalog.ids[split.item_rows[number - 1]] == item
+
+
+def _json_hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()
+
+
+def test_split_of_a_small_set(golden):
+    folder = golden / "split"
+    expected = json.loads((folder / "split.json").read_text())
+    interactions = read_interactions(folder / "users.tsv", read_catalog(folder / "items.tsv"))
+    split = leave_one_out(interactions, expected["max_seq_len"], expected["min_seq_len"])
+    assert split.item_count == expected["item_num"]
+    assert [interactions.users[row] for row in split.user_rows] == list(expected["user_id_to_name"].values())
+    parts = {
+        "users_train": split.train,
+        "users_valid": split.validation,
+        "users_test": split.test,
+        "users_history_for_valid": split.history("validation"),
+        "users_history_for_test": split.history("test"),
+    }
+    for name, ours in parts.items():
+        assert [ours[user].tolist() for user in range(len(ours))] == list(expected[name].values()), name
+
+
+def test_ranks_and_metrics(golden):
+    with np.load(golden / "metrics" / "metrics.npz") as recorded:
+        owner, column = np.nonzero(recorded["history"] >= 0)
+        history = recorded["history"][owner, column]
+        ranker = Ranker(torch.from_numpy(recorded["item_embeddings"][1:]), memory=2**12, mask_history="seen")
+        ranks = ranker.ranks(
+            torch.from_numpy(recorded["user_vectors"]),
+            torch.from_numpy(recorded["target"]),
+            torch.from_numpy(history),
+            torch.from_numpy(owner),
+        ).numpy()
+        reachable = np.isfinite(ranks)
+        np.testing.assert_array_equal(ranks[reachable], recorded["rank"][reachable])
+        assert (recorded["hit10"][~reachable] == 0).all()
+        metrics = summarise(ranks, [10])
+        assert metrics["HR@10"] == pytest.approx(float(recorded["mean_hit10"]), abs=1e-6)
+        assert metrics["NDCG@10"] == pytest.approx(float(recorded["mean_ndcg10"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("part", ["valid", "test"])
+def test_evaluation_end_to_end(golden, tmp_path, part):
+    meta, io = read_case(golden / "text" / "base_sasrec")
+    cases = json.loads((golden / "metrics" / "end_to_end.json").read_text())
+    config = {k: v for k, v in meta["bert_config"].items() if k != "attn_implementation"}
+    BertConfig(**config).save_pretrained(tmp_path)
+    recommender = load_original(golden / "text" / "base_sasrec" / "weights.safetensors", tmp_path)
+    content = torch.from_numpy(io["item_content"][1:]).long()
+    length = cases["max_seq_len"]
+    with torch.no_grad(), np.load(golden / "metrics" / f"end_to_end_{part}.npz") as recorded:
+        items = recommender.item_encoder(*content.chunk(2, dim=1))
+        np.testing.assert_allclose(items, recorded["item_embeddings"][1:], atol=TOLERANCE, rtol=0)
+        for user, sequence in enumerate(cases[part]["eval_seq"].values()):
+            context, target = sequence[:-1][-length:], sequence[-1]
+            shown = F.pad(items[torch.tensor(context) - 1], (0, 0, length - len(context), 0))
+            mask = torch.arange(length) >= length - len(context)
+            vector = recommender.user_encoder(shown[None], mask[None])[:, -1]
+            full = cases["user_full_seq"][str(user)]
+            seen = torch.tensor(full[:-2] if part == "valid" else full[:-1])
+            rank = Ranker(items, 2**20, "seen").ranks(vector, torch.tensor([target]), seen, torch.zeros_like(seen))
+            metrics = summarise(rank.numpy(), [10])
+            assert metrics["HR@10"] == recorded["hit10"][user]
+            assert metrics["NDCG@10"] == pytest.approx(recorded["ndcg10"][user], abs=1e-6)

@@ -1,0 +1,1 @@
+"""Users' sequences, items and their contents, and training batches; knows nothing of models."""

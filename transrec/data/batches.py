@@ -1,0 +1,169 @@
+"""Training batches: the distinct items of a batch, each once, and index tensors that say which position is which.
+
+A batch is a pure function of (seed, epoch, step), whatever the number of ranks: every rank draws the same global
+batch and keeps its share of the users. That is also all a resumed run needs to know.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transrec.data.interactions import Split
+from transrec.errors import TransrecError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A share of a global batch: B users, U distinct real items.
+
+    Attributes:
+        items: int64 [U], item numbers 1..n, ascending; stays on the host for the features to look up.
+        inputs: what the item encoder eats for `items`.
+        sequences: int64 [B, L + 1], training sequences, left-padded; 0 is padding, k is `items[k - 1]`.
+        negatives: int64 [B, L], same coding; the negative at t stands against the positive at t + 1; 0 is none.
+        log_popularity: float32 [U], log of each item's share of the training interactions.
+        predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
+        weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
+    """
+
+    items: Tensor
+    sequences: Tensor
+    negatives: Tensor
+    log_popularity: Tensor
+    predictions: int
+    weight: float = 1.0
+    inputs: tuple[Tensor, ...] = ()
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [B, L], the positions that hold an item and predict the next."""
+        return self.sequences[:, :-1] > 0
+
+    def to(self, device: torch.device, features) -> "Batch":
+        """The batch on `device`, with the item encoder's inputs gathered from `features`."""
+        return replace(
+            self,
+            inputs=features.inputs(self.items),
+            **{
+                name: getattr(self, name).to(device, non_blocking=True)
+                for name in ("sequences", "negatives", "log_popularity")
+            },
+        )
+
+
+def sample_negatives(rng: np.random.Generator, sequences: np.ndarray, item_count: int) -> np.ndarray:
+    """For each of the last L positions of each sequence one item outside that sequence, uniformly.
+
+    Draws a rank among the allowed items and steps over the forbidden ones: no rejection, one draw a position.
+
+    Args:
+        sequences: int [B, L + 1], item numbers, 0 is padding.
+
+    Returns:
+        int64 [B, L].
+    """
+    forbidden = np.sort(sequences, axis=1).astype(np.int64)
+    repeated = np.zeros_like(forbidden, dtype=bool)
+    repeated[:, 1:] = forbidden[:, 1:] == forbidden[:, :-1]
+    never = np.iinfo(np.int64).max
+    forbidden[repeated | (forbidden == 0)] = never
+    forbidden.sort(axis=1)
+    allowed = item_count - (forbidden != never).sum(1, keepdims=True)
+    ranks = rng.integers(0, allowed, size=(len(sequences), sequences.shape[1] - 1))
+    # The i-th smallest forbidden item has forbidden[i] - 1 - i allowed ones below it: it is passed by every rank from
+    # that number on.
+    allowed_below = forbidden - 1 - np.arange(forbidden.shape[1])
+    return 1 + ranks + (ranks[:, :, None] >= allowed_below[:, None, :]).sum(2)
+
+
+class TrainingBatches:
+    """The training users of a split, shuffled anew each epoch and cut into global batches.
+
+    Args:
+        split: where the sequences come from.
+        batch_size: users in a global batch, over all ranks and pieces.
+        negatives: whether the objective needs sampled negatives.
+        last_only: whether only the last position of a sequence predicts (CPC).
+        pieces: number of parts that a rank's share is cut into (gradient accumulation).
+
+    Raises TransrecError when a user leaves no item to draw negatives from, and when no user has two training items.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        negatives: bool,
+        last_only: bool,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        pieces: int = 1,
+    ):
+        self.train, self.width, self.item_count = split.train, split.max_seq_len + 1, split.item_count
+        self.batch_size, self.negatives, self.last_only = batch_size, negatives, last_only
+        self.seed, self.rank, self.ranks, self.pieces = seed, rank, ranks, pieces
+        # A single training item predicts nothing.
+        self.users = np.flatnonzero(self.train.lengths >= 2)
+        if not len(self.users):
+            raise TransrecError("no user has two training items, which takes four interactions; nothing can be learned")
+        if negatives:
+            self._check_negatives()
+        counts = split.train_counts()
+        with np.errstate(divide="ignore"):
+            self.log_popularity = np.log(counts / counts.sum()).astype(np.float32)
+
+    def __len__(self) -> int:
+        """Global batches in an epoch; the last one may be smaller."""
+        return -(-len(self.users) // self.batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
+        """Yield, for each global batch from `first_step` on, this rank's pieces of it."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.users)
+        for step in range(first_step, len(self)):
+            users = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rng = np.random.default_rng([self.seed, epoch, step])
+            yield self._pieces(self.train.last(self.width, users), rng)
+
+    def _pieces(self, sequences: np.ndarray, rng: np.random.Generator) -> list[Batch]:
+        mask = sequences[:, :-1] > 0
+        if self.last_only:
+            mask[:, :-1] = False
+        negatives = np.zeros_like(mask, dtype=np.int64)
+        if self.negatives:
+            negatives = np.where(mask, sample_negatives(rng, sequences, self.item_count), 0)
+        predictions = int(mask.sum())
+        share = np.array_split(np.arange(len(sequences)), self.ranks)[self.rank]
+        # Every rank takes part in every collective call: a piece without users becomes a stand-in that weighs nothing.
+        return [
+            self._batch(sequences[piece], negatives[piece], predictions, 1.0)
+            if len(piece)
+            else self._batch(sequences[:1], negatives[:1], predictions, 0.0)
+            for piece in np.array_split(share, self.pieces)
+        ]
+
+    def _batch(self, sequences: np.ndarray, negatives: np.ndarray, predictions: int, weight: float) -> Batch:
+        items, index = np.unique(np.concatenate([sequences, negatives], axis=1), return_inverse=True)
+        # 0 sorts first where there is padding; without any, codes still start at 1.
+        index = index.reshape(len(sequences), -1) + (items[0] != 0)
+        items = items[items != 0]
+        return Batch(
+            items=torch.from_numpy(items.astype(np.int64)),
+            sequences=torch.from_numpy(index[:, : self.width]),
+            negatives=torch.from_numpy(index[:, self.width :]),
+            log_popularity=torch.from_numpy(self.log_popularity[items]),
+            predictions=predictions,
+            weight=weight,
+        )
+
+    def _check_negatives(self) -> None:
+        widest = self.users[self.train.lengths[self.users] >= self.item_count]
+        for user in widest:
+            if len(np.unique(self.train[user])) >= self.item_count:
+                raise TransrecError(
+                    f"a user's training sequence holds all {self.item_count} items, so no negative is left to draw; "
+                    f"use a larger catalogue or --objective in_batch"
+                )

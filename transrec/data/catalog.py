@@ -1,0 +1,182 @@
+"""The items of a dataset: ids, texts, and the texts' tokens, computed once and kept on disk."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from transrec.data import tsv
+from transrec.errors import TransrecError
+from transrec.paths import atomic_write, file_sha256
+
+TOKEN_CACHE_VERSION = 1
+TOKENISE_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """An items file: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, in file order (METHODS section 1).
+
+    Image-only sets carry the id alone; their titles are empty strings.
+    """
+
+    path: Path
+    ids: list[str]
+    titles: list[str]
+
+    def index(self) -> dict[str, int]:
+        """Row (from 0) of each item id."""
+        return {item: row for row, item in enumerate(self.ids)}
+
+
+def read_catalog(path: Path) -> Catalog:
+    """Read an items file.
+
+    Raises TransrecError for an unreadable or empty file, a line without an item id, and an item listed twice.
+    """
+    first_line: dict[str, int] = {}
+    titles = []
+    for number, text in tsv.lines(path, "items"):
+        item, _, rest = text.partition("\t")
+        if not item or item != item.strip() or " " in item:
+            raise TransrecError(
+                f"{path}, line {number}: {item!r} is not an item id; expected item_id<TAB>title, the id without spaces"
+            )
+        if item in first_line:
+            raise TransrecError(
+                f"{path}, line {number}: item {item!r} stands on line {first_line[item]} already; remove one of them"
+            )
+        first_line[item] = number
+        titles.append(rest.partition("\t")[0])
+    return Catalog(path, list(first_line), titles)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of n texts: `input_ids` int32 [n, T], right-padded; `lengths` int32 [n] real tokens of each."""
+
+    input_ids: np.ndarray
+    lengths: np.ndarray
+
+
+def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -> Tokens:
+    """Cut each text to `length` word pieces, special tokens included."""
+    input_ids = np.empty((len(texts), length), dtype=np.int32)
+    lengths = np.empty(len(texts), dtype=np.int32)
+    with tqdm(total=len(texts), desc="tokenise", unit="title", disable=not progress, leave=False) as bar:
+        for start in range(0, len(texts), TOKENISE_CHUNK):
+            chunk = slice(start, start + TOKENISE_CHUNK)
+            encoded = tokenizer(
+                texts[chunk],
+                max_length=length,
+                padding="max_length",
+                truncation=True,
+                padding_side="right",
+                return_tensors="np",
+            )
+            input_ids[chunk] = encoded["input_ids"]
+            lengths[chunk] = encoded["attention_mask"].sum(1)
+            bar.update(len(texts[chunk]))
+    return Tokens(input_ids, lengths)
+
+
+def cached_tokens(
+    catalog: Catalog, tokenizer, length: int, lower_case: bool, cache_dir: Path | None = None, progress: bool = False
+) -> Tokens:
+    """Tokens of every title of the catalogue, read from disk when exactly these were made before.
+
+    The cache's name holds a hash of the items file's bytes, the tokenizer's whole definition, `length` and
+    `lower_case`, so a stale one is never found. It lies in `.transrec/` beside the items file, in `cache_dir` if
+    given, or under the user's cache folder if the dataset is read-only.
+    """
+    key = {
+        "version": TOKEN_CACHE_VERSION,
+        "items": file_sha256(catalog.path),
+        "tokenizer": hashlib.sha256(_definition(tokenizer).encode()).hexdigest(),
+        "length": length,
+        "lower_case": lower_case,
+    }
+    header = json.dumps(key, sort_keys=True)
+    name = f"tokens-{hashlib.sha256(header.encode()).hexdigest()[:16]}.safetensors"
+    folders = [cache_dir] if cache_dir else [catalog.path.parent / ".transrec", user_cache_folder()]
+    for folder in folders:
+        tokens = _read_tokens(folder / name, header)
+        if tokens is not None:
+            return tokens
+    texts = [title.lower() for title in catalog.titles] if lower_case else catalog.titles
+    tokens = tokenise(texts, tokenizer, length, progress)
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / name) as temporary:
+                save_file(vars(tokens), temporary, metadata={"key": header})
+            break
+        except OSError:
+            continue
+    return tokens
+
+
+def _definition(tokenizer) -> str:
+    """Everything that decides what a tokenizer makes of a text; not the length it last cut to."""
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({k: v for k, v in definition.items() if k not in ("truncation", "padding")}, sort_keys=True)
+
+
+def user_cache_folder() -> Path:
+    """Where caches of read-only datasets go: $XDG_CACHE_HOME/transrec, by default ~/.cache/transrec."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transrec"
+
+
+def _read_tokens(path: Path, header: str) -> Tokens | None:
+    """The cache at `path`; None if there is none, it is damaged, or it was made for something else."""
+    try:
+        with safe_open(path, framework="np") as file:
+            if (file.metadata() or {}).get("key") != header:
+                return None
+            return Tokens(file.get_tensor("input_ids"), file.get_tensor("lengths"))
+    except (OSError, SafetensorError):
+        return None
+
+
+class TextFeatures:
+    """What a text item encoder eats, for the items 1..n of a split; kept on one device.
+
+    Args:
+        tokens: of the whole catalogue.
+        rows: int [n], the catalogue row of each item 1..n.
+    """
+
+    def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu"):
+        self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
+        self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
+        self.host_lengths = tokens.lengths[rows]
+
+    def inputs(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """`input_ids` int64 [N, t] and `attention_mask` int64 [N, t] of items int64 [N] on the host, values 1..n.
+
+        t is the longest text among them: columns that are padding for all are cut off.
+        """
+        longest = int(self.host_lengths[items.numpy() - 1].max(initial=1))
+        rows = items.to(self.input_ids.device, non_blocking=True) - 1
+        positions = torch.arange(longest, device=rows.device)
+        attention_mask = positions < self.lengths[rows].unsqueeze(1)
+        return self.input_ids[rows, :longest].long(), attention_mask.long()
+
+
+class IdFeatures:
+    """What the id item encoder eats: the item numbers themselves."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+
+    def inputs(self, items: Tensor) -> tuple[Tensor]:
+        """Items int64 [N], unchanged, on the device."""
+        return (items.to(self.device, non_blocking=True),)

@@ -1,0 +1,79 @@
+"""A dataset is a folder: finding its files and reading them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transrec.data.catalog import Catalog, read_catalog
+from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions
+from transrec.errors import TransrecError
+from transrec.paths import resolve
+
+PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv", "*news*.tsv")}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset read into memory and split."""
+
+    name: str
+    catalog: Catalog
+    interactions: Interactions
+    split: Split
+
+    @property
+    def summary(self) -> str:
+        split, read = self.split, self.interactions.sequences
+        return (
+            f"{self.name}: {split.user_count:,} users of {len(read):,}, {split.item_count:,} items of "
+            f"{len(self.catalog.ids):,}, {int(split.kept.lengths.sum()):,} interactions "
+            f"({int(split.train.lengths.sum()):,} to train on)"
+        )
+
+
+def find_file(folder: Path, role: str, given: str | None = None) -> Path:
+    """The file of a dataset folder that plays `role` ("users" or "items").
+
+    In this order: the `given` path (against `folder` first), the entry `role` of `dataset.json`, the only file whose
+    name fits.
+
+    Raises TransrecError when the folder or file is missing, or when several names fit.
+    """
+    if not folder.is_dir():
+        raise TransrecError(f"{folder}: no such dataset folder; give it with --dataset")
+    described = folder / "dataset.json"
+    if given:
+        path = folder / given
+        return path if path.exists() else resolve(given)
+    if described.exists():
+        try:
+            name = json.loads(described.read_text(encoding="utf-8")).get(role)
+        except (ValueError, AttributeError) as error:
+            raise TransrecError(f'{described}: not JSON like {{"users": "u.tsv", "items": "i.tsv"}}') from error
+        if name:
+            return folder / name
+    found = sorted({path for pattern in PATTERNS[role] for path in folder.glob(pattern)})
+    if len(found) == 1:
+        return found[0]
+    wanted = " or ".join(PATTERNS[role])
+    problem = f"several files fit {wanted}: {', '.join(p.name for p in found)}" if found else f"no file fits {wanted}"
+    raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {described.name}")
+
+
+def load_dataset(
+    folder: str | Path,
+    max_seq_len: int,
+    min_seq_len: int,
+    users_file: str | None = None,
+    items_file: str | None = None,
+) -> Dataset:
+    """Find, read and split a dataset.
+
+    Raises TransrecError as `find_file`, `read_catalog`, `read_interactions` and `leave_one_out` do.
+    """
+    folder = resolve(folder)
+    items_path = find_file(folder, "items", items_file)
+    users_path = find_file(folder, "users", users_file)
+    catalog = read_catalog(items_path)
+    interactions = read_interactions(users_path, catalog)
+    return Dataset(folder.name, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))

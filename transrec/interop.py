@@ -1,0 +1,182 @@
+"""The original authors' checkpoints <-> ours.
+
+An `epoch-N.pt` is a dict with `model_state_dict`, optimiser and random states. Only tensors and plain containers are
+unpickled, and only the weights are used.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from transrec import methods
+from transrec.errors import TransrecError
+from transrec.methods.base import MethodOptions
+from transrec.models.backbone import build_backbone, load_config
+from transrec.models.items import TextItemEncoder
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.training import checkpoint
+
+TEXT = r"bert_encoder\.text_encoders\.title\."
+BLOCK = r"user_encoder\.transformer_encoder\.transformer_blocks\.(\d+)\.(?:transformer_block\.)?"
+
+# Applied in order, each to the result of the one before.
+KEY_RULES = [
+    (rf"^{TEXT}bert_model\.", "item_encoder.backbone."),
+    (rf"^{TEXT}fc\.", "item_encoder.projection."),
+    (rf"^{BLOCK}multi_head_attention\.w_Q\.", r"user_encoder.blocks.\1.attention.query."),
+    (rf"^{BLOCK}multi_head_attention\.w_K\.", r"user_encoder.blocks.\1.attention.key."),
+    (rf"^{BLOCK}multi_head_attention\.w_V\.", r"user_encoder.blocks.\1.attention.value."),
+    (rf"^{BLOCK}multi_head_attention\.fc\.", r"user_encoder.blocks.\1.attention_output.dense."),
+    (rf"^{BLOCK}multi_head_attention\.layer_norm\.", r"user_encoder.blocks.\1.attention_output.layer_norm."),
+    (rf"^{BLOCK}feed_forward\.w_1\.", r"user_encoder.blocks.\1.up."),
+    (rf"^{BLOCK}feed_forward\.w_2\.", r"user_encoder.blocks.\1.feed_forward_output.dense."),
+    (rf"^{BLOCK}feed_forward\.layer_norm\.", r"user_encoder.blocks.\1.feed_forward_output.layer_norm."),
+    (rf"^{BLOCK}adapter1\.", r"user_encoder.blocks.\1.attention_output.dropout.adapter."),
+    (rf"^{BLOCK}adapter2\.", r"user_encoder.blocks.\1.feed_forward_output.dropout.adapter."),
+    (r"^user_encoder\.transformer_encoder\.", "user_encoder."),
+    # An adapted sub-layer of the backbone: its own tensors moved one level down, the adapter beside them.
+    (r"\.self_output\.", "."),
+    (r"(item_encoder\..*)\.output\.adapter\.", r"\1.output.dropout.adapter."),
+    (r"\.adapter\.fc_(down|up)\.", r".adapter.\1."),
+]
+
+# Tensors that no computation reads: BERT's pooler, and position numbers that older transformers stored.
+UNREAD = re.compile(rf"^{TEXT}bert_model\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
+
+
+@dataclass(frozen=True)
+class Original:
+    """An original checkpoint under our names.
+
+    Attributes:
+        tensors: float32, by our parameter names.
+        sizes: embedding_dim, max_seq_len and blocks, read from the tensors.
+    """
+
+    tensors: dict[str, Tensor]
+    sizes: dict[str, int]
+
+    @property
+    def adapted(self) -> bool:
+        return any(".adapter." in name for name in self.tensors)
+
+
+def our_name(key: str) -> str:
+    """Our parameter's name for an original state-dict key."""
+    for pattern, replacement in KEY_RULES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def read_original(path: Path) -> Original:
+    """Read `epoch-N.pt`, or the same state dict as .safetensors.
+
+    Raises TransrecError for a missing or damaged file, one that holds anything but tensors and plain containers, and
+    one that is no text recommender of the original programs.
+    """
+    state = _load_state(path)
+    tensors = {}
+    for key, tensor in state.items():
+        key = key.removeprefix("module.")
+        if UNREAD.search(key):
+            continue
+        tensors[our_name(key)] = tensor.float()
+    positions = tensors.get("user_encoder.position_embedding.weight")
+    if positions is None:
+        raise TransrecError(
+            f"{path}: not an original text recommender: it has no user_encoder.transformer_encoder.position_embedding"
+        )
+    blocks = {name.split(".")[2] for name in tensors if name.startswith("user_encoder.blocks.")}
+    return Original(
+        tensors,
+        {"max_seq_len": positions.shape[0], "embedding_dim": positions.shape[1], "blocks": len(blocks)},
+    )
+
+
+def _load_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError) as error:
+        raise TransrecError(f"{path}: cannot read the checkpoint ({error})") from error
+    except pickle.UnpicklingError as error:
+        raise TransrecError(
+            f"{path}: damaged, or holds objects other than tensors, which are never unpickled ({_first_line(error)})"
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise TransrecError(f"{path}: truncated or damaged ({_first_line(error)}); copy it again") from error
+    state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TransrecError(f"{path}: no model_state_dict of tensors in it")
+    return dict(state)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def load_original(
+    path: str | Path,
+    text_encoder: str | Path,
+    method: str | None = None,
+    method_options: MethodOptions | None = None,
+    objective: str = "sasrec",
+    heads: int = 2,
+    dropout: float = 0.1,
+) -> Recommender:
+    """The recommender of an original checkpoint, in eval mode on the CPU in float32.
+
+    Every tensor is accounted for: each has its place, each place is filled.
+
+    Args:
+        path: `epoch-N.pt`, or the same state dict as .safetensors.
+        text_encoder: folder or name whose config.json describes the backbone; its weights are not read.
+        method: of an adapted checkpoint, by its name in METHODS (`houlsby`).
+        method_options: of the method; bottleneck sizes are read from the tensors when not given.
+        objective, heads, dropout: what tensors do not tell.
+
+    Raises TransrecError when the file cannot be read, and when a tensor has no place or a place no tensor.
+    """
+    path = Path(path)
+    original = read_original(path)
+    sizes = original.sizes
+    if original.adapted != (method is not None and method != "full"):
+        raise TransrecError(
+            f"{path}: holds adapters; say which method with method=..."
+            if original.adapted
+            else f"{path}: holds no adapters, so it is not of method {method!r}"
+        )
+    recommender = Recommender(
+        TextItemEncoder(build_backbone(load_config(text_encoder)), sizes["embedding_dim"]),
+        SASRec(sizes["embedding_dim"], sizes["max_seq_len"], sizes["blocks"], heads, dropout),
+        OBJECTIVES[objective](),
+    )
+    name = method or "full"
+    options = method_options or _options_from(original, name, recommender)
+    methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5))
+    checkpoint.load_into(recommender, path, original.tensors)
+    return recommender.eval()
+
+
+def _options_from(original: Original, method: str, recommender: nn.Module) -> MethodOptions:
+    """Options of an adapted checkpoint, as far as its tensors tell."""
+    found = {}
+    for tower, flag_name in (("item_encoder", "item_bottleneck"), ("user_encoder", "user_bottleneck")):
+        for name, tensor in original.tensors.items():
+            if name.startswith(tower) and name.endswith(".adapter.down.weight"):
+                found[flag_name] = tensor.shape[0]
+    options = methods.get(method).Options
+    if not found:
+        return options()
+    where = {("item_bottleneck",): "item", ("user_bottleneck",): "user"}.get(tuple(found), "all")
+    return options(**found, insert=where)

@@ -1,0 +1,205 @@
+"""What a method is, the registry, and applying a method to a recommender."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from transrec import methods
+from transrec.errors import TransrecError
+from transrec.models.backbone import Block, Stack, layer_norms, view
+from transrec.models.recommender import Recommender
+from transrec.options import Options, flag
+
+Where = Literal["item", "user", "user_first", "user_last", "all"]
+
+
+@dataclass(frozen=True)
+class MethodOptions(Options):
+    """Flags of a method without any of its own."""
+
+    _argument_group_name: ClassVar[str] = "method"
+
+
+@dataclass(frozen=True)
+class InsertOptions(MethodOptions):
+    """Flags of every method that inserts something."""
+
+    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0}
+
+    insert: Where = flag("all", "Where to insert: item encoder, user encoder, its first or last block only, or both.")
+    train_layernorm: bool = flag(False, "Also train the LayerNorms of where the method is inserted.")
+    adapter_lr: float = flag(1.5e-4, "Learning rate of what is inserted.")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a method is inserted.
+
+    Attributes:
+        tower: "item" (the backbone) or "user" (SASRec).
+        stack: the whole transformer.
+        blocks: those of its blocks that take part.
+    """
+
+    tower: Literal["item", "user"]
+    stack: Stack
+    blocks: list[Block]
+
+    @property
+    def layer_norms(self) -> list[nn.Module]:
+        whole = len(self.blocks) == len(self.stack.blocks)
+        roots = [self.stack.module] if whole else [block.module for block in self.blocks]
+        return [norm for root in roots for norm in layer_norms(root)]
+
+
+class Method:
+    """Base of all methods.
+
+    Attributes:
+        Options: the dataclass of its flags.
+        trains_backbone: whether the backbone's own weights train.
+        trains_recommender: whether the projection and the user encoder train even after source pretraining.
+    """
+
+    Options: type[MethodOptions] = MethodOptions
+    trains_backbone = False
+    trains_recommender = False
+
+    def insert(self, place: Place, options: MethodOptions) -> list[nn.Module]:
+        """Insert modules at `place` and return them; all their parameters train."""
+        return []
+
+
+_registry: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator: make a method known by `name`. Raises ValueError when the name is taken."""
+
+    def add(method: type[Method]) -> type[Method]:
+        if name in _registry:
+            raise ValueError(f"method {name!r} is registered twice: {_registry[name].__module__}, {method.__module__}")
+        _registry[name] = method
+        return method
+
+    return add
+
+
+def _discover() -> None:
+    for module in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
+        importlib.import_module(module.name)
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    _discover()
+    return sorted(_registry)
+
+
+def get(name: str) -> type[Method]:
+    """The method of that name. Raises TransrecError for an unknown one."""
+    _discover()
+    if name not in _registry:
+        raise TransrecError(f"--method {name}: unknown; choose from {', '.join(names())}")
+    return _registry[name]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of the parts that every method shares."""
+
+    recommender: float
+    backbone: float
+
+
+@dataclass(frozen=True)
+class TrainableGroup:
+    """Parameters that train at one learning rate, by their names in the recommender."""
+
+    name: str
+    lr: float
+    parameters: dict[str, nn.Parameter]
+
+
+def apply(
+    recommender: Recommender,
+    name: str,
+    options: MethodOptions,
+    rates: Rates,
+    train_recommender: bool = False,
+    backbone_dropout: bool | None = None,
+) -> list[TrainableGroup]:
+    """Freeze the recommender, insert the method, and set `requires_grad` of exactly what trains.
+
+    Args:
+        train_recommender: also train the projection and the user encoder, whatever the method says.
+        backbone_dropout: None leaves it on exactly where the backbone's own weights train.
+
+    Returns:
+        The groups for the optimiser; every trainable parameter is in exactly one.
+
+    Raises TransrecError when the method cannot be inserted where the options say.
+    """
+    method = get(name)()
+    recommender.requires_grad_(False)
+    backbone = recommender.item_encoder.backbone
+    if backbone is not None:
+        recommender.item_encoder.backbone_dropout = (
+            method.trains_backbone if backbone_dropout is None else backbone_dropout
+        )
+    chosen: dict[nn.Parameter, str] = {}
+
+    def choose(group: str, parameters) -> None:
+        for parameter in parameters:
+            chosen.setdefault(parameter, group)
+
+    # Parts that exist before the method does: what it inserts must not count among them.
+    backbone_parameters = list(backbone.parameters()) if backbone is not None else []
+    of_backbone = set(backbone_parameters)
+    recommender_parameters = [p for p in recommender.parameters() if p not in of_backbone]
+    adapter_lr = 0.0
+    if isinstance(options, InsertOptions):
+        adapter_lr = options.adapter_lr
+        for place in _places(recommender, options.insert, name):
+            if options.train_layernorm:
+                choose("LayerNorm", (p for norm in place.layer_norms for p in norm.parameters()))
+            for module in method.insert(place, options):
+                choose("adapter", module.parameters())
+    if method.trains_backbone:
+        choose("backbone", backbone_parameters)
+    if method.trains_recommender or train_recommender:
+        choose("recommender", recommender_parameters)
+
+    group_rates = {
+        "backbone": rates.backbone,
+        "recommender": rates.recommender,
+        "adapter": adapter_lr,
+        "LayerNorm": adapter_lr,
+    }
+    groups = {group: TrainableGroup(group, lr, {}) for group, lr in group_rates.items()}
+    for parameter_name, parameter in recommender.named_parameters():
+        if parameter in chosen:
+            parameter.requires_grad_(True)
+            groups[chosen[parameter]].parameters[parameter_name] = parameter
+    return [group for group in groups.values() if group.parameters]
+
+
+def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
+    places = []
+    if where in ("item", "all"):
+        if recommender.item_encoder.backbone is None:
+            raise TransrecError(
+                f"--method {name} --insert {where}: items are represented by learned vectors, there is no backbone to "
+                f"insert into; use --insert user or --item_tower text"
+            )
+        stack = view(recommender.item_encoder.backbone)
+        places.append(Place("item", stack, stack.blocks))
+    if where != "item":
+        stack = view(recommender.user_encoder)
+        blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)
+        places.append(Place("user", stack, blocks))
+    return places

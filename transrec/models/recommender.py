@@ -1,0 +1,27 @@
+"""A recommender: item encoder, user encoder, objective."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from transrec.data.batches import Batch
+
+
+class Recommender(nn.Module):
+    """Encodes items, encodes users from their items, and scores one against the other by inner product.
+
+    Attributes:
+        item_encoder: content or numbers of N items -> [N, d].
+        user_encoder: ([B, L, d], mask [B, L]) -> [B, L, d].
+        objective: one of `transrec.models.objectives`.
+    """
+
+    def __init__(self, item_encoder: nn.Module, user_encoder: nn.Module, objective: Callable):
+        super().__init__()
+        self.item_encoder = item_encoder
+        self.user_encoder = user_encoder
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The batch's summed loss over its predicting positions, a scalar; each distinct item is encoded once."""
+        return self.objective(self.item_encoder(*batch.inputs), batch, self.user_encoder) * batch.weight

@@ -1,0 +1,107 @@
+"""SASRec, the user encoder (METHODS section 2)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transrec.errors import TransrecError
+
+LAYER_NORM_EPS = 1e-6
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with bias-free projections; dropout on the attention probabilities."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        """x [B, L, d], allowed bool [B, 1, L, L] (query, key) -> [B, L, d]."""
+        query, key, value = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)
+        )
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
+        return out.transpose(1, 2).flatten(2)
+
+
+class ResidualOutput(nn.Module):
+    """The end of a post-LN sub-layer: LayerNorm(residual + dropout(Linear(x)))."""
+
+    def __init__(self, inner: int, width: int, bias: bool, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(inner, width, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.layer_norm(residual + self.dropout(self.dense(x)))
+
+
+class SASRecBlock(nn.Module):
+    """Post-LN transformer block: attention, then feed-forward d -> 4d -> d with ReLU."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.attention = SelfAttention(width, heads, dropout)
+        self.attention_output = ResidualOutput(width, width, bias=False, dropout=dropout)
+        self.up = nn.Linear(width, 4 * width)
+        self.feed_forward_output = ResidualOutput(4 * width, width, bias=True, dropout=dropout)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        x = self.attention_output(self.attention(x, allowed), x)
+        return self.feed_forward_output(F.relu(self.up(x)), x)
+
+
+class SASRec(nn.Module):
+    """Self-attentive sequential recommendation over item embeddings.
+
+    Args:
+        width: d, the size of item embeddings and user vectors.
+        max_seq_len: L, the number of learned positions.
+        blocks, heads, dropout: of the transformer.
+
+    Raises TransrecError when `heads` does not divide `width`.
+    """
+
+    def __init__(self, width: int, max_seq_len: int, blocks: int, heads: int, dropout: float):
+        super().__init__()
+        if width % heads:
+            raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
+        self.width = width
+        self.position_embedding = nn.Embedding(max_seq_len, width)
+        self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(SASRecBlock(width, heads, dropout) for _ in range(blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.xavier_normal_(module.weight)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
+        """User vectors after each position.
+
+        Args:
+            item_embeddings: [B, L, d], left-padded.
+            mask: [B, L], true (or non-zero) where an item is real.
+
+        Returns:
+            [B, L, d]; position t has seen items 0..t only. Rows of padding are finite and mean nothing.
+        """
+        length = item_embeddings.shape[1]
+        real = mask.bool()
+        causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+        itself = torch.eye(length, dtype=torch.bool, device=real.device)
+        # A padded query may look at itself only: softmax over nothing would be NaN.
+        allowed = ((causal & real[:, None, :]) | itself).unsqueeze(1)
+        x = item_embeddings + self.position_embedding.weight[:length]
+        x = self.dropout(self.layer_norm(x))
+        for block in self.blocks:
+            x = block(x, allowed)
+        return x

@@ -1,0 +1,150 @@
+"""Every flag once: its name, help, default and check. Method flags live with their method."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from transrec.errors import TransrecError
+
+
+def flag(default: Any, help: str, **argument: Any) -> Any:
+    """A dataclass field that is also a command-line flag; `argument` goes to argparse."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **argument})
+    return field(default=default, metadata={"help": help, **argument})
+
+
+@dataclass(frozen=True)
+class Options:
+    """A group of flags. Each class sets `_minimum`, the least allowed value of its numeric flags."""
+
+    _argument_group_name: ClassVar[str] = ""
+    _minimum: ClassVar[dict[str, float]] = {}
+
+    def __post_init__(self):
+        for name, least in self._minimum.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise TransrecError(f"--{name} {value}: must be at least {least}")
+
+    def as_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    _argument_group_name: ClassVar[str] = "data"
+    _minimum: ClassVar[dict[str, float]] = {"max_seq_len": 1, "min_seq_len": 3, "title_tokens": 3}
+
+    dataset: str | None = flag(None, "Dataset folder: dataset.json, or one *users*.tsv and one *items*.tsv.")
+    users_file: str | None = flag(None, "Behaviours file, if the folder does not tell which it is.")
+    items_file: str | None = flag(None, "Items file, if the folder does not tell which it is.")
+    max_seq_len: int = flag(20, "L, the longest sequence the user encoder sees; also positions it learns.")
+    min_seq_len: int = flag(5, "Users with fewer interactions are dropped.")
+    title_tokens: int = flag(30, "Titles are cut to this many word pieces, special tokens included.")
+    lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
+    mask_history: Literal["seen", "none", "seen_but_target"] = flag(
+        "seen",
+        "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
+        "none, or all seen but the target.",
+    )
+    cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
+
+
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    _argument_group_name: ClassVar[str] = "model"
+    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "blocks": 1, "heads": 1, "dropout": 0}
+
+    item_tower: Literal["text", "id"] = flag("text", "What represents an item: its title, or a learned vector.")
+    text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
+    random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
+    objective: Literal["sasrec", "cpc", "in_batch"] = flag("sasrec", "Training objective.")
+    gather_items: bool = flag(True, "in_batch on several ranks: take candidates from all ranks' batches.")
+    embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
+    blocks: int = flag(2, "Transformer blocks of the user encoder.")
+    heads: int = flag(2, "Attention heads of the user encoder.")
+    dropout: float = flag(0.1, "Dropout of the user encoder.")
+    backbone_dropout: Literal["auto", "on", "off"] = flag(
+        "auto", "The backbone's own dropout in training; auto: on where its weights train, off where they are frozen."
+    )
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    _argument_group_name: ClassVar[str] = "training"
+    _minimum: ClassVar[dict[str, float]] = {
+        "epochs": 1,
+        "batch_size": 1,
+        "lr": 0,
+        "backbone_lr": 0,
+        "accumulate": 1,
+        "clip_grad_norm": 0,
+        "patience": 1,
+        "seed": 0,
+    }
+
+    epochs: int = flag(100, "Train at most this many epochs.")
+    batch_size: int = flag(32, "Users in a step, over all processes: results do not depend on how many there are.")
+    lr: float = flag(1e-4, "Learning rate of the recommender: projection and user encoder, where they train.")
+    backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
+    accumulate: int = flag(1, "Work through each batch in this many pieces, to save memory.")
+    clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this; 0: do not.")
+    patience: int = flag(10, "Stop after this many epochs without a better validation HR@10.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32.")
+    seed: int = flag(0, "Seed of everything random.")
+    train_recommender: Literal["auto", "yes", "no"] = flag(
+        "auto",
+        "Whether an adapter method also trains the projection and the user encoder; auto: only when no --checkpoint "
+        "gives them trained.",
+    )
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(Options):
+    _argument_group_name: ClassVar[str] = "evaluation"
+    _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
+
+    cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
+    eval_memory: int = flag(64, "MiB that the scores of one block of users may take.")
+    eval_batch: int = flag(256, "Items encoded at a time.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if min(self.cutoffs, default=0) < 1:
+            raise TransrecError(f"--cutoffs {self.cutoffs}: must be at least 1")
+        object.__setattr__(self, "cutoffs", sorted({*self.cutoffs, 10}))
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    _argument_group_name: ClassVar[str] = "run"
+    _minimum: ClassVar[dict[str, float]] = {"nproc": 1, "save_steps": 0}
+
+    checkpoint: str | None = flag(
+        None, "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt."
+    )
+    output: str | None = flag(None, "Run folder (default: runs/DATE-TIME-SCRIPT-DATASET).")
+    resume: str | None = flag(
+        None,
+        "Continue the run in this folder (bare: in --output); other flags default to that run's own.",
+        nargs="?",
+        const="",
+    )
+    save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
+    nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
+    device: str = flag("auto", "auto, cpu, cuda.")
+    tensorboard: bool = flag(False, "Also log to RUN/tensorboard (needs the tensorboard package).")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.resume == "":
+            if not self.output:
+                raise TransrecError("--resume: say which run, as --resume RUN or with --output RUN")
+            object.__setattr__(self, "resume", self.output)
+        if self.resume:
+            object.__setattr__(self, "output", self.resume)
+
+    @property
+    def run_folder(self) -> Path | None:
+        return Path(self.output).expanduser().absolute() if self.output else None

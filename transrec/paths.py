@@ -1,0 +1,65 @@
+"""Where things are: user paths, the repository's own folders, and writing without leaving half a file behind."""
+
+import hashlib
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from transrec.errors import TransrecError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def resolve(path: str | Path) -> Path:
+    """A user's path: absolute, else against the current folder if it exists there, else against the repository."""
+    path = Path(path).expanduser()
+    if path.is_absolute() or path.exists():
+        return path.absolute()
+    in_repository = REPOSITORY / path
+    return in_repository if in_repository.exists() else path.absolute()
+
+
+def default_runs_folder() -> Path:
+    """`runs/` of the repository when run from a checkout, of the current folder when installed elsewhere."""
+    return (REPOSITORY if (REPOSITORY / "setup.py").exists() else Path.cwd()) / "runs"
+
+
+def make_folder(folder: Path, flag: str) -> None:
+    """Create `folder` if needed and prove it can be written.
+
+    Raises TransrecError naming `flag` when it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise TransrecError(
+            f"{folder}: cannot write there ({error.strerror}); give another folder with {flag}, or mend its permissions"
+        ) from error
+
+
+@contextmanager
+def atomic_write(path: Path):
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

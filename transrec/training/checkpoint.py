@@ -1,0 +1,118 @@
+"""Checkpoints: one safetensors file each, whose header holds a JSON description. Nothing is pickled.
+
+A checkpoint holds only what its run trained, and describes the base it needs: the method, the sizes, and a hash of the
+weights that stayed frozen.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from transrec.errors import TransrecError
+from transrec.paths import atomic_write
+
+FORMAT = 1
+HEADER = "transrec"
+
+
+def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Write tensors and description under a temporary name, then rename."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and description of a checkpoint.
+
+    Raises TransrecError when the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise TransrecError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise TransrecError(
+            f"{path}: truncated or damaged ({error}); copy it again, or take another checkpoint of that run"
+        ) from error
+    if header is None:
+        raise TransrecError(f"{path}: a safetensors file, but not a checkpoint written by transrec")
+    description = json.loads(header)
+    if description["format"] != FORMAT:
+        raise TransrecError(
+            f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
+        )
+    return tensors, description
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that train, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and values; "" for no tensors."""
+    if not tensors:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def frozen_fingerprint(module: nn.Module, trained_names: set[str]) -> str:
+    """Fingerprint of everything a checkpoint that holds `trained_names` relies on."""
+    return fingerprint({name: p for name, p in module.named_parameters() if name not in trained_names})
+
+
+def check_sizes(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise TransrecError with the flag to give where a checkpoint's sizes differ from the run's."""
+    different = {k: v for k, v in theirs.items() if k in ours and ours[k] != v}
+    if different:
+        remedy = " ".join(f"--{name} {value}" for name, value in different.items())
+        had = ", ".join(f"{name} {ours[name]}" for name in different)
+        raise TransrecError(f"{path}: was trained with {remedy}, this run has {had}; give {remedy}")
+
+
+def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen: str | None = None) -> None:
+    """Copy `tensors` into the parameters of the same names.
+
+    Args:
+        frozen: fingerprint that the parameters not among `tensors` must have; None demands that there are none.
+
+    Raises TransrecError when a tensor has no place, has another shape, or when the rest is not the base that the
+    checkpoint was trained on.
+    """
+    parameters = dict(module.named_parameters())
+    if unexpected := sorted(set(tensors) - set(parameters)):
+        raise TransrecError(
+            f"{path}: holds {len(unexpected)} tensors that this model has no place for, {unexpected[0]} for one; "
+            f"it is of another method, another text encoder or another item tower"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != parameters[name].shape:
+            raise TransrecError(
+                f"{path}: {name} is {list(tensor.shape)}, this model's is {list(parameters[name].shape)}; "
+                f"the checkpoint is of another size or another text encoder"
+            )
+    missing = sorted(set(parameters) - set(tensors))
+    if missing and frozen is None:
+        raise TransrecError(f"{path}: lacks {len(missing)} tensors of this model, {missing[0]} for one")
+    if missing and frozen_fingerprint(module, set(tensors)) != frozen:
+        raise TransrecError(
+            f"{path}: was trained on other base weights than these (their hashes differ); give the --text_encoder and "
+            f"--checkpoint that its run's options.json names"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)

@@ -1,0 +1,159 @@
+"""Full ranking of every item for every user, in blocks of bounded memory (METHODS section 1).
+
+Blocks are cut by position, never by rank: how many processes share them changes nothing in any block, and each user is
+ranked once.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transrec.data.interactions import Sequences, Split
+from transrec.errors import TransrecError
+from transrec.models.recommender import Recommender
+from transrec.options import EvaluationOptions
+from transrec.training.distributed import World
+from transrec.training.metrics import summarise
+from transrec.training.precision import Precision
+
+USERS_ENCODED_AT_ONCE = 256
+
+
+class Ranker:
+    """Ranks targets among all items, a block of users at a time.
+
+    Args:
+        item_embeddings: float32 [n, d] of items 1..n.
+        memory: bytes that scores may take at a time; one user's scores are the least.
+        mask_history: "seen", "none" or "seen_but_target" (METHODS section 1).
+    """
+
+    def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str):
+        self.items, self.mask_history = item_embeddings, mask_history
+        count = len(item_embeddings)
+        self.rows = max(1, memory // (2 * item_embeddings.element_size() * count))
+        self.scores = item_embeddings.new_empty(self.rows, count)
+        self.comparison = torch.empty_like(self.scores)
+
+    def ranks(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
+        """Rank of each user's target: 1 + items scored strictly higher + half of the equal ones, rounded up.
+
+        Args:
+            users: float32 [B, d].
+            targets: int64 [B], item numbers 1..n.
+            history, owner: int64 [H], seen items and the row of `users` each belongs to.
+
+        Returns:
+            float64 [B]; infinity where the target itself is masked.
+        """
+        if self.mask_history == "none":
+            history, owner = history[:0], owner[:0]
+        elif self.mask_history == "seen_but_target":
+            other = history != targets[owner]
+            history, owner = history[other], owner[other]
+        ranks = torch.empty(len(users), dtype=torch.float64, device=users.device)
+        for start in range(0, len(users), self.rows):
+            block = slice(start, min(start + self.rows, len(users)))
+            mine = (owner >= block.start) & (owner < block.stop)
+            ranks[block] = self._block(users[block], targets[block], history[mine], owner[mine] - start)
+        return ranks
+
+    def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
+        # Comparing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
+        scores, comparison = self.scores[: len(users)], self.comparison[: len(users)]
+        torch.mm(users, self.items.T, out=scores)
+        target = scores.gather(1, (targets - 1).unsqueeze(1))
+        scores[owner, history - 1] = -torch.inf
+        higher = torch.gt(scores, target, out=comparison).sum(1).double()
+        equal_others = torch.eq(scores, target, out=comparison).sum(1).double() - 1
+        ranks = 1 + higher + torch.ceil(equal_others / 2)
+        ranks[owner[history == targets[owner]]] = torch.inf
+        return ranks
+
+
+class Evaluator:
+    """Evaluates recommenders on the validation or test part of one split.
+
+    Args:
+        features: gives the item encoder's inputs (transrec.data.catalog).
+        options: cut-offs and memory.
+        mask_history: as in Ranker.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        features,
+        options: EvaluationOptions,
+        mask_history: str,
+        world: World,
+        precision: Precision | None = None,
+    ):
+        self.split, self.features, self.options, self.mask_history = split, features, options, mask_history
+        self.world, self.precision = world, precision or Precision("fp32", world.device)
+
+    @torch.no_grad()
+    def encode_items(self, recommender: Recommender) -> Tensor:
+        """Embeddings of items 1..n, float32 [n, d], on every rank."""
+        batch, count = self.options.eval_batch, self.split.item_count
+        embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
+        for start in range(0, count, batch)[self.world.rank :: self.world.size]:
+            items = torch.arange(start + 1, min(start + batch, count) + 1)
+            with self.precision.autocast():
+                embeddings[start : start + batch] = recommender.item_encoder(*self.features.inputs(items)).float()
+        return self.world.sum(embeddings)
+
+    @torch.no_grad()
+    def evaluate(self, recommender: Recommender, part: str) -> dict[str, float]:
+        """Metrics on `part`, "validation" or "test".
+
+        Raises TransrecError when the model gives embeddings or user vectors that are not finite.
+        """
+        was_training = recommender.training
+        recommender.eval()
+        items = self.encode_items(recommender)
+        context = getattr(self.split, part).without_last(1)
+
+        def user_vectors(users: np.ndarray) -> Tensor:
+            sequences = torch.from_numpy(context.last(self.split.max_seq_len, users)).long().to(items.device)
+            mask = sequences > 0
+            with self.precision.autocast():
+                embeddings = items[(sequences - 1).clamp(min=0)] * mask.unsqueeze(-1)
+                return recommender.user_encoder(embeddings, mask)[:, -1].float()
+
+        metrics = summarise(self._all_ranks(items, user_vectors, part), self.options.cutoffs)
+        recommender.train(was_training)
+        return metrics
+
+    def popularity(self, part: str) -> dict[str, float]:
+        """Metrics of ranking by number of training interactions, the baseline every model must beat."""
+        counts = torch.from_numpy(self.split.train_counts()[1:]).float().unsqueeze(1).to(self.world.device)
+        ranks = self._all_ranks(counts, lambda users: counts.new_ones(len(users), 1), part)
+        return summarise(ranks, self.options.cutoffs)
+
+    def _all_ranks(self, items: Tensor, user_vectors, part: str) -> np.ndarray:
+        """Rank of every user's target, float64 [U], equal on every rank."""
+        self._check_finite(items, "item embeddings")
+        ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history)
+        sequences: Sequences = getattr(self.split, part)
+        history = self.split.history(part)
+        ranks = torch.zeros(len(sequences), dtype=torch.float64, device=items.device)
+        starts = range(0, len(sequences), USERS_ENCODED_AT_ONCE)
+        for start in starts[self.world.rank :: self.world.size]:
+            users = np.arange(start, min(start + USERS_ENCODED_AT_ONCE, len(sequences)))
+            vectors = user_vectors(users)
+            self._check_finite(vectors, "user vectors")
+            on_device = (
+                torch.from_numpy(array).long().to(items.device)
+                for array in (sequences.values[sequences.stops[users] - 1], *history.flat(users))
+            )
+            ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
+        return self.world.sum(ranks).cpu().numpy()
+
+    @staticmethod
+    def _check_finite(tensor: Tensor, what: str) -> None:
+        if not torch.isfinite(tensor).all():
+            raise TransrecError(
+                f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
+                f"--precision fp32"
+            )

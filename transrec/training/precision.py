@@ -1,0 +1,25 @@
+"""Mixed precision by name."""
+
+from contextlib import AbstractContextManager
+
+import torch
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """`auto` is bf16 on GPUs that have it and fp32 elsewhere; weights stay in float32 under all of them."""
+
+    def __init__(self, name: str, device: torch.device):
+        if name == "auto":
+            name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        self.name, self.device = name, device
+
+    def autocast(self) -> AbstractContextManager:
+        """The context that forward passes run in."""
+        dtype = DTYPES[self.name]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Loss scaling, active for fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

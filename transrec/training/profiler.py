@@ -1,0 +1,58 @@
+"""What a run cost and what it ran on: parameters, memory, versions."""
+
+import platform
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+import transrec
+from transrec.methods import TrainableGroup
+from transrec.paths import REPOSITORY
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak device memory of this process in MiB: allocated on a GPU, resident set on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def parameter_table(module: nn.Module, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
+    """One row for each (module, group): what trains and what is frozen, with parameters and learning rate."""
+    group_of = {name: group for group in groups for name in group.parameters}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        part = ".".join(name.split(".")[: 2 if name.startswith("item_encoder") else 1])
+        group = group_of.get(name)
+        key = (part, group.name if group else "frozen")
+        row = rows.setdefault(key, {"module": part, "what": key[1], "parameters": 0, "lr": group.lr if group else None})
+        row["parameters"] += parameter.numel()
+    return list(rows.values())
+
+
+def environment(device: torch.device, ranks: int) -> dict[str, Any]:
+    """Versions, commit and hardware, for the result of a run."""
+    return {
+        "transrec": transrec.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "processes": ranks,
+    }
+
+
+def _commit() -> str | None:
+    try:
+        git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,67 @@
+"""A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from transrec.errors import TransrecError
+from transrec.paths import make_folder, write_text
+
+
+class Run:
+    """Reads and writes one run folder; only the main rank writes.
+
+    Raises TransrecError when the folder cannot be written, or holds a run already that is not being resumed.
+    """
+
+    def __init__(self, folder: Path, is_main: bool = True, resume: bool = False):
+        self.folder, self.is_main = folder, is_main
+        self.checkpoints = folder / "checkpoints"
+        self.best = self.checkpoints / "best.safetensors"
+        self.last = self.checkpoints / "last.safetensors"
+        if not is_main:
+            return
+        if (folder / "options.json").exists() and not resume:
+            raise TransrecError(
+                f"{folder}: holds a run already; continue it with --resume {folder}, or give another --output"
+            )
+        make_folder(self.checkpoints, "--output")
+        # Left by a process that was killed while it wrote.
+        for leftover in [*folder.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+            leftover.unlink(missing_ok=True)
+
+    def log(self, text: str = "") -> None:
+        """Print and append to log.txt."""
+        if self.is_main:
+            tqdm.write(text)
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.writelines(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n" for line in text.splitlines())
+
+    def write_options(self, options: dict[str, Any]) -> None:
+        self._write_json("options.json", options)
+
+    def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
+        """One line an epoch; all lines are written each time, so that a resumed run leaves none of its past behind."""
+        if self.is_main:
+            write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        self._write_json("result.json", result)
+
+    def _write_json(self, name: str, content: dict[str, Any]) -> None:
+        if self.is_main:
+            write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options that a run was started with. Raises TransrecError when the folder holds no run."""
+    path = folder / "options.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TransrecError(f"{folder}: holds no run (cannot read {path.name}); check the path") from error
+    except ValueError as error:
+        raise TransrecError(f"{path}: not valid JSON ({error})") from error

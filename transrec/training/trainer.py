@@ -1,0 +1,307 @@
+"""The training loop: one for pretraining and adapting, one or many ranks, any method."""
+
+import math
+import signal
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from transrec.data.batches import TrainingBatches
+from transrec.errors import TransrecError
+from transrec.methods import TrainableGroup
+from transrec.models.recommender import Recommender
+from transrec.options import TrainingOptions
+from transrec.training import checkpoint
+from transrec.training.distributed import World
+from transrec.training.evaluation import Evaluator
+from transrec.training.precision import Precision
+from transrec.training.profiler import peak_memory_mib
+from transrec.training.run import Run
+
+SELECTED_BY = "HR@10"
+STEPS_BETWEEN_LOSS_CHECKS = 50
+
+
+class Interrupted(Exception):
+    """Training was asked to stop by a signal, and saved."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+@dataclass
+class State:
+    """All that is needed to go on, besides tensors.
+
+    Attributes:
+        epoch, step: the next step to take (epochs count from 1, steps from 0).
+        loss_sum: sum of the losses of this epoch's steps so far.
+        seconds: spent in this epoch's training steps so far.
+        best_epoch, best_metrics: of the best validation so far.
+        epochs: one line of metrics for each finished epoch.
+        finished: training ended, by the last epoch or by early stopping.
+    """
+
+    epoch: int = 1
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best_epoch: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
+
+
+class Trainer:
+    """Trains the groups of a recommender, evaluates after every epoch and keeps the best.
+
+    Everything random in a step follows from (seed, epoch, step, rank), so a resumed run takes the steps that an
+    unbroken one would have taken.
+
+    Args:
+        recommender: with the method applied, on the world's device.
+        groups: what trains, at which rate.
+        batches: this rank's share of the training batches.
+        evaluator: of the same split.
+        run: where to write.
+        description: what checkpoints say of the model (transrec.runner).
+        save_steps: save the state every so many steps as well; 0: after epochs only.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        groups: list[TrainableGroup],
+        batches: TrainingBatches,
+        evaluator: Evaluator,
+        options: TrainingOptions,
+        run: Run,
+        world: World,
+        precision: Precision,
+        description: dict[str, Any],
+        save_steps: int = 0,
+        writer=None,
+    ):
+        self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
+        self.options, self.run, self.world, self.precision = options, run, world, precision
+        self.description, self.save_steps, self.writer = description, save_steps, writer
+        self.trained = checkpoint.trained(recommender)
+        self.groups = groups
+        self.optimizer = torch.optim.Adam(
+            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups],
+        )
+        self.scaler = precision.scaler()
+        self.state = State()
+        self.model: nn.Module = recommender
+        if world.size > 1:
+            devices = [world.device] if world.device.type == "cuda" else None
+            self.model = DistributedDataParallel(recommender, device_ids=devices, broadcast_buffers=False)
+        self._signal: int | None = None
+        self._pending: list[Tensor] = []
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch or to early stopping, then test the best checkpoint.
+
+        Returns:
+            best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch, peak_memory_mib.
+
+        Raises:
+            TransrecError: the loss stopped being finite; the last good checkpoint stays.
+            Interrupted: SIGINT or SIGTERM came; the state is saved.
+        """
+        with self._catch_signals():
+            while not self.state.finished:
+                self._train_epoch()
+                self._finish_epoch()
+                self._save_state()
+                self._leave_if_asked()
+        tensors, _ = checkpoint.read(self.run.best)
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[name])
+        epochs = self.state.epochs
+        return {
+            "best_epoch": self.state.best_epoch,
+            "epochs_trained": len(epochs),
+            "validation": self.state.best_metrics,
+            "test": self.evaluator.evaluate(self.recommender, "test"),
+            "seconds_per_epoch": sum(epoch["train_seconds"] for epoch in epochs) / len(epochs),
+            "peak_memory_mib": max(epoch["peak_memory_mib"] for epoch in epochs),
+        }
+
+    def resume(self) -> bool:
+        """Go on from the run's last saved state; False if there is none."""
+        if not self.run.last.exists():
+            return False
+        tensors, description = checkpoint.read(self.run.last)
+        model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        frozen = self.description["base"]["frozen_sha256"]
+        if description["base"]["frozen_sha256"] != frozen:
+            raise TransrecError(
+                f"{self.run.last}: was trained on other base weights than --text_encoder and --checkpoint give now; "
+                f"restore those, or start a new run"
+            )
+        checkpoint.load_into(self.recommender, self.run.last, model, frozen)
+        self._load_optimizer(tensors)
+        self.scaler.load_state_dict(description["scaler"])
+        self.state = State(**description["state"])
+        # The run may be given more epochs than it had.
+        if self.state.finished and not self._out_of_patience():
+            self.state.finished = self.state.epoch > self.options.epochs
+        return True
+
+    def _train_epoch(self) -> None:
+        state, steps = self.state, len(self.batches)
+        self.model.train()
+        started = time.perf_counter()
+        bar = tqdm(
+            total=steps,
+            initial=state.step,
+            desc=f"epoch {state.epoch}",
+            unit="step",
+            disable=not self.world.is_main,
+            leave=False,
+        )
+        with bar:
+            for pieces in self.batches.epoch(state.epoch, state.step):
+                self._pending.append(self._step(pieces))
+                state.step += 1
+                bar.update()
+                stop = self.world.any(self._signal is not None)
+                save = bool(self.save_steps) and state.step % self.save_steps == 0
+                if stop or save or len(self._pending) == STEPS_BETWEEN_LOSS_CHECKS or state.step == steps:
+                    self._check_losses()
+                    bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}")
+                if stop or save:
+                    state.seconds += time.perf_counter() - started
+                    started = time.perf_counter()
+                    self._save_state()
+                if stop:
+                    self._leave_if_asked()
+        state.seconds += time.perf_counter() - started
+
+    def _step(self, pieces) -> Tensor:
+        """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
+        device = self.world.device
+        seed = np.random.SeedSequence([self.options.seed, self.state.epoch, self.state.step, self.world.rank])
+        torch.manual_seed(int(seed.generate_state(1)[0]))
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=device)
+        for number, piece in enumerate(pieces, start=1):
+            synchronised = number == len(pieces) or self.world.size == 1
+            with nullcontext() if synchronised else self.model.no_sync():
+                with self.precision.autocast():
+                    loss = self.model(piece.to(device, self.evaluator.features)) / piece.predictions
+                # DDP averages over ranks; the global batch's mean is the sum of their parts.
+                self.scaler.scale(loss * self.world.size).backward()
+            total += loss.detach()
+        if self.options.clip_grad_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total
+
+    def _check_losses(self) -> None:
+        """Bring the losses since the last check to the host, and stop if one is not finite."""
+        losses = self.world.sum(torch.stack(self._pending)).tolist()
+        first = self.state.step - len(losses)
+        self._pending.clear()
+        for step, loss in enumerate(losses, start=first):
+            if not math.isfinite(loss):
+                rates = ", ".join(f"{group.name} {group.lr:g}" for group in self.groups)
+                kept = (
+                    f"the last good checkpoint is {self.run.best}" if self.state.best_epoch else "nothing was saved yet"
+                )
+                raise TransrecError(
+                    f"epoch {self.state.epoch}, step {step + 1} of {len(self.batches)}: the loss is {loss} (learning "
+                    f"rates: {rates}; precision {self.precision.name}); {kept}. Lower the learning rates, clip with "
+                    f"--clip_grad_norm 1, or use --precision fp32"
+                )
+            self.state.loss_sum += loss
+
+    def _finish_epoch(self) -> None:
+        state = self.state
+        started = time.perf_counter()
+        metrics = self.evaluator.evaluate(self.recommender, "validation")
+        line = {
+            "epoch": state.epoch,
+            "train_loss": state.loss_sum / state.step,
+            **{f"validation {name}": value for name, value in metrics.items()},
+            "train_seconds": state.seconds,
+            "evaluation_seconds": time.perf_counter() - started,
+            "peak_memory_mib": peak_memory_mib(self.world.device),
+        }
+        state.epochs.append(line)
+        better = not state.best_metrics or metrics[SELECTED_BY] > state.best_metrics[SELECTED_BY]
+        if better:
+            state.best_epoch, state.best_metrics = state.epoch, metrics
+            if self.world.is_main:
+                description = {**self.description, "epoch": state.epoch, "validation": metrics}
+                checkpoint.save(self.run.best, self.trained, description)
+        self.run.log(
+            f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
+            + "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTED_BY, "NDCG@10", "MRR"))
+            + f"  train {line['train_seconds']:.1f} s  evaluation {line['evaluation_seconds']:.1f} s"
+            + ("  best" if better else "")
+        )
+        if self.writer:
+            for name, value in line.items():
+                self.writer.add_scalar(name.replace(" ", "/"), value, state.epoch)
+        self.run.write_metrics(state.epochs)
+        state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
+        state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+
+    def _out_of_patience(self) -> bool:
+        return len(self.state.epochs) - self.state.best_epoch >= self.options.patience
+
+    def _save_state(self) -> None:
+        if not self.world.is_main:
+            return
+        tensors = {f"model.{name}": p for name, p in self.trained.items()}
+        for name, parameter in self.trained.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        description = {**self.description, "state": asdict(self.state), "scaler": self.scaler.state_dict()}
+        checkpoint.save(self.run.last, tensors, description)
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        name_of = {parameter: name for name, parameter in self.trained.items()}
+        saved = self.optimizer.state_dict()
+        index = 0
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                name = name_of[parameter]
+                keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+                saved["state"][index] = {key: tensors[full] for key, full in keys.items() if full in tensors}
+                index += 1
+        self.optimizer.load_state_dict(saved)
+
+    @contextmanager
+    def _catch_signals(self):
+        """Note the first SIGINT or SIGTERM; a second one acts at once."""
+        previous = {}
+
+        def note(number, frame):
+            self._signal = number
+            signal.signal(number, previous[number])
+
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, note)
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _leave_if_asked(self) -> None:
+        if self.world.any(self._signal is not None):
+            raise Interrupted(self._signal or signal.SIGTERM)
