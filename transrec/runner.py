@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 from transrec import interop, methods
 from transrec.data.batches import TrainingBatches
@@ -126,6 +127,8 @@ def execute(settings: Settings) -> dict[str, Any]:
         Interrupted: stopped by a signal, after saving.
     """
     started = datetime.now()
+    # One bar for each long step of ours is enough.
+    disable_progress_bar()
     world = distributed.start(settings.run.device)
     precision = Precision(settings.training.precision, world.device)
     folder = settings.run.run_folder or _default_folder(settings, started, world)

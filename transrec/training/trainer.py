@@ -96,7 +96,7 @@ class Trainer:
         self.trained = checkpoint.trained(recommender)
         self.groups = groups
         self.optimizer = torch.optim.Adam(
-            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups],
+            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups], fused=True
         )
         self.scaler = precision.scaler()
         self.state = State()
