@@ -2,12 +2,16 @@
 
 import json
 import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from transrec import runner
+from transrec.data.demo import Domain, make_domain, make_text_backbone
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -33,3 +37,32 @@ def read_case(folder: Path) -> tuple[dict, dict]:
     """meta.json and the arrays of io.npz of a recorded case."""
     with np.load(folder / "io.npz") as arrays:
         return json.loads((folder / "meta.json").read_text()), dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> dict[str, Path]:
+    """Tiny text backbones by kind, saved in the Hugging Face format."""
+    root = tmp_path_factory.mktemp("backbones")
+    for kind in ("bert", "roberta"):
+        make_text_backbone(root / kind, hidden_size=32, layers=2, roberta=kind == "roberta")
+    return {kind: root / kind for kind in ("bert", "roberta")}
+
+
+@pytest.fixture(scope="session")
+def domain(tmp_path_factory) -> Path:
+    """A small dataset: 60 users, 150 items with titles."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    make_domain(folder, Domain("small", users=60, items=150, longest=9, seed=3))
+    return folder
+
+
+@pytest.fixture
+def flags(domain, backbones) -> list[str]:
+    """Command-line flags of a run that takes seconds."""
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
+    return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "2"]
+
+
+def run(arguments: list[str], method: str = "full", **defaults) -> dict:
+    """A run in this process; returns its result."""
+    return runner.execute(runner.parse(arguments, method, defaults))

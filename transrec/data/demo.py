@@ -1,0 +1,243 @@
+"""A small two-domain dataset and tiny backbones, made on the spot.
+
+Items have a topic and a style. A title names both in one of several words each, beside a brand and a filler that mean
+nothing; an image shows the topic as a shape and the style as a colour. A user mostly stays with a topic while the style
+advances cyclically, so the next item can be told from the words of the last one. Both domains speak the same language
+and follow the same rule over different items and users: what is learned on the large source carries over, and the small
+target alone is too little to learn it from.
+"""
+
+import itertools
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+TOPICS = {
+    "lamp": "lamp lantern light torch",
+    "knife": "knife blade cutter cleaver",
+    "chair": "chair stool seat bench",
+    "shirt": "shirt blouse tee jersey",
+    "phone": "phone handset mobile receiver",
+    "drum": "drum snare bongo cymbal",
+    "tent": "tent shelter canopy tarp",
+    "brush": "brush comb broom sponge",
+    "clock": "clock watch timer hourglass",
+    "glove": "glove mitten gauntlet mitt",
+    "bowl": "bowl dish plate saucer",
+    "rope": "rope cord cable string",
+    "spoon": "spoon ladle fork spatula",
+    "boot": "boot shoe sneaker sandal",
+    "pen": "pen pencil marker crayon",
+    "bag": "bag backpack pouch satchel",
+    "hammer": "hammer mallet wrench pliers",
+    "pillow": "pillow cushion bolster mattress",
+    "bottle": "bottle flask jug canteen",
+    "wheel": "wheel tyre rim hub",
+    "mirror": "mirror frame picture poster",
+    "hat": "hat cap beanie helmet",
+    "ball": "ball puck shuttle dart",
+    "candle": "candle incense diffuser wax",
+}
+STYLES = {
+    "red": "red scarlet crimson ruby",
+    "yellow": "yellow golden amber lemon",
+    "green": "green emerald olive jade",
+    "blue": "blue azure navy cobalt",
+    "purple": "purple violet lilac mauve",
+    "black": "black ebony onyx jet",
+}
+FILLERS = [
+    "new",
+    "classic",
+    "premium",
+    "basic",
+    "deluxe",
+    "compact",
+    "large",
+    "small",
+    "light",
+    "heavy",
+    "pack",
+    "set",
+    "kit",
+    "edition",
+    "series",
+    "model",
+]
+BRANDS = [a + b for a, b in itertools.product(("ac", "bel", "cor", "dun", "el", "far"), ("ma", "ton", "vex", "rio"))]
+COLOURS = {
+    "red": (220, 40, 40),
+    "yellow": (235, 200, 40),
+    "green": (40, 160, 70),
+    "blue": (50, 90, 220),
+    "purple": (140, 60, 180),
+    "black": (30, 30, 30),
+}
+STAYS_WITH_TOPIC = 0.85
+STYLE_ADVANCES = 0.85
+IMAGE_SIZE = 32
+# BERT's own 0.02 suits a width of 768; at 64 it leaves every title at almost the same vector.
+INITIALIZER_RANGE = 0.1
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Size of one domain.
+
+    Attributes:
+        items: at least one for each pair of topic and style (144).
+        longest: users have 5 to this many interactions.
+        seed: decides its items and users.
+    """
+
+    name: str
+    users: int
+    items: int
+    longest: int
+    seed: int
+
+
+SOURCE = Domain("source", users=3000, items=1000, longest=12, seed=1)
+TARGET = Domain("target", users=300, items=700, longest=7, seed=2)
+BACKBONE = "demo-bert"
+
+
+def make_domain(folder: Path, domain: Domain) -> None:
+    """Write users.tsv, items.tsv, dataset.json and images/ID.png (32 x 32) of one domain."""
+    rng = np.random.default_rng(domain.seed)
+    topics, styles = list(TOPICS), list(STYLES)
+    # Every (topic, style) pair gets as many items as any other, in random order.
+    pair_of = rng.permutation(np.arange(domain.items) % (len(topics) * len(styles)))
+    by_pair = [np.flatnonzero(pair_of == pair) for pair in range(len(topics) * len(styles))]
+    ids = [f"{domain.name[0].upper()}{number:05d}" for number in range(domain.items)]
+
+    def pick(words) -> str:
+        return str(rng.choice(words))
+
+    lines = []
+    for item, pair in zip(ids, pair_of, strict=True):
+        topic, style = divmod(int(pair), len(styles))
+        words = [pick(BRANDS), pick(FILLERS), pick(STYLES[styles[style]].split()), pick(TOPICS[topics[topic]].split())]
+        lines.append(f"{item}\t{' '.join(words)}\n")
+
+    behaviours = []
+    for user in range(domain.users):
+        topic, style = int(rng.integers(len(topics))), int(rng.integers(len(styles)))
+        sequence: list[int] = []
+        for _ in range(int(rng.integers(5, domain.longest + 1))):
+            sequence.append(_popular_first(rng, by_pair[topic * len(styles) + style], sequence))
+            if rng.random() > STAYS_WITH_TOPIC:
+                topic = int(rng.integers(len(topics)))
+            step = 1 if rng.random() < STYLE_ADVANCES else int(rng.integers(len(styles)))
+            style = (style + step) % len(styles)
+        behaviours.append(f"{domain.name}{user}\t{' '.join(ids[item] for item in sequence)}\n")
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "items.tsv").write_text("".join(lines), encoding="utf-8")
+    (folder / "users.tsv").write_text("".join(behaviours), encoding="utf-8")
+    described = {"users": "users.tsv", "items": "items.tsv", "images": "images"}
+    (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    _draw(folder / "images", ids, pair_of, rng)
+
+
+def _popular_first(rng: np.random.Generator, candidates: np.ndarray, seen: list[int]) -> int:
+    """One of the candidates not seen yet, earlier ones more often (popularity, whoever the user is)."""
+    fresh = candidates[~np.isin(candidates, seen)]
+    fresh = fresh if len(fresh) else candidates
+    weights = 1 / np.sqrt(1 + np.arange(len(fresh)))
+    return int(rng.choice(fresh, p=weights / weights.sum()))
+
+
+def _draw(folder: Path, ids: list[str], pair_of: np.ndarray, rng: np.random.Generator) -> None:
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    styles = list(STYLES)
+    rows, columns = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
+    for item, pair in zip(ids, pair_of, strict=True):
+        topic, style = divmod(int(pair), len(styles))
+        # Topic k is a grating: six frequencies in four directions.
+        angle, frequency = (topic % 4) * np.pi / 4, 2 + topic // 4
+        wave = np.cos(angle) * columns + np.sin(angle) * rows
+        shape = np.sin(2 * np.pi * frequency * wave / IMAGE_SIZE + rng.uniform(0, 2 * np.pi)) > 0
+        picture = np.where(shape[..., None], COLOURS[styles[style]], (240, 240, 240))
+        picture = np.clip(picture + rng.normal(0, 8, picture.shape), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{item}.png")
+
+
+def make_text_backbone(
+    folder: Path, hidden_size: int = 64, layers: int = 2, seed: int = 0, roberta: bool = False
+) -> None:
+    """Save a tiny BERT or RoBERTa of random weights in Hugging Face format; its tokenizer knows the demo's words."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    named = (
+        {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
+        if roberta
+        else {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]"}
+    )
+    meaningful = " ".join([*TOPICS.values(), *STYLES.values()]).split()
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789")
+    pieces = special + sorted({*meaningful, *FILLERS, *BRANDS, *letters}) + [f"##{letter}" for letter in letters]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=named["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{named['cls']} $A {named['sep']}",
+        special_tokens=[(named[role], vocabulary[named[role]]) for role in ("cls", "sep")],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **{f"{role}_token": token for role, token in named.items()}
+    )
+    config_class, model_class = (RobertaConfig, RobertaModel) if roberta else (BertConfig, BertModel)
+    config = config_class(
+        vocab_size=len(pieces),
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden_size,
+        max_position_embeddings=40,
+        initializer_range=INITIALIZER_RANGE,
+        # Too narrow to lose a tenth of itself: with dropout it takes ten times the steps to learn anything.
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=vocabulary[named["pad"]],
+        bos_token_id=vocabulary[named["cls"]],
+        eos_token_id=vocabulary[named["sep"]],
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    with torch.no_grad():
+        # All that titles have in common starts at zero, so that [CLS] is about their words from the first step on.
+        embeddings = model.embeddings
+        embeddings.word_embeddings.weight[[vocabulary[token] for token in special]] = 0
+        embeddings.position_embeddings.weight.zero_()
+        embeddings.token_type_embeddings.weight.zero_()
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+def make_demo(datasets: Path, backbones: Path) -> tuple[Path, Path, Path]:
+    """Make what is missing of the source domain, the target domain and the backbone; returns their folders."""
+    makers = {
+        datasets / "source": lambda folder: make_domain(folder, SOURCE),
+        datasets / "target": lambda folder: make_domain(folder, TARGET),
+        backbones / BACKBONE: make_text_backbone,
+    }
+    for folder, make in makers.items():
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                make(Path(temporary) / folder.name)
+                shutil.move(Path(temporary) / folder.name, folder)
+    source, target, backbone = makers
+    return source, target, backbone
