@@ -46,7 +46,17 @@ def relaunch(processes: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     sys.stdout.flush()
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv])
+    os.execv(sys.executable, [sys.executable, *launcher, *without_flag(sys.argv, "--nproc")])
+
+
+def without_flag(arguments: list[str], name: str) -> list[str]:
+    """The arguments less `name VALUE` and `name=VALUE`; torchrun would take --nproc for an abbreviation of its own."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not (skip or argument == name or argument.startswith(f"{name}=")):
+            kept.append(argument)
+        skip = argument == name
+    return kept
 
 
 def start(device: str) -> World:

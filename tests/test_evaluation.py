@@ -1,0 +1,147 @@
+"""Ranks and metrics against plain implementations and an independent evaluator."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
+from transrec.models.items import IdItemEncoder
+from transrec.models.objectives import SASRecObjective
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.options import EvaluationOptions
+from transrec.training.distributed import World
+from transrec.training.evaluation import Evaluator, Ranker
+from transrec.training.metrics import summarise
+
+ALONE = World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def plain_rank(scores: np.ndarray, target: int, seen: set[int], mask_history: str) -> float:
+    """One user's rank, item by item."""
+    hidden = {"seen": seen, "none": set(), "seen_but_target": seen - {target}}[mask_history]
+    if target in hidden:
+        return math.inf
+    others = [scores[i - 1] for i in range(1, len(scores) + 1) if i != target and i not in hidden]
+    higher = sum(score > scores[target - 1] for score in others)
+    equal = sum(score == scores[target - 1] for score in others)
+    return 1 + higher + math.ceil(equal / 2)
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    mask_history=st.sampled_from(["seen", "none", "seen_but_target"]),
+    memory=st.sampled_from([1, 500, 2**20]),
+)
+def test_ranks_equal_a_plain_count(seed, mask_history, memory):
+    """Small integers as coordinates make many ties and exact products."""
+    rng = np.random.default_rng(seed)
+    items = rng.integers(-2, 3, (17, 3)).astype(np.float32)
+    users = rng.integers(-2, 3, (9, 3)).astype(np.float32)
+    targets = rng.integers(1, 18, 9)
+    history = [rng.integers(1, 18, rng.integers(0, 6)) for _ in range(9)]
+    owner = np.repeat(np.arange(9), [len(h) for h in history])
+    flat = np.concatenate(history).astype(np.int64)
+    ranker = Ranker(torch.from_numpy(items), memory, mask_history)
+    ranks = ranker.ranks(*(torch.from_numpy(a) for a in (users, targets, flat, owner)))
+    expected = [plain_rank(items @ users[u], targets[u], set(history[u].tolist()), mask_history) for u in range(9)]
+    assert ranks.tolist() == expected
+
+
+def test_constant_scores_hit_nothing():
+    nothing = torch.zeros(0, dtype=torch.long)
+    ranks = Ranker(torch.ones(1000, 1), 2**20, "seen").ranks(torch.ones(5, 1), torch.arange(1, 6), nothing, nothing)
+    assert ranks.tolist() == [501.0] * 5
+
+
+def test_metrics_by_hand():
+    metrics = summarise(np.array([1.0, 3.0, 11.0, np.inf]), [1, 10])
+    assert metrics["HR@1"] == 0.25 and metrics["HR@10"] == 0.5
+    assert metrics["NDCG@10"] == pytest.approx((1 + 1 / 2) / 4)
+    assert metrics["MRR"] == pytest.approx((1 + 1 / 3 + 1 / 11) / 4)
+
+
+def test_metrics_equal_an_independent_evaluator():
+    ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is not installed")
+    rng = np.random.default_rng(0)
+    scores = rng.standard_normal((50, 200))
+    targets = rng.integers(0, 200, 50)
+    ranks = 1 + (scores > scores[np.arange(50), targets][:, None]).sum(1)
+    ours = summarise(ranks.astype(float), [5, 10, 20])
+    judged = {f"u{u}": {f"i{t}": 1} for u, t in enumerate(targets)}
+    ranked = {f"u{u}": {f"i{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)}
+    names = {
+        f"{short}@{k}": getattr(ir_measures, long) @ k
+        for short, long in (("HR", "Success"), ("NDCG", "nDCG"))
+        for k in (5, 10, 20)
+    }
+    theirs = ir_measures.calc_aggregate([*names.values(), ir_measures.RR], judged, ranked)
+    for name, measure in (names | {"MRR": ir_measures.RR}).items():
+        assert ours[name] == pytest.approx(theirs[measure], abs=1e-9)
+
+
+@pytest.fixture
+def split(domain):
+    return load_dataset(domain, 6, 5).split
+
+
+@pytest.fixture
+def recommender(split):
+    torch.manual_seed(0)
+    return Recommender(IdItemEncoder(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+
+
+class Numbers:
+    """Features of the id item encoder."""
+
+    def inputs(self, items):
+        return (items,)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("mask_history", ["seen", "none", "seen_but_target"])
+def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_history):
+    evaluator = Evaluator(split, Numbers(), EvaluationOptions(eval_memory=1, eval_batch=7), mask_history, ALONE)
+    recommender.eval()
+    ranks = []
+    with torch.no_grad():
+        items = recommender.item_encoder(torch.arange(1, split.item_count + 1))
+        for user in range(split.user_count):
+            *context, target = getattr(split, part)[user].tolist()
+            shown = torch.zeros(6, 16)
+            shown[6 - len(context) :] = items[torch.tensor(context) - 1]
+            vector = recommender.user_encoder(shown[None], (torch.arange(6) >= 6 - len(context))[None])[0, -1]
+            seen = set(split.history(part)[user].tolist())
+            ranks.append(plain_rank((items @ vector).numpy(), target, seen, mask_history))
+    assert evaluator.evaluate(recommender, part) == pytest.approx(summarise(np.array(ranks), [5, 10, 20]), abs=1e-12)
+
+
+def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
+    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    for mode in (True, False):
+        recommender.train(mode)
+        evaluator.evaluate(recommender, "test")
+        assert recommender.training == mode
+
+
+def test_popularity_ranks_by_training_count(split):
+    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    counts = split.train_counts()[1:].astype(float)
+    ranks = [
+        plain_rank(counts, split.test[u][-1], set(split.history("test")[u].tolist()), "seen")
+        for u in range(split.user_count)
+    ]
+    assert evaluator.popularity("test") == pytest.approx(summarise(np.array(ranks), [5, 10, 20]))
+
+
+def test_embeddings_that_are_not_finite_are_refused(split, recommender):
+    recommender.item_encoder.embedding.weight.data[3] = torch.nan
+    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    with pytest.raises(TransrecError, match="item embeddings are not finite"):
+        evaluator.evaluate(recommender, "test")

@@ -1,0 +1,195 @@
+"""Backbone view, SASRec, objectives."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from transrec.data.batches import Batch
+from transrec.errors import TransrecError
+from transrec.models.backbone import load_backbone, view
+from transrec.models.objectives import CPCObjective, InBatchObjective, SASRecObjective
+from transrec.models.sequence import SASRec
+
+
+class Zero(nn.Module):
+    """Erases what the module it wraps gives."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs):
+        return torch.zeros_like(self.inner(*inputs))
+
+
+@pytest.fixture(params=["bert", "roberta", "sasrec"])
+def stack(request, backbones):
+    torch.manual_seed(0)
+    model = SASRec(16, 6, 3, 2, 0.0) if request.param == "sasrec" else load_backbone(backbones[request.param])
+    return view(model.eval())
+
+
+def block_output(block, x):
+    """A block's output on x [B, L, D] without any mask."""
+    if "SASRec" in type(block.module).__name__:
+        length = x.shape[1]
+        return block.module(x, torch.ones(1, 1, length, length, dtype=torch.bool))
+    output = block.module(x)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def test_sites_are_where_the_residual_is_added(stack):
+    """With both sub-layer outputs erased, a post-LN block is LayerNorm(LayerNorm(x)) and nothing else."""
+    x = torch.randn(2, 5, stack.width)
+    for block in stack.blocks:
+        norms = [m for m in block.module.modules() if isinstance(m, nn.LayerNorm)]
+        before = block_output(block, x)
+        for sublayer in block.sublayers:
+            sublayer.output.replace(Zero(sublayer.output.module))
+        with torch.no_grad():
+            torch.testing.assert_close(block_output(block, x), norms[1](norms[0](x)))
+            assert not torch.allclose(before, block_output(block, x))
+
+
+def test_projections_are_query_key_value(stack):
+    """Doubling the query or halving the key scales the same logits; a zero value erases what attention gives."""
+    x = torch.randn(2, 5, stack.width)
+    block = stack.blocks[0]
+    with torch.no_grad():
+        for site in (block.query, block.key, block.value):
+            if site.module.bias is not None:
+                site.module.bias.zero_()
+        before = block_output(block, x)
+        block.query.module.weight.mul_(2)
+        assert not torch.allclose(before, block_output(block, x))
+        block.key.module.weight.mul_(0.5)
+        torch.testing.assert_close(before, block_output(block, x))
+        block.value.module.weight.zero_()
+        attended = block.attention.projection.module
+        expected = torch.zeros_like(x) if attended.bias is None else attended.bias.expand_as(x)
+        caught = []
+        handle = attended.register_forward_hook(lambda module, inputs, output: caught.append(output))
+        block_output(block, x)
+        handle.remove()
+        torch.testing.assert_close(caught[0], expected)
+
+
+def test_view_refuses_what_is_no_stack():
+    with pytest.raises(TransrecError, match="no list of transformer blocks"):
+        view(nn.Linear(3, 3))
+    with pytest.raises(TransrecError, match="query, key and value"):
+        view(nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])}))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(0, 5), st.integers(0, 5))
+def test_sasrec_is_causal_and_ignores_padding(seed, padding, changed):
+    torch.manual_seed(seed)
+    encoder = SASRec(16, 6, 2, 2, 0.1).eval()
+    x = torch.randn(1, 6, 16)
+    mask = torch.arange(6) >= padding
+    other = x.clone()
+    other[:, changed:] = torch.randn(1, 6 - changed, 16)
+    other[:, :padding] = torch.randn(1, padding, 16)
+    with torch.no_grad():
+        first, second = encoder(x, mask[None]), encoder(other, mask[None])
+    # Equal to float rounding: attention may be computed in another order.
+    torch.testing.assert_close(first[:, padding:changed], second[:, padding:changed], atol=1e-6, rtol=0)
+
+
+def test_sasrec_is_finite_where_all_is_padding():
+    encoder = SASRec(16, 6, 2, 2, 0.1)
+    x = torch.randn(2, 6, 16, requires_grad=True)
+    output = encoder(x, torch.zeros(2, 6))
+    output.sum().backward()
+    assert torch.isfinite(output).all() and torch.isfinite(x.grad).all()
+
+
+def test_sasrec_refuses_heads_that_do_not_divide():
+    with pytest.raises(TransrecError, match="--heads 3"):
+        SASRec(16, 6, 2, 3, 0.1)
+
+
+@pytest.fixture
+def example():
+    """A batch with padding, repeated items and items shared between users, its embeddings and a user encoder."""
+    torch.manual_seed(0)
+    items = torch.tensor([3, 4, 7, 8, 9, 12])
+    sequences = torch.tensor([[0, 0, 1, 2, 1], [0, 3, 4, 5, 2], [1, 1, 6, 3, 4], [0, 0, 0, 0, 2]])
+    negatives = torch.tensor([[0, 0, 3, 4], [0, 1, 6, 6], [2, 2, 2, 5], [0, 0, 0, 0]])
+    popularity = torch.rand(6)
+    batch = Batch(items, sequences, negatives, popularity.log(), predictions=int((sequences[:, :-1] > 0).sum()))
+    return batch, torch.randn(6, 16, requires_grad=True), SASRec(16, 4, 2, 2, 0.0)
+
+
+def vectors(batch, embeddings, encoder):
+    padded = torch.cat([torch.zeros(1, 16), embeddings])
+    return encoder(padded[batch.sequences[:, :-1]], batch.mask)
+
+
+def test_sasrec_objective(example):
+    batch, embeddings, encoder = example
+    users = vectors(batch, embeddings, encoder)
+    expected = 0.0
+    for u, t in batch.mask.nonzero().tolist():
+        positive = users[u, t] @ embeddings[batch.sequences[u, t + 1] - 1]
+        negative = users[u, t] @ embeddings[batch.negatives[u, t] - 1]
+        expected = expected - F.logsigmoid(positive) - F.logsigmoid(-negative)
+    torch.testing.assert_close(SASRecObjective()(embeddings, batch, encoder), expected)
+
+
+def test_cpc_objective(example):
+    batch, embeddings, encoder = example
+    users = vectors(batch, embeddings, encoder)
+    expected = 0.0
+    for u in (0, 1, 2):
+        positive = users[u, -1] @ embeddings[batch.sequences[u, -1] - 1]
+        negative = users[u, -1] @ embeddings[batch.negatives[u, -1] - 1]
+        expected = expected - F.logsigmoid(positive) - F.logsigmoid(-negative)
+    torch.testing.assert_close(CPCObjective()(embeddings, batch, encoder), expected)
+
+
+def test_in_batch_objective_equals_its_definition_over_slots(example):
+    """Every slot a column, slot by slot as METHODS section 2 puts it, with -1e4 for what takes no part."""
+    batch, embeddings, encoder = example
+    users = vectors(batch, embeddings, encoder)
+    slots = batch.sequences.flatten().tolist()
+    width = batch.sequences.shape[1]
+    expected = 0.0
+    for u, t in batch.mask.nonzero().tolist():
+        own = set(batch.sequences[u].tolist())
+        target = u * width + t + 1
+        logits = []
+        for number, code in enumerate(slots):
+            if code == 0 or (code in own and number != target):
+                logits.append(torch.tensor(-1e4))
+            else:
+                logits.append(users[u, t] @ embeddings[code - 1] - batch.log_popularity[code - 1])
+        expected = expected + F.cross_entropy(torch.stack(logits)[None], torch.tensor([target]))
+    loss = InBatchObjective()(embeddings, batch, encoder)
+    torch.testing.assert_close(loss, expected)
+    expected_gradient = torch.autograd.grad(expected, embeddings)[0]
+    torch.testing.assert_close(torch.autograd.grad(loss, embeddings)[0], expected_gradient)
+
+
+def test_in_batch_loss_of_a_lone_user_is_zero(example):
+    batch, embeddings, encoder = example
+    alone = Batch(batch.items, batch.sequences[:1], batch.negatives[:1], batch.log_popularity, predictions=2)
+    assert InBatchObjective()(embeddings, alone, encoder).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_objectives_start_near_chance():
+    """Untrained, orthogonal-ish embeddings: BCE is near 2 log 2, softmax near the log of the candidates."""
+    torch.manual_seed(0)
+    batch = Batch(
+        torch.arange(1, 41), torch.arange(1, 41).view(8, 5), torch.ones(8, 4).long(), torch.zeros(40), predictions=32
+    )
+    embeddings, encoder = 1e-3 * torch.randn(40, 16), SASRec(16, 4, 2, 2, 0.0)
+    assert SASRecObjective()(embeddings, batch, encoder).item() / 32 == pytest.approx(2 * math.log(2), abs=0.01)
+    # One target and the 35 items of other users.
+    assert InBatchObjective()(embeddings, batch, encoder).item() / 32 == pytest.approx(math.log(36), abs=0.01)

@@ -1,0 +1,291 @@
+"""Runs from the command line: determinism, resuming, stopping, several processes, precision, divergence."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, run
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from transrec import runner
+from transrec.data.demo import Domain, make_domain
+from transrec.errors import TransrecError
+from transrec.training import checkpoint
+
+SCRIPTS = REPOSITORY / "Downstream" / "Text" / "script"
+# One thread each: sums over threads may round otherwise, and these tests compare bit by bit.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+TIMES = ("seconds", "memory", "environment", "wall")
+
+
+def start(script: str, arguments: list[str], cwd: Path | None = None) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def numbers(folder: Path) -> dict:
+    """Everything of a run that must not depend on when and where it ran."""
+
+    def timeless(entry):
+        return {k: v for k, v in entry.items() if not any(word in k for word in TIMES)}
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {"epochs": [timeless(json.loads(line)) for line in lines]} | timeless(
+        json.loads((folder / "result.json").read_text())
+    )
+
+
+def best(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / "best.safetensors")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert numbers(one) == numbers(other)
+    tensors, others = best(one), best(other)
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
+    result = run([*flags, "--output", str(tmp_path), "--epochs", "3", "--lr", "1e-2", "--backbone_lr", "1e-3"])
+    losses = [json.loads(line)["train_loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {
+        *("options.json", "log.txt", "metrics.jsonl", "result.json"),
+        *("checkpoints/best.safetensors", "checkpoints/last.safetensors"),
+    }
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
+    for key in ("test", "popularity", "trainable_parameters", "peak_memory_mib", "environment", "seed"):
+        assert key in result
+    log = (tmp_path / "log.txt").read_text()
+    for said in ("60 users", "cpu", "fp32", "item_encoder.projection", "0.01", str(tmp_path)):
+        assert said in log
+
+
+def test_the_reported_test_result_is_of_the_best_validation_epoch(flags, tmp_path):
+    result = run([*flags, "--output", str(tmp_path), "--epochs", "4", "--lr", "3e-2"])
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["validation HR@10"] for line in lines]
+    assert result["best_epoch"] == 1 + scores.index(max(scores))
+    _, description = checkpoint.read(tmp_path / "checkpoints" / "best.safetensors")
+    assert description["epoch"] == result["best_epoch"]
+    assert description["validation"] == result["validation"]
+
+
+def test_early_stopping(flags, tmp_path):
+    result = run(
+        [*flags, "--output", str(tmp_path), "--epochs", "50", "--patience", "1", "--lr", "0", "--backbone_lr", "0"]
+    )
+    # Nothing changes, so the second epoch is not better than the first.
+    assert result["epochs_trained"] == 2 and result["best_epoch"] == 1
+
+
+def test_same_options_same_numbers_other_seed_others(flags, tmp_path):
+    for name, seed in (("one", "5"), ("two", "5"), ("other", "6")):
+        run([*flags, "--output", str(tmp_path / name), "--seed", seed], "houlsby")
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert numbers(tmp_path / "one")["epochs"] != numbers(tmp_path / "other")["epochs"]
+
+
+@pytest.mark.parametrize("objective", ["sasrec", "cpc"])
+def test_accumulation_changes_memory_not_numbers(flags, tmp_path, objective):
+    flags = [*flags, "--objective", objective, "--dropout", "0", "--backbone_dropout", "off"]
+    for pieces in ("1", "3"):
+        run([*flags, "--output", str(tmp_path / pieces), "--accumulate", pieces])
+    one, three = (numbers(tmp_path / pieces)["epochs"] for pieces in ("1", "3"))
+    for a, b in zip(one, three, strict=True):
+        # The order of float sums differs, and Adam's first steps amplify it.
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_follows_fp32(flags, tmp_path, precision):
+    results = {}
+    for name in ("fp32", precision):
+        run([*flags, "--output", str(tmp_path / name), "--precision", name])
+        results[name] = numbers(tmp_path / name)["epochs"][-1]["train_loss"]
+    # bf16 keeps 8 bits of mantissa: a relative error of 0.4 % a product, less on a mean over a thousand.
+    assert results[precision] == pytest.approx(results["fp32"], rel=0.02)
+    assert all(tensor.dtype == torch.float32 for tensor in best(tmp_path / precision).values())
+
+
+def test_gradient_clipping(flags, tmp_path):
+    result = run([*flags, "--output", str(tmp_path), "--clip_grad_norm", "0.1"])
+    assert result["epochs_trained"] == 2
+
+
+def test_the_id_baseline(flags, tmp_path):
+    result = run([*flags, "--output", str(tmp_path), "--item_tower", "id", "--lr", "1e-2"])
+    assert {row["module"] for row in result["parameters"]} == {"item_encoder.embedding", "user_encoder"}
+    assert runner.load_run(tmp_path).item_encoder.embedding.num_embeddings == 1 + result["item_count"]
+
+
+def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags, tmp_path, monkeypatch):
+    from transrec.models.objectives import SASRecObjective
+
+    calls = {"count": 0}
+    original = SASRecObjective.__call__
+
+    def poisoned(self, *arguments):
+        calls["count"] += 1
+        # 60 users in batches of 8 make 8 steps an epoch: this is step 3 of epoch 2.
+        return original(self, *arguments) * (float("nan") if calls["count"] == 11 else 1.0)
+
+    monkeypatch.setattr(SASRecObjective, "__call__", poisoned)
+    with pytest.raises(TransrecError, match=r"epoch 2, step 3 of 8: the loss is nan .*recommender 0\.0001") as caught:
+        run([*flags, "--output", str(tmp_path)])
+    kept = tmp_path / "checkpoints" / "best.safetensors"
+    assert str(kept) in str(caught.value)
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept).values())
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(kept.with_name("last.safetensors")).values())
+
+
+@pytest.fixture(scope="module")
+def long_flags(tmp_path_factory, backbones):
+    """Flags of a run whose epochs take long enough to be killed in."""
+    folder = tmp_path_factory.mktemp("data") / "long"
+    make_domain(folder, Domain("long", users=300, items=150, longest=9, seed=3))
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "4"]
+    return ["--dataset", str(folder), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "3", "--lr", "1e-2"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, long_flags):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    finish(start("adapter_houlsby.py", [*long_flags, "--output", str(folder)]))
+    return folder
+
+
+def wait_for_state(folder: Path, reached) -> None:
+    """Until last.safetensors holds a state for which `reached(epoch, step)`."""
+    path = folder / "checkpoints" / "last.safetensors"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if path.exists():
+            with safe_open(path, framework="pt") as file:
+                state = json.loads(file.metadata()["transrec"])["state"]
+            if reached(state["epoch"], state["step"]):
+                return
+        time.sleep(0.005)
+    pytest.fail("the run never got that far")
+
+
+@pytest.mark.parametrize("save_steps", [0, 7], ids=["saved after epochs", "saved in epochs"])
+def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_path, save_steps):
+    folder = tmp_path / "run"
+    process = start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--save_steps", str(save_steps)])
+    wait_for_state(folder, lambda epoch, step: epoch == 2 and (step >= 14 or not save_steps))
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    assert not (folder / "result.json").exists()
+    # What a kill in the middle of writing would leave.
+    (folder / "checkpoints" / ".last.safetensors.1.tmp").write_bytes(b"half")
+
+    output = finish(start("adapter_houlsby.py", ["--resume", str(folder)]))
+    step = int(re.search(r"resumed +epoch 2, step (\d+)", output)[1])
+    assert step >= 14 if save_steps else step == 0
+    assert_same_run(unbroken, folder)
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_sigterm_finishes_the_step_saves_and_leaves(long_flags, unbroken, tmp_path):
+    folder = tmp_path / "run"
+    process = start("adapter_houlsby.py", [*long_flags, "--output", str(folder)])
+    wait_for_state(folder, lambda epoch, step: epoch == 2)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, 128 + signal.SIGTERM)
+    assert f"stopped by SIGTERM and saved; continue with --resume {folder}" in output
+    finish(start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--resume"]))
+    assert_same_run(unbroken, folder)
+
+
+def test_resuming_a_finished_run_with_more_epochs(flags, tmp_path):
+    longer = [*flags, "--epochs", "4"]
+    run([*longer, "--output", str(tmp_path / "whole")])
+    run([*flags, "--output", str(tmp_path / "parts")])
+    run(["--resume", str(tmp_path / "parts"), "--epochs", "4"])
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_resumes_to_the_same_result(flags, tmp_path):
+    run([*flags, "--output", str(tmp_path)])
+    before = numbers(tmp_path)
+    run(["--resume", str(tmp_path)])
+    assert numbers(tmp_path) == before
+
+
+def launch_worker(processes: int, arguments: list) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    worker = [str(REPOSITORY / "tests" / "rank_worker.py"), *map(str, arguments)]
+    done = subprocess.run(
+        [sys.executable, *launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_give_the_gradients_and_the_evaluation_of_one(domain, backbones, tmp_path):
+    for processes in (1, 2):
+        (tmp_path / str(processes)).mkdir()
+        launch_worker(processes, [domain, backbones["bert"], tmp_path / str(processes)])
+    one, two = (load_file(tmp_path / n / "gradients.safetensors") for n in "12")
+    assert one.keys() == two.keys()
+    assert any(gradient.abs().max() > 1e-3 for gradient in one.values())
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+    assert json.loads((tmp_path / "1/metrics.json").read_text()) == json.loads(
+        (tmp_path / "2/metrics.json").read_text()
+    )
+
+
+def test_nproc_starts_itself_and_trains_to_the_same_numbers(flags, tmp_path):
+    flags = [*flags, "--dropout", "0", "--backbone_dropout", "off"]
+    finish(start("finetune.py", [*flags, "--output", str(tmp_path / "1")]))
+    output = finish(start("finetune.py", [*flags, "--output", str(tmp_path / "2"), "--nproc", "2"]))
+    assert output.count("epoch   1") == 1, "only the main rank may report"
+    one, two = (numbers(tmp_path / n) for n in "12")
+    for a, b in zip(one["epochs"], two["epochs"], strict=True):
+        # Gradients agree to 1e-6 a step; sixteen steps of Adam amplify that.
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+    assert one["trainable_parameters"] == two["trainable_parameters"]
+
+
+def test_torchrun_works_too(flags, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPTS / "frozen.py")]
+    command = [sys.executable, *launcher, *flags, "--output", str(tmp_path), "--objective", "in_batch"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "result.json").read_text())["environment"]["processes"] == 2
+
+
+def test_a_script_runs_from_its_own_folder_with_relative_paths(flags, tmp_path):
+    dataset, backbone = (Path(os.path.relpath(flags[i], SCRIPTS)) for i in (1, 3))
+    arguments = [
+        "--dataset",
+        str(dataset),
+        "--text_encoder",
+        str(backbone),
+        *flags[4:],
+        "--output",
+        str(tmp_path / "r"),
+    ]
+    finish(start("frozen.py", arguments, cwd=SCRIPTS))
+    assert (tmp_path / "r" / "result.json").exists()
