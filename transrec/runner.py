@@ -143,7 +143,7 @@ def execute(settings: Settings) -> dict[str, Any]:
         settings.data.items_file,
     )
     run.log(f"data        {dataset.summary}")
-    _record_options(run, settings, dataset)
+    files = _data_files(run, settings, dataset)
 
     torch.manual_seed(settings.training.seed)
     features = _features(settings, dataset, world)
@@ -168,6 +168,8 @@ def execute(settings: Settings) -> dict[str, Any]:
     table = parameter_table(recommender, groups)
     environment_ = environment(world.device, world.size)
     _announce(run, settings, table, environment_, precision, len(batches))
+    # From here on the folder holds a run; a start that failed before can simply be repeated.
+    run.write_options(settings.as_dict() | {"output": str(run.folder), "resume": None, "files": files})
 
     description = describe(settings, recommender)
     trainer = Trainer(
@@ -366,8 +368,8 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
     return default_runs_folder() / name
 
 
-def _record_options(run: Run, settings: Settings, dataset: Dataset) -> None:
-    """Write options.json, or check that a resumed run's data are what they were."""
+def _data_files(run: Run, settings: Settings, dataset: Dataset) -> dict[str, str]:
+    """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
     files = {str(path): file_sha256(path) for path in (dataset.catalog.path, dataset.interactions.path)}
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
@@ -376,7 +378,7 @@ def _record_options(run: Run, settings: Settings, dataset: Dataset) -> None:
                 raise TransrecError(
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )
-    run.write_options(settings.as_dict() | {"output": str(run.folder), "resume": None, "files": files})
+    return files
 
 
 def _announce(run, settings: Settings, table, environment_, precision: Precision, steps: int) -> None:

@@ -216,12 +216,6 @@ def make_text_backbone(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
-    with torch.no_grad():
-        # All that titles have in common starts at zero, so that [CLS] is about their words from the first step on.
-        embeddings = model.embeddings
-        embeddings.word_embeddings.weight[[vocabulary[token] for token in special]] = 0
-        embeddings.position_embeddings.weight.zero_()
-        embeddings.token_type_embeddings.weight.zero_()
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
 

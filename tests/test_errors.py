@@ -1,0 +1,265 @@
+"""Bad input ends in one clear message, before training starts, through the real command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, run
+
+from transrec import runner
+from transrec.training import checkpoint
+
+SCRIPT = REPOSITORY / "Downstream" / "Text" / "script" / "adapter_houlsby.py"
+
+
+@pytest.fixture
+def dataset(domain, tmp_path) -> Path:
+    """A copy of the small dataset, to spoil."""
+    return shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns("images"))
+
+
+@pytest.fixture
+def fails(flags, dataset, tmp_path, monkeypatch, capsys):
+    """Runs a script's entry point on the spoilt dataset; returns the message it printed."""
+
+    def call(*more: str, method: str = "houlsby") -> str:
+        arguments = [*flags, "--dataset", str(dataset), *more]
+        if "--output" not in more:
+            arguments += ["--output", str(tmp_path / "run")]
+        monkeypatch.setattr(sys, "argv", ["adapter.py", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            runner.adapt(method)
+        assert exit_.value.code == 2
+        captured = capsys.readouterr()
+        assert "epoch" not in captured.out.replace("epochs of", ""), "training had started"
+        assert captured.err.endswith("\n") and captured.err.splitlines()[-1].startswith("error: ")
+        return captured.err.splitlines()[-1]
+
+    return call
+
+
+def spoil(path: Path, line: int, text: str | bytes) -> None:
+    """Replace one line (from 1), or append with the number after the last."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    lines[line - 1 : line] = [text.encode() if isinstance(text, str) else text]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+
+
+def test_missing_dataset_folder(fails):
+    assert "nowhere: no such dataset folder; give it with --dataset" in fails("--dataset", "/nowhere")
+
+
+@pytest.mark.parametrize("role", ["users", "items"])
+def test_missing_file(fails, dataset, role):
+    (dataset / f"{role}.tsv").unlink()
+    assert f"{role}.tsv: cannot read the {role} file (No such file or directory)" in fails()
+
+
+def test_no_file_fits(fails, dataset):
+    (dataset / "dataset.json").unlink()
+    (dataset / "items.tsv").rename(dataset / "things.tsv")
+    assert "no file fits *items*.tsv or *news*.tsv; name it with --items_file" in fails()
+
+
+@pytest.mark.parametrize("role", ["users", "items"])
+def test_empty_file(fails, dataset, role):
+    (dataset / f"{role}.tsv").write_text("\n")
+    assert f"{role}.tsv: the {role} file is empty" in fails()
+
+
+def test_malformed_behaviours_line(fails, dataset):
+    spoil(dataset / "users.tsv", 7, "somebody without a tab")
+    assert "users.tsv, line 7: 'somebody without a tab' is malformed; expected user_id<TAB>item item" in fails()
+
+
+def test_malformed_items_line(fails, dataset):
+    spoil(dataset / "items.tsv", 3, "\ta title without an id")
+    assert "items.tsv, line 3: '' is not an item id; expected item_id<TAB>title" in fails()
+
+
+def test_unknown_item(fails, dataset):
+    spoil(dataset / "users.tsv", 2, "new\tS00001 NOPE S00002 S00003 S00004")
+    message = fails()
+    assert "users.tsv, line 2: user 'new' has item 'NOPE'" in message
+    assert "items.tsv does not list; add the item there or remove it here" in message
+
+
+def test_duplicate_item(fails, dataset):
+    spoil(dataset / "items.tsv", 9, "S00003\tagain")
+    assert "items.tsv, line 9: item 'S00003' stands on line 4 already; remove one of them" in fails()
+
+
+def test_duplicate_user(fails, dataset):
+    spoil(dataset / "users.tsv", 5, "small0\tS00001 S00002 S00003 S00004 S00005")
+    assert "users.tsv, line 5: user 'small0' stands on line 1 already" in fails()
+
+
+@pytest.mark.parametrize("role", ["users", "items"])
+def test_bytes_that_are_not_utf8(fails, dataset, role):
+    spoil(dataset / f"{role}.tsv", 4, b"caf\xe9\tS00001")
+    assert f"{role}.tsv, line 4: byte 0xe9 at column 4 is not UTF-8; convert the file" in fails()
+
+
+def test_no_user_left(fails):
+    message = fails("--min_seq_len", "10")
+    assert (
+        "none of its 60 users has 10 interactions or more (the longest sequence has 9); lower --min_seq_len" in message
+    )
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["max_seq_len", "batch_size", "epochs", "embedding_dim", "item_bottleneck", "user_bottleneck", "eval_memory"],
+)
+def test_zero(fails, flag):
+    assert fails(f"--{flag}", "0") == f"error: --{flag} 0: must be at least 1"
+
+
+def test_sizes_that_do_not_go_together(fails):
+    assert "--embedding_dim 16 cannot be shared among --heads 3" in fails("--heads", "3")
+    assert "--title_tokens 100: the text encoder takes at most 40" in fails("--title_tokens", "100")
+
+
+def test_dataset_not_given(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["adapter.py"])
+    with pytest.raises(SystemExit):
+        runner.adapt("houlsby")
+    assert capsys.readouterr().err == "error: --dataset is missing: give the folder of the dataset\n"
+
+
+def test_unknown_method(fails):
+    assert "--method hulsby: unknown; choose from" in fails("--method", "hulsby")
+
+
+def test_unknown_encoder(fails):
+    message = fails("--text_encoder", "no-such-bert")
+    assert "no text encoder found for 'no-such-bert'" in message or "no tokenizer found for 'no-such-bert'" in message
+    assert "pretrained_models/" in message
+
+
+def test_encoder_folder_without_a_model(fails, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no config.json there" in fails("--text_encoder", str(tmp_path / "empty"))
+
+
+def test_encoder_with_weights_of_another_model(fails, backbones, tmp_path):
+    from transformers import BertConfig
+
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    config = BertConfig.from_pretrained(folder)
+    config.num_hidden_layers = 3
+    config.save_pretrained(folder)
+    message = fails("--text_encoder", str(folder))
+    assert "the weights file lacks 16 tensors of the model, encoder.layer.2." in message
+
+
+def test_encoder_with_truncated_weights(fails, backbones, tmp_path):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "its weights file is damaged" in fails("--text_encoder", str(folder))
+
+
+@pytest.fixture
+def source(flags, tmp_path) -> Path:
+    run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
+    return tmp_path / "source"
+
+
+def test_missing_checkpoint(fails, tmp_path):
+    assert "--checkpoint /nowhere: no such file or run folder" in fails("--checkpoint", "/nowhere")
+    assert "holds no checkpoints/best.safetensors" in fails("--checkpoint", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "flag,value,had", [("embedding_dim", 32, 16), ("max_seq_len", 5, 6), ("blocks", 3, 2), ("heads", 4, 2)]
+)
+def test_checkpoint_of_another_size(fails, source, flag, value, had):
+    message = fails("--checkpoint", str(source), f"--{flag}", str(value))
+    assert f"was trained with --{flag} {had}, this run has {flag} {value}; give --{flag} {had}" in message
+
+
+def test_checkpoint_of_another_text_encoder(fails, source, backbones):
+    message = fails("--checkpoint", str(source), "--text_encoder", str(backbones["roberta"]))
+    assert "another text encoder" in message
+
+
+def test_checkpoint_of_another_item_tower(fails, source):
+    assert "give --item_tower text" in fails("--checkpoint", str(source), "--item_tower", "id", method="full")
+
+
+def test_checkpoint_of_another_method(fails, source, flags, tmp_path):
+    adapted = tmp_path / "adapted"
+    run([*flags, "--output", str(adapted), "--checkpoint", str(source), "--epochs", "1"], "houlsby")
+    message = fails("--checkpoint", str(adapted))
+    assert "holds only the adapters of method houlsby" in message and str(source) in message
+
+
+def test_truncated_checkpoint(fails, source):
+    best = source / "checkpoints" / "best.safetensors"
+    for size in (best.stat().st_size - 10, 5, 0):
+        best.write_bytes(best.read_bytes()[:size])
+        assert "best.safetensors: truncated or damaged" in fails("--checkpoint", str(source))
+
+
+def test_checkpoint_that_is_none(fails, source, backbones, tmp_path):
+    assert "not a checkpoint written by transrec" in fails("--checkpoint", str(backbones["bert"] / "model.safetensors"))
+    state = source / "checkpoints" / "last.safetensors"
+    assert "is a run's state, which only --resume reads" in fails("--checkpoint", str(state))
+    tensors, description = checkpoint.read(source / "checkpoints" / "best.safetensors")
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "new.safetensors", metadata={"transrec": json.dumps(description | {"format": 99})})
+    assert "checkpoint format 99" in fails("--checkpoint", str(tmp_path / "new.safetensors"))
+
+
+def test_output_that_cannot_be_written(fails, tmp_path):
+    # Root may write to read-only folders, so the folder is made impossible: below a file.
+    (tmp_path / "file").write_text("")
+    message = fails("--output", str(tmp_path / "file" / "run"))
+    assert "cannot write there" in message and "--output" in message
+
+
+def test_read_only_output(flags, domain):
+    if not Path("/proc/self").exists():
+        pytest.skip("needs a folder that even root cannot write to")
+    with pytest.raises(runner.TransrecError, match=r"/proc/run.*cannot write there"):
+        run([*flags, "--output", "/proc/run"])
+
+
+def test_output_that_holds_a_run(fails, source):
+    assert f"holds a run already; continue it with --resume {source}" in fails("--output", str(source))
+
+
+def test_resume_of_nothing_and_with_other_options(fails, source, tmp_path, flags):
+    assert "holds no run" in fails("--resume", str(tmp_path / "nothing"))
+    flags[:] = []
+    message = fails("--resume", str(source), "--lr", "0.5", "--dataset", str(tmp_path / "set"))
+    assert "cannot be resumed with" in message and "--lr 0.5 (was 0.0001)" in message
+
+
+def test_resume_after_the_data_changed(flags, dataset, tmp_path):
+    flags = [*flags, "--dataset", str(dataset)]
+    run([*flags, "--output", str(tmp_path / "run")])
+    spoil(dataset / "items.tsv", 1, "S00000\tanother title")
+    with pytest.raises(runner.TransrecError, match=r"items.tsv: has changed since .* was started"):
+        run(["--resume", str(tmp_path / "run"), "--epochs", "3"])
+
+
+def test_device_that_is_not_there(fails):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert "--device cuda:" in fails("--device", "cuda")
+
+
+def test_a_message_and_status_2_from_the_shell(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--dataset", str(tmp_path / "x")], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
