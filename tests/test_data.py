@@ -57,7 +57,8 @@ def test_sequences_padded_and_flat(lists, width):
     for row, items in zip(padded, lists, strict=True):
         tail = items[-width:]
         assert row.tolist() == [0] * (width - len(tail)) + tail
-    values, owner = sequences.flat(np.arange(len(lists))[::-1])
+    backwards = np.arange(len(lists))[::-1]
+    values, owner = sequences.flat(backwards), sequences.owners(backwards)
     assert values.tolist() == [item for x in lists[::-1] for item in x]
     assert owner.tolist() == [u for u, x in enumerate(lists[::-1]) for _ in x]
 

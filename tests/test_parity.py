@@ -152,7 +152,7 @@ def test_split_of_scientific(golden, scientific):
     assert split.kept.lengths.sum() == meta["interactions_used"]
     assert split.train.lengths.sum() == meta["train_interactions"]
     for part, ours in (("train", split.train), ("valid", split.validation), ("test", split.test)):
-        np.testing.assert_array_equal(ours.flat()[0], io[f"{part}_flat"])
+        np.testing.assert_array_equal(ours.flat(), io[f"{part}_flat"])
         np.testing.assert_array_equal(np.cumsum(ours.lengths), io[f"{part}_offsets"][1:])
         assert _json_hash([ours[user].tolist() for user in range(len(ours))]) == meta["sha256"][f"users_{part}"]
     counts = split.train_counts()
@@ -161,8 +161,8 @@ def test_split_of_scientific(golden, scientific):
     printed = ",".join(f"{p:.9f}" for p in popularity)
     assert hashlib.sha256(printed.encode()).hexdigest() == meta["sha256"]["pop_prob_list"]
     for part, key in (("validation", "valid"), ("test", "test")):
-        targets = getattr(split, part).only_last(1).flat()[0]
-        history, owner = split.history(part).flat()
+        targets = getattr(split, part).only_last(1).flat()
+        history, owner = split.history(part).flat(), split.history(part).owners()
         repeated = np.unique(owner[history == targets[owner]])
         assert len(repeated) == meta[f"{key}_targets_in_masked_history"]
     for item, number in meta["first10_item_ids"].items():

@@ -38,12 +38,16 @@ class Sequences:
         real = columns >= self.starts[users, None]
         return np.where(real, self.values[np.where(real, columns, 0)], 0)
 
-    def flat(self, users: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """All values of the given users one after the other, and for each the row (from 0) of its user."""
+    def flat(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """All values of the given users, one after the other."""
         lengths = self.lengths[users]
-        rows = np.repeat(np.arange(len(lengths)), lengths)
-        within = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self.values[np.repeat(self.starts[users], lengths) + within], rows
+        shift = self.starts[users] - (np.cumsum(lengths) - lengths)
+        return self.values[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
+
+    def owners(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """For each of the values that `flat` gives the row of its user among the given ones: int64."""
+        lengths = self.lengths[users]
+        return np.repeat(np.arange(len(lengths)), lengths)
 
     def without_last(self, count: int) -> "Sequences":
         """Each sequence less its last `count` values."""
@@ -142,7 +146,7 @@ class Split:
 
     def train_counts(self) -> np.ndarray:
         """How often each item occurs in the training sequences: int64 [n + 1], entry 0 (padding) is 0."""
-        return np.bincount(self.train.flat()[0], minlength=self.item_count + 1)
+        return np.bincount(self.train.flat(), minlength=self.item_count + 1)
 
 
 def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int) -> Split:
@@ -159,12 +163,14 @@ def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int
             f"(the longest sequence has {longest}); lower --min_seq_len"
         )
     kept = Sequences(sequences.values, sequences.starts[users], sequences.stops[users]).only_last(max_seq_len + 3)
-    values, _ = kept.flat()
-    item_rows, numbers = np.unique(values, return_inverse=True)
+    values = kept.flat()
+    touched = np.zeros(1 + values.max(), dtype=bool)
+    touched[values] = True
+    number = np.cumsum(touched, dtype=np.int32)
     stops = np.cumsum(kept.lengths)
     return Split(
-        item_rows=item_rows.astype(np.int64),
+        item_rows=np.flatnonzero(touched),
         user_rows=users,
-        kept=Sequences((numbers + 1).astype(np.int32), stops - kept.lengths, stops),
+        kept=Sequences(number[values], stops - kept.lengths, stops),
         max_seq_len=max_seq_len,
     )

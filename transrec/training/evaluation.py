@@ -7,6 +7,7 @@ ranked once.
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError
@@ -97,7 +98,7 @@ class Evaluator:
         """Embeddings of items 1..n, float32 [n, d], on every rank."""
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
-        for start in range(0, count, batch)[self.world.rank :: self.world.size]:
+        for start in self._mine(range(0, count, batch), "encode items"):
             items = torch.arange(start + 1, min(start + batch, count) + 1)
             with self.precision.autocast():
                 embeddings[start : start + batch] = recommender.item_encoder(*self.features.inputs(items)).float()
@@ -138,17 +139,21 @@ class Evaluator:
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
         ranks = torch.zeros(len(sequences), dtype=torch.float64, device=items.device)
-        starts = range(0, len(sequences), USERS_ENCODED_AT_ONCE)
-        for start in starts[self.world.rank :: self.world.size]:
+        for start in self._mine(range(0, len(sequences), USERS_ENCODED_AT_ONCE), f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_ENCODED_AT_ONCE, len(sequences)))
             vectors = user_vectors(users)
             self._check_finite(vectors, "user vectors")
             on_device = (
                 torch.from_numpy(array).long().to(items.device)
-                for array in (sequences.values[sequences.stops[users] - 1], *history.flat(users))
+                for array in (sequences.only_last(1).flat(users), history.flat(users), history.owners(users))
             )
             ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
         return self.world.sum(ranks).cpu().numpy()
+
+    def _mine(self, blocks: range, what: str) -> tqdm:
+        """This rank's share of the blocks, with a bar on the main rank once it takes a while."""
+        share = blocks[self.world.rank :: self.world.size]
+        return tqdm(share, desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main)
 
     @staticmethod
     def _check_finite(tensor: Tensor, what: str) -> None:
