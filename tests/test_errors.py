@@ -125,6 +125,11 @@ def test_sizes_that_do_not_go_together(fails):
     assert "--title_tokens 100: the text encoder takes at most 40" in fails("--title_tokens", "100")
 
 
+def test_values_out_of_range(fails):
+    assert fails("--dropout", "1.5") == "error: --dropout 1.5: must be below 1"
+    assert fails("--cutoffs", "0", "5") == "error: --cutoffs [0, 5]: must be at least 1"
+
+
 def test_dataset_not_given(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["adapter.py"])
     with pytest.raises(SystemExit):

@@ -132,6 +132,12 @@ def test_mixed_precision_follows_fp32(flags, tmp_path, precision):
     assert all(tensor.dtype == torch.float32 for tensor in best(tmp_path / "moving").values())
 
 
+def test_tensorboard(flags, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    run([*flags, "--output", str(tmp_path), "--tensorboard"])
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
 def test_gradient_clipping(flags, tmp_path):
     result = run([*flags, "--output", str(tmp_path), "--clip_grad_norm", "0.1"])
     assert result["epochs_trained"] == 2
@@ -296,4 +302,6 @@ def test_a_script_runs_from_its_own_folder_with_relative_paths(flags, tmp_path):
         str(tmp_path / "r"),
     ]
     finish(start("frozen.py", arguments, cwd=SCRIPTS))
-    assert (tmp_path / "r" / "result.json").exists()
+    # Paths are kept absolute: the run means the same from any other folder.
+    finish(start("frozen.py", ["--resume", str(tmp_path / "r"), "--epochs", "3"], cwd=tmp_path))
+    assert len(numbers(tmp_path / "r")["epochs"]) == 3

@@ -69,6 +69,11 @@ class ModelOptions(Options):
         "auto", "The backbone's own dropout in training; auto: on where its weights train, off where they are frozen."
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dropout >= 1:
+            raise TransrecError(f"--dropout {self.dropout}: must be below 1")
+
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):

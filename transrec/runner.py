@@ -109,14 +109,27 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     settings = Settings(method, *groups, method_options)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
-    settings = dataclasses.replace(
-        settings, data=dataclasses.replace(settings.data, dataset=str(resolve(settings.data.dataset)))
-    )
+    settings = _with_absolute_paths(settings)
     now = settings.as_dict()
     if changed := [k for k, v in stored.items() if k in now and k not in MAY_CHANGE and now[k] != v]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return settings
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """The same settings, meaning the same whatever folder they are read from later."""
+
+    def changed(options, **paths):
+        return dataclasses.replace(options, **{name: str(path) for name, path in paths.items() if path})
+
+    data, model, run = settings.data, settings.model, settings.run
+    return dataclasses.replace(
+        settings,
+        data=changed(data, dataset=resolve(data.dataset), cache_dir=data.cache_dir and resolve(data.cache_dir)),
+        model=changed(model, text_encoder=backbone.find_backbone(model.text_encoder)),
+        run=changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
+    )
 
 
 def execute(settings: Settings) -> dict[str, Any]:
@@ -266,10 +279,9 @@ def load_run(folder: str | Path) -> Recommender:
     folder = resolve(folder)
     path = _checkpoint_file(folder)
     stored = read_options(folder)
-    flags = [f for f in (*GROUPS, methods.get(stored["method"]).Options)]
     groups = [
-        options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name not in ("resume",)})
-        for options in flags
+        options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
+        for options in (*GROUPS, methods.get(stored["method"]).Options)
     ]
     settings = Settings(stored["method"], *groups)
     tensors, description = checkpoint.read(path)
@@ -342,7 +354,7 @@ def _features(settings: Settings, dataset: Dataset, world: World) -> TextFeature
     if settings.model.item_tower == "id":
         return IdFeatures(world.device)
     data = settings.data
-    cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else None
+    cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")
     tokenizer = backbone.load_tokenizer(settings.model.text_encoder)
