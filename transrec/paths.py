@@ -48,6 +48,9 @@ def atomic_write(path: Path):
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        # As any other new file: some writers make theirs readable by their owner alone.
+        os.umask(umask := os.umask(0))
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

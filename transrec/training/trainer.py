@@ -5,6 +5,7 @@ import signal
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ from transrec.training.profiler import peak_memory_mib
 from transrec.training.run import Run
 
 SELECTED_BY = "HR@10"
+# Buffers are constants here, no need to send them each step; newer torch has another name for saying so.
+_BUFFERS_FLAG = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in signature(DistributedDataParallel).parameters
+)
 STEPS_BETWEEN_LOSS_CHECKS = 50
 
 
@@ -103,7 +110,7 @@ class Trainer:
         self.model: nn.Module = recommender
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(recommender, device_ids=devices, broadcast_buffers=False)
+            self.model = DistributedDataParallel(recommender, device_ids=devices, **{_BUFFERS_FLAG: False})
         self._signal: int | None = None
         self._pending: list[Tensor] = []
 
