@@ -2,8 +2,8 @@
 
     python benchmarks/distinct_items.py --dataset Dataset/Scientific
 
-"every slot" encodes each of the B (L + 1) sequence slots, padding included, and one negative for each position, as the
-published programs do; "real slots" leaves padding out; "distinct" is what transrec encodes.
+"every slot" encodes each of the B (L + 1) sequence slots, padding included, and under the sasrec objective a negative
+beside each, as the published programs do; "real slots" leaves padding out; "distinct" is what transrec encodes.
 """
 
 import argparse

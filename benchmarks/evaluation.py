@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from transrec.reports.tables import markdown
-from transrec.training.evaluation import USERS_ENCODED_AT_ONCE, Ranker
+from transrec.training.evaluation import USERS_AT_ONCE, Ranker
 
 USERS, ITEMS, WIDTH = 12_000, 20_000, 64
 
@@ -22,8 +22,8 @@ USERS, ITEMS, WIDTH = 12_000, 20_000, 64
 def blocks(users, items, targets, history, offsets, memory: int) -> torch.Tensor:
     ranker = Ranker(items, memory, "seen")
     ranks = []
-    for start in range(0, USERS, USERS_ENCODED_AT_ONCE):
-        stop = min(start + USERS_ENCODED_AT_ONCE, USERS)
+    for start in range(0, USERS, USERS_AT_ONCE):
+        stop = min(start + USERS_AT_ONCE, USERS)
         seen = history[offsets[start] : offsets[stop]]
         owner = torch.repeat_interleave(torch.arange(stop - start), offsets[start : stop + 1].diff())
         ranks.append(ranker.ranks(users[start:stop], targets[start:stop], seen, owner))

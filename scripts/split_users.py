@@ -42,6 +42,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for source/ and target/")
     parser.add_argument("--share", type=float, default=1.0, help="keep this fraction of each half's users (default: 1)")
     arguments = parser.parse_args()
+    if not 0 < arguments.share <= 1:
+        parser.error(f"--share {arguments.share}: must be above 0 and at most 1")
     try:
         for name, count in split_users(resolve(arguments.dataset), arguments.out, arguments.share).items():
             print(f"{arguments.out / name}: {count:,} users")

@@ -11,6 +11,8 @@ import torch
 from conftest import REPOSITORY, run
 
 from transrec import runner
+from transrec.data.demo import make_text_backbone
+from transrec.errors import TransrecError
 from transrec.training import checkpoint
 
 SCRIPT = REPOSITORY / "Downstream" / "Text" / "script" / "adapter_houlsby.py"
@@ -163,11 +165,61 @@ def test_encoder_with_weights_of_another_model(fails, backbones, tmp_path):
     assert "the weights file lacks 16 tensors of the model, encoder.layer.2." in message
 
 
+def test_encoder_of_other_widths_than_its_weights(fails, backbones, tmp_path):
+    from transformers import BertConfig
+
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    config = BertConfig.from_pretrained(folder)
+    config.hidden_size = 48
+    config.save_pretrained(folder)
+    assert "holds no text encoder that can be loaded (RuntimeError" in fails("--text_encoder", str(folder))
+
+
+def test_encoder_that_reads_images(fails, backbones, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    folder = shutil.copytree(backbones["bert"], tmp_path / "vit")
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    ViTModel(config).save_pretrained(folder)
+    message = fails("--text_encoder", str(folder))
+    assert "not text" in message or "holds no tokenizer that can be loaded" in message
+
+
+def test_encoder_without_a_tokenizer(fails, backbones, tmp_path):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "bert: no tokenizer there (tokenizer.json, vocab.txt" in fails("--text_encoder", str(folder))
+
+
+def test_tokenizer_of_another_model(fails, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    make_text_backbone(tmp_path / "bert", hidden_size=32)
+    config = BertConfig.from_pretrained(tmp_path / "bert")
+    config.vocab_size = 60
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    message = fails("--text_encoder", str(tmp_path / "bert"))
+    assert "the model knows 60; the folder's tokenizer and weights are of different models" in message
+
+
+def test_titles_the_tokenizer_does_not_know(fails, dataset):
+    items = [line.split("\t")[0] for line in (dataset / "items.tsv").read_text().splitlines()]
+    (dataset / "items.tsv").write_text("".join(f"{item}\t灯 红\n" for item in items))
+    assert "100% of the titles' word pieces are unknown to its tokenizer" in fails()
+
+
+def test_broken_config(fails, backbones, tmp_path):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    (folder / "config.json").write_text("{")
+    assert f"{folder}: holds no t" in fails("--text_encoder", str(folder))
+
+
 def test_encoder_with_truncated_weights(fails, backbones, tmp_path):
     folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "its weights file is damaged" in fails("--text_encoder", str(folder))
+    assert "bert: holds no text encoder that can be loaded (SafetensorError" in fails("--text_encoder", str(folder))
 
 
 @pytest.fixture
@@ -233,26 +285,54 @@ def test_output_that_cannot_be_written(fails, tmp_path):
 def test_read_only_output(flags, domain):
     if not Path("/proc/self").exists():
         pytest.skip("needs a folder that even root cannot write to")
-    with pytest.raises(runner.TransrecError, match=r"/proc/run.*cannot write there"):
+    with pytest.raises(TransrecError, match=r"/proc/run.*cannot write there"):
         run([*flags, "--output", "/proc/run"])
+
+
+def test_a_failed_start_leaves_no_folder_and_can_be_repeated(fails, tmp_path, flags):
+    fails("--text_encoder", "no-such-bert")
+    assert not (tmp_path / "run").exists()
+    run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1"])
+
+
+def test_dataset_json_that_is_wrong(fails, dataset):
+    (dataset / "dataset.json").write_text('{"users": 3}')
+    assert "dataset.json: 'users' is 3; it must be a file's name" in fails()
+    (dataset / "dataset.json").write_text("[")
+    assert "dataset.json: not JSON like" in fails()
+
+
+def test_unknown_flag(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["adapter.py", "--wierd", "3"])
+    with pytest.raises(SystemExit) as exit_:
+        runner.adapt("houlsby")
+    assert exit_.value.code == 2 and "unknown: --wierd 3; --help lists the flags" in capsys.readouterr().err
 
 
 def test_output_that_holds_a_run(fails, source):
     assert f"holds a run already; continue it with --resume {source}" in fails("--output", str(source))
 
 
-def test_resume_of_nothing_and_with_other_options(fails, source, tmp_path, flags):
+def test_resume_of_nothing_and_with_other_options(source, tmp_path):
+    def fails(*arguments):
+        with pytest.raises(TransrecError) as caught:
+            run(list(arguments))
+        return str(caught.value)
+
     assert "holds no run" in fails("--resume", str(tmp_path / "nothing"))
-    flags[:] = []
-    message = fails("--resume", str(source), "--lr", "0.5", "--dataset", str(tmp_path / "set"))
+    assert "say which run" in fails("--resume")
+    assert "name two runs" in fails("--resume", str(source), "--output", str(tmp_path / "other"))
+    message = fails("--resume", str(source), "--lr", "0.5")
     assert "cannot be resumed with" in message and "--lr 0.5 (was 0.0001)" in message
+    run(["--resume", str(source), "--epochs", "3"])
+    assert "--epochs 2: the run has begun epoch 3 already" in fails("--resume", str(source), "--epochs", "2")
 
 
 def test_resume_after_the_data_changed(flags, dataset, tmp_path):
     flags = [*flags, "--dataset", str(dataset)]
     run([*flags, "--output", str(tmp_path / "run")])
     spoil(dataset / "items.tsv", 1, "S00000\tanother title")
-    with pytest.raises(runner.TransrecError, match=r"items.tsv: has changed since .* was started"):
+    with pytest.raises(TransrecError, match=r"items.tsv: has changed since .* was started"):
         run(["--resume", str(tmp_path / "run"), "--epochs", "3"])
 
 
@@ -263,8 +343,7 @@ def test_device_that_is_not_there(fails):
 
 
 def test_a_message_and_status_2_from_the_shell(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--dataset", str(tmp_path / "x")], capture_output=True, text=True
-    )
+    command = [sys.executable, str(SCRIPT), "--dataset", str(tmp_path / "x"), "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

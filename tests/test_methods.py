@@ -1,6 +1,7 @@
 """Every method over every backbone and place: what trains, what it changes, what is saved."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,34 @@ def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split,
     assert evaluator.evaluate(loaded, "test") == result["test"]
     if name == "houlsby" and from_source:
         assert all(".adapter." in tensor_name for tensor_name in tensors)
+
+
+@pytest.mark.parametrize("name,more", [("frozen", ["--random_backbone"]), ("houlsby", ["--train_recommender", "no"])])
+def test_what_was_drawn_at_random_and_stayed_frozen_is_drawn_again(flags, tmp_path, name, more):
+    run([*flags, "--output", str(tmp_path), "--epochs", "1", "--seed", "7", *more], name)
+    tensors, _ = checkpoint.read(tmp_path / "checkpoints" / "best.safetensors")
+    torch.manual_seed(99)
+    # load_run itself compares the hash of all that the checkpoint does not hold.
+    assert set(tensors) == trained_names(load_run(tmp_path))
+
+
+def test_a_frozen_run_brings_its_own_base_along(flags, tmp_path):
+    """source -> frozen from it -> full from that: the last start needs both checkpoints, and one flag."""
+    source = ["--checkpoint", str(tmp_path / "source")]
+    run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
+    run([*flags, "--output", str(tmp_path / "frozen"), "--epochs", "1", *source], "frozen")
+    still = ["--lr", "0", "--backbone_lr", "0", "--epochs", "1", "--checkpoint", str(tmp_path / "frozen")]
+    run([*flags, "--output", str(tmp_path / "full"), *still])
+    frozen, full = load_run(tmp_path / "frozen"), load_run(tmp_path / "full")
+    for parameter_name, parameter in frozen.named_parameters():
+        assert torch.equal(parameter, full.get_parameter(parameter_name))
+
+
+def test_a_run_that_trained_everything_needs_nothing_else(flags, tmp_path, backbones):
+    encoder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    run([*flags, "--text_encoder", str(encoder), "--output", str(tmp_path / "run"), "--epochs", "1"])
+    (encoder / "model.safetensors").unlink()
+    load_run(tmp_path / "run")
 
 
 def test_adapters_without_a_source_train_the_recommender_too(flags, tmp_path):

@@ -169,6 +169,32 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags
     assert all(torch.isfinite(tensor).all() for tensor in load_file(kept.with_name("last.safetensors")).values())
 
 
+def test_a_gradient_that_spoils_the_weights_never_reaches_a_checkpoint(flags, tmp_path, monkeypatch):
+    """The loss of the last step before a save is finite, what its gradient makes of the weights is not."""
+    from transrec.training.trainer import Trainer
+
+    original = Trainer._step
+
+    def spoilt(self, pieces):
+        loss = original(self, pieces)
+        if (self.state.epoch, self.state.step) == (2, 3):
+            next(iter(self.trained.values())).data.view(-1)[0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(Trainer, "_step", spoilt)
+    with pytest.raises(TransrecError, match=r"epoch 2, step 4 of 8: the weights are no longer finite"):
+        run([*flags, "--output", str(tmp_path), "--save_steps", "2"])
+    state, description = checkpoint.read(tmp_path / "checkpoints" / "last.safetensors")
+    assert description["state"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_any_script_resumes_any_run(flags, tmp_path):
+    run([*flags, "--output", str(tmp_path)], "full")
+    runner.execute(runner.parse(["--resume", str(tmp_path), "--epochs", "3"], "houlsby", {"item_bottleneck": 8}))
+    assert len(numbers(tmp_path)["epochs"]) == 3
+
+
 @pytest.fixture(scope="module")
 def long_flags(tmp_path_factory, backbones):
     """Flags of a run whose epochs take long enough to be killed in."""
@@ -208,14 +234,15 @@ def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_
     process.send_signal(signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     assert not (folder / "result.json").exists()
-    # What a kill in the middle of writing would leave.
-    (folder / "checkpoints" / ".last.safetensors.1.tmp").write_bytes(b"half")
+    # What a kill in the middle of writing leaves, ours and that of safetensors.
+    for name in (".last.safetensors.1.tmp", ".tmpAbCdEf"):
+        (folder / "checkpoints" / name).write_bytes(b"half")
 
     output = finish(start("adapter_houlsby.py", ["--resume", str(folder)]))
     step = int(re.search(r"resumed +epoch 2, step (\d+)", output)[1])
     assert step >= 14 if save_steps else step == 0
     assert_same_run(unbroken, folder)
-    assert not list(folder.rglob("*.tmp"))
+    assert not list(folder.rglob(".*tmp*"))
 
 
 def test_sigterm_finishes_the_step_saves_and_leaves(long_flags, unbroken, tmp_path):
@@ -228,6 +255,19 @@ def test_sigterm_finishes_the_step_saves_and_leaves(long_flags, unbroken, tmp_pa
     assert f"stopped by SIGTERM and saved; continue with --resume {folder}" in output
     finish(start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--resume"]))
     assert_same_run(unbroken, folder)
+
+
+def test_two_processes_stop_together_and_resume_to_the_same_numbers(long_flags, tmp_path):
+    two = [*long_flags, "--nproc", "2"]
+    finish(start("adapter_houlsby.py", [*two, "--output", str(tmp_path / "whole")]))
+    folder = tmp_path / "parts"
+    process = start("adapter_houlsby.py", [*two, "--output", str(folder)])
+    wait_for_state(folder, lambda epoch, step: epoch == 2)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM and saved" in finish(process, 1)
+    finish(start("adapter_houlsby.py", ["--resume", str(folder), "--nproc", "2"]))
+    assert_same_run(tmp_path / "whole", folder)
 
 
 def test_resuming_a_finished_run_with_more_epochs(flags, tmp_path):

@@ -23,6 +23,7 @@ from transrec.models.items import TextItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
+from transrec.paths import resolve
 from transrec.training import checkpoint
 
 TEXT = r"bert_encoder\.text_encoders\.title\."
@@ -147,10 +148,11 @@ def load_original(
 
     Raises TransrecError when the file cannot be read, and when a tensor has no place or a place no tensor.
     """
-    path = Path(path)
+    path = resolve(path)
     original = read_original(path)
     sizes = original.sizes
-    if original.adapted != (method is not None and method != "full"):
+    name = method or "full"
+    if original.adapted != issubclass(methods.get(name).Options, methods.InsertOptions):
         raise TransrecError(
             f"{path}: holds adapters; say which method with method=..."
             if original.adapted
@@ -161,7 +163,6 @@ def load_original(
         SASRec(sizes["embedding_dim"], sizes["max_seq_len"], sizes["blocks"], heads, dropout),
         OBJECTIVES[objective](),
     )
-    name = method or "full"
     options = method_options or _options_from(original, name, recommender)
     methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5))
     checkpoint.load_into(recommender, path, original.tensors)

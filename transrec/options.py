@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from transrec.errors import TransrecError
+from transrec.paths import resolve
 
 
 def flag(default: Any, help: str, **argument: Any) -> Any:
@@ -93,7 +94,9 @@ class TrainingOptions(Options):
     batch_size: int = flag(32, "Users in a step, over all processes: results do not depend on how many there are.")
     lr: float = flag(1e-4, "Learning rate of the recommender: projection and user encoder, where they train.")
     backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
-    accumulate: int = flag(1, "Work through each batch in this many pieces, to save memory.")
+    accumulate: int = flag(
+        1, "Work through each batch in this many pieces, to save memory (in_batch: candidates are those of a piece)."
+    )
     clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this; 0: do not.")
     patience: int = flag(10, "Stop after this many epochs without a better validation HR@10.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32.")
@@ -138,7 +141,8 @@ class RunOptions(Options):
     )
     save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
     nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
-    device: str = flag("auto", "auto, cpu, cuda.")
+    device: str = flag("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
+    deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")
     tensorboard: bool = flag(False, "Also log to RUN/tensorboard (needs the tensorboard package).")
 
     def __post_init__(self):
@@ -148,7 +152,9 @@ class RunOptions(Options):
                 raise TransrecError("--resume: say which run, as --resume RUN or with --output RUN")
             object.__setattr__(self, "resume", self.output)
         if self.resume:
-            object.__setattr__(self, "output", self.resume)
+            if self.output and resolve(self.output) != resolve(self.resume):
+                raise TransrecError(f"--resume {self.resume} and --output {self.output} name two runs; leave one out")
+            object.__setattr__(self, "output", str(resolve(self.resume)))
 
     @property
     def run_folder(self) -> Path | None:

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from transrec import interop, methods
 from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import IdFeatures, TextFeatures, cached_tokens
-from transrec.data.dataset import Dataset, load_dataset
+from transrec.data.dataset import Dataset, find_file, load_dataset
 from transrec.errors import TransrecError
 from transrec.methods import MethodOptions, TrainableGroup
 from transrec.models import backbone
@@ -31,13 +32,17 @@ from transrec.training import checkpoint, distributed
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
-from transrec.training.profiler import environment, parameter_table
+from transrec.training.profiler import device_name, environment, parameter_table
 from transrec.training.run import Run, read_options
 from transrec.training.trainer import Interrupted, Trainer
 
+SECONDS_FOR_MAIN_TO_SPEAK = 3
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # What a resumed run may be given anew without changing its numbers up to here.
-MAY_CHANGE = {"epochs", "patience", "nproc", "device", "output", "resume", "save_steps", "tensorboard", "cache_dir"}
+MAY_CHANGE = {
+    *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir"),
+    *("nproc", "device", "deterministic", "eval_memory", "eval_batch"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,11 @@ def adapt(method: str, **defaults: Any) -> None:
         distributed.relaunch(settings.run.nproc)
         execute(settings)
     except TransrecError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"error: {error}", file=sys.stderr)
+        if rank := int(os.environ.get("RANK", 0)):
+            # What went wrong everywhere is the main process's to say; torchrun ends the others when that one leaves.
+            time.sleep(SECONDS_FOR_MAIN_TO_SPEAK)
+            print(f"process {rank}: ", end="", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Interrupted as stop:
         sys.exit(128 + stop.signal_number)
@@ -93,20 +101,23 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     early, _ = first.parse_known_args(arguments)
     stored: dict[str, Any] = {}
     resumed = (early.resume or early.output) if early.resume is not None else None
-    if (resumed and (Path(resumed).expanduser() / "options.json").exists()) or early.resume:
-        stored = read_options(Path(resumed).expanduser())
-        stored.pop("files", None)
-    method = early.method or stored.get("method", method)
-    method_class = methods.get(method)
+    if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
+        stored = read_options(resolve(resumed))
+    chosen = early.method or stored.get("method", method)
 
-    parser = HfArgumentParser([*GROUPS, method_class.Options], allow_abbrev=False)
-    parser.add_argument("--method", default=method, help=f"The method: {', '.join(methods.names())}.")
-    known = {action.dest for action in parser._actions}
-    if unknown := set(defaults) - known:
+    parser = HfArgumentParser([*GROUPS, methods.get(chosen).Options], allow_abbrev=False)
+    parser.add_argument("--method", default=chosen, help=f"The method: {', '.join(methods.names())}.")
+    known = {action.dest for action in parser._actions} - {"resume", "output"}
+    unknown = set(defaults) - known
+    if unknown and chosen == method:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
-    parser.set_defaults(**defaults | {k: v for k, v in stored.items() if k in known and k not in ("resume", "output")})
-    *groups, method_options, _ = parser.parse_args_into_dataclasses(args=arguments)
-    settings = Settings(method, *groups, method_options)
+    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known})
+    *groups, method_options, _, rest = parser.parse_args_into_dataclasses(
+        args=arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}; --help lists the flags")
+    settings = Settings(chosen, *groups, method_options)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
@@ -124,9 +135,16 @@ def _with_absolute_paths(settings: Settings) -> Settings:
         return dataclasses.replace(options, **{name: str(path) for name, path in paths.items() if path})
 
     data, model, run = settings.data, settings.model, settings.run
+    folder = resolve(data.dataset)
     return dataclasses.replace(
         settings,
-        data=changed(data, dataset=resolve(data.dataset), cache_dir=data.cache_dir and resolve(data.cache_dir)),
+        data=changed(
+            data,
+            dataset=folder,
+            users_file=data.users_file and find_file(folder, "users", data.users_file),
+            items_file=data.items_file and find_file(folder, "items", data.items_file),
+            cache_dir=data.cache_dir and resolve(data.cache_dir),
+        ),
         model=changed(model, text_encoder=backbone.find_backbone(model.text_encoder)),
         run=changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
     )
@@ -142,25 +160,49 @@ def execute(settings: Settings) -> dict[str, Any]:
     started = datetime.now()
     # One bar for each long step of ours is enough.
     disable_progress_bar()
-    world = distributed.start(settings.run.device)
-    precision = Precision(settings.training.precision, world.device)
+    world = distributed.start(settings.run.device, settings.run.deterministic)
     folder = settings.run.run_folder or _default_folder(settings, started, world)
     run = Run(folder, world.is_main, resume=bool(settings.run.resume))
-    run.log(f"{settings.method} on {settings.data.dataset}")
+    try:
+        trainer, table = _prepare(settings, run, world)
+    except TransrecError:
+        run.discard()
+        raise
+    try:
+        outcome = trainer.fit()
+    except Interrupted as stop:
+        run.log(f"stopped by {stop} and saved; continue with --resume {run.folder}")
+        raise
+    result = {
+        "method": settings.method,
+        "dataset": Path(settings.data.dataset).name,
+        **outcome,
+        "popularity": trainer.evaluator.popularity("test"),
+        "trainable_parameters": sum(row["parameters"] for row in table if row["lr"] is not None),
+        "total_parameters": sum(row["parameters"] for row in table),
+        "parameters": table,
+        "checkpoint_bytes": run.best.stat().st_size,
+        "precision": trainer.precision.name,
+        "seed": settings.training.seed,
+        "wall_seconds": (datetime.now() - started).total_seconds(),
+        "environment": environment(world.device, world.size),
+    }
+    run.write_result(result)
+    for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
+        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+    run.log(f"result      {run.folder / 'result.json'}")
+    return result
 
-    dataset = load_dataset(
-        settings.data.dataset,
-        settings.data.max_seq_len,
-        settings.data.min_seq_len,
-        settings.data.users_file,
-        settings.data.items_file,
-    )
+
+def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[dict[str, Any]]]:
+    """All that comes before the first step, every check included: the trainer, and the table of what trains."""
+    run.log(f"{settings.method} on {settings.data.dataset}")
+    data = settings.data
+    dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
     run.log(f"data        {dataset.summary}")
     files = _data_files(run, settings, dataset)
-
-    torch.manual_seed(settings.training.seed)
     features = _features(settings, dataset, world)
-    recommender = build_recommender(settings.model, settings.data, dataset.split.item_count)
+    recommender = build_recommender(settings, dataset.split.item_count)
     if settings.run.checkpoint:
         load_start(recommender, settings)
     groups = apply_method(recommender, settings)
@@ -177,14 +219,9 @@ def execute(settings: Settings) -> dict[str, Any]:
         ranks=world.size,
         pieces=settings.training.accumulate,
     )
-    evaluator = Evaluator(dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision)
+    precision = Precision(settings.training.precision, world.device)
+    evaluator = Evaluator(dataset.split, features, settings.evaluation, data.mask_history, world, precision)
     table = parameter_table(recommender, groups)
-    environment_ = environment(world.device, world.size)
-    _announce(run, settings, table, environment_, precision, len(batches))
-    # From here on the folder holds a run; a start that failed before can simply be repeated.
-    run.write_options(settings.as_dict() | {"output": str(run.folder), "resume": None, "files": files})
-
-    description = describe(settings, recommender)
     trainer = Trainer(
         recommender,
         groups,
@@ -194,48 +231,32 @@ def execute(settings: Settings) -> dict[str, Any]:
         run,
         world,
         precision,
-        description,
+        describe(settings, recommender),
         save_steps=settings.run.save_steps,
         writer=_tensorboard(settings, run),
     )
+    _announce(run, settings, table, world, precision, len(batches))
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
-    try:
-        outcome = trainer.fit()
-    except Interrupted as stop:
-        run.log(f"stopped by {stop} and saved; continue with --resume {run.folder}")
-        raise
-    result = {
-        "method": settings.method,
-        "dataset": dataset.name,
-        **outcome,
-        "popularity": evaluator.popularity("test"),
-        "trainable_parameters": sum(row["parameters"] for row in table if row["lr"] is not None),
-        "total_parameters": sum(row["parameters"] for row in table),
-        "parameters": table,
-        "checkpoint_bytes": run.best.stat().st_size,
-        "precision": precision.name,
-        "seed": settings.training.seed,
-        "wall_seconds": (datetime.now() - started).total_seconds(),
-        "environment": environment_,
-    }
-    run.write_result(result)
-    for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
-        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-    run.log(f"result      {run.folder / 'result.json'}")
-    return result
+    # From here on the folder holds a run; a start that failed before can simply be repeated.
+    run.write_options(settings.as_dict() | {"output": str(run.folder), "resume": None, "files": files})
+    return trainer, table
 
 
-def build_recommender(model: ModelOptions, data: DataOptions, item_count: int) -> Recommender:
-    """A recommender before any checkpoint or method. Raises TransrecError for an unknown or unfit text encoder."""
+def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
+    """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
+
+    Raises TransrecError for an unknown or unfit text encoder.
+    """
+    torch.manual_seed(settings.training.seed)
+    model, data = settings.model, settings.data
     if model.item_tower == "id":
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
     else:
         config = backbone.load_config(model.text_encoder)
         backbone.check_text_length(config, data.title_tokens)
-        weights = (
-            backbone.build_backbone(config) if model.random_backbone else backbone.load_backbone(model.text_encoder)
-        )
+        drawn = model.random_backbone or not load_weights
+        weights = backbone.build_backbone(config) if drawn else backbone.load_backbone(model.text_encoder)
         item_encoder = TextItemEncoder(weights, model.embedding_dim)
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
@@ -251,21 +272,32 @@ def load_start(recommender: Recommender, settings: Settings) -> None:
 
     Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
     """
-    path = _checkpoint_file(settings.run.checkpoint)
-    ours = _sizes(settings)
+    _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
+
+
+def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, Any]) -> None:
+    path = _checkpoint_file(given)
     if path.suffix in (".pt", ".pth", ".bin"):
         original = interop.read_original(path)
         if original.adapted:
             raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
-        checkpoint.check_sizes(path, original.sizes, ours)
+        checkpoint.check_sizes(path, original.sizes, sizes)
         checkpoint.load_into(recommender, path, original.tensors)
         return
     tensors, description = checkpoint.read(path)
     if "state" in description:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
-    _check_plain(path, description)
-    checkpoint.check_sizes(path, description["sizes"], ours)
-    checkpoint.load_into(recommender, path, tensors, description["base"]["frozen_sha256"])
+    base = description["base"]
+    if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
+        trained_on = base["checkpoint"] or "the text encoder alone"
+        raise TransrecError(
+            f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
+            f"--checkpoint takes a recommender without adapters"
+        )
+    checkpoint.check_sizes(path, description["sizes"], sizes)
+    if base["frozen_sha256"] and base["checkpoint"]:
+        _load_plain(recommender, base["checkpoint"], sizes)
+    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
 
 
 def load_run(folder: str | Path) -> Recommender:
@@ -285,11 +317,14 @@ def load_run(folder: str | Path) -> Recommender:
     ]
     settings = Settings(stored["method"], *groups)
     tensors, description = checkpoint.read(path)
-    recommender = build_recommender(settings.model, settings.data, description["item_count"])
-    if settings.run.checkpoint:
+    base = description["base"]
+    # A run that trained everything needs nothing else.
+    needs_base = bool(base["frozen_sha256"])
+    recommender = build_recommender(settings, description["item_count"], load_weights=needs_base)
+    if settings.run.checkpoint and needs_base:
         load_start(recommender, settings)
     apply_method(recommender, settings)
-    checkpoint.load_into(recommender, path, tensors, description["base"]["frozen_sha256"])
+    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
     return recommender.eval()
 
 
@@ -329,15 +364,6 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
 
 
-def _check_plain(path: Path, description: dict[str, Any]) -> None:
-    if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
-        base = description["base"]["checkpoint"] or "the text encoder alone"
-        raise TransrecError(
-            f"{path}: holds only the adapters of method {description['method']}, trained on {base}; "
-            f"--checkpoint takes a recommender without adapters"
-        )
-
-
 def _checkpoint_file(given: str | Path) -> Path:
     """A checkpoint from a run folder or a file. Raises TransrecError when there is none."""
     path = resolve(given)
@@ -357,12 +383,15 @@ def _features(settings: Settings, dataset: Dataset, world: World) -> TextFeature
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")
-    tokenizer = backbone.load_tokenizer(settings.model.text_encoder)
+    name = settings.model.text_encoder
+    tokenizer = backbone.load_tokenizer(name)
 
     def tokens():
-        return cached_tokens(
+        made = cached_tokens(
             dataset.catalog, tokenizer, data.title_tokens, data.lower_case, cache_dir, progress=world.is_main
         )
+        backbone.check_tokens(made.input_ids, tokenizer, backbone.load_config(name), name)
+        return made
 
     # The main rank tokenises and fills the cache, the others read it.
     if world.is_main:
@@ -393,12 +422,10 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset) -> dict[str, str
     return files
 
 
-def _announce(run, settings: Settings, table, environment_, precision: Precision, steps: int) -> None:
+def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:
     """Say what is about to happen."""
-    run.log(
-        f"device      {environment_['device']}, {environment_['processes']} process(es), {precision.name}, "
-        f"torch {environment_['torch']}"
-    )
+    on = f"{device_name(world.device)}, {world.size} process(es), {precision.name}"
+    run.log(f"device      {on}, torch {torch.__version__}")
     run.log(f"results     {run.folder}")
     run.log(
         f"training    {settings.model.objective}, at most {settings.training.epochs} epochs of {steps:,} steps, "

@@ -119,7 +119,7 @@ def cached_tokens(
             with atomic_write(folder / name) as temporary:
                 save_file(vars(tokens), temporary, metadata={"key": header})
             break
-        except OSError:
+        except (OSError, SafetensorError):
             continue
     return tokens
 

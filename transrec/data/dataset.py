@@ -50,8 +50,10 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
             name = json.loads(described.read_text(encoding="utf-8")).get(role)
         except (ValueError, AttributeError) as error:
             raise TransrecError(f'{described}: not JSON like {{"users": "u.tsv", "items": "i.tsv"}}') from error
-        if name:
+        if isinstance(name, str):
             return folder / name
+        if name is not None:
+            raise TransrecError(f"{described}: {role!r} is {name!r}; it must be a file's name")
     found = sorted({path for pattern in PATTERNS[role] for path in folder.glob(pattern)})
     if len(found) == 1:
         return found[0]

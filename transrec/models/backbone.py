@@ -5,10 +5,14 @@ sub-layers, attention and feed-forward. Sites are found by structure, so that a 
 nobody listed, needs nothing here as long as it is built from such blocks. Our SASRec is one of them.
 """
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +22,8 @@ from transrec.paths import resolve
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
 # DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
 POSITION_NAME = re.compile(r"pos_")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+MOSTLY_UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -142,67 +148,75 @@ def find_backbone(name: str | Path) -> str:
     return str(name)
 
 
-def _missing_backbone(name: str | Path, what: str, error: Exception) -> TransrecError:
-    return TransrecError(
-        f"no {what} found for {str(name)!r}: it is not a folder, pretrained_models/{name} is not one either, and the "
-        f"hub did not give it ({str(error).splitlines()[0][:200]}); put the backbone into pretrained_models/ "
-        f"(see its README) or give a path"
-    )
+def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
+    """`load(place)`, with whatever goes wrong said in one line."""
+    place = find_backbone(name)
+    try:
+        return load(place)
+    except TransrecError:
+        raise
+    # Loading runs foreign code over foreign files: what it may raise has no end.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if Path(place).is_dir():
+            raise TransrecError(f"{place}: holds no {what} that can be loaded ({reason}); fetch it again") from error
+        raise TransrecError(
+            f"no {what} found for {str(name)!r}: it is no folder, none of pretrained_models/, and the hub did not "
+            f"give it ({reason}); put the backbone into pretrained_models/ (see its README) or give a path"
+        ) from error
 
 
 def load_config(name: str | Path):
     """The configuration of a backbone. Raises TransrecError when there is none."""
     from transformers import AutoConfig
 
-    try:
-        return AutoConfig.from_pretrained(find_backbone(name))
-    except (OSError, ValueError) as error:
-        raise _missing_backbone(name, "text encoder", error) from error
+    return _load(name, "text encoder", AutoConfig.from_pretrained)
 
 
 def load_tokenizer(name: str | Path):
     """The tokenizer of a text backbone. Raises TransrecError when there is none."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(find_backbone(name))
-    except (OSError, ValueError) as error:
-        raise _missing_backbone(name, "tokenizer", error) from error
+    def load(place: str):
+        # Without any of these transformers makes up an empty vocabulary, in which every word is unknown.
+        if Path(place).is_dir() and not any(file for p in TOKENIZER_FILES for file in Path(place).glob(p)):
+            raise TransrecError(f"{place}: no tokenizer there ({', '.join(TOKENIZER_FILES)}); copy its files too")
+        return AutoTokenizer.from_pretrained(place)
+
+    return _load(name, "tokenizer", load)
 
 
 def build_backbone(config) -> nn.Module:
-    """A text backbone of freshly drawn weights."""
+    """A text backbone of freshly drawn weights. Raises TransrecError when the model does not read text."""
     from transformers import AutoModel
 
-    return _without_pooler(AutoModel.from_config(config, dtype=torch.float32))
+    return _text_model(AutoModel.from_config(config, dtype=torch.float32), config.model_type)
 
 
 def load_backbone(name: str | Path) -> nn.Module:
     """A text backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
 
-    Raises TransrecError when it cannot be found, or when its weights file lacks part of the model.
+    Raises TransrecError when it cannot be found or loaded, does not read text, or when its weights file lacks part of
+    the model.
     """
     from transformers import AutoModel
 
-    place = find_backbone(name)
-    try:
+    def load(place: str):
         model, info = AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise _missing_backbone(name, "text encoder", error) from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise TransrecError(f"{place}: its weights file is damaged ({error}); fetch it again") from error
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise TransrecError(
-            f"{place}: the weights file lacks {len(missing)} tensors of the model, {missing[0]} for one; "
-            f"it is not the backbone that config.json describes"
-        )
-    return _without_pooler(model)
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if missing:
+            raise TransrecError(
+                f"{place}: the weights file lacks {len(missing)} tensors of the model, {missing[0]} for one; "
+                f"it is not the backbone that config.json describes"
+            )
+        return _text_model(model, place)
+
+    return _load(name, "text encoder", load)
 
 
-def _without_pooler(model: nn.Module) -> nn.Module:
+def _text_model(model: nn.Module, name: str) -> nn.Module:
+    if model.main_input_name != "input_ids":
+        raise TransrecError(f"{name}: a {type(model).__name__} reads {model.main_input_name}, not text")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
@@ -215,3 +229,19 @@ def check_text_length(config, length: int) -> None:
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     if positions and length + offset > positions:
         raise TransrecError(f"--title_tokens {length}: the text encoder takes at most {positions - offset}")
+
+
+def check_tokens(input_ids: np.ndarray, tokenizer, config, name: str) -> None:
+    """Raise TransrecError when tokenizer and model do not belong together, or the tokenizer does not know the texts."""
+    if (largest := int(input_ids.max())) >= getattr(config, "vocab_size", math.inf):
+        raise TransrecError(
+            f"{name}: the tokenizer gives token {largest}, the model knows {config.vocab_size}; "
+            f"the folder's tokenizer and weights are of different models"
+        )
+    words = ~np.isin(input_ids, [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id])
+    unknown = (input_ids == tokenizer.unk_token_id).sum() / max(1, words.sum())
+    if unknown > MOSTLY_UNKNOWN:
+        raise TransrecError(
+            f"{name}: {unknown:.0%} of the titles' word pieces are unknown to its tokenizer; "
+            f"check its vocabulary, the titles' language and --lower_case"
+        )

@@ -22,10 +22,16 @@ HEADER = "transrec"
 
 
 def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    """Write tensors and description under a temporary name, then rename."""
+    """Write tensors and description under a temporary name, then rename.
+
+    Raises TransrecError when it cannot be written; what stood under the name before stays.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
+    try:
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
+    except (OSError, SafetensorError) as error:
+        raise TransrecError(f"{path}: cannot be written ({error}); make room, then continue with --resume") from error
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

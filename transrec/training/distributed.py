@@ -59,11 +59,12 @@ def without_flag(arguments: list[str], name: str) -> list[str]:
     return kept
 
 
-def start(device: str) -> World:
+def start(device: str, deterministic: bool = True) -> World:
     """Join the ranks that torchrun started, or be alone.
 
     Args:
         device: "auto" (a GPU where there is one), or a torch device.
+        deterministic: have a GPU compute the same numbers from the same options; the CPU always does.
 
     Raises TransrecError for a device that is not there.
     """
@@ -75,14 +76,17 @@ def start(device: str) -> World:
         if chosen.type == "cuda":
             available = torch.cuda.device_count()
             chosen = torch.device("cuda", local_rank if size > 1 or chosen.index is None else chosen.index)
-            if chosen.index >= available:
+            # Asked of all processes alike, so that none waits for another that gave up.
+            if max(chosen.index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > available:
                 raise RuntimeError(f"this machine has {available} GPUs")
             torch.cuda.set_device(chosen)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise TransrecError(f"--device {device}: {error}; use --device cpu or fewer processes") from error
-    if chosen.type == "cuda":
-        _make_deterministic()
+    if chosen.type == "cuda" and deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
     if size > 1 and not distributed.is_initialized():
         distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     return World(rank, size, chosen)
@@ -92,11 +96,3 @@ def stop() -> None:
     """Leave the ranks."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def _make_deterministic() -> None:
-    """Ask for the same numbers from the same options on one GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.benchmark = False

@@ -17,7 +17,7 @@ from transrec.training.distributed import World
 from transrec.training.metrics import summarise
 from transrec.training.precision import Precision
 
-USERS_ENCODED_AT_ONCE = 256
+USERS_AT_ONCE = 256
 
 
 class Ranker:
@@ -32,7 +32,7 @@ class Ranker:
     def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str):
         self.items, self.mask_history = item_embeddings, mask_history
         count = len(item_embeddings)
-        self.rows = max(1, memory // (2 * item_embeddings.element_size() * count))
+        self.rows = min(USERS_AT_ONCE, max(1, memory // (2 * item_embeddings.element_size() * count)))
         self.scores = item_embeddings.new_empty(self.rows, count)
         self.comparison = torch.empty_like(self.scores)
 
@@ -139,8 +139,8 @@ class Evaluator:
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
         ranks = torch.zeros(len(sequences), dtype=torch.float64, device=items.device)
-        for start in self._mine(range(0, len(sequences), USERS_ENCODED_AT_ONCE), f"rank users, {part}"):
-            users = np.arange(start, min(start + USERS_ENCODED_AT_ONCE, len(sequences)))
+        for start in self._mine(range(0, len(sequences), USERS_AT_ONCE), f"rank users, {part}"):
+            users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
             vectors = user_vectors(users)
             self._check_finite(vectors, "user vectors")
             on_device = (

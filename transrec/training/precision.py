@@ -12,7 +12,9 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device):
         if name == "auto":
-            name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+            name = (
+                "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            )
         self.name, self.device = name, device
 
     def autocast(self) -> AbstractContextManager:

@@ -36,6 +36,11 @@ def parameter_table(module: nn.Module, groups: list[TrainableGroup]) -> list[dic
     return list(rows.values())
 
 
+def device_name(device: torch.device) -> str:
+    """What the device is called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
     """Versions, commit and hardware, for the result of a run."""
     return {
@@ -44,7 +49,7 @@ def environment(device: torch.device, ranks: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": ranks,
     }

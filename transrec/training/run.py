@@ -1,6 +1,7 @@
 """A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
 
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ class Run:
             raise TransrecError(
                 f"{folder}: holds a run already; continue it with --resume {folder}, or give another --output"
             )
+        self.is_new = not folder.exists()
         make_folder(self.checkpoints, "--output")
-        # Left by a process that was killed while it wrote.
-        for leftover in [*folder.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
+        # Left by a process that was killed while it, or safetensors for it, wrote.
+        for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
             leftover.unlink(missing_ok=True)
 
     def log(self, text: str = "") -> None:
@@ -39,6 +41,11 @@ class Run:
             tqdm.write(text)
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.writelines(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n" for line in text.splitlines())
+
+    def discard(self) -> None:
+        """Take back a folder that this object made and in which no run has started."""
+        if self.is_main and self.is_new and not (self.folder / "options.json").exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_options(self, options: dict[str, Any]) -> None:
         self._write_json("options.json", options)

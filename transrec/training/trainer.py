@@ -112,6 +112,7 @@ class Trainer:
             devices = [world.device] if world.device.type == "cuda" else None
             self.model = DistributedDataParallel(recommender, device_ids=devices, **{_BUFFERS_FLAG: False})
         self._signal: int | None = None
+        self._may_leave_at_once = False
         self._pending: list[Tensor] = []
 
     def fit(self) -> dict[str, Any]:
@@ -127,19 +128,23 @@ class Trainer:
         with self._catch_signals():
             while not self.state.finished:
                 self._train_epoch()
+                # Evaluation may take long: it must not be what a kill costs the epoch for.
+                self._save_state()
+                self._leave_if_asked()
                 self._finish_epoch()
                 self._save_state()
                 self._leave_if_asked()
-        tensors, _ = checkpoint.read(self.run.best)
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(tensors[name])
+            tensors, _ = checkpoint.read(self.run.best)
+            with torch.no_grad():
+                for name, parameter in self.trained.items():
+                    parameter.copy_(tensors[name])
+            test = self._evaluate("test")
         epochs = self.state.epochs
         return {
             "best_epoch": self.state.best_epoch,
             "epochs_trained": len(epochs),
             "validation": self.state.best_metrics,
-            "test": self.evaluator.evaluate(self.recommender, "test"),
+            "test": test,
             "seconds_per_epoch": sum(epoch["train_seconds"] for epoch in epochs) / len(epochs),
             "peak_memory_mib": max(epoch["peak_memory_mib"] for epoch in epochs),
         }
@@ -160,9 +165,11 @@ class Trainer:
         self._load_optimizer(tensors)
         self.scaler.load_state_dict(description["scaler"])
         self.state = State(**description["state"])
-        # The run may be given more epochs than it had.
-        if self.state.finished and not self._out_of_patience():
-            self.state.finished = self.state.epoch > self.options.epochs
+        begun = len(self.state.epochs) + (self.state.step > 0)
+        if self.options.epochs < begun:
+            raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
+        # The run may be given more epochs, or more patience, than it had.
+        self.state.finished = self.state.epoch > self.options.epochs or self._out_of_patience()
         return True
 
     def _train_epoch(self) -> None:
@@ -218,27 +225,31 @@ class Trainer:
         return total
 
     def _check_losses(self) -> None:
-        """Bring the losses since the last check to the host, and stop if one is not finite."""
+        """Bring the losses since the last check to the host, and stop if one, or a weight, is not finite."""
         losses = self.world.sum(torch.stack(self._pending)).tolist()
         first = self.state.step - len(losses)
         self._pending.clear()
         for step, loss in enumerate(losses, start=first):
             if not math.isfinite(loss):
-                rates = ", ".join(f"{group.name} {group.lr:g}" for group in self.groups)
-                kept = (
-                    f"the last good checkpoint is {self.run.best}" if self.state.best_epoch else "nothing was saved yet"
-                )
-                raise TransrecError(
-                    f"epoch {self.state.epoch}, step {step + 1} of {len(self.batches)}: the loss is {loss} (learning "
-                    f"rates: {rates}; precision {self.precision.name}); {kept}. Lower the learning rates, clip with "
-                    f"--clip_grad_norm 1, or use --precision fp32"
-                )
+                raise self._diverged(step, f"the loss is {loss}")
             self.state.loss_sum += loss
+        # The last step's gradient may have spoilt the weights behind a loss that was still finite.
+        if not all(torch.isfinite(parameter).all() for parameter in self.trained.values()):
+            raise self._diverged(self.state.step - 1, "the weights are no longer finite")
+
+    def _diverged(self, step: int, what: str) -> TransrecError:
+        rates = ", ".join(f"{group.name} {group.lr:g}" for group in self.groups)
+        kept = f"the last good checkpoint is {self.run.best}" if self.state.best_epoch else "no checkpoint was made yet"
+        return TransrecError(
+            f"epoch {self.state.epoch}, step {step + 1} of {len(self.batches)}: {what} (learning rates: {rates}; "
+            f"precision {self.precision.name}); {kept}. Lower the learning rates, clip with --clip_grad_norm 1, or use "
+            f"--precision fp32"
+        )
 
     def _finish_epoch(self) -> None:
         state = self.state
         started = time.perf_counter()
-        metrics = self.evaluator.evaluate(self.recommender, "validation")
+        metrics = self._evaluate("validation")
         line = {
             "epoch": state.epoch,
             "train_loss": state.loss_sum / state.step,
@@ -266,6 +277,14 @@ class Trainer:
         self.run.write_metrics(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+
+    def _evaluate(self, part: str) -> dict[str, float]:
+        """Evaluate; a signal leaves at once, since all that came before is saved."""
+        self._may_leave_at_once = True
+        try:
+            return self.evaluator.evaluate(self.recommender, part)
+        finally:
+            self._may_leave_at_once = False
 
     def _out_of_patience(self) -> bool:
         return len(self.state.epochs) - self.state.best_epoch >= self.options.patience
@@ -300,6 +319,8 @@ class Trainer:
         def note(number, frame):
             self._signal = number
             signal.signal(number, previous[number])
+            if self._may_leave_at_once:
+                raise Interrupted(number)
 
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
