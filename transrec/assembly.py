@@ -1,0 +1,148 @@
+"""From settings to a recommender: build it, load what it starts from, apply the method, load a finished run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from transrec import interop, methods
+from transrec.errors import TransrecError
+from transrec.methods import TrainableGroup
+from transrec.models import backbone
+from transrec.models.items import IdItemEncoder, TextItemEncoder
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.paths import resolve
+from transrec.settings import Settings
+from transrec.training import checkpoint
+from transrec.training.run import read_options
+
+
+def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
+    """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
+
+    Raises TransrecError for an unknown or unfit text encoder.
+    """
+    torch.manual_seed(settings.training.seed)
+    model, data = settings.model, settings.data
+    if model.item_tower == "id":
+        item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
+    else:
+        config = backbone.load_config(model.text_encoder)
+        backbone.check_text_length(config, data.title_tokens)
+        drawn = model.random_backbone or not load_weights
+        weights = backbone.build_backbone(config) if drawn else backbone.load_backbone(model.text_encoder)
+        item_encoder = TextItemEncoder(weights, model.embedding_dim)
+    user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
+    objective = OBJECTIVES[model.objective]
+    return Recommender(
+        item_encoder,
+        user_encoder,
+        objective(gather=model.gather_items) if model.objective == "in_batch" else objective(),
+    )
+
+
+def load_start(recommender: Recommender, settings: Settings) -> None:
+    """Load --checkpoint into a recommender without a method.
+
+    Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
+    """
+    _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
+
+
+def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, Any]) -> None:
+    path = _checkpoint_file(given)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        original = interop.read_original(path)
+        if original.adapted:
+            raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
+        checkpoint.check_sizes(path, original.sizes, sizes)
+        checkpoint.load_into(recommender, path, original.tensors)
+        return
+    tensors, description = checkpoint.read(path)
+    if "state" in description:
+        raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
+    base = description["base"]
+    if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
+        trained_on = base["checkpoint"] or "the text encoder alone"
+        raise TransrecError(
+            f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
+            f"--checkpoint takes a recommender without adapters"
+        )
+    checkpoint.check_sizes(path, description["sizes"], sizes)
+    if base["frozen_sha256"] and base["checkpoint"]:
+        _load_plain(recommender, base["checkpoint"], sizes)
+    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
+
+
+def load_run(folder: str | Path) -> Recommender:
+    """The recommender of a finished run at its best epoch, in eval mode on the CPU.
+
+    Builds it as the run did: text encoder, then the run's own --checkpoint if it had one, then the method, then what
+    the run trained.
+
+    Raises TransrecError when the run, or the base it needs, is missing or has changed.
+    """
+    folder = resolve(folder)
+    path = _checkpoint_file(folder)
+    settings = Settings.from_stored(read_options(folder))
+    tensors, description = checkpoint.read(path)
+    base = description["base"]
+    # A run that trained everything needs nothing else.
+    needs_base = bool(base["frozen_sha256"])
+    recommender = build_recommender(settings, description["item_count"], load_weights=needs_base)
+    if settings.run.checkpoint and needs_base:
+        load_start(recommender, settings)
+    apply_method(recommender, settings)
+    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
+    return recommender.eval()
+
+
+def apply_method(recommender: Recommender, settings: Settings) -> list[TrainableGroup]:
+    """Insert the method and decide what trains."""
+    choice = settings.training.train_recommender
+    train_recommender = choice == "yes" or (choice == "auto" and not settings.run.checkpoint)
+    return methods.apply(
+        recommender,
+        settings.method,
+        settings.method_options,
+        methods.Rates(recommender=settings.training.lr, backbone=settings.training.backbone_lr),
+        train_recommender,
+        {"auto": None, "on": True, "off": False}[settings.model.backbone_dropout],
+    )
+
+
+def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    embedding = getattr(recommender.item_encoder, "embedding", None)
+    return {
+        "method": settings.method,
+        "method_options": settings.method_options.as_dict(),
+        "sizes": _sizes(settings),
+        "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
+        "base": {
+            "text_encoder": settings.model.text_encoder if settings.model.item_tower == "text" else None,
+            "checkpoint": settings.run.checkpoint,
+            "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
+        },
+    }
+
+
+def _sizes(settings: Settings) -> dict[str, Any]:
+    model = settings.model
+    names = ("item_tower", "embedding_dim", "blocks", "heads")
+    return {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
+
+
+def _checkpoint_file(given: str | Path) -> Path:
+    """A checkpoint from a run folder or a file. Raises TransrecError when there is none."""
+    path = resolve(given)
+    if path.is_dir():
+        path = path / "checkpoints" / "best.safetensors"
+        if not path.exists():
+            raise TransrecError(f"{given}: holds no {path.relative_to(resolve(given))}; the run finished no epoch")
+    if not path.exists():
+        raise TransrecError(f"--checkpoint {given}: no such file or run folder")
+    return path

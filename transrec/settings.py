@@ -1,0 +1,111 @@
+"""The settings of a run, and reading them from the command line."""
+
+import argparse
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from transrec import methods
+from transrec.data.dataset import find_file
+from transrec.errors import TransrecError
+from transrec.methods import MethodOptions
+from transrec.models.backbone import find_backbone
+from transrec.options import DataOptions, EvaluationOptions, ModelOptions, RunOptions, TrainingOptions
+from transrec.paths import resolve
+from transrec.training.run import read_options
+
+GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
+# What a resumed run may be given anew without changing its numbers up to here.
+MAY_CHANGE = {
+    *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir"),
+    *("nproc", "device", "deterministic", "eval_memory", "eval_batch"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All options of one run."""
+
+    method: str
+    data: DataOptions
+    model: ModelOptions
+    training: TrainingOptions
+    evaluation: EvaluationOptions
+    run: RunOptions
+    method_options: MethodOptions
+
+    @classmethod
+    def from_stored(cls, stored: dict[str, Any]) -> "Settings":
+        """The settings that a run's options.json holds."""
+        groups = [
+            options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
+            for options in (*GROUPS, methods.get(stored["method"]).Options)
+        ]
+        return cls(stored["method"], *groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        groups = (self.data, self.model, self.training, self.evaluation, self.run, self.method_options)
+        return {"method": self.method} | {name: value for group in groups for name, value in group.as_dict().items()}
+
+
+def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settings:
+    """Settings from the command line over a resumed run's own options over the script's `defaults`.
+
+    Raises TransrecError for an unknown method, a value out of range, or a flag that contradicts the resumed run.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method")
+    first.add_argument("--resume", nargs="?", const="")
+    first.add_argument("--output")
+    early, _ = first.parse_known_args(arguments)
+    stored: dict[str, Any] = {}
+    resumed = (early.resume or early.output) if early.resume is not None else None
+    if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
+        stored = read_options(resolve(resumed))
+    chosen = early.method or stored.get("method", method)
+
+    parser = HfArgumentParser([*GROUPS, methods.get(chosen).Options], allow_abbrev=False)
+    parser.add_argument("--method", default=chosen, help=f"The method: {', '.join(methods.names())}.")
+    known = {action.dest for action in parser._actions} - {"resume", "output"}
+    unknown = set(defaults) - known
+    if unknown and chosen == method:
+        raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
+    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known})
+    *groups, method_options, _, rest = parser.parse_args_into_dataclasses(
+        args=arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}; --help lists the flags")
+    settings = Settings(chosen, *groups, method_options)
+    if not settings.data.dataset:
+        raise TransrecError("--dataset is missing: give the folder of the dataset")
+    settings = _with_absolute_paths(settings)
+    now = settings.as_dict()
+    if changed := [k for k, v in stored.items() if k in now and k not in MAY_CHANGE and now[k] != v]:
+        differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
+        raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
+    return settings
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """The same settings, meaning the same whatever folder they are read from later."""
+
+    def changed(options, **paths):
+        return dataclasses.replace(options, **{name: str(path) for name, path in paths.items() if path})
+
+    data, model, run = settings.data, settings.model, settings.run
+    folder = resolve(data.dataset)
+    return dataclasses.replace(
+        settings,
+        data=changed(
+            data,
+            dataset=folder,
+            users_file=data.users_file and find_file(folder, "users", data.users_file),
+            items_file=data.items_file and find_file(folder, "items", data.items_file),
+            cache_dir=data.cache_dir and resolve(data.cache_dir),
+        ),
+        model=changed(model, text_encoder=find_backbone(model.text_encoder)),
+        run=changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
+    )
