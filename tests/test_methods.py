@@ -1,12 +1,16 @@
 """Every method over every backbone and place: what trains, what it changes, what is saved."""
 
+import copy
+import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
+import loralib
 import pytest
 import torch
-from conftest import run
+from conftest import REPOSITORY, run
 from torch import nn
 from transformers import BertConfig, RobertaConfig
 
@@ -15,7 +19,13 @@ from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import TextFeatures, cached_tokens
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
-from transrec.methods.bottleneck import INIT_STD, SerialAdapter
+from transrec.methods.bottleneck import (
+    INIT_STD,
+    NormedAdapter,
+    ParallelAdapter,
+    ParallelAdapterWithSkip,
+    SerialAdapter,
+)
 from transrec.models.backbone import build_backbone, layer_norms, load_backbone, load_tokenizer
 from transrec.models.items import IdItemEncoder, TextItemEncoder
 from transrec.models.objectives import SASRecObjective
@@ -64,43 +74,65 @@ def trained_names(recommender):
     return {name for name, p in recommender.named_parameters() if p.requires_grad}
 
 
-def expected_names(recommender, name, where, train_layernorm):
+ROOTS = {
+    "item": ["item_encoder.backbone"],
+    "user": ["user_encoder"],
+    "user_first": ["user_encoder.blocks.0"],
+    "user_last": ["user_encoder.blocks.1"],
+    "all": ["item_encoder.backbone", "user_encoder"],
+}
+INSERTED = {
+    SerialAdapter: ["adapter"],
+    ParallelAdapter: ["adapter"],
+    ParallelAdapterWithSkip: ["adapter"],
+    NormedAdapter: ["adapter", "norm"],
+}
+
+
+def expected_names(recommender, name, insert="all", train_layernorm=False, variant="paper"):
     """What must train, told apart by module type and place alone."""
     every = {name for name, _ in recommender.named_parameters()}
     if name == "full":
         return every
     if name == "frozen":
         return {n for n in every if not n.startswith("item_encoder.backbone.")}
-    roots = {
-        "item": ["item_encoder.backbone"],
-        "user": ["user_encoder"],
-        "user_first": ["user_encoder.blocks.0"],
-        "user_last": ["user_encoder.blocks.1"],
-        "all": ["item_encoder.backbone", "user_encoder"],
-    }[where]
     found = set()
-    for root in roots:
+    for root in ROOTS[insert]:
         for path, module in recommender.get_submodule(root).named_modules(prefix=root):
-            if isinstance(module, SerialAdapter):
-                found |= {f"{path}.adapter.{n}" for n, _ in module.adapter.named_parameters()}
-            if train_layernorm and isinstance(module, nn.LayerNorm):
+            for part in INSERTED.get(type(module), ()):
+                found |= {f"{path}.{part}.{n}" for n, _ in getattr(module, part).named_parameters()}
+            if isinstance(module, loralib.Linear):
+                found |= {f"{path}.lora_A", f"{path}.lora_B"} | ({f"{path}.bias"} if variant == "published" else set())
+            if name == "bitfit":
+                found |= {f"{path}.bias"} if isinstance(getattr(module, "bias", None), nn.Parameter) else set()
+            if (train_layernorm or name == "layernorm") and isinstance(module, nn.LayerNorm):
                 found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
-    return found
+    # A parameter that several modules share has one name.
+    return found & every
+
+
+ADAPTERS = ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "lora", "compacter", "bitfit", "layernorm"]
 
 
 def cases():
     yield "full", {}
     yield "frozen", {}
-    for where in WHERE:
-        for train_layernorm in (False, True):
-            yield "houlsby", {"insert": where, "train_layernorm": train_layernorm}
+    for name in ADAPTERS:
+        flags = {field.name for field in dataclasses.fields(methods.get(name).Options)}
+        for where in WHERE:
+            yield name, {"insert": where} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
+        if "train_layernorm" in flags:
+            yield name, {"insert": "all", "train_layernorm": True}
+            yield name, {"insert": "user_last", "train_layernorm": True}
+        if "variant" in flags:
+            yield name, {"variant": "published", "train_layernorm": False}
 
 
 @pytest.mark.parametrize("name,options", cases(), ids=str)
 def test_exactly_what_should_train_trains(recommender, batch, name, options):
     """The groups, `requires_grad`, and what one step moves are the same set of parameters."""
     groups = apply(recommender, name, **options)
-    expected = expected_names(recommender, name, options.get("insert"), options.get("train_layernorm"))
+    expected = expected_names(recommender, name, **options)
     assert trained_names(recommender) == expected
     in_groups = [n for group in groups for n in group.parameters]
     assert sorted(in_groups) == sorted(expected)
@@ -120,6 +152,127 @@ def test_exactly_what_should_train_trains(recommender, batch, name, options):
     # every logit of a query alike, so its gradient is zero up to rounding.
     assert moved <= expected
     assert {n for n in expected - moved if not n.endswith("key.bias")} == set()
+
+
+def encode(recommender, batch):
+    """Item embeddings [U, d] of the batch and user vectors of random sequences with padding [4, 6, d]."""
+    recommender.eval()
+    torch.manual_seed(1)
+    mask = torch.arange(6) >= torch.tensor([0, 1, 3, 5])[:, None]
+    with torch.no_grad():
+        return recommender.item_encoder(*batch.inputs), recommender.user_encoder(torch.randn(4, 6, 16), mask)[mask]
+
+
+@pytest.mark.parametrize("name", ["lora", "bitfit", "layernorm"])
+@pytest.mark.parametrize("where", WHERE)
+def test_zero_update_methods_start_as_the_identity(recommender, batch, name, where):
+    """B = 0, or nothing inserted: not one bit of the output changes."""
+    before = encode(recommender, batch)
+    apply(recommender, name, insert=where)
+    assert all(map(torch.equal, before, encode(recommender, batch)))
+
+
+def test_lora_keeps_the_pretrained_weights(recommender, batch):
+    """What a LoRA that draws query and value anew would not survive."""
+    before = {n: p.detach().clone() for n, p in recommender.named_parameters()}
+    apply(recommender, "lora")
+    layers = [m for m in recommender.modules() if isinstance(m, loralib.Linear)]
+    assert len(layers) == 2 * (2 + 2)
+    for parameter_name, parameter in before.items():
+        assert torch.equal(parameter, recommender.get_parameter(parameter_name)), parameter_name
+    # W x + b + scaling B A x, by hand.
+    layer = layers[0]
+    with torch.no_grad():
+        layer.lora_B.normal_()
+        x = torch.randn(5, layer.in_features)
+        expected = nn.functional.linear(x, layer.weight, layer.bias) + x @ layer.lora_A.T @ layer.lora_B.T
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_lora_equals_peft(kind, backbones, batch):
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    ours = Recommender(TextItemEncoder(load_backbone(backbones[kind]), 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    apply(ours, "lora", insert="item", item_rank=3, lora_scaling=2.0)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["query", "value"], lora_dropout=0.0)
+    theirs = peft.get_peft_model(load_backbone(backbones[kind]), config).eval()
+    copied = 0
+    for path, module in theirs.named_modules():
+        if hasattr(module, "lora_A") and "default" in getattr(module, "lora_A", {}):
+            layer = ours.item_encoder.backbone.get_submodule(path.removeprefix("base_model.model."))
+            with torch.no_grad():
+                layer.lora_B.normal_()
+                module.lora_A["default"].weight.copy_(layer.lora_A)
+                module.lora_B["default"].weight.copy_(layer.lora_B)
+            copied += 1
+    assert copied == 4
+    ours.eval()
+    ids, mask = batch.inputs
+    with torch.no_grad():
+        hidden = ours.item_encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(hidden[mask.bool()], expected[mask.bool()], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "compacter"])
+def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
+    """With its last layer zeroed an adapter adds nothing: the residual around it is whole."""
+    before = encode(recommender, batch)
+    apply(recommender, name)
+    with torch.no_grad():
+        for module in recommender.modules():
+            if isinstance(module, SerialAdapter | ParallelAdapter):
+                for parameter in module.adapter.up.parameters():
+                    if parameter.shape != (4, 4, 4):
+                        parameter.zero_()
+    assert all(map(torch.equal, before, encode(recommender, batch)))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("objective", ["sasrec", "in_batch"])
+def test_user_vectors_are_causal_and_ignore_padding(recommender, name, objective):
+    """A future item or a padding item never changes an earlier user vector, whatever is inserted."""
+    apply(recommender, name)
+    recommender.eval()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in recommender.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        x = torch.randn(3, 6, 16)
+        mask = torch.arange(6) >= torch.tensor([0, 2, 4])[:, None]
+        other = torch.where(mask[..., None], x, torch.randn_like(x))
+        for changed in range(6):
+            other[:, changed + 1 :] = torch.randn(3, 5 - changed, 16)
+            first, second = recommender.user_encoder(x, mask), recommender.user_encoder(other, mask)
+            seen = mask & (torch.arange(6) <= changed)
+            torch.testing.assert_close(first[seen], second[seen], atol=1e-5, rtol=0)
+            other = torch.where(mask[..., None], x, other)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_copied_model_stands_alone(recommender, batch, name):
+    apply(recommender, name)
+    copied = copy.deepcopy(recommender)
+    before = encode(recommender, batch)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert all(map(torch.equal, before, encode(recommender, batch)))
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_step_in_bf16(recommender, batch, name):
+    apply(recommender, name)
+    recommender.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = recommender(batch)
+    loss.backward()
+    gradients = [p.grad for p in recommender.parameters() if p.requires_grad]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
+def test_sizes_that_compacter_cannot_divide(recommender):
+    with pytest.raises(TransrecError, match="--kronecker 5: must divide both sizes of every adapter, here 32 and 64"):
+        apply(recommender, "compacter", kronecker=5)
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -158,6 +311,13 @@ COUNTS = {
     ("roberta", "full", False): 124_205_120,
     ("roberta", "houlsby", False): 2_387_776,
     ("bert", "frozen", False): 768 * 64 + 64 + 100_864,
+    ("bert", "parallel", False): 2_387_776,
+    ("bert", "pfeiffer_attention", False): 1_193_888,
+    ("bert", "pfeiffer_attention", True): 1_232_928,
+    # The original count also holds, for each of 56 linear maps, a copy of the 64 numbers that all of them share.
+    ("bert", "compacter", False): 64_512 - 56 * 64,
+    ("bert", "compacter", True): 103_552 - 56 * 64,
+    ("bert", "lora published", False): 463_104,
 }
 
 
@@ -171,8 +331,10 @@ def test_parameters_at_base_size(kind, name, train_layernorm):
     with torch.device("meta"):
         backbone = build_backbone(config)
         recommender = Recommender(TextItemEncoder(backbone, 64), SASRec(64, 20, 2, 2, 0.1), SASRecObjective())
-        options = {"train_layernorm": True} if train_layernorm else {}
-        groups = apply(recommender, name, **options)
+        method, _, variant = name.partition(" ")
+        flags = {field.name for field in dataclasses.fields(methods.get(method).Options)}
+        options = {"train_layernorm": train_layernorm} if "train_layernorm" in flags else {}
+        groups = apply(recommender, method, **options, **({"variant": variant} if variant else {}))
     counted = sum(p.numel() for group in groups for p in group.parameters.values())
     assert counted == COUNTS[kind, name, train_layernorm]
 
@@ -220,7 +382,7 @@ def test_a_name_is_registered_once():
         methods.get("hulsby")
 
 
-@pytest.mark.parametrize("name", ["full", "frozen", "houlsby"])
+@pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
 @pytest.mark.parametrize("from_source", [False, True], ids=["alone", "from source"])
 def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split, kind, backbones, name, from_source):
     """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
@@ -295,3 +457,18 @@ def test_an_adapter_checkpoint_refuses_another_base(flags, tmp_path):
     (tmp_path / "source" / best).write_bytes((tmp_path / "other" / best).read_bytes())
     with pytest.raises(TransrecError, match="other base weights"):
         load_run(tmp_path / "run")
+
+
+def test_the_documented_parameter_counts():
+    """docs/methods.md, its table of every method at its defaults."""
+    text = (REPOSITORY / "docs" / "methods.md").read_text()
+    documented = dict(re.findall(r"^\| `(\w+)` \| .*? \| ([\d,]+) \|", text, flags=re.MULTILINE))
+    assert set(documented) == set(methods.names())
+    for name, count in documented.items():
+        with torch.device("meta"):
+            backbone = build_backbone(BertConfig())
+            recommender = Recommender(TextItemEncoder(backbone, 64), SASRec(64, 20, 2, 2, 0.1), SASRecObjective())
+            groups = apply(recommender, name)
+        assert sum(p.numel() for group in groups for p in group.parameters.values()) == int(count.replace(",", "")), (
+            name
+        )

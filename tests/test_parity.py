@@ -19,14 +19,21 @@ from transrec.data.batches import Batch
 from transrec.data.catalog import read_catalog
 from transrec.data.dataset import load_dataset
 from transrec.data.interactions import leave_one_out, read_interactions
-from transrec.interop import load_original
+from transrec.interop import load_original, our_name
 from transrec.models.objectives import InBatchObjective
 from transrec.models.sequence import SASRec
 from transrec.training.evaluation import Ranker
 from transrec.training.metrics import summarise
 
 TOLERANCE = 1e-5
-TEXT_CASES = [("base_sasrec", "sasrec", None), ("base_cpc", "cpc", None), ("houslby_serial", "sasrec", "houlsby")]
+TEXT_CASES = [
+    ("base_sasrec", "sasrec", None),
+    ("base_cpc", "cpc", None),
+    ("houslby_serial", "sasrec", "houlsby"),
+    ("houslby_parallel", "sasrec", "parallel"),
+    ("lora", "sasrec", "lora"),
+    ("compacter", "sasrec", "compacter"),
+]
 
 
 def batch_of(item_ids, log_mask) -> Batch:
@@ -82,15 +89,39 @@ def test_text_catalogue(text_case):
     np.testing.assert_allclose(embeddings, io["catalog_embeddings"][1:], atol=TOLERANCE, rtol=0)
 
 
-def test_houlsby_trains_what_the_original_trained(golden, tmp_path):
-    meta, _ = read_case(golden / "text" / "houslby_serial")
-    config = {k: v for k, v in meta["bert_config"].items() if k != "attn_implementation"}
-    BertConfig(**config).save_pretrained(tmp_path)
-    weights = golden / "text" / "houslby_serial" / "weights.safetensors"
-    recommender = load_original(weights, tmp_path, method="houlsby")
-    trained = [p for p in recommender.parameters() if p.requires_grad]
-    assert len(trained) == meta["num_trainable_tensors"]
-    assert sum(p.numel() for p in trained) == meta["trainable_params"]
+def test_what_trains_and_its_gradients(text_case):
+    """The same tensors train, name for name, and get the same gradients (train mode, every dropout 0)."""
+    meta, io, recommender = text_case
+    recommender.train()
+    for module in recommender.modules():
+        for name in ("p", "dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    ids, mask = torch.from_numpy(io["input_ids"]), torch.from_numpy(io["attention_mask"])
+    real = mask.sum(1) > 0
+    embeddings = torch.zeros(len(real), 64).index_put((real,), recommender.item_encoder(ids[real], mask[real]))
+    batch = batch_of(io["item_ids"], io["log_mask"])
+    predictions = len(io["item_ids"]) if recommender.objective.last_only else batch.predictions
+    loss = recommender.objective(embeddings, batch, recommender.user_encoder) / predictions
+    assert loss.item() == pytest.approx(float(io["loss_train_nodropout"]), abs=TOLERANCE)
+    loss.backward()
+
+    recorded = {our_name(key): stats for key, stats in meta["grad_stats_train_mode_dropout_zero"].items()}
+    trained = {name: p for name, p in recommender.named_parameters(remove_duplicate=False) if p.requires_grad}
+    if "phm_rule" in recorded:
+        recorded[next(name for name in trained if name.endswith(".rule"))] = recorded.pop("phm_rule")
+    assert set(recorded) <= set(trained)
+    assert {id(trained[name]) for name in recorded} == {id(p) for p in trained.values()}
+    for name, stats in recorded.items():
+        gradient, parameter = trained[name].grad, trained[name].detach()
+        # Sums over thousands of float32 terms: a relative error of 1e-4 of the norm.
+        close = {"abs": TOLERANCE + 1e-4 * stats["l2"] * gradient.numel() ** 0.5, "rel": 1e-4}
+        assert gradient.norm().item() == pytest.approx(stats["l2"], abs=TOLERANCE, rel=1e-4), name
+        assert gradient.abs().max().item() == pytest.approx(stats["abs_max"], abs=TOLERANCE, rel=1e-4), name
+        assert gradient.sum().item() == pytest.approx(stats["sum"], **close), name
+        assert (gradient * parameter).sum().item() == pytest.approx(
+            stats["dot_param"], abs=TOLERANCE + 1e-4 * stats["l2"] * parameter.norm().item(), rel=1e-4
+        ), name
 
 
 def test_in_batch_loss_and_gradients(golden):
@@ -122,8 +153,6 @@ def test_in_batch_loss_and_gradients(golden):
 
 def _user_encoder_state(state):
     """Tensors of an original user encoder under our names."""
-    from transrec.interop import our_name
-
     prefix = "user_encoder."
     named = {our_name(key): tensor for key, tensor in state.items()}
     return {key.removeprefix(prefix): tensor.float() for key, tensor in named.items() if key.startswith(prefix)}

@@ -7,8 +7,9 @@ unpickled, and only the weights are used.
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -48,10 +49,16 @@ KEY_RULES = [
     (r"\.self_output\.", "."),
     (r"(item_encoder\..*)\.output\.adapter\.", r"\1.output.dropout.adapter."),
     (r"\.adapter\.fc_(down|up)\.", r".adapter.\1."),
+    (r"\.adapter\.(down|up)_sampler\.W_", r".adapter.\1."),
+    (r"\.adapter\.(down|up)_sampler\.b$", r".adapter.\1.bias"),
+    (r"\.adapter\.(down|up)_sampler\.phm_rule$", r".adapter.\1.rule"),
 ]
 
 # Tensors that no computation reads: BERT's pooler, and position numbers that older transformers stored.
-UNREAD = re.compile(rf"^{TEXT}bert_model\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)")
+UNREAD = re.compile(rf"^{TEXT}bert_model\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)|^phm_rule$")
+# Prefixes of whole checkpoints: DDP's, and that of the program which shares Compacter's rule.
+PREFIX = re.compile(r"^(?:module\.|model\.)+")
+ADAPTED = re.compile(r"\.adapter\.|\.lora_[AB]$")
 
 
 @dataclass(frozen=True)
@@ -68,11 +75,12 @@ class Original:
 
     @property
     def adapted(self) -> bool:
-        return any(".adapter." in name for name in self.tensors)
+        return any(ADAPTED.search(name) for name in self.tensors)
 
 
 def our_name(key: str) -> str:
     """Our parameter's name for an original state-dict key."""
+    key = PREFIX.sub("", key)
     for pattern, replacement in KEY_RULES:
         key = re.sub(pattern, replacement, key)
     return key
@@ -87,10 +95,8 @@ def read_original(path: Path) -> Original:
     state = _load_state(path)
     tensors = {}
     for key, tensor in state.items():
-        key = key.removeprefix("module.")
-        if UNREAD.search(key):
-            continue
-        tensors[our_name(key)] = tensor.float()
+        if not UNREAD.search(PREFIX.sub("", key)):
+            tensors[our_name(key)] = tensor.float()
     positions = tensors.get("user_encoder.position_embedding.weight")
     if positions is None:
         raise TransrecError(
@@ -130,6 +136,7 @@ def load_original(
     path: str | Path,
     text_encoder: str | Path,
     method: str | None = None,
+    variant: str = "published",
     method_options: MethodOptions | None = None,
     objective: str = "sasrec",
     heads: int = 2,
@@ -142,8 +149,9 @@ def load_original(
     Args:
         path: `epoch-N.pt`, or the same state dict as .safetensors.
         text_encoder: folder or name whose config.json describes the backbone; its weights are not read.
-        method: of an adapted checkpoint, by its name in METHODS (`houlsby`).
-        method_options: of the method; bottleneck sizes are read from the tensors when not given.
+        method: of an adapted checkpoint, by its name in `transrec.methods`.
+        variant: what the method computes; the original programs computed "published".
+        method_options: of the method; where not given, sizes are read from the tensors.
         objective, heads, dropout: what tensors do not tell.
 
     Raises TransrecError when the file cannot be read, and when a tensor has no place or a place no tensor.
@@ -163,21 +171,39 @@ def load_original(
         SASRec(sizes["embedding_dim"], sizes["max_seq_len"], sizes["blocks"], heads, dropout),
         OBJECTIVES[objective](),
     )
-    options = method_options or _options_from(original, name, recommender)
+    options = method_options or _options_from(original, name, variant)
     methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5))
-    checkpoint.load_into(recommender, path, original.tensors)
+    checkpoint.load_into(recommender, path, _without_aliases(original.tensors, recommender))
     return recommender.eval()
 
 
-def _options_from(original: Original, method: str, recommender: nn.Module) -> MethodOptions:
+def _options_from(original: Original, method: str, variant: str) -> MethodOptions:
     """Options of an adapted checkpoint, as far as its tensors tell."""
-    found = {}
-    for tower, flag_name in (("item_encoder", "item_bottleneck"), ("user_encoder", "user_bottleneck")):
-        for name, tensor in original.tensors.items():
-            if name.startswith(tower) and name.endswith(".adapter.down.weight"):
-                found[flag_name] = tensor.shape[0]
     options = methods.get(method).Options
-    if not found:
-        return options()
-    where = {("item_bottleneck",): "item", ("user_bottleneck",): "user"}.get(tuple(found), "all")
-    return options(**found, insert=where)
+    found: dict[str, Any] = {}
+    towers = set()
+    for name_of_flag, (pattern, axis) in getattr(options, "_tensor_sizes", {}).items():
+        for name, tensor in original.tensors.items():
+            if re.fullmatch(pattern, name):
+                found[name_of_flag] = tensor.shape[axis]
+                towers.add(name.partition("_")[0])
+    if len(towers) == 1:
+        found["insert"] = towers.pop()
+    if "variant" in {field.name for field in fields(options)}:
+        found["variant"] = variant
+    return options(**found)
+
+
+def _without_aliases(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The tensors less those that repeat a shared parameter under another of its names."""
+    first_name: dict[nn.Parameter, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        first_name.setdefault(parameter, name)
+    aliases = {
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name in tensors
+        and first_name[parameter] != name
+        and torch.equal(tensors[name], tensors[first_name[parameter]])
+    }
+    return {name: tensor for name, tensor in tensors.items() if name not in aliases}

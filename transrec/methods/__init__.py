@@ -5,6 +5,7 @@ and places modules at the sites of a stack. Nothing else needs to know of it.
 """
 
 from transrec.methods.base import (
+    AdapterOptions,
     InsertOptions,
     Method,
     MethodOptions,
@@ -16,4 +17,15 @@ from transrec.methods.base import (
     register,
 )
 
-__all__ = ["InsertOptions", "Method", "MethodOptions", "Rates", "TrainableGroup", "apply", "get", "names", "register"]
+__all__ = [
+    "AdapterOptions",
+    "InsertOptions",
+    "Method",
+    "MethodOptions",
+    "Rates",
+    "TrainableGroup",
+    "apply",
+    "get",
+    "names",
+    "register",
+]

@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,13 +26,23 @@ class MethodOptions(Options):
 
 @dataclass(frozen=True)
 class InsertOptions(MethodOptions):
-    """Flags of every method that inserts something."""
+    """Flags of every method that trains a part of the encoders only.
+
+    `_tensor_sizes` says for a flag which original tensors tell its value: a pattern of parameter names and an axis.
+    """
 
     _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0}
+    _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
 
     insert: Where = flag("all", "Where to insert: item encoder, user encoder, its first or last block only, or both.")
+    adapter_lr: float = flag(1.5e-4, "Learning rate of what the method trains.")
+
+
+@dataclass(frozen=True)
+class AdapterOptions(InsertOptions):
+    """Flags of methods that insert modules beside LayerNorms which may train too."""
+
     train_layernorm: bool = flag(False, "Also train the LayerNorms of where the method is inserted.")
-    adapter_lr: float = flag(1.5e-4, "Learning rate of what is inserted.")
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,14 @@ class Place:
     blocks: list[Block]
 
     @property
-    def layer_norms(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
+        """The stack as a whole when all its blocks take part, else the blocks that do."""
         whole = len(self.blocks) == len(self.stack.blocks)
-        roots = [self.stack.module] if whole else [block.module for block in self.blocks]
-        return [norm for root in roots for norm in layer_norms(root)]
+        return [self.stack.module] if whole else [block.module for block in self.blocks]
+
+    @property
+    def layer_norms(self) -> list[nn.Module]:
+        return [norm for module in self.modules for norm in layer_norms(module)]
 
 
 class Method:
@@ -69,9 +83,14 @@ class Method:
     trains_backbone = False
     trains_recommender = False
 
-    def insert(self, place: Place, options: MethodOptions) -> list[nn.Module]:
-        """Insert modules at `place` and return them; all their parameters train."""
+    def insert(self, place: Place, options: MethodOptions) -> list[nn.Parameter]:
+        """Insert modules at `place`; returns the parameters there that train. One object serves all places of a run."""
         return []
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """All parameters of the modules."""
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 _registry: dict[str, type[Method]] = {}
@@ -165,10 +184,9 @@ def apply(
     if isinstance(options, InsertOptions):
         adapter_lr = options.adapter_lr
         for place in _places(recommender, options.insert, name):
-            if options.train_layernorm:
-                choose("LayerNorm", (p for norm in place.layer_norms for p in norm.parameters()))
-            for module in method.insert(place, options):
-                choose("adapter", module.parameters())
+            if getattr(options, "train_layernorm", False):
+                choose("LayerNorm", parameters_of(place.layer_norms))
+            choose("adapter", method.insert(place, options))
     if method.trains_backbone:
         choose("backbone", backbone_parameters)
     if method.trains_recommender or train_recommender:

@@ -1,11 +1,19 @@
-"""Bottleneck adapters: `houlsby` (Houlsby et al., ICML 2019; Adapter4Rec section 3, METHODS section 3)."""
+"""Bottleneck adapters, all presets of one module (METHODS section 3).
+
+- `houlsby`: behind both sub-layers (Houlsby et al., ICML 2019).
+- `parallel`: beside both sub-layers, reading their input (He et al., ICLR 2022).
+- `pfeiffer`: behind the feed-forward sub-layer (Pfeiffer et al., EACL 2021).
+- `pfeiffer_attention`: behind the attention sub-layer (pfeiffer_ver2 of the released Adapter4Rec scripts).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from transrec.methods.base import InsertOptions, Method, Place, register
+from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.models.backbone import Block, Sublayer
+from transrec.models.sequence import LAYER_NORM_EPS
 from transrec.options import flag
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
@@ -13,16 +21,20 @@ INIT_STD = 0.01
 
 
 class Bottleneck(nn.Module):
-    """Linear(D, r) -> activation -> Linear(r, D); weights N(0, 0.01), biases 0, so close to zero at the start."""
+    """Linear(D, r) -> activation -> Linear(r, D).
 
-    def __init__(self, width: int, size: int, activation: str = "relu"):
+    Weights are N(0, 0.01) and biases 0, so that it starts close to zero; `near_zero=False` leaves torch's own init.
+    """
+
+    def __init__(self, width: int, size: int, activation: str = "relu", near_zero: bool = True):
         super().__init__()
         self.down = nn.Linear(width, size)
         self.activation = ACTIVATIONS[activation]()
         self.up = nn.Linear(size, width)
-        for linear in (self.down, self.up):
-            nn.init.normal_(linear.weight, std=INIT_STD)
-            nn.init.zeros_(linear.bias)
+        if near_zero:
+            for linear in (self.down, self.up):
+                nn.init.normal_(linear.weight, std=INIT_STD)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
@@ -30,21 +42,76 @@ class Bottleneck(nn.Module):
 
 
 class SerialAdapter(nn.Module):
-    """y + adapter(y) in the place of `inner`, whose output y is."""
+    """y + adapter(y) in the place of `inner`, whose output y is; adapter(y) alone without `residual`."""
 
-    def __init__(self, inner: nn.Module, adapter: nn.Module):
+    def __init__(self, inner: nn.Module, adapter: nn.Module, residual: bool = True):
         super().__init__()
         self.inner = inner
         self.adapter = adapter
+        self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x)
-        return y + self.adapter(y)
+        return y + self.adapter(y) if self.residual else self.adapter(y)
+
+
+class InputAdapter(nn.Module):
+    """In the place of `inner`, whose output y is, something made of y and the sub-layer's input x.
+
+    `entry`, which reads x first, is watched for it: x is held from there to the sub-layer's end and then let go.
+    """
+
+    def __init__(self, inner: nn.Module, adapter: nn.Module, entry: nn.Module):
+        super().__init__()
+        self.inner = inner
+        self.adapter = adapter
+        self._x: Tensor | None = None
+        # A bound method, so that a copied model watches its own modules.
+        entry.register_forward_pre_hook(self._watch)
+
+    def _watch(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self._x = arguments[0]
+
+    def forward(self, inner_input: Tensor) -> Tensor:
+        x, self._x = self._x, None
+        return self.combine(self.inner(inner_input), x)
+
+    def combine(self, y: Tensor, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ParallelAdapter(InputAdapter):
+    """y + adapter(x)."""
+
+    def combine(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + self.adapter(x)
+
+
+class ParallelAdapterWithSkip(InputAdapter):
+    """y + x + adapter(x): what the released programs compute; the residual then adds x once more."""
+
+    def combine(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + x + self.adapter(x)
+
+
+class NormedAdapter(InputAdapter):
+    """y + adapter(LayerNorm(y + x)), with a LayerNorm of its own: `pfeiffer` of the released programs."""
+
+    def __init__(self, inner: nn.Module, adapter: nn.Module, entry: nn.Module, width: int):
+        super().__init__(inner, adapter, entry)
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+    def combine(self, y: Tensor, x: Tensor) -> Tensor:
+        return y + self.adapter(self.norm(y + x))
 
 
 @dataclass(frozen=True)
-class BottleneckOptions(InsertOptions):
-    _minimum: ClassVar[dict[str, float]] = {**InsertOptions._minimum, "item_bottleneck": 1, "user_bottleneck": 1}
+class BottleneckOptions(AdapterOptions):
+    _minimum: ClassVar[dict[str, float]] = {**AdapterOptions._minimum, "item_bottleneck": 1, "user_bottleneck": 1}
+    _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "item_bottleneck": (r"item_encoder\..*\.adapter\.down\.weight", 0),
+        "user_bottleneck": (r"user_encoder\..*\.adapter\.down\.weight", 0),
+    }
 
     item_bottleneck: int = flag(64, "Bottleneck size in the item encoder.")
     user_bottleneck: int = flag(16, "Bottleneck size in the user encoder.")
@@ -54,17 +121,90 @@ class BottleneckOptions(InsertOptions):
         return self.item_bottleneck if place.tower == "item" else self.user_bottleneck
 
 
-@register("houlsby")
-class Houlsby(Method):
-    """One adapter behind the attention and one behind the feed-forward sub-layer of each block, before the residual."""
+@dataclass(frozen=True)
+class ParallelOptions(BottleneckOptions):
+    variant: Literal["paper", "published"] = flag(
+        "paper", "published: as the released programs, which add the sub-layer's input once more."
+    )
+
+
+@dataclass(frozen=True)
+class PfeifferOptions(BottleneckOptions):
+    train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
+    adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
+    variant: Literal["paper", "published"] = flag(
+        "paper", "published: as the released programs, with an extra LayerNorm before the adapter and torch's own init."
+    )
+
+
+@dataclass(frozen=True)
+class PfeifferAttentionOptions(BottleneckOptions):
+    adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
+
+
+class BottleneckMethod(Method):
+    """Puts one adapter at each of the chosen sub-layers of each block."""
 
     Options = BottleneckOptions
 
-    def insert(self, place: Place, options: BottleneckOptions) -> list[nn.Module]:
-        adapters = []
+    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+        """Which sub-layers of a block get an adapter."""
+        return block.sublayers
+
+    def wrap(self, sublayer: Sublayer, place: Place, options: BottleneckOptions) -> nn.Module:
+        """The module that takes the place of the sub-layer's output."""
+        adapter = Bottleneck(place.stack.width, options.size(place), options.activation)
+        return SerialAdapter(sublayer.output.module, adapter)
+
+    def insert(self, place: Place, options: BottleneckOptions) -> list[nn.Parameter]:
+        wrapped = []
         for block in place.blocks:
-            for sublayer in block.sublayers:
-                adapter = Bottleneck(place.stack.width, options.size(place), options.activation)
-                sublayer.output.replace(SerialAdapter(sublayer.output.module, adapter))
-                adapters.append(adapter)
-        return adapters
+            for sublayer in self.sublayers(block):
+                frozen = set(sublayer.output.module.parameters())
+                module = self.wrap(sublayer, place, options)
+                sublayer.output.replace(module)
+                wrapped += [parameter for parameter in module.parameters() if parameter not in frozen]
+        return wrapped
+
+
+@register("houlsby")
+class Houlsby(BottleneckMethod):
+    """One adapter behind the attention and one behind the feed-forward sub-layer, before the residual."""
+
+
+@register("parallel")
+class Parallel(BottleneckMethod):
+    """One adapter beside each sub-layer: it reads the sub-layer's input, its output is added to the sub-layer's."""
+
+    Options = ParallelOptions
+
+    def wrap(self, sublayer: Sublayer, place: Place, options: ParallelOptions) -> nn.Module:
+        adapter = Bottleneck(place.stack.width, options.size(place), options.activation)
+        kind = ParallelAdapter if options.variant == "paper" else ParallelAdapterWithSkip
+        return kind(sublayer.output.module, adapter, sublayer.entry.module)
+
+
+@register("pfeiffer")
+class Pfeiffer(BottleneckMethod):
+    """One adapter a block, behind the feed-forward sub-layer."""
+
+    Options = PfeifferOptions
+
+    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+        return (block.feed_forward,)
+
+    def wrap(self, sublayer: Sublayer, place: Place, options: PfeifferOptions) -> nn.Module:
+        if options.variant == "paper":
+            return super().wrap(sublayer, place, options)
+        adapter = Bottleneck(place.stack.width, options.size(place), options.activation, near_zero=False)
+        return NormedAdapter(sublayer.output.module, adapter, sublayer.entry.module, place.stack.width)
+
+
+@register("pfeiffer_attention")
+class PfeifferAttention(BottleneckMethod):
+    """One adapter a block, behind the attention sub-layer."""
+
+    Options = PfeifferAttentionOptions
+
+    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+        return (block.attention,)

@@ -46,10 +46,12 @@ class Sublayer:
     """Attention or feed-forward.
 
     Attributes:
+        entry: the first module that reads the sub-layer's input (the query projection, the feed-forward up projection).
         projection: its last Linear (attention output projection, feed-forward down projection).
         output: the module whose result is added to the residual: the dropout behind `projection` where there is one.
     """
 
+    entry: Site
     projection: Site
     output: Site
 
@@ -116,18 +118,19 @@ def _view_block(block: nn.Module) -> Block:
             f"{type(block).__name__}: found the projections {sorted(projections)} and {len(others)} other linear "
             f"layers; a block needs query, key and value and at least an attention output and two feed-forward layers"
         )
-    query_parent = projections["q"].parent
-    # Definition order is data-flow order: attention output first, feed-forward down projection last.
-    attention, feed_forward = (_view_sublayer(site, query_parent) for site in (others[0], others[-1]))
-    return Block(block, projections["q"], projections["k"], projections["v"], attention, feed_forward)
+    query = projections["q"]
+    # Definition order is data-flow order: attention output first, then feed-forward from up to down projection.
+    attention = _view_sublayer(query, others[0], query.parent)
+    feed_forward = _view_sublayer(others[1], others[-1], query.parent)
+    return Block(block, query, projections["k"], projections["v"], attention, feed_forward)
 
 
-def _view_sublayer(projection: Site, query_parent: nn.Module) -> Sublayer:
+def _view_sublayer(entry: Site, projection: Site, query_parent: nn.Module) -> Sublayer:
     dropouts = [name for name, child in projection.parent.named_children() if isinstance(child, nn.Dropout)]
     # A dropout beside the query projection acts on attention probabilities, not on the sub-layer's output.
     if len(dropouts) == 1 and projection.parent is not query_parent:
-        return Sublayer(projection, Site(projection.parent, dropouts[0]))
-    return Sublayer(projection, projection)
+        return Sublayer(entry, projection, Site(projection.parent, dropouts[0]))
+    return Sublayer(entry, projection, projection)
 
 
 def layer_norms(module: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,12 @@
+"""Parallel adapters in the item encoder and in SASRec (Adapter4Rec, serial against parallel; `parallel`).
+
+    python adapter_houlsby_parallel.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+
+An adapter reads the input of its sub-layer and adds to the sub-layer's output. --variant published computes what the
+released script did, which adds the input once more.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("parallel", max_seq_len=20, batch_size=32, adapter_lr=1.5e-4, item_bottleneck=64, user_bottleneck=16)

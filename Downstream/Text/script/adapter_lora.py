@@ -1,0 +1,12 @@
+"""LoRA on the query and value projections (Adapter4Rec, adapters compared; `lora`).
+
+    python adapter_lora.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+
+The pretrained query and value weights stay, low-rank updates train. --variant published computes what the released script
+did: fresh random weights in their place.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("lora", max_seq_len=20, batch_size=32, adapter_lr=1e-3, item_rank=12, user_rank=4)

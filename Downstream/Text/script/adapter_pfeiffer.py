@@ -1,0 +1,12 @@
+"""Pfeiffer adapters, one a block behind the feed-forward sub-layer (Adapter4Rec, adapters compared; `pfeiffer`).
+
+    python adapter_pfeiffer.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+
+The adapters and the LayerNorms train. --variant published computes what the released script did, with an extra LayerNorm
+before each adapter.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("pfeiffer", max_seq_len=20, batch_size=32, adapter_lr=1e-4, item_bottleneck=64, user_bottleneck=16)

@@ -1,0 +1,11 @@
+"""One adapter a block, behind the attention sub-layer (Adapter4Rec, adapters compared; `pfeiffer_attention`).
+
+    python adapter_pfeiffer_attention.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+
+What the released scripts call pfeiffer_ver2. --train_layernorm adds the LayerNorms.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("pfeiffer_attention", max_seq_len=20, batch_size=32, adapter_lr=1e-4, item_bottleneck=64, user_bottleneck=16)

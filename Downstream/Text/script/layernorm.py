@@ -1,0 +1,11 @@
+"""Only LayerNorms train (`layernorm`).
+
+    python layernorm.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+
+--insert item leaves the user encoder as it was, --insert user the text encoder.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("layernorm", max_seq_len=20, batch_size=32, adapter_lr=4e-4)

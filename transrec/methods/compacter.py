@@ -1,0 +1,103 @@
+"""Compacter: adapters of Kronecker products, `compacter` (Karimi Mahabadi et al., NeurIPS 2021; METHODS section 3)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transrec.errors import TransrecError
+from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.methods.bottleneck import SerialAdapter
+from transrec.options import flag
+
+RULE_STD = 0.01
+
+
+class KroneckerLinear(nn.Module):
+    """x W + b with W = sum_i A_i (x) u_i v_i^T, of size [in, out].
+
+    Args:
+        rule: the A_i, [n, n, n], shared by all adapters.
+
+    Raises TransrecError when n divides not both sizes.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rule: nn.Parameter):
+        super().__init__()
+        n = len(rule)
+        if in_features % n or out_features % n:
+            raise TransrecError(
+                f"--kronecker {n}: must divide both sizes of every adapter, here {in_features} and {out_features}"
+            )
+        self.rule = rule
+        self.left = nn.Parameter(torch.empty(n, in_features // n, 1))
+        self.right = nn.Parameter(torch.empty(n, 1, out_features // n))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        for factor in (self.left, self.right):
+            for one in factor:
+                nn.init.xavier_uniform_(one)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        weight = torch.einsum("iac,ibd->abcd", self.rule, self.left @ self.right)
+        return x @ weight.reshape(len(self.left) * self.left.shape[1], -1) + self.bias
+
+
+class KroneckerBottleneck(nn.Module):
+    """KroneckerLinear(D, r) -> tanh-approximated GELU -> KroneckerLinear(r, D)."""
+
+    def __init__(self, width: int, size: int, rule: nn.Parameter):
+        super().__init__()
+        self.down = KroneckerLinear(width, size, rule)
+        self.up = KroneckerLinear(size, width, rule)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return self.up(F.gelu(self.down(x), approximate="tanh"))
+
+
+@dataclass(frozen=True)
+class CompacterOptions(AdapterOptions):
+    _minimum: ClassVar[dict[str, float]] = {
+        **AdapterOptions._minimum,
+        **{"item_bottleneck": 1, "user_bottleneck": 1, "kronecker": 1},
+    }
+    _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "item_bottleneck": (r"item_encoder\..*\.adapter\.down\.bias", 0),
+        "user_bottleneck": (r"user_encoder\..*\.adapter\.down\.bias", 0),
+        "kronecker": (r".*\.adapter\.down\.left", 0),
+    }
+
+    adapter_lr: float = flag(4e-3, "Learning rate of what the method trains.")
+    train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
+    item_bottleneck: int = flag(64, "Bottleneck size in the item encoder.")
+    user_bottleneck: int = flag(16, "Bottleneck size in the user encoder.")
+    kronecker: int = flag(4, "n, the number and the size of the Kronecker factors A_i.")
+    variant: Literal["paper", "published"] = flag(
+        "paper", "published: as the released programs, without the residual around the adapter."
+    )
+
+
+@register("compacter")
+class Compacter(Method):
+    """One adapter behind each sub-layer; the A_i are one parameter of the whole recommender."""
+
+    Options = CompacterOptions
+
+    def __init__(self):
+        self.rule: nn.Parameter | None = None
+
+    def insert(self, place: Place, options: CompacterOptions) -> list[nn.Parameter]:
+        if self.rule is None:
+            self.rule = nn.Parameter(RULE_STD * torch.randn(3 * (options.kronecker,)))
+        size = options.item_bottleneck if place.tower == "item" else options.user_bottleneck
+        trained = [self.rule]
+        for block in place.blocks:
+            for sublayer in block.sublayers:
+                adapter = KroneckerBottleneck(place.stack.width, size, self.rule)
+                residual = options.variant == "paper"
+                sublayer.output.replace(SerialAdapter(sublayer.output.module, adapter, residual))
+                trained += adapter.parameters()
+        return trained

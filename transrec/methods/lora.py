@@ -1,0 +1,73 @@
+"""Low-rank updates of the query and value projections: `lora` (Hu et al., ICLR 2022; METHODS section 3)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import loralib
+from torch import nn
+
+from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.models.backbone import Site
+from transrec.options import flag
+
+
+@dataclass(frozen=True)
+class LoRAOptions(AdapterOptions):
+    _minimum: ClassVar[dict[str, float]] = {
+        **AdapterOptions._minimum,
+        "item_rank": 1,
+        "user_rank": 1,
+        "lora_scaling": 0,
+    }
+    _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "item_rank": (r"item_encoder\..*\.lora_A", 0),
+        "user_rank": (r"user_encoder\..*\.lora_A", 0),
+    }
+
+    adapter_lr: float = flag(1e-3, "Learning rate of what the method trains.")
+    item_rank: int = flag(12, "Rank of the updates in the item encoder.")
+    user_rank: int = flag(4, "Rank of the updates in the user encoder.")
+    lora_scaling: float = flag(1.0, "What B A x is multiplied by.")
+    variant: Literal["paper", "published"] = flag(
+        "paper",
+        "published: as the released programs, which put fresh frozen weights and trained biases in the place of query "
+        "and value, and scale by 1 / rank.",
+    )
+
+
+@register("lora")
+class LoRA(Method):
+    """W x + b + scaling B A x for query and value; B starts at zero and W keeps the pretrained values."""
+
+    Options = LoRAOptions
+
+    def insert(self, place: Place, options: LoRAOptions) -> list[nn.Parameter]:
+        rank = options.item_rank if place.tower == "item" else options.user_rank
+        trained = []
+        for block in place.blocks:
+            for site in (block.query, block.value):
+                layer = self._layer(site, rank, options)
+                site.replace(layer)
+                trained += [layer.lora_A, layer.lora_B]
+                if options.variant == "published":
+                    trained.append(layer.bias)
+        return trained
+
+    @staticmethod
+    def _layer(site: Site, rank: int, options: LoRAOptions) -> loralib.Linear:
+        old = site.module
+        published = options.variant == "published"
+        scaling = 1 / rank if published else options.lora_scaling
+        layer = loralib.Linear(
+            old.in_features,
+            old.out_features,
+            r=rank,
+            lora_alpha=scaling * rank,
+            merge_weights=False,
+            bias=published or old.bias is not None,
+        )
+        if not published:
+            # loralib draws W anew, which would lose what the backbone learned.
+            layer.weight = old.weight
+            layer.bias = old.bias
+        return layer.requires_grad_(False)
