@@ -21,11 +21,13 @@ from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.methods.bottleneck import (
     INIT_STD,
-    NormedAdapter,
+    AdaptedNorm,
     ParallelAdapter,
     ParallelAdapterWithSkip,
     SerialAdapter,
 )
+from transrec.methods.kadapter import KAdapter
+from transrec.methods.prompt import Prompt
 from transrec.models.backbone import build_backbone, layer_norms, load_backbone, load_tokenizer
 from transrec.models.items import IdItemEncoder, TextItemEncoder
 from transrec.models.objectives import SASRecObjective
@@ -67,6 +69,9 @@ def batch(features_and_split):
 
 
 def apply(recommender, name, train_recommender=False, **options):
+    """Apply a method, at sizes that suit the tiny models unless given."""
+    if recommender.user_encoder.width < 64:
+        options = DEFAULTS.get(name, {}) | options
     return methods.apply(recommender, name, methods.get(name).Options(**options), RATES, train_recommender)
 
 
@@ -85,7 +90,7 @@ INSERTED = {
     SerialAdapter: ["adapter"],
     ParallelAdapter: ["adapter"],
     ParallelAdapterWithSkip: ["adapter"],
-    NormedAdapter: ["adapter", "norm"],
+    AdaptedNorm: ["adapter", "norm"],
 }
 
 
@@ -105,13 +110,23 @@ def expected_names(recommender, name, insert="all", train_layernorm=False, varia
                 found |= {f"{path}.lora_A", f"{path}.lora_B"} | ({f"{path}.bias"} if variant == "published" else set())
             if name == "bitfit":
                 found |= {f"{path}.bias"} if isinstance(getattr(module, "bias", None), nn.Parameter) else set()
-            if (train_layernorm or name == "layernorm") and isinstance(module, nn.LayerNorm):
+            own = ".k_adapter." not in path
+            if (train_layernorm or name == "layernorm") and isinstance(module, nn.LayerNorm) and own:
                 found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
+    # These sit beside the blocks, wherever among them they were inserted.
+    for path, module in recommender.named_modules():
+        if isinstance(module, KAdapter | Prompt):
+            found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
     # A parameter that several modules share has one name.
     return found & every
 
 
-ADAPTERS = ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "lora", "compacter", "bitfit", "layernorm"]
+ADAPTERS = ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "lora", "compacter", "kadapter"]
+ADAPTERS += ["prompt", "bitfit", "layernorm"]
+DEFAULTS = {
+    "kadapter": {"item_size": 8, "item_heads": 2, "user_size": 8},
+    "prompt": {"n_tokens": 4},
+}
 
 
 def cases():
@@ -119,13 +134,13 @@ def cases():
     yield "frozen", {}
     for name in ADAPTERS:
         flags = {field.name for field in dataclasses.fields(methods.get(name).Options)}
-        for where in WHERE:
+        for where in WHERE if name != "prompt" else ["item"]:
             yield name, {"insert": where} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
         if "train_layernorm" in flags:
             yield name, {"insert": "all", "train_layernorm": True}
             yield name, {"insert": "user_last", "train_layernorm": True}
         if "variant" in flags:
-            yield name, {"variant": "published", "train_layernorm": False}
+            yield name, {"variant": "published"} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
 
 
 @pytest.mark.parametrize("name,options", cases(), ids=str)
@@ -163,13 +178,17 @@ def encode(recommender, batch):
         return recommender.item_encoder(*batch.inputs), recommender.user_encoder(torch.randn(4, 6, 16), mask)[mask]
 
 
-@pytest.mark.parametrize("name", ["lora", "bitfit", "layernorm"])
+@pytest.mark.parametrize("name", ["lora", "kadapter", "bitfit", "layernorm"])
 @pytest.mark.parametrize("where", WHERE)
 def test_zero_update_methods_start_as_the_identity(recommender, batch, name, where):
-    """B = 0, or nothing inserted: not one bit of the output changes."""
+    """B = 0, or nothing inserted: not one bit changes. K-Adapter's fusion [I, 0] sums in another order."""
     before = encode(recommender, batch)
     apply(recommender, name, insert=where)
-    assert all(map(torch.equal, before, encode(recommender, batch)))
+    for old, new in zip(before, encode(recommender, batch), strict=True):
+        if name == "kadapter":
+            torch.testing.assert_close(new, old, atol=1e-6, rtol=1e-6)
+        else:
+            assert torch.equal(new, old)
 
 
 def test_lora_keeps_the_pretrained_weights(recommender, batch):
@@ -318,6 +337,8 @@ COUNTS = {
     ("bert", "compacter", False): 64_512 - 56 * 64,
     ("bert", "compacter", True): 103_552 - 56 * 64,
     ("bert", "lora published", False): 463_104,
+    ("bert", "kadapter", False): 3_573_920,
+    ("bert", "prompt", False): 23_040,
 }
 
 
@@ -391,7 +412,8 @@ def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split,
         run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
         flags += ["--checkpoint", str(tmp_path / "source")]
     folder = tmp_path / "run"
-    result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2"], name)
+    sizes = [word for flag, value in DEFAULTS.get(name, {}).items() for word in (f"--{flag}", str(value))]
+    result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2", *sizes], name)
     tensors, description = checkpoint.read(folder / "checkpoints" / "best.safetensors")
     assert sum(t.numel() for t in tensors.values()) == result["trainable_parameters"]
     assert description["method"] == name

@@ -38,7 +38,7 @@ def block_output(block, x):
     """A block's output on x [B, L, D] without any mask."""
     if "SASRec" in type(block.module).__name__:
         length = x.shape[1]
-        return block.module(x, torch.ones(1, 1, length, length, dtype=torch.bool))
+        return block.module(x, torch.zeros(1, 1, length, length))
     output = block.module(x)
     return output[0] if isinstance(output, tuple) else output
 

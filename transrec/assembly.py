@@ -31,7 +31,7 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
     else:
         config = backbone.load_config(model.text_encoder)
-        backbone.check_text_length(config, data.title_tokens)
+        backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
         drawn = model.random_backbone or not load_weights
         weights = backbone.build_backbone(config) if drawn else backbone.load_backbone(model.text_encoder)
         item_encoder = TextItemEncoder(weights, model.embedding_dim)

@@ -6,7 +6,7 @@ unpickled, and only the weights are used.
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,38 +27,65 @@ from transrec.models.sequence import SASRec
 from transrec.paths import resolve
 from transrec.training import checkpoint
 
-TEXT = r"bert_encoder\.text_encoders\.title\."
-BLOCK = r"user_encoder\.transformer_encoder\.transformer_blocks\.(\d+)\.(?:transformer_block\.)?"
+TEXT = r"^bert_encoder\.text_encoders\.title\."
+USER = r"^user_encoder\.transformer_encoder\."
 
 # Applied in order, each to the result of the one before.
 KEY_RULES = [
-    (rf"^{TEXT}bert_model\.", "item_encoder.backbone."),
-    (rf"^{TEXT}fc\.", "item_encoder.projection."),
-    (rf"^{BLOCK}multi_head_attention\.w_Q\.", r"user_encoder.blocks.\1.attention.query."),
-    (rf"^{BLOCK}multi_head_attention\.w_K\.", r"user_encoder.blocks.\1.attention.key."),
-    (rf"^{BLOCK}multi_head_attention\.w_V\.", r"user_encoder.blocks.\1.attention.value."),
-    (rf"^{BLOCK}multi_head_attention\.fc\.", r"user_encoder.blocks.\1.attention_output.dense."),
-    (rf"^{BLOCK}multi_head_attention\.layer_norm\.", r"user_encoder.blocks.\1.attention_output.layer_norm."),
-    (rf"^{BLOCK}feed_forward\.w_1\.", r"user_encoder.blocks.\1.up."),
-    (rf"^{BLOCK}feed_forward\.w_2\.", r"user_encoder.blocks.\1.feed_forward_output.dense."),
-    (rf"^{BLOCK}feed_forward\.layer_norm\.", r"user_encoder.blocks.\1.feed_forward_output.layer_norm."),
-    (rf"^{BLOCK}adapter1\.", r"user_encoder.blocks.\1.attention_output.dropout.adapter."),
-    (rf"^{BLOCK}adapter2\.", r"user_encoder.blocks.\1.feed_forward_output.dropout.adapter."),
-    (r"^user_encoder\.transformer_encoder\.", "user_encoder."),
-    # An adapted sub-layer of the backbone: its own tensors moved one level down, the adapter beside them.
+    # Where things are. K-Adapter wraps the whole backbone and the list of blocks, other adapters wrap single blocks.
+    (rf"{TEXT}bert_model\.bert_adapter_list\.", "item_encoder.backbone.k_adapter.adapters."),
+    (rf"{TEXT}bert_model\.com_dense\.", "item_encoder.backbone.k_adapter.fusion."),
+    (rf"{TEXT}bert_model\.(?:bert_model\.)?", "item_encoder.backbone."),
+    (rf"{TEXT}fc\.", "item_encoder.projection."),
+    (rf"{USER}transformer_blocks\.adapter_list\.", "user_encoder.k_adapter.adapters."),
+    (rf"{USER}transformer_blocks\.com_dense2\.", "user_encoder.k_adapter.fusion."),
+    (
+        rf"{USER}transformer_blocks\.(?:transformer_blocks\.)?(\d+)\.(?:transformer_block\.)?",
+        r"user_encoder.blocks.\1.",
+    ),
+    (USER, "user_encoder."),
+    # The parts of a SASRec block, K-Adapter's own included.
+    (r"(\.k_adapter\.adapters\.\d+)\.transformer_blocks\.", r"\1.blocks."),
+    (r"\.multi_head_attention\.w_Q\.", ".attention.query."),
+    (r"\.multi_head_attention\.w_K\.", ".attention.key."),
+    (r"\.multi_head_attention\.w_V\.", ".attention.value."),
+    (r"\.multi_head_attention\.fc\.", ".attention_output.dense."),
+    (r"\.multi_head_attention\.layer_norm\.", ".attention_output.layer_norm."),
+    (r"\.feed_forward\.w_1\.", ".up."),
+    (r"\.feed_forward\.w_2\.", ".feed_forward_output.dense."),
+    (r"\.feed_forward\.layer_norm\.", ".feed_forward_output.layer_norm."),
+    # Where adapters are. A wrapped sub-layer of the backbone keeps its own tensors one level down.
+    (r"^(user_encoder\.blocks\.\d+)\.adapter1\.", r"\1.attention_output.dropout.adapter."),
+    (r"^(user_encoder\.blocks\.\d+)\.adapter2?\.", r"\1.feed_forward_output.dropout.adapter."),
+    (r"^(user_encoder\.blocks\.\d+)\.LN\.", r"\1.feed_forward_output.layer_norm.norm."),
     (r"\.self_output\.", "."),
-    (r"(item_encoder\..*)\.output\.adapter\.", r"\1.output.dropout.adapter."),
+    (r"^(item_encoder\..*)\.output\.adapter\.", r"\1.output.dropout.adapter."),
+    (r"^(item_encoder\..*)\.output\.LN\.", r"\1.output.LayerNorm.norm."),
+    (r"\.word_embeddings\.learned_embedding$", ".prompt.vectors"),
+    (r"^(item_encoder\.backbone)\.embeddings(\.prompt\.vectors)$", r"\1\2"),
+    (r"\.word_embeddings\.wte\.", ".word_embeddings."),
+    # The parts of an adapter.
     (r"\.adapter\.fc_(down|up)\.", r".adapter.\1."),
+    (r"\.(down|up)_project\.", r".\1."),
     (r"\.adapter\.(down|up)_sampler\.W_", r".adapter.\1."),
     (r"\.adapter\.(down|up)_sampler\.b$", r".adapter.\1.bias"),
     (r"\.adapter\.(down|up)_sampler\.phm_rule$", r".adapter.\1.rule"),
 ]
 
-# Tensors that no computation reads: BERT's pooler, and position numbers that older transformers stored.
-UNREAD = re.compile(rf"^{TEXT}bert_model\.(pooler\.|embeddings\.(position_ids|token_type_ids)$)|^phm_rule$")
+# With a second LayerNorm (Pfeiffer's) the adapter sits between the two, not behind the dropout.
+BETWEEN_NORMS = [
+    (r"^(item_encoder\..*)\.output\.dropout\.adapter\.", r"\1.output.LayerNorm.adapter."),
+    (r"\.feed_forward_output\.dropout\.adapter\.", ".feed_forward_output.layer_norm.adapter."),
+]
+
+# Tensors that no computation reads: BERT's pooler, position numbers that older transformers stored, and Compacter's
+# rule, which every adapter repeats.
+UNREAD = re.compile(
+    rf"{TEXT}bert_model\.(bert_model\.)?(pooler\.|embeddings\.(position_ids|token_type_ids)$)|^phm_rule$"
+)
 # Prefixes of whole checkpoints: DDP's, and that of the program which shares Compacter's rule.
 PREFIX = re.compile(r"^(?:module\.|model\.)+")
-ADAPTED = re.compile(r"\.adapter\.|\.lora_[AB]$")
+ADAPTED = re.compile(r"\.adapter\.|\.lora_[AB]$|\.k_adapter\.|\.prompt\.")
 
 
 @dataclass(frozen=True)
@@ -78,12 +105,19 @@ class Original:
         return any(ADAPTED.search(name) for name in self.tensors)
 
 
-def our_name(key: str) -> str:
-    """Our parameter's name for an original state-dict key."""
-    key = PREFIX.sub("", key)
-    for pattern, replacement in KEY_RULES:
-        key = re.sub(pattern, replacement, key)
-    return key
+def our_names(keys: Iterable[str]) -> dict[str, str]:
+    """Our parameter's name for each original state-dict key that something reads."""
+    keys = list(keys)
+    rules = KEY_RULES + (BETWEEN_NORMS if any(".LN." in key for key in keys) else [])
+    names = {}
+    for key in keys:
+        name = PREFIX.sub("", key)
+        if UNREAD.search(name):
+            continue
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        names[key] = name
+    return names
 
 
 def read_original(path: Path) -> Original:
@@ -93,10 +127,7 @@ def read_original(path: Path) -> Original:
     one that is no text recommender of the original programs.
     """
     state = _load_state(path)
-    tensors = {}
-    for key, tensor in state.items():
-        if not UNREAD.search(PREFIX.sub("", key)):
-            tensors[our_name(key)] = tensor.float()
+    tensors = {name: state[key].float() for key, name in our_names(state).items()}
     positions = tensors.get("user_encoder.position_embedding.weight")
     if positions is None:
         raise TransrecError(

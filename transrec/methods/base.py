@@ -23,6 +23,11 @@ class MethodOptions(Options):
 
     _argument_group_name: ClassVar[str] = "method"
 
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that the method adds to every text."""
+        return 0
+
 
 @dataclass(frozen=True)
 class InsertOptions(MethodOptions):

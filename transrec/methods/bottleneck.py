@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
-from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.errors import TransrecError
+from transrec.methods.base import AdapterOptions, Method, Place, parameters_of, register
 from transrec.models.backbone import Block, Sublayer
 from transrec.models.sequence import LAYER_NORM_EPS
 from transrec.options import flag
@@ -94,15 +95,20 @@ class ParallelAdapterWithSkip(InputAdapter):
         return y + x + self.adapter(x)
 
 
-class NormedAdapter(InputAdapter):
-    """y + adapter(LayerNorm(y + x)), with a LayerNorm of its own: `pfeiffer` of the released programs."""
+class AdaptedNorm(nn.LayerNorm):
+    """LN2(adapter(LN(z)) + z) in the place of a block's LN, z the residual plus the sub-layer's output.
 
-    def __init__(self, inner: nn.Module, adapter: nn.Module, entry: nn.Module, width: int):
-        super().__init__(inner, adapter, entry)
-        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+    LN keeps its parameters and their names; LN2 is new. This is `pfeiffer` of the released programs.
+    """
 
-    def combine(self, y: Tensor, x: Tensor) -> Tensor:
-        return y + self.adapter(self.norm(y + x))
+    def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
+        super().__init__(norm.normalized_shape, eps=norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+        self.adapter = adapter
+        self.norm = nn.LayerNorm(norm.normalized_shape, eps=LAYER_NORM_EPS)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.norm(self.adapter(super().forward(z)) + z)
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class PfeifferOptions(BottleneckOptions):
     train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
     adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
     variant: Literal["paper", "published"] = flag(
-        "paper", "published: as the released programs, with an extra LayerNorm before the adapter and torch's own init."
+        "paper", "published: as the released programs, the adapter between two LayerNorms and with torch's own init."
     )
 
 
@@ -151,20 +157,19 @@ class BottleneckMethod(Method):
         """Which sub-layers of a block get an adapter."""
         return block.sublayers
 
-    def wrap(self, sublayer: Sublayer, place: Place, options: BottleneckOptions) -> nn.Module:
-        """The module that takes the place of the sub-layer's output."""
-        adapter = Bottleneck(place.stack.width, options.size(place), options.activation)
-        return SerialAdapter(sublayer.output.module, adapter)
+    def attach(self, sublayer: Sublayer, place: Place, options: BottleneckOptions) -> list[nn.Module]:
+        """Attach an adapter to the sub-layer; returns the modules that are new."""
+        adapter = self.bottleneck(place, options)
+        sublayer.output.replace(SerialAdapter(sublayer.output.module, adapter))
+        return [adapter]
+
+    def bottleneck(self, place: Place, options: BottleneckOptions, near_zero: bool = True) -> Bottleneck:
+        """A new adapter of the place's width and the options' size."""
+        return Bottleneck(place.stack.width, options.size(place), options.activation, near_zero)
 
     def insert(self, place: Place, options: BottleneckOptions) -> list[nn.Parameter]:
-        wrapped = []
-        for block in place.blocks:
-            for sublayer in self.sublayers(block):
-                frozen = set(sublayer.output.module.parameters())
-                module = self.wrap(sublayer, place, options)
-                sublayer.output.replace(module)
-                wrapped += [parameter for parameter in module.parameters() if parameter not in frozen]
-        return wrapped
+        sublayers = [sublayer for block in place.blocks for sublayer in self.sublayers(block)]
+        return parameters_of(new for sublayer in sublayers for new in self.attach(sublayer, place, options))
 
 
 @register("houlsby")
@@ -178,10 +183,11 @@ class Parallel(BottleneckMethod):
 
     Options = ParallelOptions
 
-    def wrap(self, sublayer: Sublayer, place: Place, options: ParallelOptions) -> nn.Module:
-        adapter = Bottleneck(place.stack.width, options.size(place), options.activation)
+    def attach(self, sublayer: Sublayer, place: Place, options: ParallelOptions) -> list[nn.Module]:
+        adapter = self.bottleneck(place, options)
         kind = ParallelAdapter if options.variant == "paper" else ParallelAdapterWithSkip
-        return kind(sublayer.output.module, adapter, sublayer.entry.module)
+        sublayer.output.replace(kind(sublayer.output.module, adapter, sublayer.entry.module))
+        return [adapter]
 
 
 @register("pfeiffer")
@@ -193,11 +199,16 @@ class Pfeiffer(BottleneckMethod):
     def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
         return (block.feed_forward,)
 
-    def wrap(self, sublayer: Sublayer, place: Place, options: PfeifferOptions) -> nn.Module:
+    def attach(self, sublayer: Sublayer, place: Place, options: PfeifferOptions) -> list[nn.Module]:
         if options.variant == "paper":
-            return super().wrap(sublayer, place, options)
-        adapter = Bottleneck(place.stack.width, options.size(place), options.activation, near_zero=False)
-        return NormedAdapter(sublayer.output.module, adapter, sublayer.entry.module, place.stack.width)
+            return super().attach(sublayer, place, options)
+        if sublayer.norm is None:
+            raise TransrecError(
+                "--variant published of pfeiffer needs a LayerNorm behind each block; use --variant paper"
+            )
+        norm = AdaptedNorm(sublayer.norm.module, self.bottleneck(place, options, near_zero=False))
+        sublayer.norm.replace(norm)
+        return [norm.adapter, norm.norm]
 
 
 @register("pfeiffer_attention")

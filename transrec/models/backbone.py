@@ -49,11 +49,13 @@ class Sublayer:
         entry: the first module that reads the sub-layer's input (the query projection, the feed-forward up projection).
         projection: its last Linear (attention output projection, feed-forward down projection).
         output: the module whose result is added to the residual: the dropout behind `projection` where there is one.
+        norm: the LayerNorm of the sum, in post-LN blocks; None in others.
     """
 
     entry: Site
     projection: Site
     output: Site
+    norm: Site | None
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,13 @@ def _view_block(block: nn.Module) -> Block:
 
 
 def _view_sublayer(entry: Site, projection: Site, query_parent: nn.Module) -> Sublayer:
-    dropouts = [name for name, child in projection.parent.named_children() if isinstance(child, nn.Dropout)]
-    # A dropout beside the query projection acts on attention probabilities, not on the sub-layer's output.
-    if len(dropouts) == 1 and projection.parent is not query_parent:
-        return Sublayer(entry, projection, Site(projection.parent, dropouts[0]))
-    return Sublayer(entry, projection, projection)
+    # What lies beside the query projection belongs to the attention probabilities, not to the sub-layer's end.
+    siblings = {} if projection.parent is query_parent else dict(projection.parent.named_children())
+    dropouts = [name for name, child in siblings.items() if isinstance(child, nn.Dropout)]
+    norms = [name for name, child in siblings.items() if isinstance(child, nn.LayerNorm)]
+    output = Site(projection.parent, dropouts[0]) if len(dropouts) == 1 else projection
+    norm = Site(projection.parent, norms[0]) if len(norms) == 1 else None
+    return Sublayer(entry, projection, output, norm)
 
 
 def layer_norms(module: nn.Module) -> list[nn.Module]:
@@ -231,7 +235,9 @@ def check_text_length(config, length: int) -> None:
     # RoBERTa and its kin count positions from padding_idx + 1.
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     if positions and length + offset > positions:
-        raise TransrecError(f"--title_tokens {length}: the text encoder takes at most {positions - offset}")
+        raise TransrecError(
+            f"--title_tokens: {length} tokens a text, prompts included, and the text encoder takes {positions - offset}"
+        )
 
 
 def check_tokens(input_ids: np.ndarray, tokenizer, config, name: str) -> None:

@@ -8,7 +8,7 @@ class TextItemEncoder(nn.Module):
     """[CLS] of a text backbone's last layer -> Linear(D, d) -> GELU.
 
     `backbone_dropout` says whether the backbone's own dropout is active in training mode; off, the backbone stays in
-    eval mode whatever mode the encoder is in.
+    eval mode whatever mode the encoder is in, but for inserted modules that set `follows_mode`.
     """
 
     def __init__(self, backbone: nn.Module, embedding_dim: int):
@@ -23,6 +23,9 @@ class TextItemEncoder(nn.Module):
         super().train(mode)
         if not self.backbone_dropout:
             self.backbone.eval()
+            for module in self.backbone.modules():
+                if getattr(module, "follows_mode", False):
+                    module.train(mode)
         return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from torch.nn import functional as F
 from transrec.errors import TransrecError
 
 LAYER_NORM_EPS = 1e-6
+# Added to the logit of what must not be attended to. Finite, so that a query that may attend to nothing averages over
+# everything instead of giving NaN.
+MASKED = -1e9
 
 
 class SelfAttention(nn.Module):
@@ -14,20 +17,22 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
+        self.dropout = nn.Dropout(dropout)
         self.query = nn.Linear(width, width, bias=False)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
-        """x [B, L, d], allowed bool [B, 1, L, L] (query, key) -> [B, L, d]."""
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, L, d], mask [B, 1, L, L] (query, key) added to the logits -> [B, L, d]."""
         query, key, value = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-        return out.transpose(1, 2).flatten(2)
+        # Written out: fused kernels get the gradient of a query that may attend to nothing wrong, and on sequences this
+        # short they win no time.
+        logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + mask
+        return (self.dropout(logits.softmax(-1)) @ value).transpose(1, 2).flatten(2)
 
 
 class ResidualOutput(nn.Module):
@@ -53,8 +58,9 @@ class SASRecBlock(nn.Module):
         self.up = nn.Linear(width, 4 * width)
         self.feed_forward_output = ResidualOutput(4 * width, width, bias=True, dropout=dropout)
 
-    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
-        x = self.attention_output(self.attention(x, allowed), x)
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, L, d], mask as in SelfAttention -> [B, L, d]."""
+        x = self.attention_output(self.attention(x, mask), x)
         return self.feed_forward_output(F.relu(self.up(x)), x)
 
 
@@ -95,13 +101,11 @@ class SASRec(nn.Module):
             [B, L, d]; position t has seen items 0..t only. Rows of padding are finite and mean nothing.
         """
         length = item_embeddings.shape[1]
-        real = mask.bool()
-        causal = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
-        itself = torch.eye(length, dtype=torch.bool, device=real.device)
-        # A padded query may look at itself only: softmax over nothing would be NaN.
-        allowed = ((causal & real[:, None, :]) | itself).unsqueeze(1)
+        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+        allowed = causal & mask.bool()[:, None, None, :]
+        added = torch.where(allowed, 0.0, MASKED)
         x = item_embeddings + self.position_embedding.weight[:length]
         x = self.dropout(self.layer_norm(x))
         for block in self.blocks:
-            x = block(x, allowed)
+            x = block(x, added)
         return x

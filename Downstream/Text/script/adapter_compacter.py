@@ -1,6 +1,6 @@
 """Compacter: adapters of Kronecker products (Adapter4Rec, adapters compared; `compacter`).
 
-    python adapter_compacter.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python adapter_compacter.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 The adapters and the LayerNorms train. --variant published computes what the released script did, without a residual
 around the adapters.

@@ -1,6 +1,6 @@
 """Houlsby adapters in the item encoder and in SASRec (Adapter4Rec, adapter tuning; `houlsby`).
 
-    python adapter_houlsby.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python adapter_houlsby.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 Only the adapters train; --insert places them in one of the two encoders, --train_layernorm adds the LayerNorms.
 """

@@ -1,6 +1,6 @@
 """Parallel adapters in the item encoder and in SASRec (Adapter4Rec, serial against parallel; `parallel`).
 
-    python adapter_houlsby_parallel.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python adapter_houlsby_parallel.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 An adapter reads the input of its sub-layer and adds to the sub-layer's output. --variant published computes what the
 released script did, which adds the input once more.

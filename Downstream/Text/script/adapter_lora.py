@@ -1,9 +1,9 @@
 """LoRA on the query and value projections (Adapter4Rec, adapters compared; `lora`).
 
-    python adapter_lora.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python adapter_lora.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-The pretrained query and value weights stay, low-rank updates train. --variant published computes what the released script
-did: fresh random weights in their place.
+The pretrained query and value weights stay, low-rank updates train. --variant published computes what the released
+script did: fresh random weights in their place.
 """
 
 from transrec.runner import adapt

@@ -1,6 +1,6 @@
 """One adapter a block, behind the attention sub-layer (Adapter4Rec, adapters compared; `pfeiffer_attention`).
 
-    python adapter_pfeiffer_attention.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python adapter_pfeiffer_attention.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 What the released scripts call pfeiffer_ver2. --train_layernorm adds the LayerNorms.
 """

@@ -1,6 +1,6 @@
 """Full fine-tuning on a target domain, the upper baseline of every Adapter4Rec table (`full`).
 
-    python finetune.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python finetune.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 Without --checkpoint it trains on the target alone; --random_backbone makes that training from scratch.
 """

@@ -1,6 +1,6 @@
 """Frozen text encoder; the projection and the user encoder train (`frozen`).
 
-    python frozen.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python frozen.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 The lower baseline: what the pretrained backbone gives without being adapted.
 """

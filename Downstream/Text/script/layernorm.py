@@ -1,6 +1,6 @@
 """Only LayerNorms train (`layernorm`).
 
-    python layernorm.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder bert-base-uncased
+    python layernorm.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 --insert item leaves the user encoder as it was, --insert user the text encoder.
 """

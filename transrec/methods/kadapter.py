@@ -1,0 +1,148 @@
+"""Side adapters on chosen layers, fused with the last: `kadapter` (Wang et al., ACL Findings 2021; METHODS 3)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from transrec.errors import TransrecError
+from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.models.sequence import MASKED, SASRecBlock
+from transrec.options import flag
+
+INIT_STD = 2e-4
+BLOCKS = 2
+
+
+class SideAdapter(nn.Module):
+    """A(x) = x + up(two post-LN transformer blocks of width r(down(x))); the projections are N(0, 2e-4)."""
+
+    def __init__(self, width: int, size: int, heads: int, dropout: float):
+        super().__init__()
+        if size % heads:
+            raise TransrecError(f"a K-Adapter of size {size} cannot be shared among {heads} heads; choose a divisor")
+        self.down = nn.Linear(width, size)
+        self.blocks = nn.ModuleList(SASRecBlock(size, heads, dropout) for _ in range(BLOCKS))
+        self.up = nn.Linear(size, width)
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=INIT_STD)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x [B, T, D], mask added to the logits, broadcast to [B, 1, T, T] (query, key) -> [B, T, D]."""
+        y = self.down(x)
+        for block in self.blocks:
+            y = block(y, mask)
+        return x + self.up(y)
+
+
+class KAdapter(nn.Module):
+    """h <- A_k(hidden_k + h) over the chosen layers, h_0 = 0; the stack's output becomes Linear(concat(last, h)).
+
+    It lives beside the stack's blocks and watches them: hidden_k is what block k gives in the item encoder, and what
+    it is given in the user encoder; the mask is the one the last block is given.
+
+    Args:
+        layers: the chosen blocks, ascending.
+        masked: respect the blocks' own mask inside the adapters; without it every position sees every other.
+    """
+
+    # The backbone may be kept in eval mode; the adapters follow the mode of the recommender.
+    follows_mode = True
+
+    def __init__(self, place: Place, layers: list[int], size: int, heads: int, dropout: float, masked: bool):
+        super().__init__()
+        width = place.stack.width
+        self.layers, self.masked, self.reads_input = layers, masked, place.tower == "user"
+        self.adapters = nn.ModuleList(SideAdapter(width, size, heads, dropout) for _ in layers)
+        self.fusion = nn.Linear(2 * width, width)
+        if masked:
+            # [I, 0]: the stack's own output to begin with. The released programs leave torch's init.
+            with torch.no_grad():
+                self.fusion.weight.copy_(torch.eye(width, 2 * width))
+                self.fusion.bias.zero_()
+        self._hidden: dict[int, Tensor] = {}
+        self._last = len(place.stack.blocks) - 1
+        for number, block in enumerate(place.stack.blocks):
+            if number in layers or number == self._last:
+                block.module.register_forward_hook(_Watch(self, number), with_kwargs=True)
+
+    def watch(self, number: int, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
+        """Called after block `number`; returns what the last block is to give instead."""
+        hidden = output[0] if isinstance(output, tuple) else output
+        if number in self.layers:
+            self._hidden[number] = arguments[0] if self.reads_input else hidden
+        if number != self._last:
+            return None
+        mask = self._added(arguments[1] if len(arguments) > 1 else options.get("attention_mask"), hidden)
+        h = torch.zeros_like(hidden)
+        for layer, adapter in zip(self.layers, self.adapters, strict=True):
+            h = adapter(self._hidden.pop(layer) + h, mask)
+        fused = self.fusion(torch.cat([hidden, h], dim=-1))
+        return (fused, *output[1:]) if isinstance(output, tuple) else fused
+
+    def _added(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
+        """The blocks' mask as something to add to logits; blocks are given it so, or boolean, or not at all."""
+        if not self.masked or mask is None:
+            return hidden.new_zeros(1, 1, 1, hidden.shape[1])
+        return torch.where(mask, 0.0, MASKED) if mask.dtype == torch.bool else mask
+
+
+class _Watch:
+    """A hook that a deep copy re-binds to the copied K-Adapter."""
+
+    def __init__(self, owner: KAdapter, number: int):
+        self.owner, self.number = owner, number
+
+    def __call__(self, module, arguments, options, output):
+        return self.owner.watch(self.number, arguments, options, output)
+
+
+@dataclass(frozen=True)
+class KAdapterOptions(AdapterOptions):
+    _minimum: ClassVar[dict[str, float]] = {
+        **AdapterOptions._minimum,
+        **{"item_size": 1, "user_size": 1, "item_heads": 1, "user_heads": 1, "adapter_dropout": 0},
+    }
+    _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
+        "item_size": (r"item_encoder\..*\.k_adapter\.adapters\.0\.down\.weight", 0),
+        "user_size": (r"user_encoder\.k_adapter\.adapters\.0\.down\.weight", 0),
+    }
+
+    adapter_lr: float = flag(5e-6, "Learning rate of what the method trains.")
+    item_layers: list[int] = flag([0, -1], "Layers of the item encoder with an adapter, from 0; -1 is the last.")
+    item_size: int = flag(192, "Width of the adapters' transformer blocks in the item encoder.")
+    item_heads: int = flag(12, "Their attention heads.")
+    user_size: int = flag(16, "Width of the adapters' transformer blocks in the user encoder.")
+    user_heads: int = flag(2, "Their attention heads.")
+    adapter_dropout: float = flag(0.1, "Dropout inside the adapters.")
+    variant: Literal["paper", "published"] = flag(
+        "paper",
+        "published: as the released programs, whose adapters mask neither padding nor future items, and whose fusion "
+        "starts from torch's own init.",
+    )
+
+
+@register("kadapter")
+class KAdapterMethod(Method):
+    """Adapters on the chosen layers of the item encoder and on every block of SASRec."""
+
+    Options = KAdapterOptions
+
+    def insert(self, place: Place, options: KAdapterOptions) -> list[nn.Parameter]:
+        count = len(place.stack.blocks)
+        if place.tower == "item":
+            size, heads = options.item_size, options.item_heads
+            layers = sorted({layer + count if layer < 0 else layer for layer in options.item_layers})
+            if not layers or layers[0] < 0 or layers[-1] >= count:
+                raise TransrecError(
+                    f"--item_layers {options.item_layers}: the item encoder has layers 0 to {count - 1}"
+                )
+        else:
+            size, heads = options.user_size, options.user_heads
+            layers = [number for number, block in enumerate(place.stack.blocks) if block in place.blocks]
+        masked = options.variant == "paper"
+        adapter = KAdapter(place, layers, size, heads, options.adapter_dropout, masked)
+        place.stack.module.k_adapter = adapter
+        return list(adapter.parameters())
