@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, run
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from transrec import runner
@@ -217,8 +216,10 @@ def wait_for_state(folder: Path, reached) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if path.exists():
-            with safe_open(path, framework="pt") as file:
-                state = json.loads(file.metadata()["transrec"])["state"]
+            # Through one open file: the path may be replaced between two looks at it.
+            with open(path, "rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            state = json.loads(header["__metadata__"]["transrec"])["state"]
             if reached(state["epoch"], state["step"]):
                 return
         time.sleep(0.005)
