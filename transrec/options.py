@@ -17,16 +17,16 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """A group of flags. Each class sets `_minimum`, the least allowed value of its numeric flags."""
+    """A group of flags. Each class sets `_minimum`, the least allowed value of its own numeric flags."""
 
     _argument_group_name: ClassVar[str] = ""
     _minimum: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
-        for name, least in self._minimum.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise TransrecError(f"--{name} {value}: must be at least {least}")
+        for owner in type(self).__mro__:
+            for name, least in vars(owner).get("_minimum", {}).items():
+                if not getattr(self, name) >= least:
+                    raise TransrecError(f"--{name} {getattr(self, name)}: must be at least {least}")
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

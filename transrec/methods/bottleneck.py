@@ -113,7 +113,7 @@ class AdaptedNorm(nn.LayerNorm):
 
 @dataclass(frozen=True)
 class BottleneckOptions(AdapterOptions):
-    _minimum: ClassVar[dict[str, float]] = {**AdapterOptions._minimum, "item_bottleneck": 1, "user_bottleneck": 1}
+    _minimum: ClassVar[dict[str, float]] = {"item_bottleneck": 1, "user_bottleneck": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "item_bottleneck": (r"item_encoder\..*\.adapter\.down\.weight", 0),
         "user_bottleneck": (r"user_encoder\..*\.adapter\.down\.weight", 0),

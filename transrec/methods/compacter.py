@@ -60,10 +60,7 @@ class KroneckerBottleneck(nn.Module):
 
 @dataclass(frozen=True)
 class CompacterOptions(AdapterOptions):
-    _minimum: ClassVar[dict[str, float]] = {
-        **AdapterOptions._minimum,
-        **{"item_bottleneck": 1, "user_bottleneck": 1, "kronecker": 1},
-    }
+    _minimum: ClassVar[dict[str, float]] = {"item_bottleneck": 1, "user_bottleneck": 1, "kronecker": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "item_bottleneck": (r"item_encoder\..*\.adapter\.down\.bias", 0),
         "user_bottleneck": (r"user_encoder\..*\.adapter\.down\.bias", 0),

@@ -102,8 +102,11 @@ class _Watch:
 @dataclass(frozen=True)
 class KAdapterOptions(AdapterOptions):
     _minimum: ClassVar[dict[str, float]] = {
-        **AdapterOptions._minimum,
-        **{"item_size": 1, "user_size": 1, "item_heads": 1, "user_heads": 1, "adapter_dropout": 0},
+        "item_size": 1,
+        "user_size": 1,
+        "item_heads": 1,
+        "user_heads": 1,
+        "adapter_dropout": 0,
     }
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {
         "item_size": (r"item_encoder\..*\.k_adapter\.adapters\.0\.down\.weight", 0),

@@ -42,7 +42,7 @@ class Prompt(nn.Module):
 
 @dataclass(frozen=True)
 class PromptOptions(InsertOptions):
-    _minimum: ClassVar[dict[str, float]] = {**InsertOptions._minimum, "n_tokens": 1}
+    _minimum: ClassVar[dict[str, float]] = {"n_tokens": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {"n_tokens": (r"item_encoder\..*\.prompt\.vectors", 0)}
 
     insert: Literal["item"] = flag("item", "A prompt goes in front of an item's words, nowhere else.")

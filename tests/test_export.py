@@ -1,0 +1,74 @@
+"""Exported backbones, and the documented example of a new method."""
+
+import re
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, run
+from transformers import AutoModel, AutoTokenizer
+
+from transrec import methods
+from transrec.errors import TransrecError
+from transrec.export import export_backbone
+from transrec.models.backbone import load_tokenizer
+from transrec.models.items import TextItemEncoder
+from transrec.runner import load_run
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "bitfit", "layernorm"])
+def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, tmp_path, name):
+    rates = ["--lr", "1e-2"] if name == "full" else ["--adapter_lr", "1e-2"]
+    run([*flags, *rates, "--output", str(tmp_path / "run")], name)
+    recommender = load_run(tmp_path / "run")
+    export_backbone(recommender, tmp_path / "out", load_tokenizer(backbones["bert"]))
+
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out")(["red lamp", "golden tent"], return_tensors="pt")
+    plain = TextItemEncoder(AutoModel.from_pretrained(tmp_path / "out").eval(), 16).eval()
+    plain.projection.load_state_dict(recommender.item_encoder.projection.state_dict())
+    inputs = tokens["input_ids"], tokens["attention_mask"]
+    with torch.no_grad():
+        exported, ours = plain(*inputs), recommender.item_encoder(*inputs)
+        before = TextItemEncoder(AutoModel.from_pretrained(backbones["bert"]).eval(), 16).eval()
+        before.projection.load_state_dict(recommender.item_encoder.projection.state_dict())
+        assert (before(*inputs) - ours).abs().max() > 1e-3, "training changed nothing, so nothing was shown"
+    # Merging adds B A to W once instead of at every forward pass: a rounding apart.
+    torch.testing.assert_close(exported, ours, atol=1e-5, rtol=0)
+    with pytest.raises(TransrecError, match="exists already"):
+        export_backbone(recommender, tmp_path / "out")
+
+
+def test_what_cannot_be_merged_is_refused(flags, tmp_path):
+    run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "houlsby")
+    with pytest.raises(TransrecError, match=r"attention\.output\.dropout holds a SerialAdapter"):
+        export_backbone(load_run(tmp_path / "run"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def ia3(tmp_path, monkeypatch):
+    """The method of docs/new_method.md, in a file of its own."""
+    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs" / "new_method.md").read_text(), flags=re.DOTALL)[1]
+    (tmp_path / "documented_ia3.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("documented_ia3")
+    yield "ia3"
+    sys.modules.pop("documented_ia3")
+    methods.base._registry.pop("ia3")
+
+
+def test_the_documented_method_works(ia3, flags, tmp_path):
+    """From its file alone: it starts as the identity, trains three vectors a block, is saved and loaded."""
+    run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
+    start = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / "run")]
+    result = run([*flags, *start, "--adapter_lr", "0.1"], ia3)
+    # Two BERT blocks of width 32 and inner width 64, two SASRec blocks of width 16 and inner width 64.
+    assert result["trainable_parameters"] == 2 * (32 + 32 + 64) + 2 * (16 + 16 + 64)
+    loaded, source = load_run(tmp_path / "run"), load_run(tmp_path / "source")
+    inputs = torch.tensor([[2, 60, 70, 3]]), torch.ones(1, 4, dtype=torch.long)
+    with torch.no_grad():
+        assert not torch.equal(loaded.item_encoder(*inputs), source.item_encoder(*inputs))
+        for name, parameter in loaded.named_parameters():
+            if name.endswith(".scale"):
+                parameter.fill_(1)
+        assert torch.equal(loaded.item_encoder(*inputs), source.item_encoder(*inputs))
