@@ -14,7 +14,6 @@ from transrec.options import flag
 @dataclass(frozen=True)
 class LoRAOptions(AdapterOptions):
     _minimum: ClassVar[dict[str, float]] = {
-        **AdapterOptions._minimum,
         "item_rank": 1,
         "user_rank": 1,
         "lora_scaling": 0,
