@@ -370,9 +370,18 @@ def test_learning_rates_follow_the_groups(recommender):
     assert groups == {"backbone": RATES.backbone, "recommender": RATES.recommender}
 
 
-@pytest.mark.parametrize("name,active", [("full", True), ("frozen", False), ("houlsby", False)])
-def test_backbone_dropout_is_on_where_the_backbone_trains(recommender, name, active):
-    apply(recommender, name)
+@pytest.mark.parametrize(
+    "name,options,active",
+    [
+        ("full", {}, True),
+        ("frozen", {}, False),
+        ("houlsby", {}, False),
+        ("lora", {"variant": "paper"}, False),
+        ("lora", {"variant": "published"}, True),
+    ],
+)
+def test_backbone_dropout_is_on_where_the_backbone_trains(recommender, name, options, active):
+    apply(recommender, name, **options)
     recommender.train()
     assert recommender.item_encoder.backbone.training == active
     assert recommender.user_encoder.training

@@ -67,7 +67,7 @@ class ModelOptions(Options):
     heads: int = flag(2, "Attention heads of the user encoder.")
     dropout: float = flag(0.1, "Dropout of the user encoder.")
     backbone_dropout: Literal["auto", "on", "off"] = flag(
-        "auto", "The backbone's own dropout in training; auto: on where its weights train, off where they are frozen."
+        "auto", "The backbone's own dropout in training; auto: on where its weights train or the variant is published."
     )
 
     def __post_init__(self):

@@ -161,7 +161,7 @@ def apply(
 
     Args:
         train_recommender: also train the projection and the user encoder, whatever the method says.
-        backbone_dropout: None leaves it on exactly where the backbone's own weights train.
+        backbone_dropout: None leaves it on where the backbone's own weights train, and in published variants.
 
     Returns:
         The groups for the optimiser; every trainable parameter is in exactly one.
@@ -172,9 +172,9 @@ def apply(
     recommender.requires_grad_(False)
     backbone = recommender.item_encoder.backbone
     if backbone is not None:
-        recommender.item_encoder.backbone_dropout = (
-            method.trains_backbone if backbone_dropout is None else backbone_dropout
-        )
+        published = getattr(options, "variant", "paper") == "published"
+        by_default = method.trains_backbone or published
+        recommender.item_encoder.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
     chosen: dict[nn.Parameter, str] = {}
 
     def choose(group: str, parameters) -> None:
