@@ -169,7 +169,7 @@ class CountingTokenizer:
 
 
 def test_tokens_are_cached_by_content(domain, backbones, tmp_path):
-    folder = shutil.copytree(domain, tmp_path / "set")
+    folder = shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns(".transrec"))
     tokenizer = CountingTokenizer(load_tokenizer(backbones["bert"]))
 
     def tokens(length=10, lower_case=True):

@@ -1,5 +1,6 @@
 """Every flag once: its name, help, default and check. Method flags live with their method."""
 
+import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -158,4 +159,4 @@ class RunOptions(Options):
 
     @property
     def run_folder(self) -> Path | None:
-        return Path(self.output).expanduser().absolute() if self.output else None
+        return Path(os.path.abspath(Path(self.output).expanduser())) if self.output else None

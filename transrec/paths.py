@@ -14,10 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def resolve(path: str | Path) -> Path:
     """A user's path: absolute, else against the current folder if it exists there, else against the repository."""
     path = Path(path).expanduser()
-    if path.is_absolute() or path.exists():
-        return path.absolute()
-    in_repository = REPOSITORY / path
-    return in_repository if in_repository.exists() else path.absolute()
+    start = Path.cwd() if path.exists() or not (REPOSITORY / path).exists() else REPOSITORY
+    return Path(os.path.normpath(start / path))
 
 
 def default_runs_folder() -> Path:
