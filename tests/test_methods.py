@@ -322,7 +322,7 @@ def test_houlsby_starts_close_to_the_identity(recommender, batch, where):
         assert torch.equal(recommender.user_encoder(embeddings, mask), users)
 
 
-# METHODS section 7, counted by the original programs.
+# As the original programs count them.
 COUNTS = {
     ("bert", "full", False): 109_041_728,
     ("bert", "houlsby", False): 2_387_776,

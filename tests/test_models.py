@@ -155,7 +155,7 @@ def test_cpc_objective(example):
 
 
 def test_in_batch_objective_equals_its_definition_over_slots(example):
-    """Every slot a column, slot by slot as METHODS section 2 puts it, with -1e4 for what takes no part."""
+    """Every slot a column, slot by slot as docs/protocol.md puts it, with -1e4 for what takes no part."""
     batch, embeddings, encoder = example
     users = vectors(batch, embeddings, encoder)
     slots = batch.sequences.flatten().tolist()

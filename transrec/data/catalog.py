@@ -23,7 +23,7 @@ TOKENISE_CHUNK = 4096
 
 @dataclass(frozen=True)
 class Catalog:
-    """An items file: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, in file order (METHODS section 1).
+    """An items file: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, in file order (docs/protocol.md).
 
     Image-only sets carry the id alone; their titles are empty strings.
     """

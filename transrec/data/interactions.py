@@ -1,4 +1,4 @@
-"""Users' sequences as flat arrays, and the leave-one-out split (METHODS section 1)."""
+"""Users' sequences as flat arrays, and the leave-one-out split (docs/protocol.md)."""
 
 from array import array
 from dataclasses import dataclass

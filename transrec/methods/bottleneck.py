@@ -1,4 +1,4 @@
-"""Bottleneck adapters, all presets of one module (METHODS section 3).
+"""Bottleneck adapters, all presets of one module (docs/methods.md).
 
 - `houlsby`: behind both sub-layers (Houlsby et al., ICML 2019).
 - `parallel`: beside both sub-layers, reading their input (He et al., ICLR 2022).

@@ -1,4 +1,4 @@
-"""Compacter: adapters of Kronecker products, `compacter` (Karimi Mahabadi et al., NeurIPS 2021; METHODS section 3)."""
+"""Compacter: adapters of Kronecker products, `compacter` (Karimi Mahabadi et al., NeurIPS 2021; docs/methods.md)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

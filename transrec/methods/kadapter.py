@@ -1,4 +1,4 @@
-"""Side adapters on chosen layers, fused with the last: `kadapter` (Wang et al., ACL Findings 2021; METHODS 3)."""
+"""Side adapters on chosen layers, fused with the last: `kadapter` (Wang et al., ACL Findings 2021; docs/methods.md)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

@@ -1,4 +1,4 @@
-"""Low-rank updates of the query and value projections: `lora` (Hu et al., ICLR 2022; METHODS section 3)."""
+"""Low-rank updates of the query and value projections: `lora` (Hu et al., ICLR 2022; docs/methods.md)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

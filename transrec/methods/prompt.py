@@ -1,4 +1,4 @@
-"""Soft prompts: `prompt` (Lester et al., EMNLP 2021; METHODS section 3)."""
+"""Soft prompts: `prompt` (Lester et al., EMNLP 2021; docs/methods.md)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal

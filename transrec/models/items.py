@@ -1,4 +1,4 @@
-"""Item encoders: what turns an item's content, or its number, into an embedding (METHODS section 2)."""
+"""Item encoders: what turns an item's content, or its number, into an embedding (docs/protocol.md)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

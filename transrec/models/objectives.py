@@ -1,4 +1,4 @@
-"""Training objectives (METHODS section 2): sums over predicting positions; the trainer divides by their number.
+"""Training objectives (docs/protocol.md): sums over predicting positions; the trainer divides by their number.
 
 Every objective takes the embeddings of a batch's distinct items, the batch, and the user encoder. `negatives` says
 whether the batch must carry sampled negatives, `last_only` whether only the last position predicts.

@@ -1,4 +1,4 @@
-"""SASRec, the user encoder (METHODS section 2)."""
+"""SASRec, the user encoder (docs/protocol.md)."""
 
 import torch
 from torch import Tensor, nn

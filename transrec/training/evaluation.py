@@ -1,4 +1,4 @@
-"""Full ranking of every item for every user, in blocks of bounded memory (METHODS section 1).
+"""Full ranking of every item for every user, in blocks of bounded memory (docs/protocol.md).
 
 Blocks are cut by position, never by rank: how many processes share them changes nothing in any block, and each user is
 ranked once.
@@ -26,7 +26,7 @@ class Ranker:
     Args:
         item_embeddings: float32 [n, d] of items 1..n.
         memory: bytes that scores may take at a time; one user's scores are the least.
-        mask_history: "seen", "none" or "seen_but_target" (METHODS section 1).
+        mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md).
     """
 
     def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str):

@@ -1,4 +1,4 @@
-"""HR@k, NDCG@k and MRR from the rank of each user's one relevant item (METHODS section 1)."""
+"""HR@k, NDCG@k and MRR from the rank of each user's one relevant item (docs/protocol.md)."""
 
 import numpy as np
 
