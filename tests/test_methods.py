@@ -270,12 +270,16 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, name, objective
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_copied_model_stands_alone(recommender, batch, name):
     apply(recommender, name)
-    copied = copy.deepcopy(recommender)
+    copied, other = copy.deepcopy(recommender), copy.deepcopy(recommender)
     before = encode(recommender, batch)
     with torch.no_grad():
         for parameter in copied.parameters():
             parameter.zero_()
     assert all(map(torch.equal, before, encode(recommender, batch)))
+    with torch.no_grad():
+        for parameter in recommender.parameters():
+            parameter.zero_()
+    assert all(map(torch.equal, before, encode(other, batch)))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

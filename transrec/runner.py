@@ -23,7 +23,7 @@ from transrec.training import distributed
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
-from transrec.training.profiler import device_name, environment, parameter_table
+from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
 from transrec.training.trainer import Interrupted, Trainer
 
@@ -82,13 +82,14 @@ def execute(settings: Settings) -> dict[str, Any]:
     except Interrupted as stop:
         run.log(f"stopped by {stop} and saved; continue with --resume {run.folder}")
         raise
+    trainable, total = parameter_totals(table)
     result = {
         "method": settings.method,
         "dataset": Path(settings.data.dataset).name,
         **outcome,
         "popularity": trainer.evaluator.popularity("test"),
-        "trainable_parameters": sum(row["parameters"] for row in table if row["lr"] is not None),
-        "total_parameters": sum(row["parameters"] for row in table),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
         "parameters": table,
         "checkpoint_bytes": run.best.stat().st_size,
         "precision": trainer.precision.name,
@@ -212,8 +213,7 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
     for row in table:
         rate = f"{row['lr']:g}" if row["lr"] is not None else "-"
         run.log(f"{row['module']:{width}}  {row['what']:12}  {row['parameters']:>12,}  {rate}")
-    trainable = sum(row["parameters"] for row in table if row["lr"] is not None)
-    total = sum(row["parameters"] for row in table)
+    trainable, total = parameter_totals(table)
     run.log(f"{'trainable':{width}}  {'':12}  {trainable:>12,}  of {total:,} ({trainable / total:.2%})")
 
 

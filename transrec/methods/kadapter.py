@@ -1,6 +1,7 @@
 """Side adapters on chosen layers, fused with the last: `kadapter` (Wang et al., ACL Findings 2021; docs/methods.md)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -66,9 +67,9 @@ class KAdapter(nn.Module):
         self._last = len(place.stack.blocks) - 1
         for number, block in enumerate(place.stack.blocks):
             if number in layers or number == self._last:
-                block.module.register_forward_hook(_Watch(self, number), with_kwargs=True)
+                block.module.register_forward_hook(partial(self._watch, number), with_kwargs=True)
 
-    def watch(self, number: int, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
+    def _watch(self, number: int, block: nn.Module, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
         """Called after block `number`; returns what the last block is to give instead."""
         hidden = output[0] if isinstance(output, tuple) else output
         if number in self.layers:
@@ -87,16 +88,6 @@ class KAdapter(nn.Module):
         if not self.masked or mask is None:
             return hidden.new_zeros(1, 1, 1, hidden.shape[1])
         return torch.where(mask, 0.0, MASKED) if mask.dtype == torch.bool else mask
-
-
-class _Watch:
-    """A hook that a deep copy re-binds to the copied K-Adapter."""
-
-    def __init__(self, owner: KAdapter, number: int):
-        self.owner, self.number = owner, number
-
-    def __call__(self, module, arguments, options, output):
-        return self.owner.watch(self.number, arguments, options, output)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ def _binary(scores: Tensor, label: float, mask: Tensor) -> Tensor:
     return (losses * mask).sum()
 
 
+def _contrast(users: Tensor, targets: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
+    """Targets as 1 and negatives as 0, summed over where `mask` [...] is true; the others are [..., d]."""
+    return _binary((users * targets).sum(-1), 1.0, mask) + _binary((users * negatives).sum(-1), 0.0, mask)
+
+
 class SASRecObjective:
     """Each position against one random negative: BCE on <h_t, e_{t+1}> = 1 and <h_t, e_neg> = 0 (Adapter4Rec)."""
 
@@ -39,9 +44,7 @@ class SASRecObjective:
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = _user_vectors(embeddings, batch, user_encoder)
-        positive = (users * targets).sum(-1)
-        negative = (users * _take(embeddings, batch.negatives)).sum(-1)
-        return _binary(positive, 1.0, batch.mask) + _binary(negative, 0.0, batch.mask)
+        return _contrast(users, targets, _take(embeddings, batch.negatives), batch.mask)
 
 
 class CPCObjective:
@@ -52,10 +55,8 @@ class CPCObjective:
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = _user_vectors(embeddings, batch, user_encoder)
-        users, last = users[:, -1], batch.mask[:, -1]
-        positive = (users * targets[:, -1]).sum(-1)
-        negative = (users * _take(embeddings, batch.negatives[:, -1])).sum(-1)
-        return _binary(positive, 1.0, last) + _binary(negative, 0.0, last)
+        negatives = _take(embeddings, batch.negatives[:, -1])
+        return _contrast(users[:, -1], targets[:, -1], negatives, batch.mask[:, -1])
 
 
 class InBatchObjective:

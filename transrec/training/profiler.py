@@ -36,6 +36,12 @@ def parameter_table(module: nn.Module, groups: list[TrainableGroup]) -> list[dic
     return list(rows.values())
 
 
+def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
+    """Trainable parameters and all parameters of a `parameter_table`."""
+    trainable = sum(row["parameters"] for row in table if row["lr"] is not None)
+    return trainable, sum(row["parameters"] for row in table)
+
+
 def device_name(device: torch.device) -> str:
     """What the device is called."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

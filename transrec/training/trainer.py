@@ -191,9 +191,12 @@ class Trainer:
                 bar.update()
                 stop = self.world.any(self._signal is not None)
                 save = bool(self.save_steps) and state.step % self.save_steps == 0
-                if stop or save or len(self._pending) == STEPS_BETWEEN_LOSS_CHECKS or state.step == steps:
+                saving = stop or save or state.step == steps
+                if saving or len(self._pending) == STEPS_BETWEEN_LOSS_CHECKS:
                     self._check_losses()
                     bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}")
+                if saving:
+                    self._check_weights()
                 if stop or save:
                     state.seconds += time.perf_counter() - started
                     started = time.perf_counter()
@@ -225,7 +228,7 @@ class Trainer:
         return total
 
     def _check_losses(self) -> None:
-        """Bring the losses since the last check to the host, and stop if one, or a weight, is not finite."""
+        """Bring the losses since the last check to the host, and stop if one is not finite."""
         losses = self.world.sum(torch.stack(self._pending)).tolist()
         first = self.state.step - len(losses)
         self._pending.clear()
@@ -233,8 +236,10 @@ class Trainer:
             if not math.isfinite(loss):
                 raise self._diverged(step, f"the loss is {loss}")
             self.state.loss_sum += loss
-        # The last step's gradient may have spoilt the weights behind a loss that was still finite.
-        if not all(torch.isfinite(parameter).all() for parameter in self.trained.values()):
+
+    def _check_weights(self) -> None:
+        """Before a save: the last step's gradient may have spoilt the weights behind a loss that was still finite."""
+        if not torch.stack([torch.isfinite(parameter).all() for parameter in self.trained.values()]).all():
             raise self._diverged(self.state.step - 1, "the weights are no longer finite")
 
     def _diverged(self, step: int, what: str) -> TransrecError:
@@ -300,15 +305,12 @@ class Trainer:
         checkpoint.save(self.run.last, tensors, description)
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        name_of = {parameter: name for name, parameter in self.trained.items()}
+        # The optimiser numbers its parameters in the order in which it was given the groups.
+        names = [name for group in self.groups for name in group.parameters]
         saved = self.optimizer.state_dict()
-        index = 0
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                name = name_of[parameter]
-                keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-                saved["state"][index] = {key: tensors[full] for key, full in keys.items() if full in tensors}
-                index += 1
+        for index, name in enumerate(names):
+            keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            saved["state"][index] = {key: tensors[full] for key, full in keys.items() if full in tensors}
         self.optimizer.load_state_dict(saved)
 
     @contextmanager
