@@ -1,4 +1,4 @@
-"""Run under torchrun: gradients of one global batch and an evaluation, saved by the main rank.
+"""Run under torchrun: gradients of one global batch for every method, and an evaluation, saved by the main rank.
 
 torchrun --nproc_per_node N rank_worker.py DATASET BACKBONE OUT
 """
@@ -24,6 +24,8 @@ from transrec.options import EvaluationOptions
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
 
+SMALL = {"kadapter": {"item_size": 8, "item_heads": 2, "user_size": 8}, "prompt": {"n_tokens": 4}}
+
 
 def main(folder: Path, backbone: Path, out: Path) -> None:
     world = distributed.start("cpu")
@@ -32,14 +34,19 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
     features = TextFeatures(tokens, dataset.split.item_rows)
     gradients, metrics = {}, {}
     for objective in OBJECTIVES:
-        for method in ("full", "houlsby"):
+        for method in methods.names():
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
-            for users, pieces in ((7, 1), (7, 2), (1, 1)):
+            for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 torch.manual_seed(0)
                 kind = OBJECTIVES[objective]
                 model = Recommender(TextItemEncoder(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), kind())
-                methods.apply(model, method, methods.get(method).Options(), methods.Rates(1e-3, 1e-4))
+                options = methods.get(method).Options(**SMALL.get(method, {}))
+                methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
                 model.train()
+                # Each rank draws its own dropout, which leaves nothing to compare.
+                for module in model.modules():
+                    if isinstance(module, torch.nn.Dropout):
+                        module.p = 0.0
                 wrapped = DistributedDataParallel(model) if world.size > 1 else model
                 # Pieces of a batch are batches of their own to in_batch, so only the sums over slots stay comparable.
                 pieces = 1 if objective == "in_batch" else pieces

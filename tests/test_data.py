@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transrec.data.batches import TrainingBatches, sample_negatives
 from transrec.data.catalog import TextFeatures, Tokens, cached_tokens, read_catalog
 from transrec.data.dataset import find_file, load_dataset
-from transrec.data.interactions import Interactions, Sequences, leave_one_out
+from transrec.data.interactions import Interactions, Sequences, leave_one_out, train_on_fraction
 from transrec.errors import TransrecError
 from transrec.models.backbone import load_tokenizer
 
@@ -48,6 +48,32 @@ def test_split_is_leave_one_out(lists, max_seq_len, min_seq_len):
         for item in items[:-2]:
             expected[number[item]] += 1
     np.testing.assert_array_equal(split.train_counts(), expected)
+
+
+def test_a_fraction_of_the_users_trains_and_all_are_ranked():
+    lists = [[(u * 7 + k) % 40 for k in range(6)] for u in range(50)]
+    names = [f"user {u}" for u in range(50)]
+    whole = leave_one_out(interactions_of(lists), 6, 5)
+
+    def trained(fraction, seed=0, order=None):
+        order = list(range(50)) if order is None else order
+        split = leave_one_out(interactions_of([lists[u] for u in order]), 6, 5)
+        part = train_on_fraction(split, [names[u] for u in order], fraction, seed)
+        return part, {names[order[u]] for u in part.training_users}
+
+    (tenth, few), (half, many) = trained(0.1), trained(0.5)
+    assert (len(few), len(many)) == (5, 25) and few < many, "nested"
+    assert trained(0.5, seed=1)[1] != many
+    assert trained(0.5, order=list(reversed(range(50))))[1] == many, "whatever the order of the file"
+    assert len(trained(0.001)[1]) == 1
+    for part in (tenth, half):
+        assert part.item_count == whole.item_count and len(part.train) == len(part.training_users)
+        for name in ("validation", "test"):
+            assert [x.tolist() for x in getattr(part, name)] == [x.tolist() for x in getattr(whole, name)]
+            assert [x.tolist() for x in part.history(name)] == [x.tolist() for x in whole.history(name)]
+        assert part.train_counts().sum() == 4 * len(part.training_users)
+        batches = list(TrainingBatches(part, 4, negatives=True, last_only=False, seed=0).epoch(1))
+        assert sum(len(batch.sequences) for (batch,) in batches) == len(part.training_users)
 
 
 @given(user_lists.filter(any), st.integers(1, 8))

@@ -30,7 +30,7 @@ from transrec.methods.kadapter import KAdapter
 from transrec.methods.prompt import Prompt
 from transrec.models.backbone import build_backbone, layer_norms, load_backbone, load_tokenizer
 from transrec.models.items import IdItemEncoder, TextItemEncoder
-from transrec.models.objectives import SASRecObjective
+from transrec.models.objectives import OBJECTIVES, SASRecObjective
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
 from transrec.options import EvaluationOptions
@@ -246,25 +246,46 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
     assert all(map(torch.equal, before, encode(recommender, batch)))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.parametrize("objective", ["sasrec", "in_batch"])
-def test_user_vectors_are_causal_and_ignore_padding(recommender, name, objective):
-    """A future item or a padding item never changes an earlier user vector, whatever is inserted."""
+@pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, name, objective):
+    """A word of an item moves no user vector before that item; padding of any content moves none at all."""
+    kind = OBJECTIVES[objective]
+    features, split = features_and_split
+    recommender.objective = kind()
     apply(recommender, name)
     recommender.eval()
     torch.manual_seed(2)
     with torch.no_grad():
         for parameter in recommender.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        x = torch.randn(3, 6, 16)
-        mask = torch.arange(6) >= torch.tensor([0, 2, 4])[:, None]
-        other = torch.where(mask[..., None], x, torch.randn_like(x))
-        for changed in range(6):
-            other[:, changed + 1 :] = torch.randn(3, 5 - changed, 16)
-            first, second = recommender.user_encoder(x, mask), recommender.user_encoder(other, mask)
-            seen = mask & (torch.arange(6) <= changed)
-            torch.testing.assert_close(first[seen], second[seen], atol=1e-5, rtol=0)
-            other = torch.where(mask[..., None], x, other)
+    seen = {}
+
+    def keep(module, arguments, output):
+        seen["vectors"] = output.detach()
+
+    recommender.user_encoder.register_forward_hook(keep)
+    (batch,) = next(iter(TrainingBatches(split, 8, kind.negatives, kind.last_only, seed=0).epoch(1)))
+    batch = batch.to(torch.device("cpu"), features)
+    assert not batch.mask.all(), "some sequences are padded"
+    with torch.no_grad():
+        recommender(batch)
+        before = seen["vectors"]
+        encoder_inputs = [batch.inputs[0].clone(), *batch.inputs[1:]]
+        for item in batch.sequences[:, :-1].unique()[1:].tolist():
+            changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
+            changed[0][item - 1, 1] = (changed[0][item - 1, 1] + 1) % 20 + 10
+            recommender(dataclasses.replace(batch, inputs=tuple(changed)))
+            reached = (batch.sequences[:, :-1] == item).cumsum(1) > 0
+            earlier = batch.mask & ~reached
+            torch.testing.assert_close(seen["vectors"][earlier], before[earlier], atol=1e-5, rtol=0)
+            assert (seen["vectors"][reached] - before[reached]).abs().max() > 1e-4, "the change is seen where it may be"
+
+        # Padding: the user encoder may be handed anything there.
+        x = torch.randn(*batch.mask.shape, 16)
+        other = torch.where(batch.mask[..., None], x, torch.randn_like(x))
+        first, second = (recommender.user_encoder(given, batch.mask) for given in (x, other))
+        torch.testing.assert_close(first[batch.mask], second[batch.mask], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
@@ -296,6 +317,31 @@ def test_a_step_in_bf16(recommender, batch, name):
 def test_sizes_that_compacter_cannot_divide(recommender):
     with pytest.raises(TransrecError, match="--kronecker 5: must divide both sizes of every adapter, here 32 and 64"):
         apply(recommender, "compacter", kronecker=5)
+
+
+def test_a_rank_that_is_no_low_rank(recommender):
+    with pytest.raises(TransrecError, match="a LoRA rank of 33 is no low rank: the matrices here have 32"):
+        apply(recommender, "lora", item_rank=33)
+    apply(recommender, "lora", item_rank=32, user_rank=16)
+
+
+@pytest.mark.parametrize(
+    "name,flag",
+    [
+        *((name, flag) for name in ("houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "compacter")
+          for flag in ("item_bottleneck", "user_bottleneck")),
+        *(("lora", "item_rank"), ("lora", "user_rank"), ("kadapter", "item_size"), ("prompt", "n_tokens")),
+    ],
+)  # fmt: skip
+def test_sizes_of_nothing(name, flag):
+    with pytest.raises(TransrecError, match=f"--{flag} 0: must be at least 1"):
+        methods.get(name).Options(**{flag: 0})
+
+
+def test_a_layer_outside_the_backbone(recommender):
+    for layers in ([0, 2], [-3]):
+        with pytest.raises(TransrecError, match=r"--item_layers .*: the item encoder has layers 0 to 1"):
+            apply(recommender, "kadapter", item_layers=layers)
 
 
 @pytest.mark.parametrize("where", WHERE)

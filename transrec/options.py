@@ -36,13 +36,20 @@ class Options:
 @dataclass(frozen=True)
 class DataOptions(Options):
     _argument_group_name: ClassVar[str] = "data"
-    _minimum: ClassVar[dict[str, float]] = {"max_seq_len": 1, "min_seq_len": 3, "title_tokens": 3}
+    _minimum: ClassVar[dict[str, float]] = {
+        "max_seq_len": 1,
+        "min_seq_len": 3,
+        "title_tokens": 3,
+        "subset_seed": 0,
+    }
 
     dataset: str | None = flag(None, "Dataset folder: dataset.json, or one *users*.tsv and one *items*.tsv.")
     users_file: str | None = flag(None, "Behaviours file, if the folder does not tell which it is.")
     items_file: str | None = flag(None, "Items file, if the folder does not tell which it is.")
     max_seq_len: int = flag(20, "L, the longest sequence the user encoder sees; also positions it learns.")
     min_seq_len: int = flag(5, "Users with fewer interactions are dropped.")
+    user_fraction: float = flag(1.0, "Train on this fraction of the users; all are evaluated, on all items.")
+    subset_seed: int = flag(0, "Seed of that fraction; under one seed a smaller one lies within a larger one.")
     title_tokens: int = flag(30, "Titles are cut to this many word pieces, special tokens included.")
     lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
@@ -51,6 +58,11 @@ class DataOptions(Options):
         "none, or all seen but the target.",
     )
     cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.user_fraction <= 1:
+            raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,15 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     """All that comes before the first step, every check included: the trainer, and the table of what trains."""
     run.log(f"{settings.method} on {settings.data.dataset}")
     data = settings.data
-    dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
+    dataset = load_dataset(
+        data.dataset,
+        data.max_seq_len,
+        data.min_seq_len,
+        data.users_file,
+        data.items_file,
+        data.user_fraction,
+        data.subset_seed,
+    )
     run.log(f"data        {dataset.summary}")
     files = _data_files(run, settings, dataset)
     features = _features(settings, dataset, world)

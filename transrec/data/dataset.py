@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transrec.data.catalog import Catalog, read_catalog
-from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions
+from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
@@ -24,10 +24,12 @@ class Dataset:
     @property
     def summary(self) -> str:
         split, read = self.split, self.interactions.sequences
+        training, kept = len(split.training_users), split.user_count
+        of_users = f" of {training:,} users" if training < kept else ""
         return (
             f"{self.name}: {split.user_count:,} users of {len(read):,}, {split.item_count:,} items of "
             f"{len(self.catalog.ids):,}, {int(split.kept.lengths.sum()):,} interactions "
-            f"({int(split.train.lengths.sum()):,} to train on)"
+            f"({int(split.train.lengths.sum()):,} to train on{of_users})"
         )
 
 
@@ -68,8 +70,10 @@ def load_dataset(
     min_seq_len: int,
     users_file: str | None = None,
     items_file: str | None = None,
+    user_fraction: float = 1.0,
+    subset_seed: int = 0,
 ) -> Dataset:
-    """Find, read and split a dataset.
+    """Find, read and split a dataset; only `user_fraction` of the users are trained on.
 
     Raises TransrecError as `find_file`, `read_catalog`, `read_interactions` and `leave_one_out` do.
     """
@@ -78,4 +82,7 @@ def load_dataset(
     users_path = find_file(folder, "users", users_file)
     catalog = read_catalog(items_path)
     interactions = read_interactions(users_path, catalog)
-    return Dataset(folder.name, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))
+    split = leave_one_out(interactions, max_seq_len, min_seq_len)
+    if user_fraction < 1:
+        split = train_on_fraction(split, interactions.users, user_fraction, subset_seed)
+    return Dataset(folder.name, catalog, interactions, split)

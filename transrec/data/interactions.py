@@ -1,7 +1,8 @@
 """Users' sequences as flat arrays, and the leave-one-out split (docs/protocol.md)."""
 
+import hashlib
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,10 @@ class Sequences:
         """For each of the values that `flat` gives the row of its user among the given ones: int64."""
         lengths = self.lengths[users]
         return np.repeat(np.arange(len(lengths)), lengths)
+
+    def of(self, users: np.ndarray) -> "Sequences":
+        """The sequences of the given users only."""
+        return Sequences(self.values, self.starts[users], self.stops[users])
 
     def without_last(self, count: int) -> "Sequences":
         """Each sequence less its last `count` values."""
@@ -110,12 +115,14 @@ class Split:
         user_rows: int64 [U], the row in the behaviours file of each kept user.
         kept: s, the last L + 3 interactions of each kept user.
         max_seq_len: L.
+        training_users: int64, the kept users who are trained on (from 0, ascending); all are evaluated.
     """
 
     item_rows: np.ndarray
     user_rows: np.ndarray
     kept: Sequences
     max_seq_len: int
+    training_users: np.ndarray
 
     @property
     def item_count(self) -> int:
@@ -127,8 +134,8 @@ class Split:
 
     @property
     def train(self) -> Sequences:
-        """s[:-2]: at most L + 1 items, of which the first L predict the last L."""
-        return self.kept.without_last(2)
+        """s[:-2] of each training user: at most L + 1 items, of which the first L predict the last L."""
+        return self.kept.of(self.training_users).without_last(2)
 
     @property
     def validation(self) -> Sequences:
@@ -162,7 +169,7 @@ def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int
             f"{interactions.path}: none of its {len(sequences)} users has {min_seq_len} interactions or more "
             f"(the longest sequence has {longest}); lower --min_seq_len"
         )
-    kept = Sequences(sequences.values, sequences.starts[users], sequences.stops[users]).only_last(max_seq_len + 3)
+    kept = sequences.of(users).only_last(max_seq_len + 3)
     values = kept.flat()
     touched = np.zeros(1 + values.max(), dtype=bool)
     touched[values] = True
@@ -173,4 +180,21 @@ def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int
         user_rows=users,
         kept=Sequences(number[values], stops - kept.lengths, stops),
         max_seq_len=max_seq_len,
+        training_users=np.arange(len(users)),
     )
+
+
+def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int) -> Split:
+    """The same split, trained on a fraction of its users: the same users and items are ranked as without it.
+
+    Users are ordered by a hash of `seed` and their id, and the first are taken: under one seed a smaller fraction is a
+    subset of a larger one, whatever the order of the file.
+
+    Args:
+        users: ids of all users of the behaviours file.
+        fraction: above 0, at most 1; at least one user is kept.
+    """
+    hashes = [hashlib.sha256(f"{seed}:{users[row]}".encode()).digest() for row in split.user_rows]
+    count = max(1, round(fraction * len(hashes)))
+    chosen = sorted(range(len(hashes)), key=hashes.__getitem__)[:count]
+    return replace(split, training_users=np.sort(np.array(chosen)))

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import loralib
 from torch import nn
 
+from transrec.errors import TransrecError
 from transrec.methods.base import AdapterOptions, Method, Place, register
 from transrec.models.backbone import Site
 from transrec.options import flag
@@ -55,6 +56,12 @@ class LoRA(Method):
     @staticmethod
     def _layer(site: Site, rank: int, options: LoRAOptions) -> loralib.Linear:
         old = site.module
+        full_rank = min(old.in_features, old.out_features)
+        if rank > full_rank:
+            raise TransrecError(
+                f"a LoRA rank of {rank} is no low rank: the matrices here have {full_rank}; lower --item_rank or "
+                f"--user_rank"
+            )
         published = options.variant == "published"
         scaling = 1 / rank if published else options.lora_scaling
         layer = loralib.Linear(
