@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from transrec import runner
 from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
 from transrec.training import checkpoint
+from transrec.training.run import Run
 
 SCRIPT = REPOSITORY / "Downstream" / "Text" / "script" / "adapter_houlsby.py"
 
@@ -287,6 +289,16 @@ def test_read_only_output(flags, domain):
         pytest.skip("needs a folder that even root cannot write to")
     with pytest.raises(TransrecError, match=r"/proc/run.*cannot write there"):
         run([*flags, "--output", "/proc/run"])
+
+
+def test_a_run_that_another_process_is_running(flags, tmp_path):
+    run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1"])
+    with (
+        closing(Run(tmp_path / "run", resume=True)),
+        pytest.raises(TransrecError, match="another process is running this run"),
+    ):
+        run(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+    assert run(["--resume", str(tmp_path / "run"), "--epochs", "2"])["epochs_trained"] == 2
 
 
 def test_a_failed_start_leaves_no_folder_and_can_be_repeated(fails, tmp_path, flags):

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
-from transrec.paths import default_runs_folder, file_sha256, make_folder
+from transrec.paths import default_runs_folder, make_folder
 from transrec.settings import Settings, parse
 from transrec.training import distributed
 from transrec.training.distributed import World
@@ -71,7 +72,11 @@ def execute(settings: Settings) -> dict[str, Any]:
     disable_progress_bar()
     world = distributed.start(settings.run.device, settings.run.deterministic)
     folder = settings.run.run_folder or _default_folder(settings, started, world)
-    run = Run(folder, world.is_main, resume=bool(settings.run.resume))
+    with closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run:
+        return _run(settings, run, world, started)
+
+
+def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[str, Any]:
     try:
         trainer, table = _prepare(settings, run, world)
     except TransrecError:
@@ -196,7 +201,7 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 
 def _data_files(run: Run, settings: Settings, dataset: Dataset) -> dict[str, str]:
     """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
-    files = {str(path): file_sha256(path) for path in (dataset.catalog.path, dataset.interactions.path)}
+    files = dataset.hashes()
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():

@@ -50,6 +50,11 @@ class Settings:
         return {"method": self.method} | {name: value for group in groups for name, value in group.as_dict().items()}
 
 
+def flags(method: str) -> set[str]:
+    """Names of all flags of runs of a method."""
+    return {f.name for options in (*GROUPS, methods.get(method).Options) for f in dataclasses.fields(options)}
+
+
 def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settings:
     """Settings from the command line over a resumed run's own options over the script's `defaults`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from transrec.data.catalog import Catalog, read_catalog
 from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
 from transrec.errors import TransrecError
-from transrec.paths import resolve
+from transrec.paths import file_sha256, resolve
 
 PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv", "*news*.tsv")}
 
@@ -20,6 +20,10 @@ class Dataset:
     catalog: Catalog
     interactions: Interactions
     split: Split
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of each of its files, by path."""
+        return {str(path): file_sha256(path) for path in (self.catalog.path, self.interactions.path)}
 
     @property
     def summary(self) -> str:

@@ -1,1 +1,1 @@
-"""What is made of results: tables."""
+"""What is made of results: tables, and studies that fill them."""

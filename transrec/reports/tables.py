@@ -1,12 +1,16 @@
-"""Results of runs as rows, and rows as Markdown."""
+"""Results of runs as rows, and rows as Markdown, CSV and LaTeX."""
 
+import csv
+import io
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from transrec.errors import TransrecError
 
-COLUMNS = ("HR@10", "NDCG@10", "trainable parameters", "seconds an epoch", "peak memory, MiB")
+METRICS = ("HR@10", "NDCG@10")
+COLUMNS = (*METRICS, "trainable parameters", "seconds an epoch", "peak memory, MiB")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -19,19 +23,45 @@ def read_result(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def result_row(result: dict[str, Any]) -> list[str]:
-    """The COLUMNS of one run's test result."""
+def result_row(*results: dict[str, Any]) -> list[str]:
+    """The COLUMNS of a test result, or of one over several seeds: metrics with their spread, the most memory."""
     return [
-        *metric_cells(result["test"]),
-        f"{result['trainable_parameters']:,}",
-        f"{result['seconds_per_epoch']:.2f}",
-        f"{result['peak_memory_mib']:,.0f}",
+        *metric_cells(*(result["test"] for result in results)),
+        f"{results[0]['trainable_parameters']:,}",
+        f"{statistics.mean(result['seconds_per_epoch'] for result in results):.2f}",
+        f"{max(result['peak_memory_mib'] for result in results):,.0f}",
     ]
 
 
-def metric_cells(metrics: dict[str, float]) -> list[str]:
-    """HR@10 and NDCG@10 as cells."""
-    return [f"{metrics[name]:.4f}" for name in COLUMNS[:2]]
+def metric_cells(*metrics: dict[str, float]) -> list[str]:
+    """HR@10 and NDCG@10 as cells: the mean, and the sample standard deviation where there are several."""
+    return [mean_and_spread([one[name] for one in metrics]) for name in METRICS]
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """`0.0416`, or `0.0416 ± 0.0012` of several values: mean and sample standard deviation."""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4f}{spread}"
+
+
+def result_numbers(*results: dict[str, Any]) -> dict[str, float | int | str]:
+    """What a table's row says, as numbers for other programs; an empty deviation where there is one seed."""
+    numbers: dict[str, float | int | str] = {"seeds": len(results)}
+    for name in results[0]["test"]:
+        values = [result["test"][name] for result in results]
+        numbers[name] = statistics.mean(values)
+        numbers[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
+    for name in results[0]["popularity"]:
+        numbers[f"popularity {name}"] = results[0]["popularity"][name]
+    return numbers | {
+        "trainable_parameters": results[0]["trainable_parameters"],
+        "total_parameters": results[0]["total_parameters"],
+        "seconds_per_epoch": statistics.mean(result["seconds_per_epoch"] for result in results),
+        "epochs_trained": statistics.mean(result["epochs_trained"] for result in results),
+        "wall_seconds": statistics.mean(result["wall_seconds"] for result in results),
+        "peak_memory_mib": max(result["peak_memory_mib"] for result in results),
+        "checkpoint_bytes": results[0]["checkpoint_bytes"],
+    }
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -48,3 +78,30 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
     rule = [":" + "-" * (w - 1) if column == 0 else "-" * (w - 1) + ":" for column, w in enumerate(widths)]
     return "\n".join([text(header), f"| {' | '.join(rule)} |", *(text(row) for row in rows)])
+
+
+def latex(header: list[str], rows: list[list[str]]) -> str:
+    """A tabular for LaTeX with the booktabs package."""
+
+    def text(cells: list[str]) -> str:
+        return " & ".join(_latex_cell(cell) for cell in cells) + r" \\"
+
+    columns = "l" + "r" * (len(header) - 1)
+    body = [text(header), r"\midrule", *(text(row) for row in rows)]
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def _latex_cell(cell: str) -> str:
+    special = {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    return "".join(special.get(character, character) for character in cell)
+
+
+def comma_separated(rows: list[dict[str, Any]]) -> str:
+    """CSV with a header line; cells of columns that a row lacks are empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

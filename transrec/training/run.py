@@ -1,6 +1,8 @@
 """A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
 
+import fcntl
 import json
+import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -31,9 +33,29 @@ class Run:
             )
         self.is_new = not folder.exists()
         make_folder(self.checkpoints, "--output")
+        self._lock()
         # Left by a process that was killed while it, or safetensors for it, wrote.
         for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
             leftover.unlink(missing_ok=True)
+
+    def _lock(self) -> None:
+        """Hold the folder until this process ends, so that no other writes to it meanwhile."""
+        self._held = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._held)
+            raise TransrecError(
+                f"{self.folder}: another process is running this run; wait for it, or stop it"
+            ) from None
+        except OSError:
+            # Some network file systems know no locks.
+            pass
+
+    def close(self) -> None:
+        """Let the folder go."""
+        if self.is_main:
+            os.close(self._held)
 
     def log(self, text: str = "") -> None:
         """Print and append to log.txt."""

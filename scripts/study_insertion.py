@@ -1,0 +1,21 @@
+"""Where adapters go and how (Adapter4Rec, the ablations of insertion).
+
+    python scripts/study_insertion.py --source Dataset/MIND --target Dataset/Adressa --seeds 0 1 2 --workers 8
+
+All combinations of: which encoder, behind (houlsby) or beside (parallel) its sub-layers, bottleneck sizes in the item
+and the user encoder, and whether the LayerNorms train too.
+"""
+
+from transrec.reports.study import Axis, Grid, main
+
+GRID = Grid(
+    (
+        Axis("insert", ("all", "item", "user", "user_first", "user_last")),
+        Axis("method", ("houlsby", "parallel")),
+        Axis("bottleneck", ("64/16", "16/4", "256/64"), flags=("item_bottleneck", "user_bottleneck")),
+        Axis("train_layernorm", ("false", "true")),
+    )
+)
+
+if __name__ == "__main__":
+    main(__doc__, GRID)

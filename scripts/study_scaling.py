@@ -1,0 +1,22 @@
+"""How much source and how much target data adapters need (Adapter4Rec, the studies of data scale).
+
+    python scripts/study_scaling.py --source Dataset/MIND --target Dataset/Adressa --seeds 0 1 2 --workers 8
+
+The source fraction is varied at the whole target, the target fraction at the whole source. A fraction is of the users
+who are trained on, a smaller one within a larger one (--subset_seed); all users are ranked, among all items, so that
+rows can be compared. A source fraction of 0 pretrains nothing.
+"""
+
+from transrec.reports.study import Axis, Grid, main
+
+GRID = Grid(
+    (
+        Axis("source_fraction", ("1", "0.5", "0.25", "0.1", "0"), flags=("source.user_fraction",)),
+        Axis("target_fraction", ("1", "0.5", "0.25", "0.1"), flags=("target.user_fraction",)),
+        Axis("method", ("full", "houlsby", "frozen")),
+    ),
+    singly=("source_fraction", "target_fraction"),
+)
+
+if __name__ == "__main__":
+    main(__doc__, GRID)

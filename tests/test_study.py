@@ -1,0 +1,234 @@
+"""Studies: grids, which runs they make, stopping and going on, tables."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from transrec.errors import TransrecError
+from transrec.reports import study
+from transrec.reports.study import Axis, Grid
+from transrec.reports.tables import comma_separated, latex, mean_and_spread
+
+GRID = Grid((Axis("objective", ("sasrec", "cpc")), Axis("method", ("frozen", "houlsby"))))
+
+
+def make(source, target, tmp_path, grid=GRID, seeds=(0,), **given) -> study.Study:
+    flags = {tuple(name.rpartition(".")[::2]): value for name, value in given.items()}
+    return study.Study(source, target, tmp_path / "out", grid, list(seeds), flags)
+
+
+@pytest.fixture
+def encoder(backbones) -> dict:
+    return {"text_encoder": [str(backbones["bert"])], "max_seq_len": ["6"]}
+
+
+def test_a_grid_crosses_its_axes_or_varies_them_singly():
+    axes = (Axis("a", ("1", "2", "3")), Axis("b", ("x", "y")), Axis("c", ("p", "q")))
+    assert len(Grid(axes).points()) == 12
+    singly = Grid(axes, singly=("a", "b")).points()
+    assert [(p["a"], p["b"]) for p in singly if p["c"] == "p"] == [("1", "x"), ("1", "y"), ("2", "x"), ("3", "x")]
+    assert len(singly) == 8
+    assert len(Grid((Axis("a", ("1", "1", "2")),)).points()) == 2
+
+
+def test_runs_get_the_flags_that_are_theirs(domain, encoder, tmp_path):
+    grid = Grid(
+        (
+            Axis("objective", ("sasrec", "cpc")),
+            Axis("method", ("frozen", "houlsby", "lora:published")),
+            Axis("insert", ("all", "user")),
+            Axis("part", ("0.5",), flags=("source.user_fraction",)),
+        )
+    )
+    given = encoder | {"source.epochs": ["7"], "adapter_lr": ["1e-3"], "lora.item_rank": ["3"], "epochs": ["2"]}
+    made = make(domain, domain, tmp_path, grid, seeds=(0, 1), **given)
+    sources = [job for _, job in made.sources.values()]
+    assert [job.flags["objective"] for job in sources] == [["sasrec"], ["cpc"]], "one source run an objective"
+    for job in sources:
+        assert (job.flags["epochs"], job.flags["user_fraction"]) == (["7"], ["0.5"])
+        assert not job.flags.keys() & {"adapter_lr", "insert", "item_rank", "checkpoint"}
+    for point, jobs in made.rows:
+        assert [job.flags["seed"] for job in jobs] == [["0"], ["1"]]
+        for job in jobs:
+            method = point["method"].partition(":")[0]
+            assert job.start.flags["objective"] == job.flags["objective"] == [point["objective"]]
+            assert job.flags["epochs"] == ["2"] and "user_fraction" not in job.flags
+            assert ("adapter_lr" in job.flags, "insert" in job.flags) == (method != "frozen",) * 2
+            assert job.flags.get("item_rank") == (["3"] if method == "lora" else None)
+            assert job.flags.get("variant") == (["published"] if method == "lora" else None)
+            assert job.command[-4:-2] == ["--checkpoint", str(job.start.folder)]
+            assert Path(job.command[1]).exists()
+
+
+def test_a_folder_is_named_after_what_decides_the_numbers(domain, encoder, tmp_path):
+    def folders(source=domain, target=domain, **more):
+        return [job.folder.name for job in make(source, target, tmp_path, **(encoder | more)).jobs]
+
+    first = folders()
+    assert len(set(first)) == 6
+    assert folders(nproc=["2"], eval_memory=["8"]) == first
+    assert not set(folders(epochs=["3"])) & set(first)
+    changed = folders(**{"source.epochs": ["3"]})
+    assert not set(changed) & set(first), "what starts from another source run is another run"
+    assert set(folders(**{"houlsby.adapter_lr": ["1e-2"]})) & set(first) == {f for f in first if "houlsby" not in f}
+
+    moved = tmp_path / "moved"
+    shutil.copytree(domain, moved)
+    assert folders(target=moved) == first
+    with open(next(moved.glob("*users*.tsv")), "a") as file:
+        items = (moved / "items.tsv").read_text().split("\n")[:5]
+        file.write("someone new\t" + " ".join(line.split("\t")[0] for line in items) + "\n")
+    assert [a == b for a, b in zip(folders(target=moved), first, strict=True)] == [True, True] + [False] * 4
+
+
+def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
+    made = make(None, domain, tmp_path, **encoder)
+    assert not made.sources and all(job.start is None for job in made.jobs)
+    fractions = Grid((Axis("source_fraction", ("1", "0"), flags=("source.user_fraction",)),))
+    (_, (one,)), (_, (zero,)) = make(domain, domain, tmp_path, fractions, **encoder).rows
+    assert one.start is not None and zero.start is None
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (["--foo", "3"], "--foo: no run of this study has such a flag"),
+        (["--item_rank", "3"], "--item_rank: no run of this study has such a flag"),
+        (["--sauce.epochs", "3"], "--sauce.epochs: before the dot stands source, target or a method, not 'sauce'"),
+        (["--seed", "3"], "--seed: the study sets it itself"),
+        (["--checkpoint", "x"], "--checkpoint: the study sets it itself"),
+        (["--target.objective", "cpc"], "is an axis of this study; give its values with --objective"),
+        (["--workers", "1", "stray"], "unknown: stray"),
+        (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--method", "hulsby"], "--method hulsby: unknown; choose from"),
+        (["--houlsby.item_bottleneck", "0"], "--item_bottleneck 0: must be at least 1"),
+        (["--target", "/nowhere"], "/nowhere: no such dataset folder"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_run(domain, backbones, tmp_path, capsys, words, message):
+    arguments = ["--source", str(domain), "--target", str(domain), "--out", str(tmp_path / "out")]
+    arguments += ["--text_encoder", str(backbones["bert"]), "--method", "frozen", "houlsby", *words]
+    with pytest.raises(SystemExit) as left:
+        study.main("", GRID, arguments)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_for_several_flags():
+    axis = Axis("bottleneck", ("8/2",), flags=("item_bottleneck", "user_bottleneck"))
+    assert axis.settings("8/2") == {"item_bottleneck": "8", "user_bottleneck": "2"}
+    with pytest.raises(TransrecError, match="--bottleneck 8: give ITEM_BOTTLENECK/USER_BOTTLENECK"):
+        axis.settings("8")
+
+
+@pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
+def test_the_studies_of_the_paper(name, domain, backbones, tmp_path):
+    """Every flag of each grid is one that its runs have; what is to be run is said and not run."""
+    chosen = backbones.values() if name == "study_adapters" else [backbones["bert"]]
+    encoder = ["--text_encoder", *map(str, chosen)]
+    command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), "--source", str(domain), *encoder]
+    command += ["--target", str(domain), "--out", str(tmp_path), "--dry_run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows, sources = {"study_adapters": (48, 4), "study_insertion": (60, 1), "study_scaling": (24, 4)}[name]
+    assert f"{rows} rows, {rows + sources} runs of which 0 are done" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
+    """Told to stop in mid-run and started again, it ends with the numbers of one that was left alone."""
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
+    words = ["--source", domain, "--target", domain, "--text_encoder", backbones["bert"], "--seeds", "0", "1", *sizes]
+    words += ["--objective", "in_batch", "--method", "frozen", "houlsby", "--houlsby.epochs", "6", "--epochs", "2"]
+    command = [sys.executable, str(REPOSITORY / "scripts" / "study_adapters.py"), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+    def start(out: Path, workers: int) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, "--out", str(out), "--workers", str(workers)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    process = start(broken, 1)
+    deadline = time.monotonic() + 120
+    while not any(broken.glob("runs/*houlsby*/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert "the same command continues" in output
+    finished = {path.parent.name: path.stat().st_mtime_ns for path in broken.glob("runs/*/result.json")}
+    assert len(finished) == 3 and "houlsby" not in " ".join(finished)
+    first = list(csv.DictReader((broken / "table.csv").open()))
+    assert {row["stage"] for row in first} == {"source", "target"}, "a table of what is done"
+
+    # A run that cannot go on: its folder is in the way.
+    second = study_folder(broken, "houlsby-seed1", command)
+    second.parent.mkdir(exist_ok=True)
+    second.write_text("in the way")
+    output, _ = (process := start(broken, 2)).communicate(timeout=120)
+    assert process.returncode == 1 and "1 of 5 runs failed" in output and "failed      " in output
+    second.unlink()
+    output, _ = (process := start(broken, 2)).communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "resumed     epoch" in next((broken / "logs").glob("*houlsby-seed0*")).read_text()
+    for name, time_of in finished.items():
+        assert (broken / "runs" / name / "result.json").stat().st_mtime_ns == time_of, "nothing done is repeated"
+
+    output, _ = (process := start(whole, 2)).communicate(timeout=120)
+    assert process.returncode == 0, output
+    results = {}
+    for out in (broken, whole):
+        paths = out.glob("runs/*/result.json")
+        results[out] = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    assert results[broken].keys() == results[whole].keys() and len(results[whole]) == 5
+    for name, result in results[whole].items():
+        for key in ("test", "validation", "best_epoch", "trainable_parameters"):
+            assert results[broken][name][key] == result[key], name
+
+    rows = list(csv.DictReader((whole / "table.csv").open()))
+    row = next(row for row in rows if row["method"] == "houlsby")
+    scores = [result["test"]["HR@10"] for name, result in results[whole].items() if "houlsby" in name]
+    assert float(row["HR@10"]) == statistics.mean(scores) and int(row["seeds"]) == 2
+    assert float(row["HR@10 deviation"]) == statistics.stdev(scores)
+    assert mean_and_spread(scores) in (whole / "table.md").read_text()
+    assert "houlsby" in (whole / "table.tex").read_text() and mean_and_spread(scores) in output
+
+
+def study_folder(out: Path, name: str, command: list[str]) -> Path:
+    """The run folder that the study means to use for the run of that name."""
+    said = subprocess.run([*command, "--out", str(out), "--dry_run"], capture_output=True, text=True).stdout
+    line = next(line for line in said.splitlines() if f"{name}-" in line)
+    return Path(line.split()[-1])
+
+
+def test_tables_for_latex_and_other_programs():
+    assert latex(["method", "HR@10"], [["a_b & c", "0.1 ± 0.2"]]).splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"method & HR@10 \\",
+        r"\midrule",
+        r"a\_b \& c & 0.1 $\pm$ 0.2 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    assert comma_separated([{"a": 1, "b": 2.5}, {"a": "x, y", "c": 3}]) == 'a,b,c\n1,2.5,\n"x, y",,3\n'
+    assert mean_and_spread([0.25]) == "0.2500"
+    # The sample standard deviation of 1, 2, 3 is 1.
+    assert mean_and_spread([1, 2, 3]) == "2.0000 ± 1.0000"

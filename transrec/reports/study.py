@@ -1,0 +1,459 @@
+"""A study: a grid of runs from one command, and its table.
+
+A grid is a list of axes; a point of it is one row of the table. Each point is a target run for each seed, which starts
+from the source run that its objective, encoder and so on call for; points that call for the same one share it. A run's
+folder is named after all that decides its numbers, so a study that is started again skips what is done, resumes what
+was interrupted, and repeats nothing but what has changed.
+"""
+
+import argparse
+import hashlib
+import itertools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from transrec import methods, settings
+from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
+from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
+from transrec.reports.tables import (
+    COLUMNS,
+    comma_separated,
+    latex,
+    markdown,
+    mean_and_spread,
+    read_result,
+    result_numbers,
+    result_row,
+)
+
+SOURCE_SCRIPT = "Pretraining/Text/script/sm_base_sasrec.py"
+TARGET_SCRIPTS = {
+    "full": "finetune.py",
+    "frozen": "frozen.py",
+    "houlsby": "adapter_houlsby.py",
+    "parallel": "adapter_houlsby_parallel.py",
+    "pfeiffer": "adapter_pfeiffer.py",
+    "pfeiffer_attention": "adapter_pfeiffer_attention.py",
+    "lora": "adapter_lora.py",
+    "compacter": "adapter_compacter.py",
+    "kadapter": "adapter_kadapter.py",
+    "prompt": "adapter_sp.py",
+    "bitfit": "bitfit.py",
+    "layernorm": "layernorm.py",
+}
+# The study decides these itself.
+RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
+POLL_SECONDS = 0.2
+LINES_OF_A_FAILURE = 6
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of a grid.
+
+    Attributes:
+        name: the table's column, and the command-line flag that gives other values.
+        values: of which a point takes one.
+        flags: what a value sets, by default the flag of the axis' name. A value for several is divided by "/". A flag
+            "source.NAME" or "target.NAME" is for the runs of that stage alone.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+    def settings(self, value: str) -> dict[str, str]:
+        """The flags that a value sets. Raises TransrecError when it has not as many parts as there are flags."""
+        flags = self.flags or (self.name,)
+        parts = value.split("/") if len(flags) > 1 else [value]
+        if len(parts) != len(flags):
+            raise TransrecError(f"--{self.name} {value}: give {'/'.join(flag.upper() for flag in flags)}")
+        return dict(zip(flags, parts, strict=True))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All combinations of the axes' values.
+
+    The axes of `singly` are varied one at a time, the others of them at their first value.
+    """
+
+    axes: tuple[Axis, ...]
+    singly: tuple[str, ...] = ()
+
+    def points(self) -> list[dict[str, str]]:
+        """Each point as a value for each axis."""
+        first = {axis.name: axis.values[0] for axis in self.axes}
+        every = itertools.product(*(dict.fromkeys(axis.values) for axis in self.axes))
+        points = [dict(zip(first, values, strict=True)) for values in every]
+        return [point for point in points if sum(point[name] != first[name] for name in self.singly) <= 1]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Attributes:
+        name: what the study calls it.
+        script: path in the repository.
+        flags: what the script is given, less the folders.
+        folder: of the run.
+        start: the run it starts from.
+    """
+
+    name: str
+    script: str
+    flags: dict[str, list[str]]
+    folder: Path
+    start: "Job | None" = None
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    @property
+    def command(self) -> list[str]:
+        flags = self.flags | ({"checkpoint": [str(self.start.folder)]} if self.start else {})
+        given = [word for name, values in flags.items() for word in (f"--{name}", *values)]
+        where = "--resume" if (self.folder / "options.json").exists() else "--output"
+        return [sys.executable, str(REPOSITORY / self.script), *given, where, str(self.folder)]
+
+
+@dataclass
+class Study:
+    """The runs of a grid.
+
+    Args:
+        source, target: dataset folders; without a source nothing is pretrained.
+        out: where runs and tables go.
+        grid: what is varied.
+        seeds: of the target runs.
+        given: further flags, by (stage or method or "", flag).
+    """
+
+    source: Path | None
+    target: Path
+    out: Path
+    grid: Grid
+    seeds: list[int]
+    given: dict[tuple[str, str], list[str]]
+    rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
+    sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self):
+        taken: set[tuple[str, str]] = set()
+        self._contents: dict[tuple, str] = {}
+        for point in self.grid.points():
+            base = self._source_job(point, taken)
+            self.rows.append((point, [self._target_job(point, seed, base, taken) for seed in self.seeds]))
+        if unused := [".".join(filter(None, key)) for key in self.given if key not in taken]:
+            raise TransrecError(f"--{unused[0]}: no run of this study has such a flag")
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All runs, each source run before the target runs that start from it."""
+        return [*(job for _, job in self.sources.values()), *(job for _, jobs in self.rows for job in jobs)]
+
+    def _source_job(self, point: dict[str, str], taken: set) -> Job | None:
+        flags = self._flags(point, "source", "full", taken)
+        if self.source is None or float(flags.get("user_fraction", ["1"])[0]) == 0:
+            return None
+        values = {axis.name: point[axis.name] for axis in self.grid.axes if self._decides(axis, point, flags)}
+        job = self._job(
+            ["source", *values.values()], SOURCE_SCRIPT, flags | {"dataset": [str(self.source)]}, "full", None
+        )
+        return self.sources.setdefault(job.folder, (values, job))[1]
+
+    @staticmethod
+    def _decides(axis: Axis, point: dict[str, str], flags: dict[str, list[str]]) -> bool:
+        """Whether the source run hangs on the axis."""
+        return axis.name != "method" and any(
+            flag.removeprefix("source.") in flags and not flag.startswith("target.")
+            for flag in axis.settings(point[axis.name])
+        )
+
+    def _target_job(self, point: dict[str, str], seed: int, base: Job | None, taken: set) -> Job:
+        method, _, variant = point.get("method", "full").partition(":")
+        flags = self._flags(point, "target", method, taken) | {"dataset": [str(self.target)], "seed": [str(seed)]}
+        if variant:
+            flags["variant"] = [variant]
+        script = TARGET_SCRIPTS.get(method, TARGET_SCRIPTS["full"])
+        if method not in TARGET_SCRIPTS:
+            flags["method"] = [method]
+        name = [*point.values(), f"seed{seed}"]
+        return self._job(name, f"Downstream/Text/script/{script}", flags, method, base)
+
+    def _flags(self, point: dict[str, str], stage: str, method: str, taken: set) -> dict[str, list[str]]:
+        """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
+        known = settings.flags(method)
+        flags: dict[str, list[str]] = {}
+        scopes = ("", stage, method) if stage == "target" else ("", stage)
+        for wanted in scopes:
+            for (scope, name), values in self.given.items():
+                if scope == wanted and name in known:
+                    flags[name] = values
+                    taken.add((scope, name))
+        for axis in self.grid.axes:
+            for flag, value in axis.settings(point[axis.name]).items():
+                scope, _, name = flag.rpartition(".")
+                if scope in ("", stage) and name in known and name != "method":
+                    flags[name] = [value]
+        return flags
+
+    def _job(self, name: list[str], script: str, flags: dict[str, list[str]], method: str, start: Job | None) -> Job:
+        words = [word for flag, values in flags.items() for word in (f"--{flag}", *values)]
+        parsed = settings.parse(words, method, {})
+        values = parsed.as_dict()
+        # The dataset's place may change, its content may not.
+        counts = set(flags) - (settings.MAY_CHANGE - {"epochs", "patience"}) - {"dataset", "users_file", "items_file"}
+        decides = [script, {flag: values[flag] for flag in counts}, self._content(parsed), start and start.folder.name]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        title = "-".join(map(_short, name))
+        folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
+        return Job(title, script, flags, self.out / "runs" / f"{folder}-{digest}", start)
+
+    def _content(self, parsed: settings.Settings) -> str:
+        """What the dataset's files hold; reads it whole, so that a mistake in it is told before the first run."""
+        data = parsed.data
+        key = (data.dataset, data.users_file, data.items_file, data.max_seq_len, data.min_seq_len)
+        if key not in self._contents:
+            folder, users, items, length, least = key
+            dataset = load_dataset(folder, length, least, users, items)
+            print(f"data        {dataset.summary}", flush=True)
+            self._contents[key] = " ".join(dataset.hashes().values())
+        return self._contents[key]
+
+    def tables(self) -> dict[str, str]:
+        """The study's files by name: of what has finished so far."""
+        axes = [axis.name for axis in self.grid.axes]
+        rows, numbers, popularity = [], [], []
+        for point, jobs in self.rows:
+            results = [read_result(job.folder) for job in jobs if job.is_done]
+            cells = result_row(*results) if results else ["-"] * len(COLUMNS)
+            rows.append([*(_short(value) for value in point.values()), str(len(results)), *cells])
+            if results:
+                numbers.append({"stage": "target", **point, **result_numbers(*results)})
+                popularity += [result["popularity"]["HR@10"] for result in results]
+        header = [*axes, "seeds", *COLUMNS]
+        text = f"{markdown(header, rows)}\n"
+        if popularity:
+            ends = dict.fromkeys(f"{value:.4f}" for value in (min(popularity), max(popularity)))
+            text += f"\nRanking by popularity: HR@10 {' to '.join(ends)}.\n"
+        source_rows = []
+        for values, job in self.sources.values():
+            result = read_result(job.folder) if job.is_done else None
+            cells = result_row(result) if result else ["-"] * len(COLUMNS)
+            source_rows.append([" ".join(map(_short, values.values())) or "source", *cells])
+            if result:
+                numbers.append({"stage": "source", **values, **result_numbers(result)})
+        if source_rows:
+            text += f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], source_rows)}\n"
+        return {"table.md": text, "table.csv": comma_separated(numbers), "table.tex": latex(header, rows) + "\n"}
+
+    def write_tables(self) -> None:
+        for name, text in self.tables().items():
+            write_text(self.out / name, text)
+
+
+def _short(value: str) -> str:
+    """A value as a cell or in a name: of a folder only the last part."""
+    return Path(value).name if resolve(value).is_dir() else value
+
+
+class Stopped(Exception):
+    """The study was told to stop; its runs have saved."""
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+
+
+class Workers:
+    """Runs jobs, `count` at a time, each with its share of the machine's GPUs or CPU threads."""
+
+    def __init__(self, count: int, logs: Path):
+        self.count, self.logs = count, logs
+        self.running: dict[int, tuple[subprocess.Popen, Job, float]] = {}
+        self.failed: list[Job] = []
+        self.stop_signal = 0
+
+    def run(self, study: Study) -> None:
+        """Run all that is not done; tables are rewritten after each. Raises Stopped after SIGINT or SIGTERM."""
+        waiting = [job for job in study.jobs if not job.is_done]
+        old = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        bar = tqdm(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
+        try:
+            while (waiting or self.running) and not (self.stop_signal and not self.running):
+                waiting = [] if self.stop_signal else self._start(waiting)
+                bar.set_postfix_str(", ".join(job.name for _, job, _ in self.running.values())[:60])
+                time.sleep(POLL_SECONDS)
+                for slot in [slot for slot, (process, *_) in self.running.items() if process.poll() is not None]:
+                    bar.update(self._finish(slot))
+                    study.write_tables()
+        finally:
+            bar.close()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        if self.stop_signal:
+            raise Stopped(self.stop_signal)
+
+    def _start(self, waiting: list[Job]) -> list[Job]:
+        """Start what can be started; returns what still waits."""
+        later = []
+        for job in waiting:
+            free = [slot for slot in range(self.count) if slot not in self.running]
+            if job.start in self.failed:
+                self.failed.append(job)
+                tqdm.write(f"left out    {job.name}: needs {job.start.name}, which failed")
+            elif free and (job.start is None or job.start.is_done):
+                self._launch(free[0], job)
+            else:
+                later.append(job)
+        return later
+
+    def _launch(self, slot: int, job: Job) -> None:
+        tqdm.write(f"$ {shlex.join(job.command)}")
+        with open(self._log(job), "ab") as log:
+            # A session of its own: Ctrl-C reaches the study alone, which passes it on once.
+            process = subprocess.Popen(
+                job.command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
+            )
+        self.running[slot] = (process, job, time.monotonic())
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        # A bar that is redrawn ten times a second would fill the log.
+        environment = dict(os.environ) | {"TQDM_MININTERVAL": "60"}
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        if gpus:
+            share = max(1, len(gpus) // self.count)
+            first = slot * share % len(gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + share])
+        else:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
+        return environment
+
+    def _finish(self, slot: int) -> int:
+        process, job, started = self.running.pop(slot)
+        if process.returncode == 0:
+            metrics = read_result(job.folder)["test"]
+            tqdm.write(
+                f"done        {job.name}: HR@10 {mean_and_spread([metrics['HR@10']])}, "
+                f"{time.monotonic() - started:.0f} s"
+            )
+            return 1
+        if not self.stop_signal:
+            self.failed.append(job)
+            last = self._log(job).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
+            tqdm.write("\n  ".join([f"failed      {job.name} (status {process.returncode}), {self._log(job)}:", *last]))
+        return 0
+
+    def _log(self, job: Job) -> Path:
+        return self.logs / f"{job.folder.name}.txt"
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if not self.stop_signal:
+            tqdm.write(f"{signal.Signals(number).name}: the runs save and stop ...")
+        self.stop_signal = number
+        for process, *_ in self.running.values():
+            process.send_signal(signal.SIGTERM)
+
+
+def main(description: str, grid: Grid, arguments: list[str] | None = None) -> None:
+    """Command line of a study.
+
+    Leaves with status 0, 1 when runs failed, 2 after a user's mistake, or 128 + the signal that stopped it.
+    """
+    parser = argparse.ArgumentParser(
+        description=description + FURTHER_FLAGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
+    parser.add_argument("--target", required=True, help="dataset folder to adapt to")
+    parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the target runs (default: 0)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs (default: 1)")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
+    for axis in grid.axes:
+        default = " ".join(axis.values)
+        parser.add_argument(
+            f"--{axis.name}", nargs="+", default=axis.values, help=f"values of this axis (default: {default})"
+        )
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        sys.exit(_run(options, grid, rest))
+    except TransrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stop:
+        print("stopped; the same command continues")
+        sys.exit(128 + stop.signal_number)
+
+
+FURTHER_FLAGS = """
+Every other flag is given to the runs that know it: --epochs 20. With a stage or a method in front to those alone:
+--source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.
+The same command again skips what is done and resumes what was interrupted.
+"""
+
+
+def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
+    if options.workers < 1:
+        raise TransrecError(f"--workers {options.workers}: must be at least 1")
+    axes = tuple(replace(axis, values=tuple(getattr(options, axis.name))) for axis in grid.axes)
+    grid = replace(grid, axes=axes)
+    out = resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
+    source = resolve(options.source) if options.source else None
+    study = Study(source, resolve(options.target), out, grid, options.seeds, _given(rest, grid))
+    jobs = study.jobs
+    done = sum(job.is_done for job in jobs)
+    print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")
+    print(f"results     {out}", flush=True)
+    if options.dry_run:
+        for job in jobs:
+            print(f"{'done        ' if job.is_done else ''}$ {shlex.join(job.command)}")
+        return 0
+    make_folder(out / "logs", "--out")
+    workers = Workers(options.workers, out / "logs")
+    study.write_tables()
+    workers.run(study)
+    print(f"\n{study.tables()['table.md']}\nTables: {out}/table.md, table.csv, table.tex")
+    if workers.failed:
+        print(f"error: {len(workers.failed)} of {len(jobs)} runs failed, see above", file=sys.stderr)
+    return 1 if workers.failed else 0
+
+
+def _given(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
+    """Flags for the runs, by (stage or method or "", flag). Raises TransrecError for one that the study sets itself."""
+    by_axis = {flag: axis.name for axis in grid.axes for flag in axis.flags or (axis.name,)}
+    given: dict[tuple[str, str], list[str]] = {}
+    values: list[str] | None = None
+    for word in words:
+        if not word.startswith("--"):
+            if values is None:
+                raise TransrecError(f"unknown: {word}; --help shows how to call this")
+            values.append(word)
+            continue
+        flag, equals, value = word[2:].partition("=")
+        scope, _, name = flag.rpartition(".")
+        if scope not in ("", "source", "target", *methods.names()):
+            raise TransrecError(f"--{flag}: before the dot stands source, target or a method, not {scope!r}")
+        if name in RESERVED and (scope, name) != ("source", "seed"):
+            raise TransrecError(f"--{flag}: the study sets it itself; --help lists its flags")
+        if axis := by_axis.get(flag) or by_axis.get(name):
+            raise TransrecError(f"--{flag}: is an axis of this study; give its values with --{axis}")
+        values = given.setdefault((scope, name), [])
+        values.extend([value] if equals else [])
+    return given
