@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from transrec import runner
-from transrec.data.demo import Domain, make_domain, make_text_backbone
+from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TEXT_KINDS = ("bert", "roberta")
+IMAGE_KINDS = ("vit", "mae")
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = SHARED / "golden"
 
@@ -41,18 +43,20 @@ def read_case(folder: Path) -> tuple[dict, dict]:
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory) -> dict[str, Path]:
-    """Tiny text backbones by kind, saved in the Hugging Face format."""
+    """Tiny backbones by kind, saved in the Hugging Face format."""
     root = tmp_path_factory.mktemp("backbones")
-    for kind in ("bert", "roberta"):
+    for kind in TEXT_KINDS:
         make_text_backbone(root / kind, hidden_size=32, layers=2, roberta=kind == "roberta")
-    return {kind: root / kind for kind in ("bert", "roberta")}
+    for kind in IMAGE_KINDS:
+        make_image_backbone(root / kind, hidden_size=32, layers=2, mae=kind == "mae")
+    return {kind: root / kind for kind in (*TEXT_KINDS, *IMAGE_KINDS)}
 
 
 @pytest.fixture(scope="session")
 def domain(tmp_path_factory) -> Path:
-    """A small dataset: 60 users, 150 items with titles."""
+    """A small dataset: 60 users, 150 items with titles and images."""
     folder = tmp_path_factory.mktemp("data") / "small"
-    make_domain(folder, Domain("small", users=60, items=150, longest=9, seed=3))
+    make_domain_with_store(folder, Domain("small", users=60, items=150, longest=9, seed=3))
     return folder
 
 
@@ -61,6 +65,13 @@ def flags(domain, backbones) -> list[str]:
     """Command-line flags of a run that takes seconds."""
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
     return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "2"]
+
+
+def encoder_flags(kind: str, folder: Path) -> list[str]:
+    """Command-line flags of a run over that kind of backbone."""
+    if kind in TEXT_KINDS:
+        return ["--text_encoder", str(folder)]
+    return ["--item_tower", "image", "--image_encoder", str(folder), "--image_workers", "0"]
 
 
 def run(arguments: list[str], method: str = "full", **defaults) -> dict:

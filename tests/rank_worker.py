@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transrec import methods
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import TextFeatures, cached_tokens
+from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import load_dataset
+from transrec.data.features import TextFeatures
 from transrec.models.backbone import load_backbone, load_tokenizer
 from transrec.models.items import TextItemEncoder
 from transrec.models.objectives import OBJECTIVES

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transrec.data.batches import TrainingBatches, sample_negatives
-from transrec.data.catalog import TextFeatures, Tokens, cached_tokens, read_catalog
+from transrec.data.catalog import Tokens, cached_tokens, read_catalog
 from transrec.data.dataset import find_file, load_dataset
+from transrec.data.features import TextFeatures
 from transrec.data.interactions import Interactions, Sequences, leave_one_out, train_on_fraction
 from transrec.errors import TransrecError
 from transrec.models.backbone import load_tokenizer

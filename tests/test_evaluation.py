@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transrec.data.dataset import load_dataset
+from transrec.data.features import IdFeatures
 from transrec.errors import TransrecError
 from transrec.models.items import IdItemEncoder
 from transrec.models.objectives import SASRecObjective
@@ -97,17 +98,10 @@ def recommender(split):
     return Recommender(IdItemEncoder(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
 
 
-class Numbers:
-    """Features of the id item encoder."""
-
-    def inputs(self, items):
-        return (items,)
-
-
 @pytest.mark.parametrize("part", ["validation", "test"])
 @pytest.mark.parametrize("mask_history", ["seen", "none", "seen_but_target"])
 def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_history):
-    evaluator = Evaluator(split, Numbers(), EvaluationOptions(eval_memory=1, eval_batch=7), mask_history, ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(eval_memory=1, eval_batch=7), mask_history, ALONE)
     recommender.eval()
     ranks = []
     with torch.no_grad():
@@ -123,7 +117,7 @@ def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_his
 
 
 def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
-    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
     for mode in (True, False):
         recommender.train(mode)
         evaluator.evaluate(recommender, "test")
@@ -131,7 +125,7 @@ def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
 
 
 def test_popularity_ranks_by_training_count(split):
-    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
     counts = split.train_counts()[1:].astype(float)
     ranks = [
         plain_rank(counts, split.test[u][-1], set(split.history("test")[u].tolist()), "seen")
@@ -142,6 +136,6 @@ def test_popularity_ranks_by_training_count(split):
 
 def test_embeddings_that_are_not_finite_are_refused(split, recommender):
     recommender.item_encoder.embedding.weight.data[3] = torch.nan
-    evaluator = Evaluator(split, Numbers(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
     with pytest.raises(TransrecError, match="item embeddings are not finite"):
         evaluator.evaluate(recommender, "test")

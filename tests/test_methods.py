@@ -10,14 +10,15 @@ from pathlib import Path
 import loralib
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from conftest import IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
 from torch import nn
 from transformers import BertConfig, RobertaConfig
 
 from transrec import methods
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import TextFeatures, cached_tokens
-from transrec.data.dataset import load_dataset
+from transrec.data.catalog import cached_tokens
+from transrec.data.dataset import find_images, load_dataset
+from transrec.data.features import ImageFeatures, TextFeatures
 from transrec.errors import TransrecError
 from transrec.methods.bottleneck import (
     INIT_STD,
@@ -27,9 +28,16 @@ from transrec.methods.bottleneck import (
     SerialAdapter,
 )
 from transrec.methods.kadapter import KAdapter
-from transrec.methods.prompt import Prompt
-from transrec.models.backbone import build_backbone, layer_norms, load_backbone, load_tokenizer
-from transrec.models.items import IdItemEncoder, TextItemEncoder
+from transrec.methods.prompt import ImagePrompt, TextPrompt
+from transrec.models.backbone import (
+    build_backbone,
+    layer_norms,
+    load_backbone,
+    load_preprocessing,
+    load_tokenizer,
+    set_mask_ratio,
+)
+from transrec.models.items import IdItemEncoder, ImageItemEncoder, TextItemEncoder
 from transrec.models.objectives import OBJECTIVES, SASRecObjective
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -43,20 +51,33 @@ RATES = methods.Rates(recommender=1e-3, backbone=1e-4)
 WHERE = ["item", "user", "user_first", "user_last", "all"]
 
 
-@pytest.fixture(params=["bert", "roberta"])
+@pytest.fixture(params=[*TEXT_KINDS, *IMAGE_KINDS])
 def kind(request):
     return request.param
 
 
+def make_recommender(kind, folder):
+    torch.manual_seed(0)
+    if kind in TEXT_KINDS:
+        encoder = TextItemEncoder(load_backbone(folder), 16)
+    else:
+        backbone = load_backbone(folder, "image")
+        set_mask_ratio(backbone, 0.0)
+        encoder = ImageItemEncoder(backbone, 16, load_preprocessing(folder, backbone.config))
+    return Recommender(encoder, SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+
+
 @pytest.fixture
 def recommender(kind, backbones):
-    torch.manual_seed(0)
-    return Recommender(TextItemEncoder(load_backbone(backbones[kind]), 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    return make_recommender(kind, backbones[kind])
 
 
 @pytest.fixture
 def features_and_split(kind, domain, backbones):
     dataset = load_dataset(domain, 6, 5)
+    if kind in IMAGE_KINDS:
+        ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+        return ImageFeatures(find_images(domain), ids), dataset.split
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones[kind]), 10, True)
     return TextFeatures(tokens, dataset.split.item_rows), dataset.split
 
@@ -98,7 +119,7 @@ def expected_names(recommender, name, insert="all", train_layernorm=False, varia
     """What must train, told apart by module type and place alone."""
     every = {name for name, _ in recommender.named_parameters()}
     if name == "full":
-        return every
+        return every - {f"item_encoder.backbone.{n}" for n in recommender.item_encoder.constants}
     if name == "frozen":
         return {n for n in every if not n.startswith("item_encoder.backbone.")}
     found = set()
@@ -115,8 +136,13 @@ def expected_names(recommender, name, insert="all", train_layernorm=False, varia
                 found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
     # These sit beside the blocks, wherever among them they were inserted.
     for path, module in recommender.named_modules():
-        if isinstance(module, KAdapter | Prompt):
+        if isinstance(module, KAdapter | TextPrompt | ImagePrompt):
             found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
+    if variant == "published" and recommender.item_encoder.content == "image":
+        if name == "lora":
+            found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
+        if name == "prompt":
+            found |= {n for n in every if n.startswith("item_encoder.projection.")}
     # A parameter that several modules share has one name.
     return found & every
 
@@ -146,6 +172,10 @@ def cases():
 @pytest.mark.parametrize("name,options", cases(), ids=str)
 def test_exactly_what_should_train_trains(recommender, batch, name, options):
     """The groups, `requires_grad`, and what one step moves are the same set of parameters."""
+    if name == "pfeiffer" and "variant" in options and recommender.item_encoder.content == "image":
+        with pytest.raises(TransrecError, match="needs a LayerNorm behind each block; use --variant paper"):
+            apply(recommender, name, **options)
+        options = options | {"insert": "user"}
     groups = apply(recommender, name, **options)
     expected = expected_names(recommender, name, **options)
     assert trained_names(recommender) == expected
@@ -166,7 +196,7 @@ def test_exactly_what_should_train_trains(recommender, batch, name, options):
     # RoBERTa's padding row and the unused word rows stay, but no whole tensor does, save one: a key's bias shifts
     # every logit of a query alike, so its gradient is zero up to rounding.
     assert moved <= expected
-    assert {n for n in expected - moved if not n.endswith("key.bias")} == set()
+    assert {n for n in expected - moved if not n.endswith(("key.bias", "k_proj.bias"))} == set()
 
 
 def encode(recommender, batch):
@@ -248,11 +278,11 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
 
 @pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, name, objective):
-    """A word of an item moves no user vector before that item; padding of any content moves none at all."""
-    kind = OBJECTIVES[objective]
+def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, kind, name, objective):
+    """What an item shows moves no user vector before that item; padding of any content moves none at all."""
+    kind_of_batch = OBJECTIVES[objective]
     features, split = features_and_split
-    recommender.objective = kind()
+    recommender.objective = kind_of_batch()
     apply(recommender, name)
     recommender.eval()
     torch.manual_seed(2)
@@ -265,7 +295,8 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         seen["vectors"] = output.detach()
 
     recommender.user_encoder.register_forward_hook(keep)
-    (batch,) = next(iter(TrainingBatches(split, 8, kind.negatives, kind.last_only, seed=0).epoch(1)))
+    batches = TrainingBatches(split, 8, kind_of_batch.negatives, kind_of_batch.last_only, seed=0)
+    (batch,) = next(iter(batches.epoch(1)))
     batch = batch.to(torch.device("cpu"), features)
     assert not batch.mask.all(), "some sequences are padded"
     with torch.no_grad():
@@ -274,7 +305,9 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         encoder_inputs = [batch.inputs[0].clone(), *batch.inputs[1:]]
         for item in batch.sequences[:, :-1].unique()[1:].tolist():
             changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
-            changed[0][item - 1, 1] = (changed[0][item - 1, 1] + 1) % 20 + 10
+            # A word, or all of an image.
+            here = (item - 1, 1) if kind in TEXT_KINDS else item - 1
+            changed[0][here] = (changed[0][here] + 1) % 20 + 10
             recommender(dataclasses.replace(batch, inputs=tuple(changed)))
             reached = (batch.sequences[:, :-1] == item).cumsum(1) > 0
             earlier = batch.mask & ~reached
@@ -466,7 +499,7 @@ def test_a_name_is_registered_once():
 @pytest.mark.parametrize("from_source", [False, True], ids=["alone", "from source"])
 def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split, kind, backbones, name, from_source):
     """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
-    flags = [*flags, "--text_encoder", str(backbones[kind])]
+    flags = [*flags, *encoder_flags(kind, backbones[kind])]
     if from_source:
         run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
         flags += ["--checkpoint", str(tmp_path / "source")]

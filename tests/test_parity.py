@@ -4,6 +4,7 @@
 attention kernel, which moves the last bits. Integers and hashes are exact.
 """
 
+import copy
 import hashlib
 import json
 
@@ -13,15 +14,17 @@ import torch
 from conftest import read_case
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import BertConfig
+from transformers import BertConfig, ViTConfig, ViTMAEConfig
 
 from transrec.data.batches import Batch
 from transrec.data.catalog import read_catalog
 from transrec.data.dataset import load_dataset
 from transrec.data.interactions import leave_one_out, read_interactions
-from transrec.interop import load_original, our_names
+from transrec.interop import Places, load_original, our_names
 from transrec.methods.kadapter import KAdapter
+from transrec.models.backbone import build_backbone
 from transrec.models.objectives import InBatchObjective
+from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
 from transrec.training.evaluation import Ranker
 from transrec.training.metrics import summarise
@@ -36,6 +39,7 @@ TEXT_CASES = [
     ("compacter", "sasrec", "compacter"),
     ("kadapter", "sasrec", "kadapter"),
 ]
+IMAGE_CASES = [("base_sasrec", None), ("houslby_serial", "houlsby"), ("mae_base", None)]
 
 
 def batch_of(item_ids, log_mask) -> Batch:
@@ -66,15 +70,42 @@ def text_case(request, golden, tmp_path):
     return meta, io, recommender
 
 
+@pytest.fixture(params=IMAGE_CASES, ids=lambda case: case[0])
+def image_case(request, golden, tmp_path):
+    name, method = request.param
+    meta, io = read_case(golden / "image" / name)
+    dropped = ("attn_implementation", "num_labels_before_classifier_swap")
+    config = {k: v for k, v in meta["vit_config"].items() if k not in dropped}
+    (ViTMAEConfig if name == "mae_base" else ViTConfig)(**config).save_pretrained(tmp_path / "vit")
+    weights = golden / "image" / name / "weights.safetensors"
+    recommender = load_original(
+        weights, image_encoder=tmp_path / "vit", method=method, mask_ratio=config.get("mask_ratio", 0.0)
+    )
+    recommender.item_encoder.backbone.set_attn_implementation("eager")
+    return meta, io, recommender
+
+
+def encode(recommender, io, catalogue=False):
+    """Item embeddings [slots, 64] of the recorded batch, or of the catalogue less its padding."""
+    encoder = recommender.item_encoder
+    if encoder.content == "text":
+        both = io["item_content"][1:] if catalogue else io["sample_items"]
+        return encoder(*torch.from_numpy(both).long().reshape(len(both), -1).chunk(2, dim=1))
+    pixels = torch.from_numpy(io["item_pixels"][1:] if catalogue else io["pixel_values"]).float()
+    noise = {}
+    if encoder.backbone.config.model_type == "vit_mae":
+        noise["noise"] = torch.from_numpy(io["mae_noise_catalog"][1:] if catalogue else io["mae_noise"])
+    return F.gelu(encoder.projection(encoder.encode(pixels, **noise)))
+
+
 def loss_of(recommender, io, meta):
     """The recorded batch's loss, real item embeddings [slots, 64], and user vectors [B, L, 64].
 
     Padding is encoded as the original programs do: to the user encoder it makes no difference, but for the K-Adapter
     they published, which masks nothing.
     """
-    ids, attention_mask = torch.from_numpy(io["input_ids"]), torch.from_numpy(io["attention_mask"])
     log_mask = torch.from_numpy(io["log_mask"])
-    embeddings = recommender.item_encoder(ids, attention_mask)
+    embeddings = encode(recommender, io)
     positives = embeddings.view(*io["item_ids"].shape, 64)[:, :-1, 0]
     users = recommender.user_encoder(positives, log_mask)
     batch = batch_of(io["item_ids"], io["log_mask"])
@@ -82,15 +113,27 @@ def loss_of(recommender, io, meta):
     return recommender.objective(embeddings, batch, lambda *_: users) / predictions, embeddings, users
 
 
-def test_text_recommender(text_case):
-    meta, io, recommender = text_case
+def check_recommender(meta, io, recommender, real, expected=""):
     with torch.no_grad():
         loss, embeddings, users = loss_of(recommender, io, meta)
-    real = io["attention_mask"].sum(1) > 0
-    np.testing.assert_allclose(embeddings[real], io["item_embeddings"][real], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(embeddings[real], io[f"item_embeddings{expected}"][real], atol=TOLERANCE, rtol=0)
     shown = io["log_mask"] > 0
-    np.testing.assert_allclose(users[shown], io["user_vectors"][shown], atol=TOLERANCE, rtol=0)
-    assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+    np.testing.assert_allclose(users[shown], io[f"user_vectors{expected}"][shown], atol=TOLERANCE, rtol=0)
+    assert loss.item() == pytest.approx(float(io[f"loss{expected}"]), abs=TOLERANCE)
+
+
+def test_text_recommender(text_case):
+    meta, io, recommender = text_case
+    check_recommender(meta, io, recommender, io["attention_mask"].sum(1) > 0)
+
+
+def test_image_recommender(image_case):
+    meta, io, recommender = image_case
+    real = io["item_ids"].reshape(-1) > 0
+    check_recommender(meta, io, recommender, real)
+    if "mae_noise" in io:
+        recommender.item_encoder.backbone.config.mask_ratio = 0.0
+        check_recommender(meta, io, recommender, real, "_mask_ratio_0")
 
 
 def test_padding_need_not_be_encoded(text_case):
@@ -109,17 +152,32 @@ def test_padding_need_not_be_encoded(text_case):
     assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
 
 
-def test_text_catalogue(text_case):
-    _, io, recommender = text_case
-    content = torch.from_numpy(io["item_content"][1:]).long()
+def check_catalogue(io, recommender):
     with torch.no_grad():
-        embeddings = recommender.item_encoder(*content.chunk(2, dim=1))
+        embeddings = encode(recommender, io, catalogue=True)
     np.testing.assert_allclose(embeddings, io["catalog_embeddings"][1:], atol=TOLERANCE, rtol=0)
 
 
-def test_what_trains_and_its_gradients(text_case):
+def test_text_catalogue(text_case):
+    _, io, recommender = text_case
+    check_catalogue(io, recommender)
+
+
+def test_image_catalogue(image_case):
+    _, io, recommender = image_case
+    check_catalogue(io, recommender)
+
+
+def test_what_trains_and_its_gradients_over_text(text_case):
+    check_gradients(*text_case)
+
+
+def test_what_trains_and_its_gradients_over_images(image_case):
+    check_gradients(*image_case)
+
+
+def check_gradients(meta, io, recommender):
     """The same tensors train, name for name, and get the same gradients (train mode, every dropout 0)."""
-    meta, io, recommender = text_case
     recommender.train()
     for module in recommender.modules():
         for name in ("p", "dropout", "dropout_prob"):
@@ -130,7 +188,13 @@ def test_what_trains_and_its_gradients(text_case):
     loss.backward()
 
     statistics = meta["grad_stats_train_mode_dropout_zero"]
-    recorded = {our_names([key]).get(key, key): stats for key, stats in statistics.items()}
+    # Before the method was applied, the backbone's blocks were where they are in one without it.
+    encoder = recommender.item_encoder
+    plain = copy.copy(encoder)
+    plain._modules = encoder._modules | {"backbone": build_backbone(encoder.backbone.config, encoder.content)}
+    places = Places(Recommender(plain, recommender.user_encoder, recommender.objective))
+    places.recommender = recommender
+    recorded = {places.name(our_names([key]).get(key, key)): stats for key, stats in statistics.items()}
     trained = {name: p for name, p in recommender.named_parameters(remove_duplicate=False) if p.requires_grad}
     if "phm_rule" in recorded:
         recorded[next(name for name in trained if name.endswith(".rule"))] = recorded.pop("phm_rule")

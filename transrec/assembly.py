@@ -10,7 +10,7 @@ from transrec import interop, methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.models import backbone
-from transrec.models.items import IdItemEncoder, TextItemEncoder
+from transrec.models.items import ContentItemEncoder, IdItemEncoder, ImageItemEncoder, TextItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -30,11 +30,7 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     if model.item_tower == "id":
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
     else:
-        config = backbone.load_config(model.text_encoder)
-        backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
-        drawn = model.random_backbone or not load_weights
-        weights = backbone.build_backbone(config) if drawn else backbone.load_backbone(model.text_encoder)
-        item_encoder = TextItemEncoder(weights, model.embedding_dim)
+        item_encoder = _content_encoder(settings, load_weights and not model.random_backbone)
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
     return Recommender(
@@ -42,6 +38,21 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
         user_encoder,
         objective(gather=model.gather_items) if model.objective == "in_batch" else objective(),
     )
+
+
+def _content_encoder(settings: Settings, load_weights: bool) -> ContentItemEncoder:
+    model, data = settings.model, settings.data
+    config = backbone.load_config(model.encoder, model.item_tower)
+    if model.item_tower == "text":
+        backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
+    if load_weights:
+        weights = backbone.load_backbone(model.encoder, model.item_tower)
+    else:
+        weights = backbone.build_backbone(config, model.item_tower)
+    if model.item_tower == "text":
+        return TextItemEncoder(weights, model.embedding_dim)
+    backbone.set_mask_ratio(weights, model.mask_ratio)
+    return ImageItemEncoder(weights, model.embedding_dim, backbone.load_preprocessing(model.encoder, config))
 
 
 def load_start(recommender: Recommender, settings: Settings) -> None:
@@ -59,14 +70,14 @@ def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, An
         if original.adapted:
             raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
         checkpoint.check_sizes(path, original.sizes, sizes)
-        checkpoint.load_into(recommender, path, original.tensors)
+        checkpoint.load_into(recommender, path, original.tensors_for(recommender))
         return
     tensors, description = checkpoint.read(path)
     if "state" in description:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
     base = description["base"]
     if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
-        trained_on = base["checkpoint"] or "the text encoder alone"
+        trained_on = base["checkpoint"] or "the backbone alone"
         raise TransrecError(
             f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
             f"--checkpoint takes a recommender without adapters"
@@ -123,7 +134,7 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
         "sizes": _sizes(settings),
         "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
         "base": {
-            "text_encoder": settings.model.text_encoder if settings.model.item_tower == "text" else None,
+            "encoder": settings.model.encoder,
             "checkpoint": settings.run.checkpoint,
             "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
         },

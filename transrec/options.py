@@ -41,6 +41,7 @@ class DataOptions(Options):
         "min_seq_len": 3,
         "title_tokens": 3,
         "subset_seed": 0,
+        "image_workers": 0,
     }
 
     dataset: str | None = flag(None, "Dataset folder: dataset.json, or one *users*.tsv and one *items*.tsv.")
@@ -57,6 +58,10 @@ class DataOptions(Options):
         "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
         "none, or all seen but the target.",
     )
+    images: str | None = flag(
+        None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it."
+    )
+    image_workers: int = flag(4, "Processes that read images ahead, at most one a CPU; 0: none.")
     cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
 
     def __post_init__(self):
@@ -68,10 +73,16 @@ class DataOptions(Options):
 @dataclass(frozen=True)
 class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
-    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "blocks": 1, "heads": 1, "dropout": 0}
+    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "blocks": 1, "heads": 1, "dropout": 0, "mask_ratio": 0}
 
-    item_tower: Literal["text", "id"] = flag("text", "What represents an item: its title, or a learned vector.")
+    item_tower: Literal["text", "image", "id"] = flag(
+        "text", "What represents an item: its title, its image, or a learned vector."
+    )
     text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
+    image_encoder: str = flag(
+        "google/vit-base-patch16-224", "Image backbone: folder, name in pretrained_models/, or hub name."
+    )
+    mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
     objective: Literal["sasrec", "cpc", "in_batch"] = flag("sasrec", "Training objective.")
     gather_items: bool = flag(True, "in_batch on several ranks: take candidates from all ranks' batches.")
@@ -85,8 +96,14 @@ class ModelOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.dropout >= 1:
-            raise TransrecError(f"--dropout {self.dropout}: must be below 1")
+        for name in ("dropout", "mask_ratio"):
+            if getattr(self, name) >= 1:
+                raise TransrecError(f"--{name} {getattr(self, name)}: must be below 1")
+
+    @property
+    def encoder(self) -> str | None:
+        """The backbone that the item tower reads items with; None: there is none."""
+        return {"text": self.text_encoder, "image": self.image_encoder, "id": None}[self.item_tower]
 
 
 @dataclass(frozen=True)

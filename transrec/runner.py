@@ -13,8 +13,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from transrec.assembly import apply_method, build_recommender, describe, load_run, load_start
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import IdFeatures, TextFeatures, cached_tokens
-from transrec.data.dataset import Dataset, load_dataset
+from transrec.data.catalog import cached_tokens
+from transrec.data.dataset import Dataset, find_images, load_dataset
+from transrec.data.features import Features, IdFeatures, ImageFeatures, TextFeatures
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
@@ -166,10 +167,15 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     return trainer, table
 
 
-def _features(settings: Settings, dataset: Dataset, world: World) -> TextFeatures | IdFeatures:
+def _features(settings: Settings, dataset: Dataset, world: World) -> Features:
+    data = settings.data
     if settings.model.item_tower == "id":
         return IdFeatures(world.device)
-    data = settings.data
+    if settings.model.item_tower == "image":
+        store = find_images(data.dataset, data.images)
+        ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+        store.check(ids)
+        return ImageFeatures(store, ids, world.device, data.image_workers)
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")

@@ -20,7 +20,7 @@ GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOpti
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
     *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir"),
-    *("nproc", "device", "deterministic", "eval_memory", "eval_batch"),
+    *("nproc", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
 }
 
 
@@ -109,8 +109,13 @@ def _with_absolute_paths(settings: Settings) -> Settings:
             dataset=folder,
             users_file=data.users_file and find_file(folder, "users", data.users_file),
             items_file=data.items_file and find_file(folder, "items", data.items_file),
+            images=data.images and resolve(data.images),
             cache_dir=data.cache_dir and resolve(data.cache_dir),
         ),
-        model=changed(model, text_encoder=find_backbone(model.text_encoder)),
+        model=changed(
+            model,
+            text_encoder=find_backbone(model.text_encoder),
+            image_encoder=find_backbone(model.image_encoder),
+        ),
         run=changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transrec.data.features import Features
 from transrec.data.interactions import Split
 from transrec.errors import TransrecError
 
@@ -42,11 +43,11 @@ class Batch:
         """bool [B, L], the positions that hold an item and predict the next."""
         return self.sequences[:, :-1] > 0
 
-    def to(self, device: torch.device, features) -> "Batch":
-        """The batch on `device`, with the item encoder's inputs gathered from `features`."""
+    def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
+        """The batch on `device`, with the item encoder's inputs from `features`, or of what they have `read` before."""
         return replace(
             self,
-            inputs=features.inputs(self.items),
+            inputs=features.inputs(self.items, read),
             **{
                 name: getattr(self, name).to(device, non_blocking=True)
                 for name in ("sequences", "negatives", "log_popularity")
@@ -106,6 +107,7 @@ class TrainingBatches:
         self.train, self.width, self.item_count = split.train, split.max_seq_len + 1, split.item_count
         self.batch_size, self.negatives, self.last_only = batch_size, negatives, last_only
         self.seed, self.rank, self.ranks, self.pieces = seed, rank, ranks, pieces
+        self._order: tuple[int, np.ndarray] | None = None
         # A single training item predicts nothing.
         self.users = np.flatnonzero(self.train.lengths >= 2)
         if not len(self.users):
@@ -122,11 +124,16 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """Yield, for each global batch from `first_step` on, this rank's pieces of it."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.users)
         for step in range(first_step, len(self)):
-            users = order[step * self.batch_size : (step + 1) * self.batch_size]
-            rng = np.random.default_rng([self.seed, epoch, step])
-            yield self._pieces(self.train.last(self.width, users), rng)
+            yield self.pieces_of(epoch, step)
+
+    def pieces_of(self, epoch: int, step: int) -> list[Batch]:
+        """This rank's pieces of the global batch of a step, counted from 0."""
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.users)
+        users = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
+        rng = np.random.default_rng([self.seed, epoch, step])
+        return self._pieces(self.train.last(self.width, users), rng)
 
     def _pieces(self, sequences: np.ndarray, rng: np.random.Generator) -> list[Batch]:
         mask = sequences[:, :-1] > 0

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from transrec.data import tsv
@@ -144,39 +142,3 @@ def _read_tokens(path: Path, header: str) -> Tokens | None:
             return Tokens(file.get_tensor("input_ids"), file.get_tensor("lengths"))
     except (OSError, SafetensorError):
         return None
-
-
-class TextFeatures:
-    """What a text item encoder eats, for the items 1..n of a split; kept on one device.
-
-    Args:
-        tokens: of the whole catalogue.
-        rows: int [n], the catalogue row of each item 1..n.
-    """
-
-    def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu"):
-        self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
-        self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
-        self.host_lengths = tokens.lengths[rows]
-
-    def inputs(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """`input_ids` int64 [N, t] and `attention_mask` int64 [N, t] of items int64 [N] on the host, values 1..n.
-
-        t is the longest text among them: columns that are padding for all are cut off.
-        """
-        longest = int(self.host_lengths[items.numpy() - 1].max(initial=1))
-        rows = items.to(self.input_ids.device, non_blocking=True) - 1
-        positions = torch.arange(longest, device=rows.device)
-        attention_mask = positions < self.lengths[rows].unsqueeze(1)
-        return self.input_ids[rows, :longest].long(), attention_mask.long()
-
-
-class IdFeatures:
-    """What the id item encoder eats: the item numbers themselves."""
-
-    def __init__(self, device: torch.device | str = "cpu"):
-        self.device = device
-
-    def inputs(self, items: Tensor) -> tuple[Tensor]:
-        """Items int64 [N], unchanged, on the device."""
-        return (items.to(self.device, non_blocking=True),)

@@ -3,11 +3,15 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transrec.data.catalog import Catalog, read_catalog
 from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
 from transrec.errors import TransrecError
 from transrec.paths import file_sha256, resolve
+
+if TYPE_CHECKING:
+    from transrec.data.images.store import ImageStore
 
 PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv", "*news*.tsv")}
 
@@ -66,6 +70,23 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     wanted = " or ".join(PATTERNS[role])
     problem = f"several files fit {wanted}: {', '.join(p.name for p in found)}" if found else f"no file fits {wanted}"
     raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {described.name}")
+
+
+def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":
+    """The image store of a dataset: the `given` one, or the only *.lmdb of its folder.
+
+    Raises TransrecError when there is none, or several.
+    """
+    from transrec.data.images.store import ImageStore
+
+    folder = resolve(folder)
+    found = [resolve(given)] if given else sorted(folder.glob("*.lmdb"))
+    if len(found) != 1:
+        problem = f"several image stores: {', '.join(p.name for p in found)}" if found else "no image store (*.lmdb)"
+        raise TransrecError(
+            f"{folder}: {problem}; name one with --images, or make it with Dataset/build_lmdb.py (Dataset/README.md)"
+        )
+    return ImageStore(found[0])
 
 
 def load_dataset(

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from transrec.data.images.build import build_store
+
 TOPICS = {
     "lamp": "lamp lantern light torch",
     "knife": "knife blade cutter cleaver",
@@ -103,7 +105,9 @@ class Domain:
 
 SOURCE = Domain("source", users=3000, items=1000, longest=12, seed=1)
 TARGET = Domain("target", users=300, items=700, longest=7, seed=2)
-BACKBONE = "demo-bert"
+TEXT_BACKBONE = "demo-bert"
+IMAGE_BACKBONE = "demo-vit"
+IMAGE_STORE = "images.lmdb"
 
 
 def make_domain(folder: Path, domain: Domain) -> None:
@@ -142,6 +146,12 @@ def make_domain(folder: Path, domain: Domain) -> None:
     described = {"users": "users.tsv", "items": "items.tsv", "images": "images"}
     (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     _draw(folder / "images", ids, pair_of, rng)
+
+
+def make_domain_with_store(folder: Path, domain: Domain) -> None:
+    """The same, and its images in a store."""
+    make_domain(folder, domain)
+    build_store(folder / "items.tsv", folder / "images", folder / IMAGE_STORE, IMAGE_SIZE, kind="raw")
 
 
 def _popular_first(rng: np.random.Generator, candidates: np.ndarray, seen: list[int]) -> int:
@@ -220,12 +230,45 @@ def make_text_backbone(
     fast.save_pretrained(folder)
 
 
-def make_demo(datasets: Path, backbones: Path) -> tuple[Path, Path, Path]:
-    """Make what is missing of the source domain, the target domain and the backbone; returns their folders."""
+def make_image_backbone(folder: Path, hidden_size: int = 64, layers: int = 2, seed: int = 0, mae: bool = False) -> None:
+    """Save a tiny ViT or MAE of random weights in Hugging Face format, for images of 32 x 32 in patches of 8 x 8."""
+    import torch
+    from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEModel, ViTModel
+
+    config_class, model_class = (ViTMAEConfig, ViTMAEModel) if mae else (ViTConfig, ViTModel)
+    config = config_class(
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden_size,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        initializer_range=INITIALIZER_RANGE,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(config)
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Folders of what the demo works on."""
+
+    source: Path
+    target: Path
+    text_backbone: Path
+    image_backbone: Path
+
+
+def make_demo(datasets: Path, backbones: Path) -> Demo:
+    """Make what is missing of the source domain, the target domain and the backbones."""
     makers = {
-        datasets / "source": lambda folder: make_domain(folder, SOURCE),
-        datasets / "target": lambda folder: make_domain(folder, TARGET),
-        backbones / BACKBONE: make_text_backbone,
+        datasets / "source": lambda folder: make_domain_with_store(folder, SOURCE),
+        datasets / "target": lambda folder: make_domain_with_store(folder, TARGET),
+        backbones / TEXT_BACKBONE: make_text_backbone,
+        backbones / IMAGE_BACKBONE: make_image_backbone,
     }
     for folder, make in makers.items():
         if not folder.exists():
@@ -233,5 +276,4 @@ def make_demo(datasets: Path, backbones: Path) -> tuple[Path, Path, Path]:
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 make(Path(temporary) / folder.name)
                 shutil.move(Path(temporary) / folder.name, folder)
-    source, target, backbone = makers
-    return source, target, backbone
+    return Demo(*makers)

@@ -11,6 +11,7 @@ from torch import nn
 from transrec import methods
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
+from transrec.models.items import Content
 from transrec.models.recommender import Recommender
 from transrec.options import Options, flag
 
@@ -56,6 +57,8 @@ class Place:
 
     Attributes:
         tower: "item" (the backbone) or "user" (SASRec).
+        content: what the recommender's items are represented by.
+        projection: what maps the item tower's output to item embeddings; None in the user tower.
         stack: the whole transformer.
         blocks: those of its blocks that take part.
     """
@@ -63,6 +66,8 @@ class Place:
     tower: Literal["item", "user"]
     stack: Stack
     blocks: list[Block]
+    content: Content
+    projection: nn.Linear | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -169,8 +174,8 @@ def apply(
     Raises TransrecError when the method cannot be inserted where the options say.
     """
     method = get(name)()
-    recommender.requires_grad_(False)
     backbone = recommender.item_encoder.backbone
+    recommender.requires_grad_(False)
     if backbone is not None:
         published = getattr(options, "variant", "paper") == "published"
         by_default = method.trains_backbone or published
@@ -182,8 +187,8 @@ def apply(
             chosen.setdefault(parameter, group)
 
     # Parts that exist before the method does: what it inserts must not count among them.
-    backbone_parameters = list(backbone.parameters()) if backbone is not None else []
-    of_backbone = set(backbone_parameters)
+    backbone_parameters = dict(backbone.named_parameters()) if backbone is not None else {}
+    of_backbone = set(backbone_parameters.values())
     recommender_parameters = [p for p in recommender.parameters() if p not in of_backbone]
     adapter_lr = 0.0
     if isinstance(options, InsertOptions):
@@ -193,7 +198,8 @@ def apply(
                 choose("LayerNorm", parameters_of(place.layer_norms))
             choose("adapter", method.insert(place, options))
     if method.trains_backbone:
-        choose("backbone", backbone_parameters)
+        constants = recommender.item_encoder.constants
+        choose("backbone", (p for name, p in backbone_parameters.items() if name not in constants))
     if method.trains_recommender or train_recommender:
         choose("recommender", recommender_parameters)
 
@@ -213,16 +219,17 @@ def apply(
 
 def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
     places = []
+    encoder = recommender.item_encoder
     if where in ("item", "all"):
-        if recommender.item_encoder.backbone is None:
+        if encoder.backbone is None:
             raise TransrecError(
                 f"--method {name} --insert {where}: items are represented by learned vectors, there is no backbone to "
                 f"insert into; use --insert user or --item_tower text"
             )
-        stack = view(recommender.item_encoder.backbone)
-        places.append(Place("item", stack, stack.blocks))
+        stack = view(encoder.backbone)
+        places.append(Place("item", stack, stack.blocks, encoder.content, encoder.projection))
     if where != "item":
         stack = view(recommender.user_encoder)
         blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)
-        places.append(Place("user", stack, blocks))
+        places.append(Place("user", stack, blocks, encoder.content))
     return places

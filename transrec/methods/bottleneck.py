@@ -59,16 +59,16 @@ class SerialAdapter(nn.Module):
 class InputAdapter(nn.Module):
     """In the place of `inner`, whose output y is, something made of y and the sub-layer's input x.
 
-    `entry`, which reads x first, is watched for it: x is held from there to the sub-layer's end and then let go.
+    `reader`, which reads x first, is watched for it: x is held from there to the sub-layer's end and then let go.
     """
 
-    def __init__(self, inner: nn.Module, adapter: nn.Module, entry: nn.Module):
+    def __init__(self, inner: nn.Module, adapter: nn.Module, reader: nn.Module):
         super().__init__()
         self.inner = inner
         self.adapter = adapter
         self._x: Tensor | None = None
         # A bound method, so that a copied model watches its own modules.
-        entry.register_forward_pre_hook(self._watch)
+        reader.register_forward_pre_hook(self._watch)
 
     def _watch(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self._x = arguments[0]
@@ -89,7 +89,7 @@ class ParallelAdapter(InputAdapter):
 
 
 class ParallelAdapterWithSkip(InputAdapter):
-    """y + x + adapter(x): what the released programs compute; the residual then adds x once more."""
+    """y + x + adapter(x), x the residual stream: what the released programs compute; the residual adds x once more."""
 
     def combine(self, y: Tensor, x: Tensor) -> Tensor:
         return y + x + self.adapter(x)
@@ -130,7 +130,9 @@ class BottleneckOptions(AdapterOptions):
 @dataclass(frozen=True)
 class ParallelOptions(BottleneckOptions):
     variant: Literal["paper", "published"] = flag(
-        "paper", "published: as the released programs, which add the sub-layer's input once more."
+        "paper",
+        "published: as the released programs, which add the sub-layer's input once more; in image encoders beside the "
+        "feed-forward sub-layer alone, reading the residual stream.",
     )
 
 
@@ -153,7 +155,7 @@ class BottleneckMethod(Method):
 
     Options = BottleneckOptions
 
-    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+    def sublayers(self, block: Block, options: BottleneckOptions) -> tuple[Sublayer, ...]:
         """Which sub-layers of a block get an adapter."""
         return block.sublayers
 
@@ -168,7 +170,7 @@ class BottleneckMethod(Method):
         return Bottleneck(place.stack.width, options.size(place), options.activation, near_zero)
 
     def insert(self, place: Place, options: BottleneckOptions) -> list[nn.Parameter]:
-        sublayers = [sublayer for block in place.blocks for sublayer in self.sublayers(block)]
+        sublayers = [sublayer for block in place.blocks for sublayer in self.sublayers(block, options)]
         return parameters_of(new for sublayer in sublayers for new in self.attach(sublayer, place, options))
 
 
@@ -183,10 +185,18 @@ class Parallel(BottleneckMethod):
 
     Options = ParallelOptions
 
+    def sublayers(self, block: Block, options: ParallelOptions) -> tuple[Sublayer, ...]:
+        # The released image program, whose blocks are pre-LN, leaves attention alone.
+        pre_ln = block.feed_forward.norm is None
+        return (block.feed_forward,) if options.variant == "published" and pre_ln else block.sublayers
+
     def attach(self, sublayer: Sublayer, place: Place, options: ParallelOptions) -> list[nn.Module]:
         adapter = self.bottleneck(place, options)
-        kind = ParallelAdapter if options.variant == "paper" else ParallelAdapterWithSkip
-        sublayer.output.replace(kind(sublayer.output.module, adapter, sublayer.entry.module))
+        if options.variant == "published":
+            parallel = ParallelAdapterWithSkip(sublayer.output.module, adapter, sublayer.stream.module)
+        else:
+            parallel = ParallelAdapter(sublayer.output.module, adapter, sublayer.entry.module)
+        sublayer.output.replace(parallel)
         return [adapter]
 
 
@@ -196,7 +206,7 @@ class Pfeiffer(BottleneckMethod):
 
     Options = PfeifferOptions
 
-    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+    def sublayers(self, block: Block, options: PfeifferOptions) -> tuple[Sublayer, ...]:
         return (block.feed_forward,)
 
     def attach(self, sublayer: Sublayer, place: Place, options: PfeifferOptions) -> list[nn.Module]:
@@ -217,5 +227,5 @@ class PfeifferAttention(BottleneckMethod):
 
     Options = PfeifferAttentionOptions
 
-    def sublayers(self, block: Block) -> tuple[Sublayer, ...]:
+    def sublayers(self, block: Block, options: PfeifferAttentionOptions) -> tuple[Sublayer, ...]:
         return (block.attention,)

@@ -31,7 +31,7 @@ class LoRAOptions(AdapterOptions):
     variant: Literal["paper", "published"] = flag(
         "paper",
         "published: as the released programs, which put fresh frozen weights and trained biases in the place of query "
-        "and value, and scale by 1 / rank.",
+        "and value, and scale by 1 / rank; over images SASRec's value projection is renewed and trains as a whole.",
     )
 
 
@@ -46,12 +46,26 @@ class LoRA(Method):
         trained = []
         for block in place.blocks:
             for site in (block.query, block.value):
+                if site == block.value and self._renews_value(place, options):
+                    trained += self._fresh_value(site)
+                    continue
                 layer = self._layer(site, rank, options)
                 site.replace(layer)
                 trained += [layer.lora_A, layer.lora_B]
                 if options.variant == "published":
                     trained.append(layer.bias)
         return trained
+
+    @staticmethod
+    def _renews_value(place: Place, options: LoRAOptions) -> bool:
+        return options.variant == "published" and (place.tower, place.content) == ("user", "image")
+
+    @staticmethod
+    def _fresh_value(site: Site) -> list[nn.Parameter]:
+        """The released image program gives SASRec a value projection of rank zero, all of which trains."""
+        layer = nn.Linear(site.module.in_features, site.module.out_features)
+        site.replace(layer)
+        return list(layer.parameters())
 
     @staticmethod
     def _layer(site: Site, rank: int, options: LoRAOptions) -> loralib.Linear:

@@ -10,8 +10,11 @@ from transrec.errors import TransrecError
 from transrec.methods.base import InsertOptions, Method, Place, register
 from transrec.options import flag
 
+# What ViT draws its own [CLS] and positions with.
+PATCH_STD = 0.02
 
-class Prompt(nn.Module):
+
+class TextPrompt(nn.Module):
     """Learned vectors among a text backbone's word embeddings, put there before each forward pass.
 
     paper: inserted after [CLS], the mask extended over them. published: they overwrite the first positions, [CLS]
@@ -40,18 +43,42 @@ class Prompt(nn.Module):
         return arguments, inputs
 
 
+class ImagePrompt(nn.Module):
+    """Learned vectors among the patches that an image backbone's first block is given (shallow VPT).
+
+    paper: inserted after [CLS], drawn from N(0, 0.02). published: behind the last patch, zero at the start. They have
+    no position.
+    """
+
+    def __init__(self, place: Place, tokens: int, published: bool):
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(tokens, place.stack.width))
+        self.published = published
+        if not published:
+            nn.init.normal_(self.vectors, std=PATCH_STD)
+        place.stack.blocks[0].module.register_forward_pre_hook(self._put, with_kwargs=True)
+
+    def _put(self, block: nn.Module, arguments: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        hidden = arguments[0] if arguments else inputs["hidden_states"]
+        vectors = self.vectors.to(hidden.dtype).expand(len(hidden), -1, -1)
+        # [CLS] stands first.
+        place = hidden.shape[1] if self.published else 1
+        longer = torch.cat([hidden[:, :place], vectors, hidden[:, place:]], dim=1)
+        return ((longer, *arguments[1:]), inputs) if arguments else (arguments, inputs | {"hidden_states": longer})
+
+
 @dataclass(frozen=True)
 class PromptOptions(InsertOptions):
     _minimum: ClassVar[dict[str, float]] = {"n_tokens": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {"n_tokens": (r"item_encoder\..*\.prompt\.vectors", 0)}
 
-    insert: Literal["item"] = flag("item", "A prompt goes in front of an item's words, nowhere else.")
+    insert: Literal["item"] = flag("item", "A prompt goes in front of an item's words or patches, nowhere else.")
     adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
-    n_tokens: int = flag(30, "Learned vectors, initialised from the first word embeddings of the vocabulary.")
+    n_tokens: int = flag(30, "Learned vectors; of text from the first word embeddings of the vocabulary.")
     variant: Literal["paper", "published"] = flag(
         "paper",
         "published: as the released programs, where the vectors overwrite the first tokens, [CLS] included, and the "
-        "item is read out at the first of them.",
+        "item is read out at the first of them; behind the last patch of images, with the projection training too.",
     )
 
     @property
@@ -61,16 +88,20 @@ class PromptOptions(InsertOptions):
 
 @register("prompt")
 class PromptMethod(Method):
-    """Learned vectors in front of the words of every item."""
+    """Learned vectors in front of the words, or the patches, of every item."""
 
     Options = PromptOptions
 
     def insert(self, place: Place, options: PromptOptions) -> list[nn.Parameter]:
         if place.tower != "item":
             raise TransrecError(
-                f"--insert {options.insert}: a prompt goes in front of words; the user encoder reads none"
+                f"--insert {options.insert}: a prompt goes in front of words or patches; the user encoder reads none"
             )
-        backbone = place.stack.module
-        prompt = Prompt(backbone, options.n_tokens, options.variant == "published")
+        backbone, published = place.stack.module, options.variant == "published"
+        if place.content == "text":
+            prompt: nn.Module = TextPrompt(backbone, options.n_tokens, published)
+        else:
+            prompt = ImagePrompt(place, options.n_tokens, published)
         backbone.prompt = prompt
-        return [prompt.vectors]
+        trains_projection = published and place.content == "image"
+        return [prompt.vectors, *(place.projection.parameters() if trains_projection else ())]

@@ -1,4 +1,4 @@
-"""One view of any transformer stack, and loading text backbones.
+"""One view of any transformer stack, and loading text and image backbones.
 
 Methods attach to sites, never to classes: a stack has blocks, a block has query, key and value projections and two
 sub-layers, attention and feed-forward. Sites are found by structure, so that a new layout of a known model, or a model
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import nn
 
 from transrec.errors import TransrecError
 from transrec.paths import resolve
+
+Modality = Literal["text", "image"]
 
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
 # DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
@@ -47,12 +49,15 @@ class Sublayer:
 
     Attributes:
         entry: the first module that reads the sub-layer's input (the query projection, the feed-forward up projection).
+        stream: the first module that reads the residual stream: `entry` in post-LN blocks, the LayerNorm in front of it
+            in pre-LN ones.
         projection: its last Linear (attention output projection, feed-forward down projection).
         output: the module whose result is added to the residual: the dropout behind `projection` where there is one.
         norm: the LayerNorm of the sum, in post-LN blocks; None in others.
     """
 
     entry: Site
+    stream: Site
     projection: Site
     output: Site
     norm: Site | None
@@ -121,25 +126,32 @@ def _view_block(block: nn.Module) -> Block:
             f"layers; a block needs query, key and value and at least an attention output and two feed-forward layers"
         )
     query = projections["q"]
-    # Definition order is data-flow order: attention output first, then feed-forward from up to down projection.
-    attention = _view_sublayer(query, others[0], query.parent)
-    feed_forward = _view_sublayer(others[1], others[-1], query.parent)
+    # Definition order is data-flow order: attention output first, then feed-forward from up to down projection; and of
+    # a pre-LN block's own LayerNorms the first stands before attention, the last before feed-forward.
+    norms = [Site(block, name) for name, child in block.named_children() if is_norm(child)]
+    attention = _view_sublayer(query, norms[0] if norms else query, others[0], query.parent)
+    feed_forward = _view_sublayer(others[1], norms[-1] if norms else others[1], others[-1], query.parent)
     return Block(block, query, projections["k"], projections["v"], attention, feed_forward)
 
 
-def _view_sublayer(entry: Site, projection: Site, query_parent: nn.Module) -> Sublayer:
+def _view_sublayer(entry: Site, stream: Site, projection: Site, query_parent: nn.Module) -> Sublayer:
     # What lies beside the query projection belongs to the attention probabilities, not to the sub-layer's end.
     siblings = {} if projection.parent is query_parent else dict(projection.parent.named_children())
     dropouts = [name for name, child in siblings.items() if isinstance(child, nn.Dropout)]
     norms = [name for name, child in siblings.items() if isinstance(child, nn.LayerNorm)]
     output = Site(projection.parent, dropouts[0]) if len(dropouts) == 1 else projection
     norm = Site(projection.parent, norms[0]) if len(norms) == 1 else None
-    return Sublayer(entry, projection, output, norm)
+    return Sublayer(entry, entry if norm else stream, projection, output, norm)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a LayerNorm or an RMSNorm."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
 
 
 def layer_norms(module: nn.Module) -> list[nn.Module]:
     """Every LayerNorm (or RMSNorm) inside `module`."""
-    return [m for m in module.modules() if isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm")]
+    return [m for m in module.modules() if is_norm(m)]
 
 
 def find_backbone(name: str | Path) -> str:
@@ -173,11 +185,15 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
         ) from error
 
 
-def load_config(name: str | Path):
-    """The configuration of a backbone. Raises TransrecError when there is none."""
+def load_config(name: str | Path, modality: Modality = "text"):
+    """The configuration of a backbone; of a model of text and images the part for `modality`.
+
+    Raises TransrecError when there is none.
+    """
     from transformers import AutoConfig
 
-    return _load(name, "text encoder", AutoConfig.from_pretrained)
+    config = _load(name, f"{modality} encoder", AutoConfig.from_pretrained)
+    return getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
 
 
 def load_tokenizer(name: str | Path):
@@ -193,40 +209,86 @@ def load_tokenizer(name: str | Path):
     return _load(name, "tokenizer", load)
 
 
-def build_backbone(config) -> nn.Module:
-    """A text backbone of freshly drawn weights. Raises TransrecError when the model does not read text."""
+def build_backbone(config, modality: Modality = "text") -> nn.Module:
+    """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`."""
     from transformers import AutoModel
 
-    return _text_model(AutoModel.from_config(config, dtype=torch.float32), config.model_type)
+    return _of_modality(AutoModel.from_config(config, dtype=torch.float32), config.model_type, modality)
 
 
-def load_backbone(name: str | Path) -> nn.Module:
-    """A text backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
+def load_backbone(name: str | Path, modality: Modality = "text") -> nn.Module:
+    """A backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
 
-    Raises TransrecError when it cannot be found or loaded, does not read text, or when its weights file lacks part of
-    the model.
+    Raises TransrecError when it cannot be found or loaded, does not read `modality`, or when its weights file lacks
+    part of the model.
     """
     from transformers import AutoModel
 
+    config = load_config(name, modality)
+
     def load(place: str):
-        model, info = AutoModel.from_pretrained(place, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise TransrecError(
                 f"{place}: the weights file lacks {len(missing)} tensors of the model, {missing[0]} for one; "
                 f"it is not the backbone that config.json describes"
             )
-        return _text_model(model, place)
+        _mark_constants(model)
+        return _of_modality(model, place, modality)
 
-    return _load(name, "text encoder", load)
+    return _load(name, f"{modality} encoder", load)
 
 
-def _text_model(model: nn.Module, name: str) -> nn.Module:
-    if model.main_input_name != "input_ids":
-        raise TransrecError(f"{name}: a {type(model).__name__} reads {model.main_input_name}, not text")
+def _mark_constants(model: nn.Module) -> None:
+    """Loading weights forgets which parameters the model declares constant (MAE's positions): say it again."""
+    with torch.device("meta"):
+        declared = dict(type(model)(model.config).named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(declared[name].requires_grad)
+
+
+def _of_modality(model: nn.Module, name: str, modality: Modality) -> nn.Module:
+    reads = {"text": "input_ids", "image": "pixel_values"}[modality]
+    if model.main_input_name != reads:
+        other = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
+        raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
+
+
+def set_mask_ratio(backbone: nn.Module, ratio: float) -> None:
+    """Have MAE mask that share of the patches. Raises TransrecError when another model is to mask any."""
+    if hasattr(backbone.config, "mask_ratio"):
+        backbone.config.mask_ratio = ratio
+    elif ratio:
+        raise TransrecError(f"--mask_ratio {ratio}: only MAE masks patches, this is a {type(backbone).__name__}")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image backbone is given: RGB images of `size` x `size`, scaled to [0, 1] and normalised by channel."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_preprocessing(name: str | Path, config) -> Preprocessing:
+    """From the backbone's preprocessor_config.json; without one, mean and std 0.5 and the size in its config.json."""
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    try:
+        stored, _ = BaseImageProcessor.get_image_processor_dict(find_backbone(name))
+    except OSError:
+        stored = {}
+    size = stored.get("crop_size" if stored.get("do_center_crop") else "size") or config.image_size
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge") or config.image_size
+    channels = config.num_channels
+    mean, std = (tuple(stored.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
+    return Preprocessing(int(size), mean, std)
 
 
 def check_text_length(config, length: int) -> None:

@@ -1,25 +1,38 @@
 """Item encoders: what turns an item's content, or its number, into an embedding (docs/protocol.md)."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from transrec.models.backbone import Preprocessing
 
-class TextItemEncoder(nn.Module):
-    """[CLS] of a text backbone's last layer -> Linear(D, d) -> GELU.
+Content = Literal["text", "image", "id"]
 
-    `backbone_dropout` says whether the backbone's own dropout is active in training mode; off, the backbone stays in
-    eval mode whatever mode the encoder is in, but for inserted modules that set `follows_mode`.
+
+class ContentItemEncoder(nn.Module):
+    """[CLS] of a backbone's last layer -> Linear(D, d) -> GELU.
+
+    Attributes:
+        content: what it reads.
+        constants: names of the backbone's parameters that never train (MAE's positions are sines).
+        backbone_dropout: whether the backbone's own dropout is active in training mode; off, the backbone stays in eval
+            mode whatever mode the encoder is in, but for inserted modules that set `follows_mode`.
     """
+
+    content: Content
 
     def __init__(self, backbone: nn.Module, embedding_dim: int):
         super().__init__()
         self.backbone = backbone
+        self.constants = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
         self.projection = nn.Linear(backbone.config.hidden_size, embedding_dim)
         self.backbone_dropout = True
         nn.init.xavier_normal_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
-    def train(self, mode: bool = True) -> "TextItemEncoder":
+    def train(self, mode: bool = True) -> "ContentItemEncoder":
         super().train(mode)
         if not self.backbone_dropout:
             self.backbone.eval()
@@ -28,15 +41,63 @@ class TextItemEncoder(nn.Module):
                     module.train(mode)
         return self
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids int64 [N, T], attention_mask int64 [N, T] (1 = token) -> item embeddings [N, d]."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return F.gelu(self.projection(hidden[:, 0]))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The inputs of N items -> item embeddings [N, d]."""
+        return F.gelu(self.projection(self.read_out(*inputs)))
+
+    def read_out(self, *inputs: Tensor) -> Tensor:
+        """The inputs of N items -> what stands for each in the backbone's output, [N, D]."""
+        raise NotImplementedError
+
+
+class TextItemEncoder(ContentItemEncoder):
+    """Of a text backbone."""
+
+    content = "text"
+
+    def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """input_ids int64 [N, T], attention_mask int64 [N, T] (1 = token) -> [N, D]."""
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+
+class ImageItemEncoder(ContentItemEncoder):
+    """Of an image backbone; where that has a LayerNorm of its own for [CLS] alone (CLIP), behind it.
+
+    Args:
+        preprocessing: what the backbone is given.
+    """
+
+    content = "image"
+
+    def __init__(self, backbone: nn.Module, embedding_dim: int, preprocessing: Preprocessing):
+        super().__init__(backbone, embedding_dim)
+        self.size = preprocessing.size
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def read_out(self, pixels: Tensor) -> Tensor:
+        """pixels uint8 [N, 3, S, S] of any S -> [N, D]."""
+        images = pixels.float() / 255
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return self.encode((images - self.mean) / self.std)
+
+    def encode(self, pixel_values: Tensor, **options: Tensor) -> Tensor:
+        """Normalised images float [N, 3, size, size], and options of the backbone's own -> [N, D]."""
+        if getattr(self.backbone.config, "mask_ratio", None) == 0:
+            # Where MAE masks no patch it still shuffles them, which changes nothing but the order of float sums.
+            patches = (self.size // self.backbone.config.patch_size) ** 2
+            options["noise"] = torch.arange(patches, device=pixel_values.device).expand(len(pixel_values), -1)
+        output = self.backbone(pixel_values=pixel_values, **options)
+        if hasattr(self.backbone, "post_layernorm"):
+            return self.backbone.post_layernorm(output.last_hidden_state[:, 0])
+        return output.last_hidden_state[:, 0]
 
 
 class IdItemEncoder(nn.Module):
     """The baseline without content: one learned vector an item, Embedding(n + 1, d), row 0 padding, Xavier-normal."""
 
+    content: Content = "id"
     backbone = None
 
     def __init__(self, item_count: int, embedding_dim: int):

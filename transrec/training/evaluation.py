@@ -4,11 +4,14 @@ Blocks are cut by position, never by rank: how many processes share them changes
 ranked once.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from transrec.data.features import Features, ahead
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError
 from transrec.models.recommender import Recommender
@@ -76,7 +79,7 @@ class Evaluator:
     """Evaluates recommenders on the validation or test part of one split.
 
     Args:
-        features: gives the item encoder's inputs (transrec.data.catalog).
+        features: give the item encoder's inputs.
         options: cut-offs and memory.
         mask_history: as in Ranker.
     """
@@ -84,7 +87,7 @@ class Evaluator:
     def __init__(
         self,
         split: Split,
-        features,
+        features: Features,
         options: EvaluationOptions,
         mask_history: str,
         world: World,
@@ -98,10 +101,11 @@ class Evaluator:
         """Embeddings of items 1..n, float32 [n, d], on every rank."""
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
-        for start in self._mine(range(0, count, batch), "encode items"):
-            items = torch.arange(start + 1, min(start + batch, count) + 1)
+        blocks = self._mine(range(0, count, batch))
+        for items, (read,) in self._progress(ahead(self._block, blocks, _alone, self.features), blocks, "encode items"):
             with self.precision.autocast():
-                embeddings[start : start + batch] = recommender.item_encoder(*self.features.inputs(items)).float()
+                encoded = recommender.item_encoder(*self.features.inputs(items, read)).float()
+            embeddings[items[0] - 1 : items[-1]] = encoded
         return self.world.sum(embeddings)
 
     @torch.no_grad()
@@ -139,7 +143,8 @@ class Evaluator:
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
         ranks = torch.zeros(len(sequences), dtype=torch.float64, device=items.device)
-        for start in self._mine(range(0, len(sequences), USERS_AT_ONCE), f"rank users, {part}"):
+        blocks = self._mine(range(0, len(sequences), USERS_AT_ONCE))
+        for start in self._progress(blocks, blocks, f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
             vectors = user_vectors(users)
             self._check_finite(vectors, "user vectors")
@@ -150,10 +155,19 @@ class Evaluator:
             ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
         return self.world.sum(ranks).cpu().numpy()
 
-    def _mine(self, blocks: range, what: str) -> tqdm:
-        """This rank's share of the blocks, with a bar on the main rank once it takes a while."""
-        share = blocks[self.world.rank :: self.world.size]
-        return tqdm(share, desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main)
+    def _block(self, start: int) -> Tensor:
+        """The items of the block that starts behind item `start`."""
+        return torch.arange(start + 1, min(start + self.options.eval_batch, self.split.item_count) + 1)
+
+    def _mine(self, blocks: range) -> range:
+        """This rank's share of the blocks."""
+        return blocks[self.world.rank :: self.world.size]
+
+    def _progress(self, work: Iterable, blocks: range, what: str) -> tqdm:
+        """`work`, with a bar on the main rank once it takes a while."""
+        return tqdm(
+            work, total=len(blocks), desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main
+        )
 
     @staticmethod
     def _check_finite(tensor: Tensor, what: str) -> None:
@@ -162,3 +176,7 @@ class Evaluator:
                 f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
                 f"--precision fp32"
             )
+
+
+def _alone(items: Tensor) -> list[Tensor]:
+    return [items]

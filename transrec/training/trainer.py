@@ -3,8 +3,10 @@
 import math
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from transrec.data.batches import TrainingBatches
+from transrec.data.batches import Batch, TrainingBatches
+from transrec.data.features import ahead
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.models.recommender import Recommender
@@ -185,8 +188,8 @@ class Trainer:
             leave=False,
         )
         with bar:
-            for pieces in self.batches.epoch(state.epoch, state.step):
-                self._pending.append(self._step(pieces))
+            for pieces, read in self._epoch():
+                self._pending.append(self._step(pieces, read))
                 state.step += 1
                 bar.update()
                 stop = self.world.any(self._signal is not None)
@@ -205,18 +208,23 @@ class Trainer:
                     self._leave_if_asked()
         state.seconds += time.perf_counter() - started
 
-    def _step(self, pieces) -> Tensor:
+    def _epoch(self) -> Iterator[tuple[list[Batch], list[tuple[Tensor, ...]]]]:
+        """The pieces of each step of this epoch that is still to take, and what the features read for them."""
+        steps = range(self.state.step, len(self.batches))
+        return ahead(partial(self.batches.pieces_of, self.state.epoch), steps, _items_of, self.evaluator.features)
+
+    def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
         """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
         device = self.world.device
         seed = np.random.SeedSequence([self.options.seed, self.state.epoch, self.state.step, self.world.rank])
         torch.manual_seed(int(seed.generate_state(1)[0]))
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
-        for number, piece in enumerate(pieces, start=1):
+        for number, (piece, content) in enumerate(zip(pieces, read, strict=True), start=1):
             synchronised = number == len(pieces) or self.world.size == 1
             with nullcontext() if synchronised else self.model.no_sync():
                 with self.precision.autocast():
-                    loss = self.model(piece.to(device, self.evaluator.features)) / piece.predictions
+                    loss = self.model(piece.to(device, self.evaluator.features, content)) / piece.predictions
                 # DDP averages over ranks; the global batch's mean is the sum of their parts.
                 self.scaler.scale(loss * self.world.size).backward()
             total += loss.detach()
@@ -335,3 +343,7 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         if self.world.any(self._signal is not None):
             raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _items_of(pieces: list[Batch]) -> list[Tensor]:
+    return [piece.items for piece in pieces]

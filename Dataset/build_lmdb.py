@@ -1,0 +1,61 @@
+"""Make the image store of a dataset: one small RGB image an item, in one LMDB file.
+
+    python Dataset/build_lmdb.py --items Dataset/Mine/items.tsv --images photos.zip --out Dataset/Mine/images.lmdb
+    python Dataset/build_lmdb.py --items Dataset/Mine/items.tsv --import_original old.lmdb --out Dataset/Mine/new.lmdb
+
+--images is a folder (with all below it) or a zip of JPEG, PNG and WebP files named by item id. Images are turned as
+their EXIF orientation says, transparency becomes white, and each is squeezed to SIZE x SIZE pixels.
+
+Images that cannot be used (missing, unreadable, truncated, huge, several files of one id; animated, CMYK, palette or
+16-bit ones without --convert) are listed in OUT.report.tsv; the store is then not finished and the exit status is 1.
+Stopped or mended, the same command continues with what is left.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from transrec.data.images.build import ImageProblems, build_store
+from transrec.data.images.pictures import KINDS
+from transrec.errors import TransrecError
+from transrec.paths import resolve
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=Path, required=True, help="items file: item_id<TAB>title a line")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, help="folder or zip of images")
+    source.add_argument("--import_original", type=Path, help="LMDB of the programs of Adapter4Rec or IISAN instead")
+    parser.add_argument("--out", type=Path, required=True, help="the store, a file")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
+    parser.add_argument("--store", choices=KINDS, default="jpeg", help="raw: larger, faster to read (default: jpeg)")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEG (default: 95)")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+    )
+    parser.add_argument("--convert", action="store_true", help="take animated, CMYK, palette and 16-bit images too")
+    parser.add_argument("--allow_missing", action="store_true", help="grey images stand in for unusable ones")
+    parser.add_argument("--overwrite", action="store_true", help="replace another store at --out")
+    arguments = parser.parse_args()
+    try:
+        build_store(
+            resolve(arguments.items),
+            resolve(arguments.import_original or arguments.images),
+            arguments.out,
+            arguments.size,
+            arguments.store,
+            arguments.workers,
+            quality=arguments.quality,
+            original=arguments.import_original is not None,
+            convert=arguments.convert,
+            allow_missing=arguments.allow_missing,
+            overwrite=arguments.overwrite,
+            progress=True,
+        )
+    except TransrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1 if isinstance(error, ImageProblems) else 2)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues")
+        sys.exit(130)

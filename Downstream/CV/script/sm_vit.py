@@ -1,0 +1,11 @@
+"""Full fine-tuning on a target domain, the upper baseline of every image table of Adapter4Rec (`full`).
+
+    python sm_vit.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+Without --checkpoint it trains on the target alone; --random_backbone makes that training from scratch.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("full", item_tower="image", max_seq_len=20, batch_size=8, lr=1e-4, backbone_lr=1e-4)

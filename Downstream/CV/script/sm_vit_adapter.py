@@ -1,0 +1,19 @@
+"""Houlsby adapters in the image encoder and in SASRec (Adapter4Rec, adapter tuning; `houlsby`).
+
+    python sm_vit_adapter.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+Only the adapters train; --insert places them in one of the two encoders, --train_layernorm adds the LayerNorms.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt(
+        "houlsby",
+        item_tower="image",
+        max_seq_len=20,
+        batch_size=8,
+        adapter_lr=4e-4,
+        item_bottleneck=64,
+        user_bottleneck=16,
+    )

@@ -1,0 +1,21 @@
+"""K-Adapter: side adapters on the first and last layer (Adapter4Rec, adapters compared; `kadapter`).
+
+    python sm_vit_adapter_kadapter.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+The adapters and the layer that fuses them with the encoder's output train. --variant published computes what the
+released script did, whose adapters see padding and future items.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt(
+        "kadapter",
+        item_tower="image",
+        max_seq_len=20,
+        batch_size=8,
+        adapter_lr=1.5e-5,
+        item_size=384,
+        item_heads=12,
+        user_size=16,
+    )

@@ -1,0 +1,11 @@
+"""Projection and SASRec over a frozen image backbone (`frozen`).
+
+    python sm_vit_frozen.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+The backbone stays as it was pretrained.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("frozen", item_tower="image", max_seq_len=20, batch_size=8, lr=1e-4)

@@ -1,0 +1,12 @@
+"""LoRA on the query and value projections (Adapter4Rec, adapters compared; `lora`).
+
+    python sm_vit_lora.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+The pretrained query and value weights stay, low-rank updates train. --variant published computes what the released
+script did: fresh random weights in their place.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("lora", item_tower="image", max_seq_len=20, batch_size=8, adapter_lr=4e-4, item_rank=12, user_rank=4)

@@ -1,0 +1,12 @@
+"""Soft prompts among the patches of every image (Adapter4Rec, adapters compared; `prompt`).
+
+    python sm_vit_sp.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
+
+Only the prompt trains. --variant published computes what the released script did: prompts behind the last patch, and
+the projection trains too.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt("prompt", item_tower="image", max_seq_len=20, batch_size=8, adapter_lr=2e-4, n_tokens=10)

@@ -1,0 +1,21 @@
+"""Pretrain with the CPC objective over an MAE item encoder on a source domain (Adapter4Rec, the image source models).
+
+    python sm_mae_cpc.py --dataset ../../../Dataset/HM --image_encoder facebook/vit-mae-base
+
+Same user encoder as sm_mae_sasrec.py; only the last position of a sequence predicts.
+
+MAE runs without masking; --mask_ratio 0.75 masks patches at random in every pass, as the released program did.
+"""
+
+from transrec.runner import pretrain
+
+if __name__ == "__main__":
+    pretrain(
+        item_tower="image",
+        image_encoder="facebook/vit-mae-base",
+        objective="cpc",
+        max_seq_len=20,
+        batch_size=8,
+        lr=1e-4,
+        backbone_lr=1e-4,
+    )

@@ -1,0 +1,169 @@
+"""What check_dataset.py tells of a dataset, against slow and obvious Python."""
+
+import subprocess
+import sys
+from collections import Counter
+from itertools import accumulate
+from math import ceil
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from transrec.data.catalog import Catalog
+from transrec.data.dataset import Dataset, load_dataset
+from transrec.data.images.build import build_store
+from transrec.data.interactions import Interactions, Sequences, leave_one_out
+from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
+
+sys.path.insert(0, str(REPOSITORY / "scripts"))
+from check_dataset import without_image
+
+ITEMS = 9
+MINIMUM = 3
+
+
+def dataset_of(histories: list[list[int]], max_seq_len: int) -> Dataset:
+    stops = np.array(list(accumulate(map(len, histories))))
+    starts = stops - [len(history) for history in histories]
+    values = np.array([item for history in histories for item in history], dtype=np.int32)
+    users = [f"u{number}" for number in range(len(histories))]
+    interactions = Interactions(Path("users.tsv"), users, Sequences(values, starts, stops))
+    catalog = Catalog(Path("items.tsv"), [f"i{number}" for number in range(ITEMS)], [""] * ITEMS)
+    return Dataset("random", catalog, interactions, leave_one_out(interactions, max_seq_len, MINIMUM))
+
+
+def check_activity(activity: Activity, histories: list[list[int]], items: list[int]) -> None:
+    touched = Counter(item for history in histories for item in history)
+    assert activity.users == len(histories)
+    assert activity.items == len(items)
+    assert activity.interactions == sum(touched.values())
+    assert activity.untouched == sum(item not in touched for item in items)
+    assert activity.density == sum(touched.values()) / (len(histories) * len(items))
+    assert activity.counts.tolist() == [touched[item] for item in items]
+    assert activity.lengths.tolist() == [len(history) for history in histories]
+    for percent in (1, 10, 50, 100):
+        top = sorted((touched[item] for item in items), reverse=True)[: ceil(percent * len(items) / 100)]
+        assert activity.top_share(percent / 100) == sum(top) / sum(touched.values())
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    histories=st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=12), min_size=1, max_size=12),
+    max_seq_len=st.integers(1, 6),
+)
+def test_statistics_are_those_of_slow_python(histories, max_seq_len):
+    assume(any(len(history) >= MINIMUM for history in histories))
+    dataset = dataset_of(histories, max_seq_len)
+    check_activity(as_read(dataset), histories, list(range(ITEMS)))
+
+    kept = [history[-(max_seq_len + 3) :] for history in histories if len(history) >= MINIMUM]
+    items = sorted({item for history in kept for item in history})
+    check_activity(as_kept(dataset.split), kept, items)
+
+    trained = {item for history in kept for item in history[:-2]}
+    assert cold_items(dataset.split).tolist() == [n for n, item in enumerate(items, start=1) if item not in trained]
+    for part, target in (("validation", -2), ("test", -1)):
+        repeating = [user for user, history in enumerate(kept) if history[target] in history[:target]]
+        assert repeated_targets(dataset.split, part).tolist() == repeating
+
+
+@pytest.mark.parametrize("items", [10, 30, 70, 1000])
+def test_the_top_tenth_of_the_items_is_exactly_that(items):
+    assert Activity(np.ones(items, dtype=int), np.array([items])).top_share(0.1) == 0.1
+
+
+def test_repeated_targets_of_scientific(scientific):
+    dataset = load_dataset(scientific, max_seq_len=10, min_seq_len=5)
+    assert as_read(dataset).interactions == 85_211
+    kept = as_kept(dataset.split)
+    assert (kept.users, kept.items, kept.interactions) == (12_076, 20_314, 81_711)
+    assert len(repeated_targets(dataset.split, "validation")) == 723
+    assert len(repeated_targets(dataset.split, "test")) == 621
+
+
+def check(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, REPOSITORY / "scripts" / "check_dataset.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+
+
+def cells(printed: str) -> dict[str, list[str]]:
+    """The table's cells by the first of each row."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    return {name: values for name, *values in rows}
+
+
+def test_check_dataset_prints_a_table_and_writes_a_plot(domain, tmp_path):
+    before = sorted(domain.rglob("*"))
+    done = check(domain, "--max_seq_len", "6", "--images", domain / "images", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    dataset = load_dataset(domain, 6, 5)
+    read, kept = as_read(dataset), as_kept(dataset.split)
+    shown = cells(done.stdout)
+    assert shown["small"] == ["read", "kept"]
+    assert shown["users"] == ["60", str(kept.users)]
+    assert shown["items"] == ["150", str(kept.items)]
+    assert shown["interactions"] == [str(read.interactions), str(kept.interactions)]
+    assert shown["sequence length: longest"] == ["9", "9"]
+    assert shown["items that nobody touches"] == [str(read.untouched), ""]
+    assert shown["items without a title"] == shown["items without an image"] == ["0", "0"]
+    assert shown["test targets that repeat"][1].startswith(f"{len(repeated_targets(dataset.split, 'test'))} (")
+    assert [path.name for path in tmp_path.iterdir()] == ["small-check.png"]
+    assert (tmp_path / "small-check.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(domain.rglob("*")) == before, "nothing is written into the dataset"
+
+
+def test_check_dataset_counts_what_lacks_a_title_or_an_image(domain, tmp_path):
+    ids = load_dataset(domain, 6, 5).catalog.ids
+    (tmp_path / "users.tsv").write_bytes((domain / "users.tsv").read_bytes())
+    (tmp_path / "items.tsv").write_text("".join(f"{item}\t{'' if item in ids[:3] else 'x'}\n" for item in ids))
+    (tmp_path / "images").mkdir()
+    for item in ids[:140]:
+        (tmp_path / "images" / f"{item}.jpg").touch()
+    shown = cells(check(tmp_path, "--images", tmp_path / "images", "--out", tmp_path).stdout)
+    assert shown["items without a title"][0] == "3"
+    assert shown["items without an image"][0] == "10"
+
+
+def test_a_store_lacks_the_images_that_it_was_made_without(domain, tmp_path):
+    ids = load_dataset(domain, 6, 5).catalog.ids
+    assert without_image(tmp_path, None, ids) is None
+    some = tmp_path / "items.tsv"
+    some.write_text("".join(f"{item}\n" for item in ids[:100]))
+    images = tmp_path / "images"
+    images.mkdir()
+    for item in ids[:90]:
+        copyfile(domain / "images" / f"{item}.png", images / f"{item}.png")
+    build_store(some, images, tmp_path / "small.lmdb", size=8, allow_missing=True)
+    # Grey stand-ins are no images either.
+    assert without_image(tmp_path, None, ids) == set(ids[90:])
+    assert without_image(domain, str(tmp_path / "small.lmdb"), ids) == set(ids[90:])
+
+
+def test_check_dataset_names_the_line_of_a_mistake(domain, tmp_path):
+    (tmp_path / "items.tsv").write_bytes((domain / "items.tsv").read_bytes())
+    lines = (domain / "users.tsv").read_text().splitlines()
+    lines[6] += " nothing"
+    (tmp_path / "users.tsv").write_text("\n".join(lines))
+    done = check(tmp_path, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "users.tsv, line 7:" in done.stderr and "'nothing'" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--min_seq_len", "2"], "--min_seq_len 2: must be at least 3"),
+        (["--min_seq_len", "99"], "lower --min_seq_len"),
+        (["--images", "nowhere"], "nowhere: no such file or folder; check --images"),
+    ],
+)
+def test_check_dataset_tells_of_flags_that_cannot_be(domain, tmp_path, flags, told):
+    done = check(domain, *flags, "--out", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert told in done.stderr

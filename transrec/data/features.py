@@ -1,0 +1,145 @@
+"""What item encoders eat, for the items 1..n of a split, and reading it ahead of time.
+
+Features give an item encoder's inputs on one device. Some lie in memory (tokens, numbers); others must be read and
+decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from transrec.data.catalog import Tokens
+
+if TYPE_CHECKING:
+    from transrec.data.images.store import ImageStore
+
+
+class Features(Protocol):
+    """The inputs of one kind of item encoder.
+
+    Attributes:
+        workers: processes that `read` should run in; 0: none.
+    """
+
+    workers: int
+
+    def read(self, items: Tensor) -> tuple[Tensor, ...]:
+        """What must be read for items int64 [N], values 1..n, as host tensors; it needs no device."""
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """The item encoder's inputs on the device; `read` is what `read(items)` gave, where that was called before."""
+
+
+class TextFeatures:
+    """Tokens, kept on one device.
+
+    Args:
+        tokens: of the whole catalogue.
+        rows: int [n], the catalogue row of each item 1..n.
+    """
+
+    workers = 0
+
+    def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu"):
+        self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
+        self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
+        self.host_lengths = tokens.lengths[rows]
+
+    def read(self, items: Tensor) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
+        """`input_ids` int64 [N, t] and `attention_mask` int64 [N, t] of items int64 [N] on the host, values 1..n.
+
+        t is the longest text among them: columns that are padding for all are cut off.
+        """
+        longest = int(self.host_lengths[items.numpy() - 1].max(initial=1))
+        rows = items.to(self.input_ids.device, non_blocking=True) - 1
+        positions = torch.arange(longest, device=rows.device)
+        attention_mask = positions < self.lengths[rows].unsqueeze(1)
+        return self.input_ids[rows, :longest].long(), attention_mask.long()
+
+
+class IdFeatures:
+    """The item numbers themselves."""
+
+    workers = 0
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+
+    def read(self, items: Tensor) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
+        """Items int64 [N], unchanged, on the device."""
+        return (items.to(self.device, non_blocking=True),)
+
+
+class ImageFeatures:
+    """Images of a store.
+
+    Args:
+        store: holds an image for every item.
+        ids: [n], the id of each item 1..n.
+    """
+
+    def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
+        self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
+
+    def read(self, items: Tensor) -> tuple[Tensor]:
+        """Pixels uint8 [N, 3, S, S]."""
+        return (self.store.read(self.ids[items.numpy() - 1].tolist()),)
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
+        """Pixels uint8 [N, 3, S, S], on the device."""
+        (pixels,) = read or self.read(items)
+        return (pixels.to(self.device, non_blocking=True),)
+
+
+class _Ahead(Dataset):
+    def __init__(self, make: Callable, items_of: Callable, features: Features, numbers: Sequence[int]):
+        self.make, self.items_of, self.features, self.numbers = make, items_of, features, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Any, list[tuple[Tensor, ...]]]:
+        made = self.make(self.numbers[index])
+        return made, [self.features.read(items) for items in self.items_of(made)]
+
+
+def ahead(
+    make: Callable[[int], Any], numbers: Sequence[int], items_of: Callable[[Any], list[Tensor]], features: Features
+) -> Iterator[tuple[Any, list[tuple[Tensor, ...]]]]:
+    """`make(number)` for each number in order, and beside it what `features` reads for each of its lists of items.
+
+    With `features.workers` both happen in worker processes, some numbers ahead; the order and the results are the same.
+    """
+    dataset = _Ahead(make, items_of, features, numbers)
+    if not (features.workers and len(dataset)):
+        yield from (dataset[index] for index in range(len(dataset)))
+        return
+    pinned = torch.device(getattr(features, "device", "cpu")).type == "cuda"
+    yield from DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=min(features.workers, len(dataset), os.cpu_count() or 1),
+        worker_init_fn=_leave_signals_to_the_parent,
+        pin_memory=pinned,
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches all processes of a terminal: the parent, which saves first, ends the workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,206 @@
+"""Making an image store: find each item's image, make its record, keep account of what cannot be used."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from transrec.data.catalog import read_catalog
+from transrec.data.images.environment import reading
+from transrec.data.images.header import Header, read_header
+from transrec.data.images.partial import Partial, Stored
+from transrec.data.images.pictures import UNCOMMON, Recipe
+from transrec.data.images.sources import Found, Source, open_source
+from transrec.data.images.workers import Chunk, outcomes
+from transrec.errors import TransrecError
+from transrec.paths import file_sha256, make_folder, write_text
+
+# LMDB's limit.
+LONGEST_ID_BYTES = 511
+CHUNK_IMAGES = 32
+CHUNK_BYTES = 2**23
+COMMIT_IMAGES = 256
+COMMIT_BYTES = 2**25
+
+
+class ImageProblems(TransrecError):
+    """Some items have no image that can be used; the report beside the target lists them."""
+
+
+class Listed(NamedTuple):
+    """A line of the report. `outcome` is "problem", "grey" (a grey image stands in) or "converted"."""
+
+    item: str
+    outcome: str
+    reason: str
+    files: list[Found]
+
+
+def build_store(
+    items: Path,
+    images: Path,
+    out: Path,
+    size: int,
+    kind: str = "jpeg",
+    workers: int = 1,
+    *,
+    quality: int = 95,
+    original: bool = False,
+    convert: bool = False,
+    allow_missing: bool = False,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Header:
+    """Make the store `out` of one image an item, or continue where the same call was stopped; returns its header.
+
+    Images that cannot be used, and converted ones, are listed in `NAME.report.tsv` beside it. A store that is what
+    this call would make is left as it is.
+
+    Args:
+        items: TSV file, item_id<TAB>title.
+        images: folder or zip of JPEG, PNG and WebP files named by item id; with `original` an LMDB of the programs of
+            Adapter4Rec or IISAN.
+        size: S; images become S x S pixels.
+        kind: "jpeg", or "raw" for uint8 [3, S, S].
+        workers: processes that decode; for more than 1 a calling script must guard itself by `__name__ == "__main__"`.
+        quality: of JPEG, 1 to 100.
+        convert: take animated (first frame), CMYK, palette and 16-bit images too.
+        allow_missing: let a grey image stand in for each that cannot be used.
+        overwrite: replace a store at `out` that was made of something else.
+        progress: print what is done, with a bar.
+
+    Raises:
+        ImageProblems: some images cannot be used; what could be done is kept for the next call.
+        TransrecError: bad input, another store at `out`, or no room.
+    """
+    recipe = Recipe(size, kind, quality, convert)
+    if workers < 1:
+        raise TransrecError(f"--workers {workers}: must be at least 1")
+    ids = read_catalog(items).ids
+    for item in ids:
+        if len(item.encode()) > LONGEST_ID_BYTES:
+            raise TransrecError(
+                f"{items}: item id {item[:40]!r}... has {len(item.encode())} bytes; a store takes {LONGEST_ID_BYTES}"
+            )
+    make_folder(out.parent, "--out")
+    source = open_source(images, original)
+    found = source.find(set(ids))
+    header = Header(len(ids), size, kind, quality if kind == "jpeg" else None, _source_hash(items, ids, found))
+    if out.is_dir():
+        raise TransrecError(f"{out}: is a folder, a store is one file; give another --out")
+    if out.exists() and not overwrite:
+        existing = _existing_header(out)
+        if not existing.serves(header, convert, allow_missing):
+            raise TransrecError(f"{out}: there is a store made of something else; give another --out, or --overwrite")
+        if progress:
+            print(f"{out}: already made of exactly this, left as it is")
+        return existing
+
+    settings = {"size": size, "kind": kind, "quality": header.quality, "original": original, "format": header.format}
+    with Partial(out, settings) as partial:
+        if partial.discarded and progress:
+            print(f"{partial.path}: was begun with other settings, begun anew")
+        usable = {item: found[item][0] for item in ids if len(found.get(item, ())) == 1}
+        partial.remove(
+            [item for item, (of, form) in partial.stored.items() if usable.get(item) != of or (form and not convert)]
+        )
+        problems = {item: "several files" if item in found else "missing" for item in ids if item not in usable}
+        problems |= _fill(partial, source, recipe, usable, workers, progress)
+        converted = {item: form for item, (_, form) in partial.stored.items() if form}
+        remarks, unusable = problems | converted, "grey" if allow_missing else "problem"
+        listed = [
+            Listed(item, unusable if item in problems else "converted", remarks[item], found.get(item, []))
+            for item in ids
+            if item in remarks
+        ]
+        report = _write_report(out, listed)
+        if problems and not allow_missing:
+            raise ImageProblems(_advice(out, report, problems, len(ids)))
+        grey = [item for item in ids if item in problems]
+        header = replace(header, grey=grey, converted=[item for item in ids if item in converted])
+        partial.finish(header, dict.fromkeys(grey, recipe.grey()))
+    if progress:
+        print(f"{out}: {header.count:,} images of {size} x {size} pixels, {out.stat().st_size / 2**20:,.1f} MiB")
+        if listed:
+            print(f"{report}: lists {len(header.converted):,} converted images, and {len(header.grey):,} made grey")
+    return header
+
+
+def _fill(
+    partial: Partial, source: Source, recipe: Recipe, images: dict[str, Found], workers: int, progress: bool
+) -> dict[str, str]:
+    """Add the records that `partial` lacks; returns why each that cannot be made cannot."""
+    problems = {}
+    records, size = [], 0
+    todo = [(item, found) for item, found in images.items() if item not in partial.stored]
+    with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress) as bar:
+        for chunk in outcomes(source, recipe, _chunks(todo, recipe.size), workers):
+            for item, found, record, remark in chunk:
+                if record is None:
+                    problems[item] = remark
+                else:
+                    records.append((item, record, Stored(found, remark)))
+                    size += len(record)
+            if len(records) >= COMMIT_IMAGES or size >= COMMIT_BYTES:
+                partial.put(records)
+                records, size = [], 0
+            bar.update(len(chunk))
+        partial.put(records)
+    return problems
+
+
+def _chunks(todo: list[tuple[str, Found]], size: int) -> Iterator[Chunk]:
+    length = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * size * size)))
+    return (todo[start : start + length] for start in range(0, len(todo), length))
+
+
+def _source_hash(items: Path, ids: list[str], found: dict[str, list[Found]]) -> str:
+    digest = hashlib.sha256(file_sha256(items).encode())
+    for item in ids:
+        for name, size in found.get(item, ()):
+            digest.update(b"%s\0%d\0" % (name.encode("utf-8", "surrogateescape"), size))
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+def _existing_header(out: Path) -> Header:
+    try:
+        with reading(out) as transaction:
+            return read_header(transaction, out)
+    except TransrecError as error:
+        raise TransrecError(f"{error}; or give another --out, or --overwrite") from error
+
+
+def _write_report(out: Path, listed: list[Listed]) -> Path:
+    """Write the report; without anything to list, remove an older one."""
+    report = out.with_name(f"{out.name}.report.tsv")
+    lines = [
+        (item, outcome, reason, "; ".join(found.name for found in files)) for item, outcome, reason, files in listed
+    ]
+    if lines:
+        table = [("item_id", "outcome", "reason", "file"), *lines]
+        write_text(report, "".join("\t".join(map(_printable, line)) + "\n" for line in table))
+    else:
+        report.unlink(missing_ok=True)
+    return report
+
+
+def _printable(text: str) -> str:
+    """File names may hold tabs, line ends and bytes of any kind."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _advice(out: Path, report: Path, problems: dict[str, str], count: int) -> str:
+    kinds = Counter(reason.partition(":")[0] for reason in problems.values())
+    named = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
+    forms = ", ".join(form for form in UNCOMMON if any(form in kind for kind in kinds))
+    return (
+        f"{out}: not finished, {len(problems):,} of {count:,} items have no image that can be used ({named}), listed "
+        f"in {report}; mend them and run the same command again, which does the rest"
+        f"{f', or add --convert to take {forms} images too' if forms else ''}, or add --allow_missing for grey images "
+        f"in their stead"
+    )

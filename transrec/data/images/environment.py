@@ -1,0 +1,68 @@
+"""LMDB files opened for reading: one handle a file and process, and none that crosses a fork."""
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from transrec.errors import TransrecError
+
+_lock = threading.RLock()
+_open: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[lmdb.Transaction]:
+    """A read transaction on the LMDB file or folder at `path`; its values are buffers, valid only inside.
+
+    Raises TransrecError when there is nothing at `path`, or something else than a whole LMDB.
+    """
+    with _lock, _environment(path).begin(buffers=True) as transaction:
+        yield transaction
+
+
+def _environment(path: Path) -> lmdb.Environment:
+    data = path / "data.mdb" if path.is_dir() else path
+    try:
+        status = os.stat(data)
+    except OSError as error:
+        raise TransrecError(f"{path}: cannot read it as an image store ({error.strerror}); check the path") from error
+    file = (status.st_dev, status.st_ino)
+    place = path.resolve()
+    # A file that another has replaced is not the one to read.
+    if place in _open and _open[place][0] != file:
+        _open.pop(place)[1].close()
+    if place not in _open:
+        _open[place] = (file, _opened(path, status.st_size))
+    return _open[place][1]
+
+
+def _opened(path: Path, length: int) -> lmdb.Environment:
+    try:
+        environment = lmdb.open(
+            str(path), subdir=path.is_dir(), readonly=True, create=False, lock=False, readahead=False
+        )
+    except lmdb.Error as error:
+        raise TransrecError(f"{path}: not an LMDB, or a damaged one ({error}); make or copy it again") from error
+    # Reading a page that the file has lost would kill the process, without a message.
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    if length < needed:
+        environment.close()
+        raise TransrecError(
+            f"{path}: the file is cut off, {length:,} of at least {needed:,} bytes are left; make or copy it again"
+        )
+    return environment
+
+
+def _before_fork() -> None:
+    _lock.acquire()
+    while _open:
+        _open.popitem()[1][1].close()
+
+
+# LMDB forbids using a handle in a forked child, and refuses to open there what the parent has open. The lock is held
+# over the fork so that no other thread opens a file in between.
+os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -1,0 +1,65 @@
+"""What an image store says about itself."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import lmdb
+
+from transrec.errors import TransrecError
+
+# Item ids contain no spaces.
+HEADER_KEY = b" header"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """Written last: a store that has one is complete.
+
+    Attributes:
+        count: images, one for each item of the items file.
+        size: S, every image is S x S pixels.
+        kind: "jpeg", or "raw": uint8 [3, S, S].
+        quality: of the JPEGs; None if raw.
+        source_hash: hex SHA-256 of the items file's hash and of each item's image name and bytes, in its order.
+        grey: ids whose image could not be used; a flat grey one stands in for it.
+        converted: ids whose image was in an uncommon form and converted.
+    """
+
+    count: int
+    size: int
+    kind: str
+    quality: int | None
+    source_hash: str
+    grey: list[str] = field(default_factory=list)
+    converted: list[str] = field(default_factory=list)
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def serves(self, wanted: "Header", convert: bool, allow_missing: bool) -> bool:
+        """Whether a build that wants `wanted` would make the same store."""
+        plain = replace(self, grey=[], converted=[])
+        return plain == wanted and (allow_missing or not self.grey) and (convert or not self.converted)
+
+
+def read_header(transaction: lmdb.Transaction, path: Path) -> Header:
+    """The header of the store at `path`; raises TransrecError if it has none, or one of a newer format."""
+    value = transaction.get(HEADER_KEY)
+    if value is None:
+        raise TransrecError(
+            f"{path}: an LMDB, but not an image store of transrec; make one with Dataset/build_lmdb.py "
+            f"(--import_original takes the LMDBs of Adapter4Rec and IISAN)"
+        )
+    try:
+        values = json.loads(bytes(value))
+        if values["format"] > FORMAT:
+            raise TransrecError(
+                f"{path}: image store of format {values['format']}, this transrec reads up to {FORMAT}; "
+                f"update transrec, or make the store again with Dataset/build_lmdb.py"
+            )
+        return Header(**values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise TransrecError(f"{path}: the header is damaged ({error}); make or copy the store again") from error

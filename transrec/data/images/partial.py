@@ -1,0 +1,147 @@
+"""A store in the making: what is in it stays in it, whenever the process is killed."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import lmdb
+
+from transrec.data.images.header import HEADER_KEY, Header
+from transrec.data.images.sources import Found
+from transrec.errors import TransrecError
+
+# Item ids contain no spaces.
+PROGRESS_KEY = b" progress"
+SETTINGS_KEY = b" settings"
+FIRST_MAP_BYTES = 2**26
+
+
+class Stored(NamedTuple):
+    """Which image a record was made of, and what was converted ("" if nothing)."""
+
+    found: Found
+    remark: str
+
+
+class Partial:
+    """The file `.NAME.partial` beside the store OUT/NAME: its records, and in a database of their own what they are of.
+
+    Args:
+        settings: what all its records have in common; a file with other settings is begun anew.
+
+    Attributes:
+        stored: what the records are of, by item id.
+        discarded: whether there was a file with other settings.
+
+    Raises TransrecError if another process is building the same store, or the disk is full.
+    """
+
+    def __init__(self, out: Path, settings: dict):
+        self.out = out
+        self.path = out.with_name(f".{out.name}.partial")
+        self._file = open(self.path, "ab")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise TransrecError(f"{self.path}: another process is building this store; wait for it") from error
+        except OSError:
+            # Some network file systems know no locks.
+            pass
+        self.stored: dict[str, Stored] = {}
+        self.discarded = False
+        header = json.dumps(settings, sort_keys=True).encode()
+        if not self._continue(header):
+            self.discarded = os.fstat(self._file.fileno()).st_size > 0
+            os.truncate(self.path, 0)
+            self._open()
+            self._write(lambda transaction: transaction.put(SETTINGS_KEY, header, db=self._progress))
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._environment.close()
+        self._file.close()
+
+    def put(self, records: Iterable[tuple[str, bytes, Stored]]) -> None:
+        """Add records for good; those of ids that have one are replaced."""
+        records = list(records)
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for item, record, stored in records:
+                transaction.put(item.encode(), record)
+                transaction.put(item.encode(), json.dumps(stored).encode(), db=self._progress)
+
+        self._write(write)
+        self.stored.update((item, stored) for item, _, stored in records)
+
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove the records of ids that have one."""
+        ids = list(ids)
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for item in ids:
+                transaction.delete(item.encode())
+                transaction.delete(item.encode(), db=self._progress)
+
+        self._write(write)
+        for item in ids:
+            del self.stored[item]
+
+    def finish(self, header: Header, stand_ins: dict[str, bytes]) -> None:
+        """Add the stand-ins' records and the header, and rename the file to its target."""
+
+        def write(transaction: lmdb.Transaction) -> None:
+            for item, record in stand_ins.items():
+                transaction.put(item.encode(), record)
+            transaction.drop(self._progress)
+            transaction.put(HEADER_KEY, header.to_bytes())
+
+        self._write(write)
+        self._environment.sync(True)
+        pages = self._environment.info()["last_pgno"] + 1
+        length = max(pages * self._environment.stat()["psize"], self.path.stat().st_size)
+        self._environment.close()
+        # LMDB may leave its last pages unwritten where they are unused; readers tell a cut file by its length.
+        os.truncate(self.path, length)
+        os.replace(self.path, self.out)
+
+    def _open(self) -> None:
+        # One process writes, by the lock on the file, and none reads: LMDB's own lock file is not needed.
+        self._environment = lmdb.open(str(self.path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=1)
+        self._progress = self._environment.open_db(PROGRESS_KEY)
+
+    def _continue(self, header: bytes) -> bool:
+        """Open a file with these settings; False if there is none."""
+        if not os.fstat(self._file.fileno()).st_size:
+            return False
+        try:
+            self._open()
+        except lmdb.Error:
+            return False
+        with self._environment.begin(db=self._progress) as transaction:
+            if transaction.get(SETTINGS_KEY) == header:
+                for key, value in transaction.cursor():
+                    if key != SETTINGS_KEY:
+                        found, remark = json.loads(value)
+                        self.stored[key.decode()] = Stored(Found(*found), remark)
+                return True
+        self._environment.close()
+        return False
+
+    def _write(self, write: Callable[[lmdb.Transaction], object]) -> None:
+        while True:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    write(transaction)
+                return
+            except lmdb.MapFullError:
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+            except lmdb.Error as error:
+                raise TransrecError(
+                    f"{self.path}: cannot write ({error}); make room, the same command continues"
+                ) from error

@@ -1,0 +1,115 @@
+"""From an image file's bytes to a small RGB image, and from that to a store's record."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from transrec.errors import TransrecError
+
+KINDS = ("jpeg", "raw")
+FORMATS = ("JPEG", "PNG", "WEBP")
+HUGE_PIXELS = 64 * 2**20
+GREY = (128, 128, 128)
+PNG_BIT_DEPTH = 24  # Where a PNG says it: every PNG begins with the same chunk.
+
+
+# What only --convert takes, and how to tell it from an opened image and its file's bytes.
+UNCOMMON = {
+    # Cameras put a preview behind the picture (MPO); that is no animation.
+    "animated": lambda picture, data: getattr(picture, "is_animated", False) and picture.format != "MPO",
+    "CMYK": lambda picture, data: picture.mode == "CMYK",
+    "palette": lambda picture, data: picture.mode in ("P", "PA"),
+    "16-bit": lambda picture, data: picture.format == "PNG" and data[PNG_BIT_DEPTH] == 16,
+}
+
+
+class Problem(Exception):
+    """Why an image cannot be used: a kind ("truncated"), where known followed by a colon and details."""
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Raises Problem for an image too large to decode."""
+    if width * height > HUGE_PIXELS:
+        raise Problem(f"huge: {width} x {height} pixels")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a store's records are made.
+
+    Attributes:
+        size: S, the records are of S x S pixels.
+        kind: "jpeg" (4:4:4) or "raw" (uint8 [3, S, S]).
+        quality: of JPEG.
+        convert: take animated (first frame), CMYK, palette and 16-bit images too.
+    """
+
+    size: int
+    kind: str
+    quality: int = 95
+    convert: bool = False
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise TransrecError(f"--size {self.size}: must be at least 1")
+        if self.kind not in KINDS:
+            raise TransrecError(f"--store {self.kind}: must be one of {', '.join(KINDS)}")
+        if not 1 <= self.quality <= 100:
+            raise TransrecError(f"--quality {self.quality}: must be from 1 to 100")
+
+    def record(self, picture: Image.Image) -> bytes:
+        """The record of an RGB image of any size: squeezed to S x S, bilinear with antialiasing."""
+        square = (self.size, self.size)
+        if picture.size != square:
+            picture = picture.resize(square, Image.Resampling.BILINEAR)
+        if self.kind == "raw":
+            return np.asarray(picture).transpose(2, 0, 1).tobytes()
+        jpeg = io.BytesIO()
+        picture.save(jpeg, "JPEG", quality=self.quality, subsampling=0)
+        return jpeg.getvalue()
+
+    def grey(self) -> bytes:
+        """The record that stands in for an image that cannot be used."""
+        return self.record(Image.new("RGB", (self.size, self.size), GREY))
+
+
+def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:
+    """The RGB image in a JPEG, PNG or WebP file's bytes, and what was converted ("" if nothing).
+
+    It is turned as its EXIF orientation says; what is transparent becomes white.
+
+    Raises Problem for an image that is unreadable, truncated or huge; also, without `convert`, for one that is
+    animated, CMYK, palette or 16-bit.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                check_pixels(*picture.size)
+                uncommon = ", ".join(name for name, is_so in UNCOMMON.items() if is_so(picture, data))
+                if uncommon and not convert:
+                    raise Problem(uncommon)
+                ImageOps.exif_transpose(picture, in_place=True)
+                return _to_rgb(picture), uncommon
+        except Problem:
+            raise
+        except Image.DecompressionBombError as error:
+            raise Problem(f"huge: {error}") from error
+        except UnidentifiedImageError as error:
+            raise Problem("unreadable: not a JPEG, PNG or WebP image") from error
+        # Decoders of damaged files raise nearly anything.
+        except Exception as error:
+            kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
+            raise Problem(f"{kind}: {error}") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture).astype(np.int32) >> 8).astype(np.uint8))
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")

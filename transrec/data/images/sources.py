@@ -1,0 +1,137 @@
+"""Where images come from: a folder, a zip, or an LMDB of the original programs.
+
+A source can be sent to another process; what it has open stays behind.
+"""
+
+import os
+import zipfile
+from collections import defaultdict
+from collections.abc import Set
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Protocol
+
+from PIL import Image
+
+from transrec.data.images.environment import reading
+from transrec.data.images.original import read_original
+from transrec.data.images.pictures import Problem, check_pixels, decode
+from transrec.errors import TransrecError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp"}
+HUGE_BYTES = 2**29
+
+
+class Found(NamedTuple):
+    """An image: its name in the source, and how many bytes it has there."""
+
+    name: str
+    bytes: int
+
+
+class Source(Protocol):
+    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
+        """The images of each of the ids that has any. Raises TransrecError if the source cannot be read."""
+
+    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+        """An RGB image, and what was converted ("" if nothing). Raises Problem if it cannot be used."""
+
+
+class Folder:
+    """Image files anywhere under a folder; the name before the extension is the item id."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
+        found = defaultdict(list)
+        for folder, _, names in os.walk(self.path, onerror=self._unreadable):
+            for name in names:
+                item, extension = os.path.splitext(name)
+                if item in ids and extension.lower() in EXTENSIONS:
+                    file = Path(folder, name)
+                    relative = file.relative_to(self.path).as_posix()
+                    found[item].append(Found(relative, file.stat().st_size if file.exists() else 0))
+        return found
+
+    def _unreadable(self, error: OSError) -> None:
+        raise TransrecError(f"{error.filename}: cannot read the folder ({error.strerror}); mend its permissions")
+
+    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(found)
+        try:
+            data = (self.path / found.name).read_bytes()
+        except OSError as error:
+            raise Problem(f"unreadable: {error.strerror}") from error
+        return decode(data, convert)
+
+
+class Zip:
+    """Image files anywhere in a zip; the name before the extension is the item id."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._archive: zipfile.ZipFile | None = None
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_archive": None}
+
+    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
+        found = defaultdict(list)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                for member in archive.infolist():
+                    name = PurePosixPath(member.filename)
+                    if name.stem in ids and name.suffix.lower() in EXTENSIONS and not member.is_dir():
+                        found[name.stem].append(Found(member.filename, member.file_size))
+        except (OSError, zipfile.BadZipFile) as error:
+            raise TransrecError(
+                f"{self.path}: neither a folder nor a readable zip ({error}); check --images"
+            ) from error
+        return found
+
+    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(found)
+        self._archive = self._archive or zipfile.ZipFile(self.path)
+        try:
+            data = self._archive.read(found.name)
+        # Besides its own errors: RuntimeError if encrypted, NotImplementedError, and those of each compression.
+        except Exception as error:
+            raise Problem(f"unreadable: {error}") from error
+        return decode(data, convert)
+
+
+class OriginalStore:
+    """An LMDB of pickled images, by item id."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
+        with reading(self.path) as transaction:
+            sizes = {item: transaction.get(item.encode()) for item in ids}
+            return {item: [Found(item, len(value))] for item, value in sizes.items() if value is not None}
+
+    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+        with reading(self.path) as transaction:
+            value = bytes(transaction.get(found.name.encode()))
+        try:
+            pixels = read_original(value)
+        except TransrecError as error:
+            raise Problem(f"unreadable: {error}") from error
+        check_pixels(pixels.shape[1], pixels.shape[0])
+        return Image.fromarray(pixels), ""
+
+
+def open_source(path: Path, original: bool) -> Source:
+    """The source at `path`; raises TransrecError if nothing is there."""
+    if not path.exists():
+        flag = "--import_original" if original else "--images"
+        raise TransrecError(f"{path}: no such file or folder; check {flag}")
+    if original:
+        return OriginalStore(path)
+    return Folder(path) if path.is_dir() else Zip(path)
+
+
+def _check_bytes(found: Found) -> None:
+    if found.bytes > HUGE_BYTES:
+        raise Problem(f"huge: {found.bytes:,} bytes")

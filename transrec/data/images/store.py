@@ -1,0 +1,116 @@
+"""Reading images by item id."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from transrec.data.images.environment import reading
+from transrec.data.images.header import HEADER_KEY, read_header
+from transrec.errors import TransrecError
+
+NAMED_IN_MESSAGES = 5
+
+
+class ImageStore:
+    """An LMDB made by Dataset/build_lmdb.py. It may be used in forked processes, and sent to others.
+
+    Attributes:
+        header: all that the store says about itself.
+
+    Raises TransrecError if there is no such file, or it is not a whole image store of a known format.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).absolute()
+        with reading(self.path) as transaction:
+            self.header = read_header(transaction, self.path)
+            self._header_bytes = bytes(transaction.get(HEADER_KEY))
+
+    def __reduce__(self):
+        return ImageStore, (self.path,)
+
+    @property
+    def size(self) -> int:
+        """S: the images are S x S pixels."""
+        return self.header.size
+
+    @property
+    def count(self) -> int:
+        """Images in the store."""
+        return self.header.count
+
+    @property
+    def kind(self) -> str:
+        """How they are stored: "jpeg" or "raw"."""
+        return self.header.kind
+
+    @property
+    def content_hash(self) -> str:
+        """Hex SHA-256 of what the store was made from."""
+        return self.header.source_hash
+
+    def missing(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that the store has no image of, not even a grey one."""
+        with reading(self.path) as transaction:
+            return [item for item in ids if transaction.get(item.encode()) is None]
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Raises TransrecError, naming some, if the store lacks any of the ids."""
+        lacking = self.missing(ids)
+        if lacking:
+            named = ", ".join(lacking[:NAMED_IN_MESSAGES]) + (", ..." if len(lacking) > NAMED_IN_MESSAGES else "")
+            raise TransrecError(
+                f"{self.path}: no image of {len(lacking):,} of {len(ids):,} items ({named}); make the store with "
+                f"Dataset/build_lmdb.py from the items file of this dataset"
+            )
+
+    def read(self, ids: Sequence[str]) -> Tensor:
+        """Pixels uint8 [N, 3, S, S] of the ids' images, RGB.
+
+        Raises TransrecError for an id without an image, a damaged record, and a store replaced since it was opened.
+        """
+        pixels = torch.empty(len(ids), 3, self.size, self.size, dtype=torch.uint8)
+        if self.kind == "raw":
+            self._read_raw(ids, pixels.numpy())
+        else:
+            self._read_jpeg(ids, pixels)
+        return pixels
+
+    def _read_raw(self, ids: Sequence[str], pixels: np.ndarray) -> None:
+        with reading(self.path) as transaction:
+            for item, image, value in zip(ids, pixels, self._values(transaction, ids), strict=True):
+                if len(value) != image.size:
+                    raise self._damaged(item, f"{len(value):,} bytes instead of {image.size:,}")
+                image[:] = np.frombuffer(value, np.uint8).reshape(image.shape)
+
+    def _read_jpeg(self, ids: Sequence[str], pixels: Tensor) -> None:
+        with reading(self.path) as transaction:
+            values = [bytearray(value) for value in self._values(transaction, ids)]
+        for item, image, value in zip(ids, pixels, values, strict=True):
+            try:
+                decoded = decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB)
+            except (RuntimeError, ValueError) as error:
+                raise self._damaged(item, str(error)) from error
+            if decoded.shape != image.shape:
+                raise self._damaged(item, f"its shape is {list(decoded.shape)}")
+            image.copy_(decoded)
+
+    def _values(self, transaction: lmdb.Transaction, ids: Sequence[str]) -> Iterator[memoryview]:
+        if transaction.get(HEADER_KEY) != self._header_bytes:
+            raise TransrecError(f"{self.path}: another store has taken its place since it was opened; start again")
+        for item in ids:
+            value = transaction.get(item.encode())
+            if value is None:
+                self.check(ids)
+            yield value
+
+    def _damaged(self, item: str, how: str) -> TransrecError:
+        return TransrecError(
+            f"{self.path}: the image of {item} is damaged ({how}); make the store again with Dataset/build_lmdb.py "
+            f"--overwrite, or copy it again"
+        )

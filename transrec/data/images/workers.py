@@ -1,0 +1,94 @@
+"""Making records in several processes, with little in memory. The processes load neither torch nor a dataset."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing import connection, get_context, parent_process
+from typing import NamedTuple
+
+from transrec.data.images.pictures import Problem, Recipe
+from transrec.data.images.sources import Found, Source
+from transrec.errors import TransrecError
+
+CHUNKS_AHEAD = 4
+
+
+class Outcome(NamedTuple):
+    """What became of an item's image: its record and what was converted, or None and why it cannot be used."""
+
+    item: str
+    found: Found
+    record: bytes | None
+    remark: str
+
+
+Chunk = list[tuple[str, Found]]
+
+
+class Worker:
+    """Makes records of a source's images."""
+
+    def __init__(self, source: Source, recipe: Recipe):
+        self.source, self.recipe = source, recipe
+
+    def __call__(self, chunk: Chunk) -> list[Outcome]:
+        return [self._outcome(item, found) for item, found in chunk]
+
+    def _outcome(self, item: str, found: Found) -> Outcome:
+        try:
+            picture, remark = self.source.load(found, self.recipe.convert)
+            return Outcome(item, found, self.recipe.record(picture), remark)
+        except Problem as problem:
+            return Outcome(item, found, None, str(problem))
+
+
+def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: int) -> Iterator[list[Outcome]]:
+    """The outcomes of each chunk in order, made in `workers` processes (1: in this one).
+
+    No more than CHUNKS_AHEAD chunks a process are under way or waiting to be taken.
+
+    Raises TransrecError if a process is lost.
+    """
+    if workers == 1:
+        yield from map(Worker(source, recipe), chunks)
+        return
+    # Forked processes would share what this one has open.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (source, recipe))
+    chunks = iter(chunks)
+    try:
+        waiting = deque(pool.submit(_work, chunk) for chunk in islice(chunks, CHUNKS_AHEAD * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(_work, chunk) for chunk in islice(chunks, 1))
+    except BrokenProcessPool as error:
+        raise TransrecError(
+            "a worker process was lost, perhaps for lack of memory; give fewer --workers, the same command continues"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: Worker | None = None
+
+
+def _start(source: Source, recipe: Recipe) -> None:
+    global _worker
+    _worker = Worker(source, recipe)
+    # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A parent that is killed cannot end its workers."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _work(chunk: Chunk) -> list[Outcome]:
+    return _worker(chunk)
