@@ -2,9 +2,10 @@
 
     python scripts/quickstart.py        (or: make demo)
 
-Makes a two-domain dataset and a tiny BERT, pretrains SASRec+BERT on the source, and adapts to the small target by full
-fine-tuning, Houlsby adapters and a frozen backbone, beside training from scratch and ranking by popularity. Each step
-runs the script that a user would run, with the flags printed; results go to runs/quickstart/.
+Makes a two-domain dataset with titles and images, a tiny BERT and a tiny ViT. Pretrains SASRec over each on the source,
+and adapts to the small target by full fine-tuning, Houlsby adapters and a frozen backbone, beside training from scratch
+and ranking by popularity. Each step runs the script that a user would run, with the flags printed; results go to
+runs/quickstart/.
 """
 
 import shlex
@@ -17,46 +18,66 @@ from transrec.data.demo import make_demo
 from transrec.paths import REPOSITORY, default_runs_folder
 from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
 
-SIZES = ["--title_tokens", "12", "--max_seq_len", "10"]
+SIZES = ["--max_seq_len", "10", "--batch_size", "32"]
 SCRATCH_RATES = ["--lr", "1e-3", "--backbone_lr", "1e-3"]
+FULL, ADAPTED = ["--lr", "3e-4", "--backbone_lr", "1e-4"], ["--adapter_lr", "1e-3"]
 
 
-def run(title: str, script: str, folder: Path, *flags: str) -> None:
+def run(title: str, script: str, folder: Path, *flags: str) -> Path:
     command = [sys.executable, str(REPOSITORY / script), *flags, *SIZES, "--output", str(folder)]
     print(f"\n## {title}\n$ {shlex.join(command)}", flush=True)
     subprocess.run(command, check=True)
+    return folder
 
 
 def main() -> None:
     runs = default_runs_folder() / "quickstart"
     shutil.rmtree(runs, ignore_errors=True)
-    print("making the demo dataset and backbone ...", flush=True)
-    source, target, backbone = make_demo(REPOSITORY / "Dataset" / "demo", REPOSITORY / "pretrained_models")
-    text = ["--text_encoder", str(backbone)]
-    pretrained = ["--dataset", str(target), *text, "--checkpoint", str(runs / "source")]
-
-    run(
-        "Pretrain on the source domain",
-        "Pretraining/Text/script/sm_base_sasrec.py",
-        runs / "source",
-        *["--dataset", str(source), *text, *SCRATCH_RATES, "--epochs", "10"],
-    )
-    adapted = {
-        "full fine-tuning": ("finetune.py", ["--lr", "3e-4", "--backbone_lr", "1e-4", "--epochs", "15"]),
-        "Houlsby adapters": ("adapter_houlsby.py", ["--adapter_lr", "1e-3", "--epochs", "15"]),
-        "frozen backbone": ("frozen.py", ["--lr", "3e-4", "--epochs", "15"]),
-    }
+    print("making the demo datasets and backbones ...", flush=True)
+    demo = make_demo(REPOSITORY / "Dataset" / "demo", REPOSITORY / "pretrained_models")
+    target = ["--dataset", str(demo.target), "--epochs", "15"]
     rows = []
-    for title, (script, flags) in adapted.items():
-        folder = runs / Path(script).stem
-        run(f"Adapt to the target domain: {title}", f"Downstream/Text/script/{script}", folder, *pretrained, *flags)
-        rows.append([title, *result_row(read_result(folder))])
-    scratch = ["--dataset", str(target), *text, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
-    run("From scratch on the target domain", "Downstream/Text/script/finetune.py", runs / "scratch", *scratch)
-    result = read_result(runs / "scratch")
-    rows.append(["from scratch", *result_row(result)])
-    rows.append(["popularity", *metric_cells(result["popularity"]), "0", "-", "-"])
-    table = markdown(["target domain, test", *COLUMNS], rows)
+
+    text = ["--text_encoder", str(demo.text_backbone), "--title_tokens", "12"]
+    source = run(
+        "Pretrain over titles on the source domain",
+        "Pretraining/Text/script/sm_base_sasrec.py",
+        runs / "text-source",
+        *["--dataset", str(demo.source), *text, *SCRATCH_RATES, "--epochs", "10"],
+    )
+    for title, script, flags in (
+        ("text, full fine-tuning", "finetune", FULL),
+        ("text, Houlsby adapters", "adapter_houlsby", ADAPTED),
+        ("text, frozen backbone", "frozen", ["--lr", "3e-4"]),
+    ):
+        flags = [*target, *text, "--checkpoint", str(source), *flags]
+        rows.append([title, run(title, f"Downstream/Text/script/{script}.py", runs / f"text-{script}", *flags)])
+    scratch = [*target, *text, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
+    title = "text, from scratch"
+    rows.append([title, run(title, "Downstream/Text/script/finetune.py", runs / "text-scratch", *scratch)])
+
+    image = ["--image_encoder", str(demo.image_backbone)]
+    source = run(
+        "Pretrain over images on the source domain",
+        "Pretraining/CV/script/sm_vit_sasrec.py",
+        runs / "image-source",
+        *["--dataset", str(demo.source), *image, *SCRATCH_RATES, "--epochs", "6"],
+    )
+    title = "image, Houlsby adapters"
+    flags = [*target, *image, "--checkpoint", str(source), *ADAPTED]
+    rows.append([title, run(title, "Downstream/CV/script/sm_vit_adapter.py", runs / "image-adapter", *flags)])
+    title = "image, from scratch"
+    scratch = [*target, *image, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
+    rows.append([title, run(title, "Downstream/CV/script/sm_vit.py", runs / "image-scratch", *scratch)])
+
+    results = [(title, read_result(folder)) for title, folder in rows]
+    table = markdown(
+        ["target domain, test", *COLUMNS],
+        [
+            *([title, *result_row(result)] for title, result in results),
+            ["popularity", *metric_cells(results[0][1]["popularity"]), "0", "-", "-"],
+        ],
+    )
     (runs / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\nTable and runs: {runs}")
 

@@ -10,7 +10,7 @@ from transrec.reports.study import Axis, Grid, main
 
 GRID = Grid(
     (
-        Axis("text_encoder", ("bert-base-uncased",)),
+        Axis("encoder", (), flags=("MODALITY_encoder",)),
         Axis("objective", ("sasrec", "cpc")),
         Axis("method", tuple(methods.names())),
     )

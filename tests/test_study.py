@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, TEXT_KINDS
 
 from transrec.errors import TransrecError
 from transrec.reports import study
@@ -135,8 +135,9 @@ def test_a_value_for_several_flags():
 @pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
 def test_the_studies_of_the_paper(name, domain, backbones, tmp_path):
     """Every flag of each grid is one that its runs have; what is to be run is said and not run."""
-    chosen = backbones.values() if name == "study_adapters" else [backbones["bert"]]
-    encoder = ["--text_encoder", *map(str, chosen)]
+    chosen = [backbones[kind] for kind in TEXT_KINDS] if name == "study_adapters" else [backbones["bert"]]
+    flag = "--encoder" if name == "study_adapters" else "--text_encoder"
+    encoder = [flag, *map(str, chosen)]
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), "--source", str(domain), *encoder]
     command += ["--target", str(domain), "--out", str(tmp_path), "--dry_run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -146,10 +147,32 @@ def test_the_studies_of_the_paper(name, domain, backbones, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_study_over_images(domain, backbones, tmp_path, capsys):
+    grid = Grid((Axis("encoder", (), flags=("MODALITY_encoder",)), Axis("method", ("houlsby", "pfeiffer"))))
+    words = ["--source", str(domain), "--target", str(domain), "--modality", "image", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as left:
+        study.main("", grid, [*words, "--encoder", str(backbones["vit"]), "--dry_run"])
+    assert left.value.code == 0
+    source, *targets = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert "CV/script/sm_vit_sasrec.py" in source and "sm_vit_adapter.py" in targets[0]
+    assert "sm_vit.py" in targets[1] and "--method pfeiffer" in targets[1], "a method without a script of its own"
+    assert all(f"--image_encoder {backbones['vit']}" in line for line in (source, *targets))
+    with pytest.raises(SystemExit):
+        study.main("", grid, [*words, "--dry_run"])
+    assert "--image_encoder google/vit-base-patch16-224" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("modality", study.MODALITIES)
+def test_every_script_of_a_study_is_there(modality):
+    scripts = study.MODALITIES[modality]
+    for path in (scripts.source, *map(scripts.target, scripts.targets)):
+        assert (REPOSITORY / path).exists(), path
+
+
 def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
     """Told to stop in mid-run and started again, it ends with the numbers of one that was left alone."""
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
-    words = ["--source", domain, "--target", domain, "--text_encoder", backbones["bert"], "--seeds", "0", "1", *sizes]
+    words = ["--source", domain, "--target", domain, "--encoder", backbones["bert"], "--seeds", "0", "1", *sizes]
     words += ["--objective", "in_batch", "--method", "frozen", "houlsby", "--houlsby.epochs", "6", "--epochs", "2"]
     command = [sys.executable, str(REPOSITORY / "scripts" / "study_adapters.py"), *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

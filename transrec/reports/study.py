@@ -38,20 +38,59 @@ from transrec.reports.tables import (
     result_row,
 )
 
-SOURCE_SCRIPT = "Pretraining/Text/script/sm_base_sasrec.py"
-TARGET_SCRIPTS = {
-    "full": "finetune.py",
-    "frozen": "frozen.py",
-    "houlsby": "adapter_houlsby.py",
-    "parallel": "adapter_houlsby_parallel.py",
-    "pfeiffer": "adapter_pfeiffer.py",
-    "pfeiffer_attention": "adapter_pfeiffer_attention.py",
-    "lora": "adapter_lora.py",
-    "compacter": "adapter_compacter.py",
-    "kadapter": "adapter_kadapter.py",
-    "prompt": "adapter_sp.py",
-    "bitfit": "bitfit.py",
-    "layernorm": "layernorm.py",
+
+@dataclass(frozen=True)
+class Modality:
+    """The scripts of one kind of item content, and the backbone they read it with by default."""
+
+    encoder: str
+    source: str
+    folder: str
+    targets: dict[str, str]
+
+    def target(self, method: str) -> str:
+        """The script of a method; one without a script of its own runs as --method of another."""
+        return f"{self.folder}/{self.targets.get(method, self.targets['full'])}"
+
+
+MODALITIES = {
+    "text": Modality(
+        encoder="bert-base-uncased",
+        source="Pretraining/Text/script/sm_base_sasrec.py",
+        folder="Downstream/Text/script",
+        targets={
+            "full": "finetune.py",
+            "frozen": "frozen.py",
+            "houlsby": "adapter_houlsby.py",
+            "parallel": "adapter_houlsby_parallel.py",
+            "pfeiffer": "adapter_pfeiffer.py",
+            "pfeiffer_attention": "adapter_pfeiffer_attention.py",
+            "lora": "adapter_lora.py",
+            "compacter": "adapter_compacter.py",
+            "kadapter": "adapter_kadapter.py",
+            "prompt": "adapter_sp.py",
+            "bitfit": "bitfit.py",
+            "layernorm": "layernorm.py",
+        },
+    ),
+    "image": Modality(
+        encoder="google/vit-base-patch16-224",
+        source="Pretraining/CV/script/sm_vit_sasrec.py",
+        folder="Downstream/CV/script",
+        targets={
+            "full": "sm_vit.py",
+            "frozen": "sm_vit_frozen.py",
+            "houlsby": "sm_vit_adapter.py",
+            "parallel": "sm_vit_adapter_parallel.py",
+            "pfeiffer_attention": "sm_vit_adapter_pfeiffer.py",
+            "lora": "sm_vit_lora.py",
+            "compacter": "sm_vit_compacter.py",
+            "kadapter": "sm_vit_adapter_kadapter.py",
+            "prompt": "sm_vit_sp.py",
+            "bitfit": "sm_vit_bitfit.py",
+            "layernorm": "sm_vit_layernorm.py",
+        },
+    ),
 }
 # The study decides these itself.
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
@@ -65,9 +104,9 @@ class Axis:
 
     Attributes:
         name: the table's column, and the command-line flag that gives other values.
-        values: of which a point takes one.
+        values: of which a point takes one; none: the default backbone of the modality.
         flags: what a value sets, by default the flag of the axis' name. A value for several is divided by "/". A flag
-            "source.NAME" or "target.NAME" is for the runs of that stage alone.
+            "source.NAME" or "target.NAME" is for the runs of that stage alone, "MODALITY_encoder" is the backbone's.
     """
 
     name: str
@@ -141,6 +180,7 @@ class Study:
         grid: what is varied.
         seeds: of the target runs.
         given: further flags, by (stage or method or "", flag).
+        modality: what items are represented by.
     """
 
     source: Path | None
@@ -149,6 +189,7 @@ class Study:
     grid: Grid
     seeds: list[int]
     given: dict[tuple[str, str], list[str]]
+    modality: Modality = MODALITIES["text"]
     rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
     sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
 
@@ -172,7 +213,7 @@ class Study:
             return None
         values = {axis.name: point[axis.name] for axis in self.grid.axes if self._decides(axis, point, flags)}
         job = self._job(
-            ["source", *values.values()], SOURCE_SCRIPT, flags | {"dataset": [str(self.source)]}, "full", None
+            ["source", *values.values()], self.modality.source, flags | {"dataset": [str(self.source)]}, "full", None
         )
         return self.sources.setdefault(job.folder, (values, job))[1]
 
@@ -189,11 +230,9 @@ class Study:
         flags = self._flags(point, "target", method, taken) | {"dataset": [str(self.target)], "seed": [str(seed)]}
         if variant:
             flags["variant"] = [variant]
-        script = TARGET_SCRIPTS.get(method, TARGET_SCRIPTS["full"])
-        if method not in TARGET_SCRIPTS:
+        if method not in self.modality.targets:
             flags["method"] = [method]
-        name = [*point.values(), f"seed{seed}"]
-        return self._job(name, f"Downstream/Text/script/{script}", flags, method, base)
+        return self._job([*point.values(), f"seed{seed}"], self.modality.target(method), flags, method, base)
 
     def _flags(self, point: dict[str, str], stage: str, method: str, taken: set) -> dict[str, list[str]]:
         """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
@@ -382,12 +421,13 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None) -> No
     )
     parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
     parser.add_argument("--target", required=True, help="dataset folder to adapt to")
+    parser.add_argument("--modality", choices=MODALITIES, default="text", help="of the items' content (default: text)")
     parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the target runs (default: 0)")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs (default: 1)")
     parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
     for axis in grid.axes:
-        default = " ".join(axis.values)
+        default = " ".join(axis.values) or "the scripts' own"
         parser.add_argument(
             f"--{axis.name}", nargs="+", default=axis.values, help=f"values of this axis (default: {default})"
         )
@@ -412,11 +452,19 @@ The same command again skips what is done and resumes what was interrupted.
 def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
     if options.workers < 1:
         raise TransrecError(f"--workers {options.workers}: must be at least 1")
-    axes = tuple(replace(axis, values=tuple(getattr(options, axis.name))) for axis in grid.axes)
+    modality = MODALITIES[options.modality]
+    axes = tuple(
+        replace(
+            axis,
+            values=tuple(getattr(options, axis.name)) or (modality.encoder,),
+            flags=tuple(flag.replace("MODALITY", options.modality) for flag in axis.flags),
+        )
+        for axis in grid.axes
+    )
     grid = replace(grid, axes=axes)
     out = resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
     source = resolve(options.source) if options.source else None
-    study = Study(source, resolve(options.target), out, grid, options.seeds, _given(rest, grid))
+    study = Study(source, resolve(options.target), out, grid, options.seeds, _given(rest, grid), modality)
     jobs = study.jobs
     done = sum(job.is_done for job in jobs)
     print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")
