@@ -1,4 +1,4 @@
-"""A recommender's text encoder as a plain folder in Hugging Face format, for use without transrec."""
+"""A recommender's text or image encoder as a plain folder in Hugging Face format, for use without transrec."""
 
 import copy
 import shutil
@@ -37,8 +37,8 @@ def merge(backbone: nn.Module) -> nn.Module:
     return merged
 
 
-def export_backbone(recommender: Recommender, folder: Path, tokenizer=None) -> None:
-    """Write the item encoder's backbone, merged, and its tokenizer; the folder appears complete or not at all.
+def export_backbone(recommender: Recommender, folder: Path, processor=None) -> None:
+    """Write the item encoder's backbone, merged, and its tokenizer or image processor, completely or not at all.
 
     Raises TransrecError when there is no backbone, when it cannot be merged, and when the folder exists already or
     cannot be written.
@@ -52,6 +52,6 @@ def export_backbone(recommender: Recommender, folder: Path, tokenizer=None) -> N
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         whole = Path(temporary) / folder.name
         merged.save_pretrained(whole)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(whole)
+        if processor is not None:
+            processor.save_pretrained(whole)
         shutil.move(whole, folder)

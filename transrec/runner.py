@@ -124,8 +124,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         data.subset_seed,
     )
     run.log(f"data        {dataset.summary}")
-    files = _data_files(run, settings, dataset)
     features = _features(settings, dataset, world)
+    files = _data_files(run, settings, dataset, features)
     recommender = build_recommender(settings, dataset.split.item_count)
     if settings.run.checkpoint:
         load_start(recommender, settings)
@@ -175,6 +175,8 @@ def _features(settings: Settings, dataset: Dataset, world: World) -> Features:
         store = find_images(data.dataset, data.images)
         ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
         store.check(ids)
+        if grey := len(set(ids) & set(store.header.grey)):
+            print(f"warning: {grey:,} of {len(ids):,} items have a grey image in {store.path}", file=sys.stderr)
         return ImageFeatures(store, ids, world.device, data.image_workers)
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
@@ -205,9 +207,11 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
     return default_runs_folder() / name
 
 
-def _data_files(run: Run, settings: Settings, dataset: Dataset) -> dict[str, str]:
+def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
+    if isinstance(features, ImageFeatures):
+        files[str(features.store.path)] = features.store.content_hash
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():

@@ -275,6 +275,16 @@ class Preprocessing:
     std: tuple[float, ...]
 
 
+def load_image_processor(name: str | Path):
+    """The image processor that lies beside an image backbone; None if there is none."""
+    from transformers import AutoImageProcessor
+
+    try:
+        return AutoImageProcessor.from_pretrained(find_backbone(name))
+    except (OSError, ValueError):
+        return None
+
+
 def load_preprocessing(name: str | Path, config) -> Preprocessing:
     """From the backbone's preprocessor_config.json; without one, mean and std 0.5 and the size in its config.json."""
     from transformers.image_processing_utils import BaseImageProcessor

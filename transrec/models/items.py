@@ -72,6 +72,8 @@ class ImageItemEncoder(ContentItemEncoder):
     def __init__(self, backbone: nn.Module, embedding_dim: int, preprocessing: Preprocessing):
         super().__init__(backbone, embedding_dim)
         self.size = preprocessing.size
+        paths = (path for path, _ in backbone.named_modules())
+        self._cls_norm = next((path for path in paths if path.rpartition(".")[2] == "post_layernorm"), None)
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
@@ -88,10 +90,8 @@ class ImageItemEncoder(ContentItemEncoder):
             # Where MAE masks no patch it still shuffles them, which changes nothing but the order of float sums.
             patches = (self.size // self.backbone.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=pixel_values.device).expand(len(pixel_values), -1)
-        output = self.backbone(pixel_values=pixel_values, **options)
-        if hasattr(self.backbone, "post_layernorm"):
-            return self.backbone.post_layernorm(output.last_hidden_state[:, 0])
-        return output.last_hidden_state[:, 0]
+        cls = self.backbone(pixel_values=pixel_values, **options).last_hidden_state[:, 0]
+        return self.backbone.get_submodule(self._cls_norm)(cls) if self._cls_norm else cls
 
 
 class IdItemEncoder(nn.Module):

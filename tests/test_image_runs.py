@@ -1,0 +1,243 @@
+"""Runs over images: reading ahead, resuming, several processes, image encoders, bad input."""
+
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import IMAGE_KINDS, encoder_flags, run
+from PIL import Image
+from test_training import assert_same_run, best, finish, numbers, start, wait_for_state
+from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from transrec.data.dataset import find_images, load_dataset
+from transrec.data.demo import make_image_backbone
+from transrec.data.features import ImageFeatures, ahead
+from transrec.data.images.build import build_store
+from transrec.errors import TransrecError
+from transrec.export import export_backbone
+from transrec.interop import load_original
+from transrec.models.backbone import Preprocessing, load_backbone, load_config, load_preprocessing
+from transrec.models.items import ImageItemEncoder
+from transrec.runner import load_run
+
+
+@pytest.fixture(params=IMAGE_KINDS)
+def image_flags(request, flags, backbones):
+    return [*flags, *encoder_flags(request.param, backbones[request.param])]
+
+
+@pytest.fixture
+def vit_flags(flags, backbones):
+    return [*flags, *encoder_flags("vit", backbones["vit"])]
+
+
+def test_workers_change_speed_not_numbers(image_flags, tmp_path):
+    for workers in ("0", "2"):
+        run([*image_flags, "--image_workers", workers, "--output", str(tmp_path / workers)], "houlsby")
+    assert_same_run(tmp_path / "0", tmp_path / "2")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_is_read_ahead_is_what_was_asked_for_in_order(domain, workers):
+    dataset = load_dataset(domain, 6, 5)
+    ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+    features = ImageFeatures(find_images(domain), ids, workers=workers)
+
+    def items_of(number):
+        return torch.arange(1, 4) + number
+
+    made = list(ahead(items_of, range(5), lambda items: [items, items[:1]], features))
+    assert [items.tolist() for items, _ in made] == [[n + 1, n + 2, n + 3] for n in range(5)]
+    for items, (first, second) in made:
+        assert torch.equal(first[0], features.store.read([ids[item - 1] for item in items.tolist()]))
+        assert torch.equal(second[0], first[0][:1])
+    assert torch.equal(features.inputs(torch.tensor([7]))[0], features.store.read([ids[6]]))
+
+
+def test_pixels_are_scaled_normalised_and_resized(backbones):
+    backbone = load_backbone(backbones["vit"], "image")
+    encoder = ImageItemEncoder(backbone, 8, Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1))).eval()
+    seen = []
+    backbone.register_forward_pre_hook(
+        lambda module, arguments, options: seen.append(options["pixel_values"]), with_kwargs=True
+    )
+    pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
+    encoder(pixels)
+    for channel, (mean, std) in enumerate(((0.5, 0.5), (0.4, 0.2), (0.3, 0.1))):
+        torch.testing.assert_close(seen[0][:, channel], (pixels[:, channel] / 255 - mean) / std)
+    encoder(torch.full((1, 3, 64, 64), 51, dtype=torch.uint8))
+    torch.testing.assert_close(seen[1][0, 0], torch.full((32, 32), (0.2 - 0.5) / 0.5))
+
+
+def test_preprocessing_is_the_backbones_own(backbones, tmp_path):
+    folder = shutil.copytree(backbones["vit"], tmp_path / "vit")
+    config = load_config(folder, "image")
+    assert load_preprocessing(folder, config) == Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    (folder / "preprocessor_config.json").write_text(
+        '{"size": {"shortest_edge": 40}, "do_center_crop": true, "crop_size": {"height": 24, "width": 24}, '
+        '"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}'
+    )
+    assert load_preprocessing(folder, config) == Preprocessing(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    (folder / "preprocessor_config.json").unlink()
+    assert load_preprocessing(folder, config) == Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+@pytest.mark.parametrize("method", ["full", "houlsby", "parallel", "lora", "kadapter", "prompt", "bitfit"])
+def test_other_vision_transformers(vit_flags, tmp_path, kind, method):
+    torch.manual_seed(0)
+    if kind == "clip":
+        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=SMALL | {"intermediate_size": 64}))
+    else:
+        model = Dinov2Model(Dinov2Config(**SMALL, mlp_ratio=2))
+    model.save_pretrained(tmp_path / kind)
+    sizes = {"kadapter": ["--item_size", "8", "--item_heads", "2", "--user_size", "8"], "prompt": ["--n_tokens", "3"]}
+    flags = [*vit_flags, "--image_encoder", str(tmp_path / kind), "--epochs", "1", *sizes.get(method, [])]
+    result = run([*flags, "--output", str(tmp_path / "run")], method)
+    loaded = load_run(tmp_path / "run")
+    for name, tensor in best(tmp_path / "run").items():
+        assert torch.equal(loaded.get_parameter(name), tensor)
+    assert np.isfinite(result["test"]["MRR"]) and result["trainable_parameters"] > 0
+
+
+def test_clip_is_read_out_behind_its_own_norm(tmp_path):
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=SMALL | {"intermediate_size": 64})).save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, "image").eval()
+    with torch.no_grad():
+        backbone.get_submodule(
+            next(path for path, _ in backbone.named_modules() if path.endswith("post_layernorm"))
+        ).bias.add_(1.0)
+        pixels = torch.randn(2, 3, 32, 32)
+        encoder = ImageItemEncoder(backbone, 8, load_preprocessing(tmp_path, backbone.config)).eval()
+        torch.testing.assert_close(encoder.encode(pixels), backbone(pixel_values=pixels).pooler_output)
+
+
+def test_resuming_with_workers_equals_the_unbroken_run(vit_flags, tmp_path):
+    flags = [*vit_flags, "--image_workers", "2", "--batch_size", "2", "--epochs", "3", "--save_steps", "3"]
+    script = "../../CV/script/sm_vit_adapter.py"
+    finish(start(script, [*flags, "--output", str(tmp_path / "whole")]))
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        folder = tmp_path / number.name
+        process = start(script, [*flags, "--output", str(folder)])
+        wait_for_state(folder, lambda epoch, step: epoch == 2)
+        time.sleep(0.05)
+        process.send_signal(number)
+        finish(process, -number if number == signal.SIGKILL else 128 + number)
+        finish(start(script, ["--resume", str(folder)]))
+        assert_same_run(tmp_path / "whole", folder)
+
+
+def test_two_processes_over_images(vit_flags, tmp_path):
+    flags = [*vit_flags, "--dropout", "0", "--backbone_dropout", "off", "--image_workers", "1"]
+    for processes in ("1", "2"):
+        finish(
+            start("../../CV/script/sm_vit.py", [*flags, "--nproc", processes, "--output", str(tmp_path / processes)])
+        )
+    one, two = (numbers(tmp_path / processes)["epochs"] for processes in "12")
+    for a, b in zip(one, two, strict=True):
+        # Gradients agree to 1e-6 a step; sixteen steps of Adam amplify that.
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+
+
+def test_an_exported_image_backbone_is_plain(vit_flags, tmp_path, domain):
+    run([*vit_flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "lora")
+    recommender = load_run(tmp_path / "run")
+    export_backbone(recommender, tmp_path / "plain")
+    plain = AutoModel.from_pretrained(tmp_path / "plain").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain(pixel_values=pixels).last_hidden_state[:, 0],
+            recommender.item_encoder.encode(pixels),
+            atol=1e-5,
+            rtol=0,
+        )
+
+
+def test_an_original_image_checkpoint_starts_a_run(golden, vit_flags, tmp_path):
+    weights = golden / "image" / "base_sasrec" / "weights.safetensors"
+    config = ViTConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256)
+    config.image_size, config.patch_size = 32, 8
+    ViTModel(config).save_pretrained(tmp_path / "vit")
+    from safetensors.torch import load_file
+
+    torch.save({"model_state_dict": load_file(weights)}, tmp_path / "epoch-9.pt")
+    still = ["--lr", "0", "--backbone_lr", "0", "--epochs", "1", "--embedding_dim", "64", "--max_seq_len", "4"]
+    flags = [*vit_flags, "--image_encoder", str(tmp_path / "vit"), *still, "--output", str(tmp_path / "run")]
+    run([*flags, "--checkpoint", str(tmp_path / "epoch-9.pt")])
+    original = load_original(weights, image_encoder=tmp_path / "vit")
+    trained = best(tmp_path / "run")
+    for name, parameter in original.named_parameters():
+        assert torch.equal(trained[name], parameter), name
+    with pytest.raises(TransrecError, match="over image; say which backbone with image_encoder="):
+        load_original(weights, text_encoder=tmp_path / "vit")
+
+
+@pytest.fixture
+def fails(vit_flags, tmp_path):
+    def fails(*more, method="houlsby"):
+        with pytest.raises(TransrecError) as error:
+            run([*vit_flags, "--output", str(tmp_path / "run"), *more], method)
+        assert not (tmp_path / "run").exists()
+        return str(error.value)
+
+    return fails
+
+
+def test_bad_input(fails, domain, backbones, tmp_path):
+    bare = shutil.copytree(domain, tmp_path / "bare", ignore=shutil.ignore_patterns("*.lmdb"))
+    assert "bare: no image store (*.lmdb); name one with --images" in fails("--dataset", str(bare))
+    for name in ("a.lmdb", "b.lmdb"):
+        shutil.copy(domain / "images.lmdb", bare / name)
+    assert "several image stores: a.lmdb, b.lmdb; name one with --images" in fails("--dataset", str(bare))
+    few = tmp_path / "few.tsv"
+    few.write_text("".join((domain / "items.tsv").read_text().splitlines(keepends=True)[:9]))
+    build_store(few, domain / "images", tmp_path / "few.lmdb", 32)
+    assert "few.lmdb: no image of" in fails("--images", str(tmp_path / "few.lmdb"))
+    assert "reads text, not image" in fails("--image_encoder", str(backbones["bert"]))
+    with pytest.raises(TransrecError, match="a ViTModel reads images, not text"):
+        load_backbone(backbones["vit"], "text")
+    assert "--mask_ratio 0.5: only MAE masks patches" in fails("--mask_ratio", "0.5")
+    assert "--mask_ratio 1.0: must be below 1" in fails("--image_encoder", str(backbones["mae"]), "--mask_ratio", "1")
+    assert "image_workers -1: must be at least 0" in fails("--image_workers", "-1")
+
+
+def test_a_resumed_run_refuses_other_images(vit_flags, domain, tmp_path):
+    dataset = shutil.copytree(domain, tmp_path / "set")
+    run([*vit_flags, "--dataset", str(dataset), "--output", str(tmp_path / "run"), "--epochs", "1"])
+    name = sorted((dataset / "images").iterdir())[0]
+    Image.new("RGB", (40, 40), "red").save(name)
+    (dataset / "images.lmdb").unlink()
+    build_store(dataset / "items.tsv", dataset / "images", dataset / "images.lmdb", 32)
+    with pytest.raises(TransrecError, match=r"images\.lmdb: has changed since"):
+        run(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+
+
+def test_mae_masks_nothing_unless_it_is_told_to(vit_flags, backbones, tmp_path):
+    flags = [*vit_flags, "--image_encoder", str(backbones["mae"]), "--epochs", "1"]
+    plain, again, masked = (
+        run([*flags, "--output", str(tmp_path / name), *more])
+        for name, more in (("a", []), ("b", []), ("c", ["--mask_ratio", "0.75"]))
+    )
+    assert plain["test"] == again["test"] != masked["test"]
+    encoder = load_run(tmp_path / "a").item_encoder
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(encoder(pixels), encoder(pixels))
+        masking = load_run(tmp_path / "c").item_encoder
+        assert not torch.equal(masking(pixels), masking(pixels))
+
+
+def test_backbones_of_the_demo_are_made_alike(tmp_path):
+    for name in "ab":
+        make_image_backbone(tmp_path / name, hidden_size=16, layers=1)
+    first, second = (load_backbone(tmp_path / name, "image").state_dict() for name in "ab")
+    assert all(torch.equal(first[key], second[key]) for key in first)
