@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
 from torch import nn
-from transformers import BertConfig, RobertaConfig
+from transformers import BertConfig, RobertaConfig, ViTConfig, ViTMAEConfig
 
 from transrec import methods
 from transrec.data.batches import TrainingBatches
@@ -30,6 +30,7 @@ from transrec.methods.bottleneck import (
 from transrec.methods.kadapter import KAdapter
 from transrec.methods.prompt import ImagePrompt, TextPrompt
 from transrec.models.backbone import (
+    Preprocessing,
     build_backbone,
     layer_norms,
     load_backbone,
@@ -422,23 +423,45 @@ COUNTS = {
     ("bert", "lora published", False): 463_104,
     ("bert", "kadapter", False): 3_573_920,
     ("bert", "prompt", False): 23_040,
+    ("vit", "full", False): 85_948_096,
+    ("mae", "full", False): 85_796_800,
+    ("vit", "houlsby", False): 2_387_776,
+    ("mae", "houlsby", False): 2_387_776,
+    ("vit", "houlsby", True): 2_426_816,
+    ("vit", "parallel", False): 2_387_776,
+    ("vit", "parallel published", False): 1_198_144,
+    ("vit", "pfeiffer_attention", False): 1_193_888,
+    ("vit", "kadapter", False): 9_479_456,
+    ("vit", "lora published", False): 470_272,
+    ("vit", "compacter", False): 64_512 - 56 * 64,
+    ("vit", "prompt published", False): 56_896,
+    ("vit", "prompt", False): 7_680,
+}
+# Sizes of the original image scripts where they differ from the defaults.
+IMAGE_SIZES = {"kadapter": {"item_size": 384}, "prompt": {"n_tokens": 10}}
+BASE = {
+    "bert": BertConfig(),
+    "roberta": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+    "vit": ViTConfig(),
+    "mae": ViTMAEConfig(),
 }
 
 
 @pytest.mark.parametrize("kind,name,train_layernorm", COUNTS, ids=str)
 def test_parameters_at_base_size(kind, name, train_layernorm):
-    config = (
-        BertConfig()
-        if kind == "bert"
-        else RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
-    )
+    method, _, variant = name.partition(" ")
+    flags = {field.name for field in dataclasses.fields(methods.get(method).Options)}
+    options = {"train_layernorm": train_layernorm} if "train_layernorm" in flags else {}
+    options |= {"variant": variant} if variant else {}
     with torch.device("meta"):
-        backbone = build_backbone(config)
-        recommender = Recommender(TextItemEncoder(backbone, 64), SASRec(64, 20, 2, 2, 0.1), SASRecObjective())
-        method, _, variant = name.partition(" ")
-        flags = {field.name for field in dataclasses.fields(methods.get(method).Options)}
-        options = {"train_layernorm": train_layernorm} if "train_layernorm" in flags else {}
-        groups = apply(recommender, method, **options, **({"variant": variant} if variant else {}))
+        if kind in TEXT_KINDS:
+            encoder, length = TextItemEncoder(build_backbone(BASE[kind]), 64), 20
+        else:
+            backbone = build_backbone(BASE[kind], "image")
+            encoder, length = ImageItemEncoder(backbone, 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)), 10
+            options |= IMAGE_SIZES.get(method, {})
+        recommender = Recommender(encoder, SASRec(64, length, 2, 2, 0.1), SASRecObjective())
+        groups = apply(recommender, method, **options)
     counted = sum(p.numel() for group in groups for p in group.parameters.values())
     assert counted == COUNTS[kind, name, train_layernorm]
 

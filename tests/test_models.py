@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from transformers import CLIPVisionConfig, Dinov2Config
 
 from transrec.data.batches import Batch
 from transrec.errors import TransrecError
-from transrec.models.backbone import load_backbone, view
+from transrec.models.backbone import build_backbone, load_backbone, view
 from transrec.models.objectives import CPCObjective, InBatchObjective, SASRecObjective
 from transrec.models.sequence import SASRec
 
@@ -77,6 +78,82 @@ def test_projections_are_query_key_value(stack):
         block_output(block, x)
         handle.remove()
         torch.testing.assert_close(caught[0], expected)
+
+
+class OldViTAttention(nn.Module):
+    """The attention of the image backbones' layout before projections were called q_proj, k_proj, v_proj and o_proj."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attention = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        self.output = nn.ModuleDict({"dense": nn.Linear(width, width), "dropout": nn.Dropout(0.0)})
+
+    def forward(self, x):
+        query, key, value = (self.attention[name](x) for name in ("query", "key", "value"))
+        return self.output["dropout"](self.output["dense"](F.scaled_dot_product_attention(query, key, value)))
+
+
+class OldViTBlock(nn.Module):
+    """A pre-LN block of that layout."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.attention = OldViTAttention(width)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(width, 2 * width)})
+        self.output = nn.ModuleDict({"dense": nn.Linear(2 * width, width), "dropout": nn.Dropout(0.0)})
+        self.layernorm_before, self.layernorm_after = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x):
+        x = x + self.attention(self.layernorm_before(x))
+        up = F.gelu(self.intermediate["dense"](self.layernorm_after(x)))
+        return x + self.output["dropout"](self.output["dense"](up))
+
+
+@pytest.fixture(params=["old ViT", "vit", "mae", "clip", "dinov2"])
+def pre_ln_stack(request, backbones):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    if request.param == "old ViT":
+        model = nn.ModuleDict({"layer": nn.ModuleList([OldViTBlock(32), OldViTBlock(32)])})
+    elif request.param == "clip":
+        model = build_backbone(CLIPVisionConfig(**sizes, intermediate_size=64), "image")
+    elif request.param == "dinov2":
+        model = build_backbone(Dinov2Config(**sizes, mlp_ratio=2), "image")
+    else:
+        model = load_backbone(backbones[request.param], "image")
+    return view(model.eval())
+
+
+def test_sites_of_pre_ln_blocks(pre_ln_stack):
+    """The residual stream alone is left when both outputs are erased; what reads it is seen at `stream`."""
+    x = torch.randn(2, 5, 32)
+
+    def give(block):
+        arguments = (x, None) if "CLIP" in type(block.module).__name__ else (x,)
+        output = block.module(*arguments)
+        return output[0] if isinstance(output, tuple) else output
+
+    for block in pre_ln_stack.blocks:
+        assert block.attention.norm is None and block.feed_forward.norm is None
+        read = {}
+        for name, sublayer in (("attention", block.attention), ("feed_forward", block.feed_forward)):
+            for site in ("stream", "entry"):
+                getattr(sublayer, site).module.register_forward_pre_hook(
+                    lambda module, inputs, read=read, key=(name, site): read.update({key: inputs[0]})
+                )
+        with torch.no_grad():
+            before = give(block)
+            torch.testing.assert_close(read["attention", "stream"], x)
+            norm = block.attention.stream.module
+            torch.testing.assert_close(read["attention", "entry"], norm(x))
+            after_attention = read["feed_forward", "stream"].clone()
+            norm = block.feed_forward.stream.module
+            torch.testing.assert_close(read["feed_forward", "entry"], norm(after_attention))
+            assert not torch.allclose(after_attention, x)
+            for sublayer in block.sublayers:
+                sublayer.output.replace(Zero(sublayer.output.module))
+            torch.testing.assert_close(give(block), x)
+            assert not torch.allclose(before, x)
 
 
 def test_view_refuses_what_is_no_stack():
