@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 
 import pytest
 import torch
 from conftest import run
+from transformers import ViTConfig
 
 from transrec.errors import TransrecError
 from transrec.interop import load_original, read_original
@@ -158,3 +160,118 @@ def test_something_else_is_refused(tmp_path):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(TransrecError, match=r"other\.pt"):
             read_original(tmp_path / "other.pt")
+
+
+LAYER = re.compile(r"(cv_encoder\.image_net\.vit\.encoder\.)layer\.(\d)\.(.*)")
+BLOCK = re.compile(r"(user_encoder\.transformer_encoder\.transformer_blocks\.)(\d)\.(.*)")
+
+
+def linear(name, inputs, outputs):
+    return {f"{name}.weight": torch.randn(outputs, inputs), f"{name}.bias": torch.randn(outputs)}
+
+
+def bottleneck(name, width, size):
+    return linear(f"{name}.fc_down", width, size) | linear(f"{name}.fc_up", size, width)
+
+
+def compacter(name, width, size):
+    parts = {}
+    for part, inputs, outputs in (("down_sampler", width, size), ("up_sampler", size, width)):
+        parts[f"{name}.{part}.W_left"] = torch.randn(4, inputs // 4, 1)
+        parts[f"{name}.{part}.W_right"] = torch.randn(4, 1, outputs // 4)
+        parts[f"{name}.{part}.b"] = torch.randn(outputs)
+        parts[f"{name}.{part}.phm_rule"] = torch.full((4, 4, 4), 0.5)
+    return parts
+
+
+def wrapped(state, wraps_output, wraps_attention=True):
+    """Original names of an image recommender whose blocks and SASRec blocks adapters wrap."""
+    names = {}
+    for key, tensor in state.items():
+        key = BLOCK.sub(r"\1\2.transformer_block.\3", key)
+        if wraps_attention:
+            key = key.replace("attention.output.dense", "attention.output.self_output.dense")
+        if wraps_output:
+            key = re.sub(r"(layer\.\d\.output)\.dense", r"\1.self_output.dense", key)
+        names[key] = tensor
+    return names
+
+
+def with_adapters(state, method):
+    """The state dict that the original image program with that method saves, by its own names."""
+    layer = "cv_encoder.image_net.vit.encoder.layer"
+    user = "user_encoder.transformer_encoder.transformer_blocks"
+    state = dict(state)
+    if method == "parallel":
+        state = wrapped(state, True, wraps_attention=False)
+        for n in range(2):
+            state |= bottleneck(f"{layer}.{n}.output.adapter", 128, 64)
+            state |= bottleneck(f"{user}.{n}.adapter1", 64, 16) | bottleneck(f"{user}.{n}.adapter2", 64, 16)
+    elif method == "pfeiffer_attention":
+        state = wrapped(state, False)
+        for n in range(2):
+            state |= bottleneck(f"{layer}.{n}.attention.output.adapter", 128, 64)
+            state |= bottleneck(f"{user}.{n}.adapter1", 64, 16)
+    elif method == "lora":
+        for n in range(2):
+            for part in ("query", "value"):
+                site = f"{layer}.{n}.attention.attention.{part}"
+                state |= {f"{site}.lora_A": torch.randn(12, 128), f"{site}.lora_B": torch.randn(128, 12)}
+            site = f"{user}.{n}.multi_head_attention"
+            state |= {f"{site}.w_Q.lora_A": torch.randn(4, 64), f"{site}.w_Q.lora_B": torch.randn(64, 4)}
+            state |= {f"{site}.w_{part}.bias": torch.randn(64) for part in "QV"}
+    elif method == "compacter":
+        state = wrapped(state, True)
+        for n in range(2):
+            for place in ("attention.output", "output"):
+                state |= compacter(f"{layer}.{n}.{place}.adapter", 128, 64)
+            for number in "12":
+                state |= compacter(f"{user}.{n}.adapter{number}", 64, 16)
+        state = {f"model.{key}": tensor for key, tensor in state.items()} | {"phm_rule": torch.full((4, 4, 4), 0.5)}
+    elif method == "kadapter":
+        inside = {}
+        for key, tensor in state.items():
+            inside[BLOCK.sub(r"\1transformer_blocks.\2.\3", LAYER.sub(r"\1vit_encoder.layer.\2.\3", key))] = tensor
+        state = inside
+        for place, width, size in ((f"{layer[:-6]}.bert_adapter_list", 128, 96), (f"{user}.adapter_list", 64, 16)):
+            for n in range(2):
+                state |= linear(f"{place}.{n}.down_project", width, size)
+                state |= linear(f"{place}.{n}.up_project", size, width)
+                for block in range(2):
+                    attention = f"{place}.{n}.transformer_blocks.{block}.multi_head_attention"
+                    state |= {
+                        f"{attention}.{part}.weight": torch.randn(size, size) for part in ("w_Q", "w_K", "w_V", "fc")
+                    }
+                    forward = f"{place}.{n}.transformer_blocks.{block}.feed_forward"
+                    state |= linear(f"{forward}.w_1", size, 4 * size) | linear(f"{forward}.w_2", 4 * size, size)
+                    for norm in (attention, forward):
+                        state |= {f"{norm}.layer_norm.{part}": torch.randn(size) for part in ("weight", "bias")}
+        state |= linear(f"{layer[:-6]}.com_dense", 256, 128) | linear(f"{user}.com_dense2", 128, 64)
+    elif method == "prompt":
+        place = "cv_encoder.image_net.vit.embeddings"
+        state = {key.replace(f"{place}.", f"{place}.wte."): tensor for key, tensor in state.items()}
+        again = [key for key in state if ".wte.patch_embeddings." in key]
+        state |= {key.replace(".wte.", "."): state[key] for key in again}
+        state[f"{place}.Prompt_Tokens"] = torch.randn(1, 4, 128)
+    return state
+
+
+@pytest.mark.parametrize("method", ["parallel", "pfeiffer_attention", "lora", "compacter", "kadapter", "prompt"])
+def test_original_image_checkpoints_of_every_method(golden, tmp_path, method):
+    """Every tensor has a place and every place a tensor, and the values are the checkpoint's."""
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    base = {key: t.float() for key, t in load_file(golden / "image" / "base_sasrec" / "weights.safetensors").items()}
+    state = with_adapters(base, method)
+    torch.save({"model_state_dict": state}, tmp_path / "epoch-1.pt")
+    sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    ViTConfig(**sizes, image_size=32, patch_size=8).save_pretrained(tmp_path / "vit")
+    recommender = load_original(tmp_path / "epoch-1.pt", image_encoder=tmp_path / "vit", method=method)
+    tensors = [tensor.squeeze() for tensor in state.values()]
+    for name, parameter in recommender.named_parameters():
+        assert any(torch.equal(parameter.squeeze(), t) for t in tensors if t.shape == parameter.squeeze().shape), name
+    with torch.no_grad():
+        assert torch.isfinite(recommender.item_encoder.encode(torch.randn(2, 3, 32, 32))).all()
+    counted = {"parallel": 24, "pfeiffer_attention": 16, "lora": 22, "compacter": 49, "kadapter": 116, "prompt": 3}
+    assert sum(p.requires_grad for p in recommender.parameters()) == counted[method]

@@ -96,6 +96,9 @@ BETWEEN_NORMS = [
     (r"\.feed_forward_output\.dropout\.adapter\.", ".feed_forward_output.layer_norm.adapter."),
 ]
 
+# Methods with which the original scripts trained the LayerNorms too.
+LAYERNORM_TRAINED = {"text": {"pfeiffer", "pfeiffer_attention", "compacter"}, "image": set()}
+
 # Tensors that no computation reads: BERT's pooler, position numbers that older transformers stored, and Compacter's
 # rule, which every adapter repeats.
 UNREAD = re.compile(
@@ -238,7 +241,8 @@ def load_original(
         text_encoder, image_encoder: folder or name whose config.json describes the backbone; its weights are not read.
         method: of an adapted checkpoint, by its name in `transrec.methods`.
         variant: what the method computes; the original programs computed "published".
-        method_options: of the method; where not given, sizes are read from the tensors.
+        method_options: of the method; where not given, sizes are read from the tensors, and what trains is what the
+            original scripts trained.
         objective, heads, dropout: what tensors do not tell.
         mask_ratio: share of the patches that MAE masks; the original programs masked 0.75, evaluation included.
 
@@ -295,8 +299,11 @@ def _options_from(original: Original, method: str, variant: str, places: Places)
                 towers.add(name.partition("_")[0])
     if len(towers) == 1:
         found["insert"] = towers.pop()
-    if "variant" in {field.name for field in fields(options)}:
+    flags = {field.name for field in fields(options)}
+    if "variant" in flags:
         found["variant"] = variant
+    if "train_layernorm" in flags:
+        found["train_layernorm"] = method in LAYERNORM_TRAINED[original.sizes["item_tower"]]
     return options(**found)
 
 
