@@ -174,8 +174,8 @@ def test_a_gradient_that_spoils_the_weights_never_reaches_a_checkpoint(flags, tm
 
     original = Trainer._step
 
-    def spoilt(self, pieces):
-        loss = original(self, pieces)
+    def spoilt(self, *arguments):
+        loss = original(self, *arguments)
         if (self.state.epoch, self.state.step) == (2, 3):
             next(iter(self.trained.values())).data.view(-1)[0] = torch.nan
         return loss

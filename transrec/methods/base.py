@@ -197,7 +197,7 @@ def apply(
             if getattr(options, "train_layernorm", False):
                 choose("LayerNorm", parameters_of(place.layer_norms))
             choose("adapter", method.insert(place, options))
-    if method.trains_backbone:
+    if method.trains_backbone and backbone is not None:
         constants = recommender.item_encoder.constants
         choose("backbone", (p for name, p in backbone_parameters.items() if name not in constants))
     if method.trains_recommender or train_recommender:
