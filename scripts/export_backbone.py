@@ -2,7 +2,8 @@
 
     python scripts/export_backbone.py --run runs/20260101-120000-adapter_lora-Target --out pretrained_models/mine
 
-transformers loads the folder by itself, and --text_encoder or --image_encoder takes it.
+transformers loads the folder by itself, and --text_encoder or --image_encoder takes it. Of a multimodal recommender
+both encoders are written, to OUT/text and OUT/image.
 """
 
 import argparse
@@ -24,12 +25,14 @@ if __name__ == "__main__":
     try:
         folder = resolve(arguments.run)
         options = read_options(folder)
-        if options["item_tower"] == "image":
-            processor = load_image_processor(options["image_encoder"])
-        else:
-            processor = load_tokenizer(options["text_encoder"])
-        export_backbone(load_run(folder), arguments.out, processor)
-        print(arguments.out)
+        towers = load_run(folder).item_encoder.towers
+        if not towers:
+            raise TransrecError(f"{folder}: represents items by learned vectors; there is no backbone to export")
+        for tower in towers:
+            load = {"text": load_tokenizer, "image": load_image_processor}[tower.content]
+            out = arguments.out / tower.content if len(towers) > 1 else arguments.out
+            export_backbone(tower, out, load(options[f"{tower.content}_encoder"]))
+            print(out)
     except TransrecError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,7 @@ from transrec.data.demo import Domain, make_domain_with_store, make_image_backbo
 REPOSITORY = Path(__file__).resolve().parents[1]
 TEXT_KINDS = ("bert", "roberta")
 IMAGE_KINDS = ("vit", "mae")
+BOTH = "bert+vit"
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = SHARED / "golden"
 
@@ -67,11 +68,16 @@ def flags(domain, backbones) -> list[str]:
     return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "2"]
 
 
-def encoder_flags(kind: str, folder: Path) -> list[str]:
-    """Command-line flags of a run over that kind of backbone."""
+def encoder_flags(kind: str, backbones: dict[str, Path]) -> list[str]:
+    """Command-line flags of a run over that kind of backbone, or over both of KIND+KIND."""
+    text, image = ("--text_encoder", "--image_encoder")
     if kind in TEXT_KINDS:
-        return ["--text_encoder", str(folder)]
-    return ["--item_tower", "image", "--image_encoder", str(folder), "--image_workers", "0"]
+        return [text, str(backbones[kind])]
+    workers = ["--image_workers", "0"]
+    if kind in IMAGE_KINDS:
+        return ["--item_tower", "image", image, str(backbones[kind]), *workers]
+    first, second = kind.split("+")
+    return ["--item_tower", "multimodal", text, str(backbones[first]), image, str(backbones[second]), *workers]
 
 
 def run(arguments: list[str], method: str = "full", **defaults) -> dict:

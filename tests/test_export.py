@@ -21,7 +21,7 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
     rates = ["--lr", "1e-2"] if name == "full" else ["--adapter_lr", "1e-2"]
     run([*flags, *rates, "--output", str(tmp_path / "run")], name)
     recommender = load_run(tmp_path / "run")
-    export_backbone(recommender, tmp_path / "out", load_tokenizer(backbones["bert"]))
+    export_backbone(recommender.item_encoder, tmp_path / "out", load_tokenizer(backbones["bert"]))
 
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")(["red lamp", "golden tent"], return_tensors="pt")
     plain = TextItemEncoder(AutoModel.from_pretrained(tmp_path / "out").eval(), 16).eval()
@@ -35,13 +35,13 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
     # Merging adds B A to W once instead of at every forward pass: a rounding apart.
     torch.testing.assert_close(exported, ours, atol=1e-5, rtol=0)
     with pytest.raises(TransrecError, match="exists already"):
-        export_backbone(recommender, tmp_path / "out")
+        export_backbone(recommender.item_encoder, tmp_path / "out")
 
 
 def test_what_cannot_be_merged_is_refused(flags, tmp_path):
     run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "houlsby")
     with pytest.raises(TransrecError, match=r"attention\.output\.dropout holds a SerialAdapter"):
-        export_backbone(load_run(tmp_path / "run"), tmp_path / "out")
+        export_backbone(load_run(tmp_path / "run").item_encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

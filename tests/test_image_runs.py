@@ -26,12 +26,12 @@ from transrec.runner import load_run
 
 @pytest.fixture(params=IMAGE_KINDS)
 def image_flags(request, flags, backbones):
-    return [*flags, *encoder_flags(request.param, backbones[request.param])]
+    return [*flags, *encoder_flags(request.param, backbones)]
 
 
 @pytest.fixture
 def vit_flags(flags, backbones):
-    return [*flags, *encoder_flags("vit", backbones["vit"])]
+    return [*flags, *encoder_flags("vit", backbones)]
 
 
 def test_workers_change_speed_not_numbers(image_flags, tmp_path):
@@ -150,7 +150,7 @@ def test_two_processes_over_images(vit_flags, tmp_path):
 def test_an_exported_image_backbone_is_plain(vit_flags, tmp_path, domain):
     run([*vit_flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "lora")
     recommender = load_run(tmp_path / "run")
-    export_backbone(recommender, tmp_path / "plain")
+    export_backbone(recommender.item_encoder, tmp_path / "plain")
     plain = AutoModel.from_pretrained(tmp_path / "plain").eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

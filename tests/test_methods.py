@@ -10,7 +10,7 @@ from pathlib import Path
 import loralib
 import pytest
 import torch
-from conftest import IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
+from conftest import BOTH, IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
 from torch import nn
 from transformers import BertConfig, RobertaConfig, ViTConfig, ViTMAEConfig
 
@@ -18,7 +18,7 @@ from transrec import methods
 from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import find_images, load_dataset
-from transrec.data.features import ImageFeatures, TextFeatures
+from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.errors import TransrecError
 from transrec.methods.bottleneck import (
     INIT_STD,
@@ -38,7 +38,7 @@ from transrec.models.backbone import (
     load_tokenizer,
     set_mask_ratio,
 )
-from transrec.models.items import IdItemEncoder, ImageItemEncoder, TextItemEncoder
+from transrec.models.items import IdItemEncoder, ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
 from transrec.models.objectives import OBJECTIVES, SASRecObjective
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -52,35 +52,41 @@ RATES = methods.Rates(recommender=1e-3, backbone=1e-4)
 WHERE = ["item", "user", "user_first", "user_last", "all"]
 
 
-@pytest.fixture(params=[*TEXT_KINDS, *IMAGE_KINDS])
+@pytest.fixture(params=[*TEXT_KINDS, *IMAGE_KINDS, BOTH])
 def kind(request):
     return request.param
 
 
-def make_recommender(kind, folder):
-    torch.manual_seed(0)
+def make_encoder(kind, backbones):
+    if kind == BOTH:
+        return MultimodalItemEncoder(*(make_encoder(one, backbones) for one in kind.split("+")))
     if kind in TEXT_KINDS:
-        encoder = TextItemEncoder(load_backbone(folder), 16)
-    else:
-        backbone = load_backbone(folder, "image")
-        set_mask_ratio(backbone, 0.0)
-        encoder = ImageItemEncoder(backbone, 16, load_preprocessing(folder, backbone.config))
-    return Recommender(encoder, SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+        return TextItemEncoder(load_backbone(backbones[kind]), 16)
+    backbone = load_backbone(backbones[kind], "image")
+    set_mask_ratio(backbone, 0.0)
+    return ImageItemEncoder(backbone, 16, load_preprocessing(backbones[kind], backbone.config))
 
 
 @pytest.fixture
 def recommender(kind, backbones):
-    return make_recommender(kind, backbones[kind])
+    torch.manual_seed(0)
+    return Recommender(make_encoder(kind, backbones), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+
+
+def make_features(kind, dataset, backbones):
+    if kind == BOTH:
+        return MultimodalFeatures([make_features(one, dataset, backbones) for one in kind.split("+")])
+    if kind in IMAGE_KINDS:
+        ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+        return ImageFeatures(find_images(dataset.catalog.path.parent), ids)
+    tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones[kind]), 10, True)
+    return TextFeatures(tokens, dataset.split.item_rows)
 
 
 @pytest.fixture
 def features_and_split(kind, domain, backbones):
     dataset = load_dataset(domain, 6, 5)
-    if kind in IMAGE_KINDS:
-        ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
-        return ImageFeatures(find_images(domain), ids), dataset.split
-    tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones[kind]), 10, True)
-    return TextFeatures(tokens, dataset.split.item_rows), dataset.split
+    return make_features(kind, dataset, backbones), dataset.split
 
 
 @pytest.fixture
@@ -102,11 +108,11 @@ def trained_names(recommender):
 
 
 ROOTS = {
-    "item": ["item_encoder.backbone"],
+    "item": [],
     "user": ["user_encoder"],
     "user_first": ["user_encoder.blocks.0"],
     "user_last": ["user_encoder.blocks.1"],
-    "all": ["item_encoder.backbone", "user_encoder"],
+    "all": ["user_encoder"],
 }
 INSERTED = {
     SerialAdapter: ["adapter"],
@@ -116,15 +122,22 @@ INSERTED = {
 }
 
 
+def backbones_of(recommender):
+    """Paths of the backbones, and what each reads."""
+    path_of = {module: path for path, module in recommender.named_modules()}
+    return {f"{path_of[tower]}.backbone": tower for tower in recommender.item_encoder.towers}
+
+
 def expected_names(recommender, name, insert="all", train_layernorm=False, variant="paper"):
     """What must train, told apart by module type and place alone."""
     every = {name for name, _ in recommender.named_parameters()}
+    towers = backbones_of(recommender)
     if name == "full":
-        return every - {f"item_encoder.backbone.{n}" for n in recommender.item_encoder.constants}
+        return every - {f"{path}.{n}" for path, tower in towers.items() for n in tower.constants}
     if name == "frozen":
-        return {n for n in every if not n.startswith("item_encoder.backbone.")}
+        return {n for n in every if ".backbone." not in n}
     found = set()
-    for root in ROOTS[insert]:
+    for root in [*ROOTS[insert], *(towers if insert in ("item", "all") else [])]:
         for path, module in recommender.get_submodule(root).named_modules(prefix=root):
             for part in INSERTED.get(type(module), ()):
                 found |= {f"{path}.{part}.{n}" for n, _ in getattr(module, part).named_parameters()}
@@ -139,11 +152,12 @@ def expected_names(recommender, name, insert="all", train_layernorm=False, varia
     for path, module in recommender.named_modules():
         if isinstance(module, KAdapter | TextPrompt | ImagePrompt):
             found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
-    if variant == "published" and recommender.item_encoder.content == "image":
-        if name == "lora":
+    if variant == "published":
+        if name == "lora" and recommender.item_encoder.content == "image":
             found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
         if name == "prompt":
-            found |= {n for n in every if n.startswith("item_encoder.projection.")}
+            images = [path for path, tower in towers.items() if tower.content == "image"]
+            found |= {n for n in every for path in images if n.startswith(path.replace("backbone", "projection."))}
     # A parameter that several modules share has one name.
     return found & every
 
@@ -173,7 +187,7 @@ def cases():
 @pytest.mark.parametrize("name,options", cases(), ids=str)
 def test_exactly_what_should_train_trains(recommender, batch, name, options):
     """The groups, `requires_grad`, and what one step moves are the same set of parameters."""
-    if name == "pfeiffer" and "variant" in options and recommender.item_encoder.content == "image":
+    if name == "pfeiffer" and "variant" in options and recommender.item_encoder.content != "text":
         with pytest.raises(TransrecError, match="needs a LayerNorm behind each block; use --variant paper"):
             apply(recommender, name, **options)
         options = options | {"insert": "user"}
@@ -227,7 +241,7 @@ def test_lora_keeps_the_pretrained_weights(recommender, batch):
     before = {n: p.detach().clone() for n, p in recommender.named_parameters()}
     apply(recommender, "lora")
     layers = [m for m in recommender.modules() if isinstance(m, loralib.Linear)]
-    assert len(layers) == 2 * (2 + 2)
+    assert len(layers) == 2 * (2 * len(recommender.item_encoder.towers) + 2)
     for parameter_name, parameter in before.items():
         assert torch.equal(parameter, recommender.get_parameter(parameter_name)), parameter_name
     # W x + b + scaling B A x, by hand.
@@ -241,7 +255,9 @@ def test_lora_keeps_the_pretrained_weights(recommender, batch):
 
 def test_lora_equals_peft(kind, backbones, batch):
     peft = pytest.importorskip("peft", reason="peft is not installed")
-    ours = Recommender(TextItemEncoder(load_backbone(backbones[kind]), 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    if kind not in TEXT_KINDS:
+        pytest.skip("compared over text, where both name their target modules alike")
+    ours = Recommender(make_encoder(kind, backbones), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
     apply(ours, "lora", insert="item", item_rank=3, lora_scaling=2.0)
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["query", "value"], lora_dropout=0.0)
     theirs = peft.get_peft_model(load_backbone(backbones[kind]), config).eval()
@@ -307,7 +323,7 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         for item in batch.sequences[:, :-1].unique()[1:].tolist():
             changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
             # A word, or all of an image.
-            here = (item - 1, 1) if kind in TEXT_KINDS else item - 1
+            here = item - 1 if kind in IMAGE_KINDS else (item - 1, 1)
             changed[0][here] = (changed[0][here] + 1) % 20 + 10
             recommender(dataclasses.replace(batch, inputs=tuple(changed)))
             reached = (batch.sequences[:, :-1] == item).cumsum(1) > 0
@@ -436,6 +452,11 @@ COUNTS = {
     ("vit", "compacter", False): 64_512 - 56 * 64,
     ("vit", "prompt published", False): 56_896,
     ("vit", "prompt", False): 7_680,
+    (BOTH, "full", False): 194_897_216,
+    (BOTH, "houlsby", False): 4_965_440,
+    (BOTH, "lora published", False): 833_600,
+    # The original count also holds the bias of BERT's pooler, which nothing reads.
+    (BOTH, "bitfit", False): 412_736 - 768,
 }
 # Sizes of the original image scripts where they differ from the defaults.
 IMAGE_SIZES = {"kadapter": {"item_size": 384}, "prompt": {"n_tokens": 10}}
@@ -453,15 +474,22 @@ def test_parameters_at_base_size(kind, name, train_layernorm):
     flags = {field.name for field in dataclasses.fields(methods.get(method).Options)}
     options = {"train_layernorm": train_layernorm} if "train_layernorm" in flags else {}
     options |= {"variant": variant} if variant else {}
+    if kind not in TEXT_KINDS:
+        options |= IMAGE_SIZES.get(method, {})
+    if kind == BOTH and method != "full":
+        # IISAN's baselines adapt the backbones, and train the rest as it is.
+        options |= {"insert": "item"} | ({"item_rank": 8} if method == "lora" else {})
+
+    def build(one):
+        if one in TEXT_KINDS:
+            return TextItemEncoder(build_backbone(BASE[one]), 64)
+        return ImageItemEncoder(build_backbone(BASE[one], "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
+
     with torch.device("meta"):
-        if kind in TEXT_KINDS:
-            encoder, length = TextItemEncoder(build_backbone(BASE[kind]), 64), 20
-        else:
-            backbone = build_backbone(BASE[kind], "image")
-            encoder, length = ImageItemEncoder(backbone, 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)), 10
-            options |= IMAGE_SIZES.get(method, {})
+        encoder = MultimodalItemEncoder(*map(build, kind.split("+"))) if kind == BOTH else build(kind)
+        length = 20 if kind in TEXT_KINDS else 10
         recommender = Recommender(encoder, SASRec(64, length, 2, 2, 0.1), SASRecObjective())
-        groups = apply(recommender, method, **options)
+        groups = apply(recommender, method, train_recommender=kind == BOTH, **options)
     counted = sum(p.numel() for group in groups for p in group.parameters.values())
     assert counted == COUNTS[kind, name, train_layernorm]
 
@@ -489,17 +517,19 @@ def test_learning_rates_follow_the_groups(recommender):
 def test_backbone_dropout_is_on_where_the_backbone_trains(recommender, name, options, active):
     apply(recommender, name, **options)
     recommender.train()
-    assert recommender.item_encoder.backbone.training == active
+    towers = recommender.item_encoder.towers
+    assert all(tower.backbone.training == active for tower in towers)
     assert recommender.user_encoder.training
     recommender.eval()
-    assert not recommender.item_encoder.backbone.training
+    assert not any(tower.backbone.training for tower in towers)
     methods.apply(recommender, name, methods.get(name).Options(), RATES, backbone_dropout=not active)
     recommender.train()
-    assert recommender.item_encoder.backbone.training != active
+    assert all(tower.backbone.training != active for tower in towers)
 
 
 def test_layer_norms_are_all_found(recommender):
-    assert len(layer_norms(recommender.item_encoder.backbone)) == 1 + 2 * 2
+    for tower in recommender.item_encoder.towers:
+        assert len(layer_norms(tower.backbone)) == 1 + 2 * 2
     assert len(layer_norms(recommender.user_encoder)) == 1 + 2 * 2
 
 
@@ -522,7 +552,7 @@ def test_a_name_is_registered_once():
 @pytest.mark.parametrize("from_source", [False, True], ids=["alone", "from source"])
 def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split, kind, backbones, name, from_source):
     """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
-    flags = [*flags, *encoder_flags(kind, backbones[kind])]
+    flags = [*flags, *encoder_flags(kind, backbones)]
     if from_source:
         run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
         flags += ["--checkpoint", str(tmp_path / "source")]

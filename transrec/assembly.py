@@ -10,7 +10,13 @@ from transrec import interop, methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.models import backbone
-from transrec.models.items import ContentItemEncoder, IdItemEncoder, ImageItemEncoder, TextItemEncoder
+from transrec.models.items import (
+    ContentItemEncoder,
+    IdItemEncoder,
+    ImageItemEncoder,
+    MultimodalItemEncoder,
+    TextItemEncoder,
+)
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -27,10 +33,14 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     """
     torch.manual_seed(settings.training.seed)
     model, data = settings.model, settings.data
-    if model.item_tower == "id":
+    towers = {
+        content: _content_encoder(settings, content, load_weights and not model.random_backbone)
+        for content in model.encoders
+    }
+    if not towers:
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
     else:
-        item_encoder = _content_encoder(settings, load_weights and not model.random_backbone)
+        item_encoder = MultimodalItemEncoder(**towers) if len(towers) > 1 else towers[model.item_tower]
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
     return Recommender(
@@ -40,19 +50,17 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     )
 
 
-def _content_encoder(settings: Settings, load_weights: bool) -> ContentItemEncoder:
+def _content_encoder(settings: Settings, content: backbone.Modality, load_weights: bool) -> ContentItemEncoder:
     model, data = settings.model, settings.data
-    config = backbone.load_config(model.encoder, model.item_tower)
-    if model.item_tower == "text":
+    name = model.encoders[content]
+    config = backbone.load_config(name, content)
+    if content == "text":
         backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
-    if load_weights:
-        weights = backbone.load_backbone(model.encoder, model.item_tower)
-    else:
-        weights = backbone.build_backbone(config, model.item_tower)
-    if model.item_tower == "text":
+    weights = backbone.load_backbone(name, content) if load_weights else backbone.build_backbone(config, content)
+    if content == "text":
         return TextItemEncoder(weights, model.embedding_dim)
     backbone.set_mask_ratio(weights, model.mask_ratio)
-    return ImageItemEncoder(weights, model.embedding_dim, backbone.load_preprocessing(model.encoder, config))
+    return ImageItemEncoder(weights, model.embedding_dim, backbone.load_preprocessing(name, config))
 
 
 def load_start(recommender: Recommender, settings: Settings) -> None:
@@ -134,7 +142,7 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
         "sizes": _sizes(settings),
         "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
         "base": {
-            "encoder": settings.model.encoder,
+            "encoders": settings.model.encoders,
             "checkpoint": settings.run.checkpoint,
             "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
         },

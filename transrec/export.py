@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from transrec.errors import TransrecError
-from transrec.models.recommender import Recommender
+from transrec.models.items import ContentItemEncoder
 from transrec.paths import make_folder
 
 
@@ -37,17 +37,14 @@ def merge(backbone: nn.Module) -> nn.Module:
     return merged
 
 
-def export_backbone(recommender: Recommender, folder: Path, processor=None) -> None:
-    """Write the item encoder's backbone, merged, and its tokenizer or image processor, completely or not at all.
+def export_backbone(tower: ContentItemEncoder, folder: Path, processor=None) -> None:
+    """Write a tower's backbone, merged, and its tokenizer or image processor, completely or not at all.
 
-    Raises TransrecError when there is no backbone, when it cannot be merged, and when the folder exists already or
-    cannot be written.
+    Raises TransrecError when it cannot be merged, and when the folder exists already or cannot be written.
     """
-    if recommender.item_encoder.backbone is None:
-        raise TransrecError("this recommender represents items by learned vectors; there is no backbone to export")
     if folder.exists():
         raise TransrecError(f"{folder}: exists already; give another folder")
-    merged = merge(recommender.item_encoder.backbone)
+    merged = merge(tower.backbone)
     make_folder(folder.parent, "--out")
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         whole = Path(temporary) / folder.name

@@ -75,8 +75,8 @@ class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
     _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "blocks": 1, "heads": 1, "dropout": 0, "mask_ratio": 0}
 
-    item_tower: Literal["text", "image", "id"] = flag(
-        "text", "What represents an item: its title, its image, or a learned vector."
+    item_tower: Literal["text", "image", "multimodal", "id"] = flag(
+        "text", "What represents an item: its title, its image, both, or a learned vector."
     )
     text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
     image_encoder: str = flag(
@@ -101,9 +101,10 @@ class ModelOptions(Options):
                 raise TransrecError(f"--{name} {getattr(self, name)}: must be below 1")
 
     @property
-    def encoder(self) -> str | None:
-        """The backbone that the item tower reads items with; None: there is none."""
-        return {"text": self.text_encoder, "image": self.image_encoder, "id": None}[self.item_tower]
+    def encoders(self) -> dict[str, str]:
+        """The backbones that items are read with, by what they read."""
+        every = {"text": self.text_encoder, "image": self.image_encoder}
+        return {content: name for content, name in every.items() if self.item_tower in (content, "multimodal")}
 
 
 @dataclass(frozen=True)

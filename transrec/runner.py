@@ -15,7 +15,7 @@ from transrec.assembly import apply_method, build_recommender, describe, load_ru
 from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import Dataset, find_images, load_dataset
-from transrec.data.features import Features, IdFeatures, ImageFeatures, TextFeatures
+from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
@@ -168,20 +168,28 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
 
 
 def _features(settings: Settings, dataset: Dataset, world: World) -> Features:
-    data = settings.data
-    if settings.model.item_tower == "id":
+    makers = {"text": _text_features, "image": _image_features}
+    parts = [makers[content](settings, dataset, world) for content in settings.model.encoders]
+    if not parts:
         return IdFeatures(world.device)
-    if settings.model.item_tower == "image":
-        store = find_images(data.dataset, data.images)
-        ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
-        store.check(ids)
-        if grey := len(set(ids) & set(store.header.grey)):
-            print(f"warning: {grey:,} of {len(ids):,} items have a grey image in {store.path}", file=sys.stderr)
-        return ImageFeatures(store, ids, world.device, data.image_workers)
+    return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
+
+
+def _image_features(settings: Settings, dataset: Dataset, world: World) -> ImageFeatures:
+    data = settings.data
+    store = find_images(data.dataset, data.images)
+    ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+    store.check(ids)
+    if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
+        print(f"warning: {grey:,} of {len(ids):,} items have a grey image in {store.path}", file=sys.stderr)
+    return ImageFeatures(store, ids, world.device, data.image_workers)
+
+
+def _text_features(settings: Settings, dataset: Dataset, world: World) -> TextFeatures:
+    data, name = settings.data, settings.model.text_encoder
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")
-    name = settings.model.text_encoder
     tokenizer = backbone.load_tokenizer(name)
 
     def tokens():
@@ -210,8 +218,9 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
-    if isinstance(features, ImageFeatures):
-        files[str(features.store.path)] = features.store.content_hash
+    for part in getattr(features, "parts", [features]):
+        if isinstance(part, ImageFeatures):
+            files[str(part.store.path)] = part.store.content_hash
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():

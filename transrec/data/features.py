@@ -105,6 +105,23 @@ class ImageFeatures:
         return (pixels.to(self.device, non_blocking=True),)
 
 
+class MultimodalFeatures:
+    """Several features of the same items; their inputs follow one another."""
+
+    def __init__(self, parts: Sequence[Features]):
+        self.parts = parts
+        self.workers = max(part.workers for part in parts)
+
+    def read(self, items: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """What each part reads."""
+        return tuple(part.read(items) for part in self.parts)
+
+    def inputs(self, items: Tensor, read: tuple[tuple[Tensor, ...], ...] | None = None) -> tuple[Tensor, ...]:
+        """The inputs of all parts."""
+        contents = read or [None] * len(self.parts)
+        return sum((part.inputs(items, content) for part, content in zip(self.parts, contents, strict=True)), ())
+
+
 class _Ahead(Dataset):
     def __init__(self, make: Callable, items_of: Callable, features: Features, numbers: Sequence[int]):
         self.make, self.items_of, self.features, self.numbers = make, items_of, features, numbers
@@ -128,13 +145,12 @@ def ahead(
     if not (features.workers and len(dataset)):
         yield from (dataset[index] for index in range(len(dataset)))
         return
-    pinned = torch.device(getattr(features, "device", "cpu")).type == "cuda"
     yield from DataLoader(
         dataset,
         batch_size=None,
         num_workers=min(features.workers, len(dataset), os.cpu_count() or 1),
         worker_init_fn=_leave_signals_to_the_parent,
-        pin_memory=pinned,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 

@@ -56,9 +56,9 @@ class Place:
     """Where a method is inserted.
 
     Attributes:
-        tower: "item" (the backbone) or "user" (SASRec).
-        content: what the recommender's items are represented by.
-        projection: what maps the item tower's output to item embeddings; None in the user tower.
+        tower: "item" (a backbone) or "user" (SASRec).
+        content: what the backbone reads; of the user tower, what the recommender's items are represented by.
+        projection: what maps the backbone's output to item embeddings; None in the user tower.
         stack: the whole transformer.
         blocks: those of its blocks that take part.
     """
@@ -174,12 +174,12 @@ def apply(
     Raises TransrecError when the method cannot be inserted where the options say.
     """
     method = get(name)()
-    backbone = recommender.item_encoder.backbone
+    towers = recommender.item_encoder.towers
     recommender.requires_grad_(False)
-    if backbone is not None:
+    for tower in towers:
         published = getattr(options, "variant", "paper") == "published"
         by_default = method.trains_backbone or published
-        recommender.item_encoder.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
+        tower.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
     chosen: dict[nn.Parameter, str] = {}
 
     def choose(group: str, parameters) -> None:
@@ -187,9 +187,9 @@ def apply(
             chosen.setdefault(parameter, group)
 
     # Parts that exist before the method does: what it inserts must not count among them.
-    backbone_parameters = dict(backbone.named_parameters()) if backbone is not None else {}
-    of_backbone = set(backbone_parameters.values())
-    recommender_parameters = [p for p in recommender.parameters() if p not in of_backbone]
+    of_backbones = [(tower, name, p) for tower in towers for name, p in tower.backbone.named_parameters()]
+    not_recommender = {p for _, _, p in of_backbones}
+    recommender_parameters = [p for p in recommender.parameters() if p not in not_recommender]
     adapter_lr = 0.0
     if isinstance(options, InsertOptions):
         adapter_lr = options.adapter_lr
@@ -197,9 +197,8 @@ def apply(
             if getattr(options, "train_layernorm", False):
                 choose("LayerNorm", parameters_of(place.layer_norms))
             choose("adapter", method.insert(place, options))
-    if method.trains_backbone and backbone is not None:
-        constants = recommender.item_encoder.constants
-        choose("backbone", (p for name, p in backbone_parameters.items() if name not in constants))
+    if method.trains_backbone:
+        choose("backbone", (p for tower, name, p in of_backbones if name not in tower.constants))
     if method.trains_recommender or train_recommender:
         choose("recommender", recommender_parameters)
 
@@ -221,13 +220,14 @@ def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
     places = []
     encoder = recommender.item_encoder
     if where in ("item", "all"):
-        if encoder.backbone is None:
+        if not encoder.towers:
             raise TransrecError(
                 f"--method {name} --insert {where}: items are represented by learned vectors, there is no backbone to "
                 f"insert into; use --insert user or --item_tower text"
             )
-        stack = view(encoder.backbone)
-        places.append(Place("item", stack, stack.blocks, encoder.content, encoder.projection))
+        for tower in encoder.towers:
+            stack = view(tower.backbone)
+            places.append(Place("item", stack, stack.blocks, tower.content, tower.projection))
     if where != "item":
         stack = view(recommender.user_encoder)
         blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)

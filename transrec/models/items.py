@@ -1,6 +1,6 @@
 """Item encoders: what turns an item's content, or its number, into an embedding (docs/protocol.md)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from transrec.models.backbone import Preprocessing
 
-Content = Literal["text", "image", "id"]
+Content = Literal["text", "image", "multimodal", "id"]
 
 
 class ContentItemEncoder(nn.Module):
@@ -31,6 +31,11 @@ class ContentItemEncoder(nn.Module):
         self.backbone_dropout = True
         nn.init.xavier_normal_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
+
+    @property
+    def towers(self) -> "list[ContentItemEncoder]":
+        """The parts that have a backbone: itself."""
+        return [self]
 
     def train(self, mode: bool = True) -> "ContentItemEncoder":
         super().train(mode)
@@ -94,11 +99,34 @@ class ImageItemEncoder(ContentItemEncoder):
         return self.backbone.get_submodule(self._cls_norm)(cls) if self._cls_norm else cls
 
 
+class MultimodalItemEncoder(nn.Module):
+    """Title and image of an item: Linear(2d, d) of the image's and the text's embedding (IISAN, fusion)."""
+
+    content: Content = "multimodal"
+
+    def __init__(self, text: TextItemEncoder, image: ImageItemEncoder):
+        super().__init__()
+        self.text, self.image = text, image
+        width = text.projection.out_features
+        self.fusion = nn.Linear(2 * width, width)
+        nn.init.xavier_normal_(self.fusion.weight)
+        nn.init.zeros_(self.fusion.bias)
+
+    @property
+    def towers(self) -> list[ContentItemEncoder]:
+        """The parts that have a backbone."""
+        return [self.text, self.image]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixels: Tensor) -> Tensor:
+        """input_ids and attention_mask int64 [N, T], pixels uint8 [N, 3, S, S] -> item embeddings [N, d]."""
+        return self.fusion(torch.cat([self.image(pixels), self.text(input_ids, attention_mask)], dim=-1))
+
+
 class IdItemEncoder(nn.Module):
     """The baseline without content: one learned vector an item, Embedding(n + 1, d), row 0 padding, Xavier-normal."""
 
     content: Content = "id"
-    backbone = None
+    towers: ClassVar[list[ContentItemEncoder]] = []
 
     def __init__(self, item_count: int, embedding_dim: int):
         super().__init__()
