@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -20,17 +20,40 @@ from torch import Tensor, nn
 from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods.base import MethodOptions
+from transrec.methods.bottleneck import Bottleneck
 from transrec.models.backbone import build_backbone, load_config, load_preprocessing, set_mask_ratio, view
-from transrec.models.items import ContentItemEncoder, ImageItemEncoder, TextItemEncoder
+from transrec.models.items import ContentItemEncoder, ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
+from transrec.models.side import SideNetwork
 from transrec.paths import resolve
 from transrec.training import checkpoint
 
 TEXT = r"^bert_encoder\.text_encoders\.title\."
 IMAGE = r"^cv_encoder\.image_net\."
 USER = r"^user_encoder\.transformer_encoder\."
+
+# The side network of IISAN's programs, cached and uncached. A tower's gates are a tensor a step there, one vector here.
+SIDE_RULES = [
+    (r"^mm_encoder\.cv_adapter_list\.", "side.intra.image.adapters."),
+    (r"^mm_encoder\.bert_adapter_list\.", "side.intra.text.adapters."),
+    (r"^mm_encoder\.mm_adapter_list\.", "side.inter.adapters."),
+    (r"^mm_encoder\.fc_cv\.", "side.intra.image.end."),
+    (r"^mm_encoder\.fc_bert\.", "side.intra.text.end."),
+    (r"^mm_encoder\.fc_mm\.", "side.inter.end."),
+    (r"^mm_encoder\.fc_mm_down\.", "side.inter.projection."),
+    (r"^mm_encoder\.down_project_list\.", "side.inter.align."),
+    (r"^mm_encoder\.side_gate_params_cv\.", "side.intra.image.gates."),
+    (r"^mm_encoder\.side_gate_params_text\.", "side.intra.text.gates."),
+    (r"^mm_encoder\.side_gate_params_mm\.", "side.inter.gates."),
+    (r"^mm_encoder\.(?:cv_pre_fc|cv_encoder\.image_net\.classifier)\.", "side.projections.image."),
+    (r"^mm_encoder\.(?:bert_pre_fc|bert_encoder\.text_encoders\.title\.fc)\.", "side.projections.text."),
+    (r"^com_dense\.", "side.fusion."),
+    (r"^(side\..*)\.fc_(down|up)\.", r"\1.\2."),
+]
+GATE = re.compile(r"^(side\..*\.gates)\.\d+$")
+SIDE = re.compile(r"mm_encoder\.(?:cv|bert|mm)_adapter_list\.")
 
 # Applied in order, each to the result of the one before. `@3.query.` is the query projection of the image backbone's
 # block 3: where that is, hangs on the layout that transformers gives the model (`Places`).
@@ -44,6 +67,7 @@ KEY_RULES = [
     (rf"{IMAGE}(?:vit\.)?encoder\.com_dense\.", "item_encoder.backbone.k_adapter.fusion."),
     (rf"{IMAGE}(?:vit\.)?encoder\.(?:vit_encoder\.)?layer\.(\d+)\.", r"@\1."),
     (rf"{IMAGE}classifier\.|^cv_encoder\.cv_proj\.", "item_encoder.projection."),
+    (r"^com_dense\.", "item_encoder.fusion."),
     (rf"{IMAGE}(?:vit\.)?embeddings\.Prompt_Tokens$", "item_encoder.backbone.prompt.vectors"),
     (rf"{IMAGE}(?:vit\.)?embeddings\.wte\.", "item_encoder.backbone.embeddings."),
     (rf"{IMAGE}(?:vit\.)?", "item_encoder.backbone."),
@@ -132,7 +156,7 @@ class Original:
 
 
 class Places:
-    """Where the blocks of a recommender's backbone are; made before a method is applied, it serves after that too."""
+    """Where the blocks of a recommender's image backbone are; made before a method is applied, it serves after too."""
 
     ROLES = (
         *("query", "key", "value"),
@@ -143,11 +167,11 @@ class Places:
     def __init__(self, recommender: Recommender):
         self.recommender = recommender
         self.paths: dict[str, str] = {}
-        backbone = recommender.item_encoder.backbone
-        path_of = {module: path for path, module in backbone.named_modules(prefix="item_encoder.backbone")}
-        for number, block in enumerate(view(backbone).blocks):
-            for role in self.ROLES:
-                self.paths[f"@{number}.{role}"] = path_of[attrgetter(role)(block).module]
+        path_of = {module: path for path, module in recommender.named_modules()}
+        for tower in recommender.item_encoder.towers:
+            for number, block in enumerate(view(tower.backbone).blocks if tower.content == "image" else ()):
+                for role in self.ROLES:
+                    self.paths[f"@{number}.{role}"] = path_of[attrgetter(role)(block).module]
 
     def name(self, name: str) -> str:
         """The parameter's name for a name of `our_names`."""
@@ -155,24 +179,62 @@ class Places:
         if role is None:
             return name
         path, rest = self.paths[role], name.removeprefix(f"{role}.")
+        if not _has(self.recommender, path):
+            # A method may have moved the whole backbone.
+            path = path.replace("item_encoder.", "item_encoder.encoders.", 1)
         # What an adapter wraps lies one level down.
         wrapped = hasattr(self.recommender.get_submodule(path), "inner") and not rest.startswith("adapter.")
         return f"{path}.inner.{rest}" if wrapped else f"{path}.{rest}"
 
 
 def our_names(keys: Iterable[str]) -> dict[str, str]:
-    """Our parameter's name for each original state-dict key that something reads; `Places` completes names with @."""
+    """Our parameter's name for each original state-dict key that something reads; `Places` completes names with @.
+
+    The keys of a tower's gates, one a step, share one name.
+    """
     keys = list(keys)
     rules = KEY_RULES + (BETWEEN_NORMS if any(".LN." in key for key in keys) else [])
+    beside = any(SIDE.search(key) for key in keys)
     names = {}
     for key in keys:
         name = PREFIX.sub("", key)
-        if UNREAD.search(name):
+        side = _renamed(name, SIDE_RULES) if beside else name
+        if side.startswith("side."):
+            names[key] = "item_encoder." + GATE.sub(r"\1", side)
             continue
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
-        names[key] = name
+        inner = name.removeprefix("mm_encoder.")
+        if UNREAD.search(inner):
+            continue
+        renamed = _renamed(inner, rules)
+        if inner != name:
+            tower = "text" if inner.startswith("bert_encoder.") else "image"
+            place = f"encoders.{tower}" if beside else tower
+            renamed = re.sub(r"^item_encoder\.", f"item_encoder.{place}.", renamed)
+        names[key] = renamed
     return names
+
+
+def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _named_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict in float32 by our names; the gates of a tower in one."""
+    keys: dict[str, list[str]] = {}
+    for key, name in our_names(state).items():
+        keys.setdefault(name, []).append(key)
+    return {
+        name: torch.cat([state[key].reshape(1) for key in sorted(of, key=_last_number)]).float()
+        if name.endswith(".gates")
+        else state[of[-1]].float()
+        for name, of in keys.items()
+    }
+
+
+def _last_number(key: str) -> int:
+    return int(key.rpartition(".")[2])
 
 
 def read_original(path: Path) -> Original:
@@ -182,7 +244,7 @@ def read_original(path: Path) -> Original:
     one that is no recommender of the original programs.
     """
     state = _load_state(path)
-    tensors = {name: state[key].float() for key, name in our_names(state).items()}
+    tensors = _named_tensors(state)
     if (prompt := tensors.get("item_encoder.backbone.prompt.vectors")) is not None:
         # Image prompts carry an axis for the batch.
         tensors["item_encoder.backbone.prompt.vectors"] = prompt.reshape(prompt.shape[-2:])
@@ -193,8 +255,9 @@ def read_original(path: Path) -> Original:
         )
     blocks = {name.split(".")[2] for name in tensors if name.startswith("user_encoder.blocks.")}
     sizes = {"max_seq_len": positions.shape[0], "embedding_dim": positions.shape[1], "blocks": len(blocks)}
-    image = any(PREFIX.sub("", key).startswith("cv_encoder.") for key in state)
-    return Original(tensors, sizes | {"item_tower": "image" if image else "text"})
+    roots = {PREFIX.sub("", key).partition(".")[0] for key in state}
+    towers = {"mm_encoder": "multimodal", "cv_encoder": "image"}
+    return Original(tensors, sizes | {"item_tower": next((towers[root] for root in towers if root in roots), "text")})
 
 
 def _load_state(path: Path) -> dict[str, Tensor]:
@@ -273,18 +336,74 @@ def load_original(
 
 def _item_encoder(
     path: Path, sizes: dict[str, Any], encoders: dict[str, str | Path | None], mask_ratio: float
-) -> ContentItemEncoder:
-    content = sizes["item_tower"]
-    if encoders[content] is None:
+) -> ContentItemEncoder | MultimodalItemEncoder:
+    towers = {}
+    for content in encoders if sizes["item_tower"] == "multimodal" else [sizes["item_tower"]]:
+        if encoders[content] is None:
+            raise TransrecError(
+                f"{path}: is of a recommender over {content}; say which backbone with {content}_encoder=..."
+            )
+        config = load_config(encoders[content], content)
+        backbone = build_backbone(config, content)
+        if content == "text":
+            towers[content] = TextItemEncoder(backbone, sizes["embedding_dim"])
+        else:
+            set_mask_ratio(backbone, mask_ratio)
+            preprocessing = load_preprocessing(encoders[content], config)
+            towers[content] = ImageItemEncoder(backbone, sizes["embedding_dim"], preprocessing)
+    return MultimodalItemEncoder(**towers) if len(towers) > 1 else towers[sizes["item_tower"]]
+
+
+def load_side(
+    path: str | Path, keep_embedding: bool = True, activation: Literal["relu", "gelu"] = "relu"
+) -> SideNetwork:
+    """The side network of an original IISAN checkpoint, cached or not, in eval mode; backbones in it are left out.
+
+    Args:
+        keep_embedding, activation: what tensors do not tell.
+
+    Raises TransrecError when the file cannot be read, or holds no side network.
+    """
+    path = resolve(path)
+    prefix = "item_encoder.side."
+    named = _named_tensors(_load_state(path))
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
+    parts = {name.split(".")[1] if name.startswith("intra.") else "inter" for name in tensors if "adapters" in name}
+    if not parts:
         raise TransrecError(
-            f"{path}: is of a recommender over {content}; say which backbone with {content}_encoder=..."
+            f"{path}: holds no side network (mm_encoder.*_adapter_list); give one of IISAN's checkpoints"
         )
-    config = load_config(encoders[content], content)
-    backbone = build_backbone(config, content)
-    if content == "text":
-        return TextItemEncoder(backbone, sizes["embedding_dim"])
-    set_mask_ratio(backbone, mask_ratio)
-    return ImageItemEncoder(backbone, sizes["embedding_dim"], load_preprocessing(encoders[content], config))
+
+    def steps(prefix: str) -> int:
+        numbers = {int(name.split(".adapters.")[1].split(".")[0]) for name in tensors if name.startswith(prefix)}
+        return len(numbers) + (not keep_embedding)
+
+    # Without intra towers a modality's projection is still in the file, and read by nothing.
+    intra = [kind for kind in ("image", "text") if kind in parts]
+    prefixes = {kind: f"intra.{kind}.adapters." for kind in intra}
+    widths = {kind: tensors[f"intra.{kind}.end.weight"].shape[0] for kind in intra}
+    if "inter" in parts and not intra:
+        widths = dict.fromkeys(("image", "text"), tensors["inter.end.weight"].shape[0])
+        prefixes = dict.fromkeys(widths, "inter.adapters.")
+    size = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".down.weight"))
+    if not intra:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("projections.")}
+    ends = [
+        tensor
+        for name, tensor in tensors.items()
+        if re.fullmatch(r"projections\.\w+\.bias|inter\.projection\.bias", name)
+    ]
+    network = SideNetwork(
+        widths,
+        {kind: steps(prefix) for kind, prefix in prefixes.items()},
+        embedding_dim=len(ends[0]),
+        adapter=lambda width: Bottleneck(width, size, activation),
+        parts="_".join([*(["intra"] if intra else []), *(["inter"] if "inter" in parts else [])]),
+        gated=any(name.endswith(".gates") for name in tensors),
+        keeps_first=keep_embedding,
+    )
+    checkpoint.load_into(network, path, tensors)
+    return network.eval()
 
 
 def _options_from(original: Original, method: str, variant: str, places: Places) -> MethodOptions:
@@ -297,14 +416,23 @@ def _options_from(original: Original, method: str, variant: str, places: Places)
             if re.fullmatch(pattern, places.name(name)):
                 found[name_of_flag] = tensor.shape[axis]
                 towers.add(name.partition("_")[0])
-    if len(towers) == 1:
-        found["insert"] = towers.pop()
     flags = {field.name for field in fields(options)}
+    if "insert" in flags and len(towers) == 1:
+        found["insert"] = towers.pop()
+    found |= options.told_by(original.tensors)
     if "variant" in flags:
         found["variant"] = variant
     if "train_layernorm" in flags:
-        found["train_layernorm"] = method in LAYERNORM_TRAINED[original.sizes["item_tower"]]
+        found["train_layernorm"] = method in LAYERNORM_TRAINED.get(original.sizes["item_tower"], ())
     return options(**found)
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def _without_aliases(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:

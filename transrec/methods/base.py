@@ -2,9 +2,9 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -28,6 +28,11 @@ class MethodOptions(Options):
     def extra_tokens(self) -> int:
         """Tokens that the method adds to every text."""
         return 0
+
+    @classmethod
+    def told_by(cls, names: Collection[str]) -> dict[str, Any]:
+        """Flags that the names of an original checkpoint's tensors tell."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,10 @@ class Method:
     Options: type[MethodOptions] = MethodOptions
     trains_backbone = False
     trains_recommender = False
+
+    def rebuild(self, item_encoder: nn.Module, options: MethodOptions) -> tuple[nn.Module, list[nn.Parameter]]:
+        """The item encoder to go on with, and the parameters that are new in it."""
+        return item_encoder, []
 
     def insert(self, place: Place, options: MethodOptions) -> list[nn.Parameter]:
         """Insert modules at `place`; returns the parameters there that train. One object serves all places of a run."""
@@ -174,6 +183,7 @@ def apply(
     Raises TransrecError when the method cannot be inserted where the options say.
     """
     method = get(name)()
+    recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
     towers = recommender.item_encoder.towers
     recommender.requires_grad_(False)
     for tower in towers:
@@ -190,9 +200,9 @@ def apply(
     of_backbones = [(tower, name, p) for tower in towers for name, p in tower.backbone.named_parameters()]
     not_recommender = {p for _, _, p in of_backbones}
     recommender_parameters = [p for p in recommender.parameters() if p not in not_recommender]
-    adapter_lr = 0.0
+    adapter_lr = getattr(options, "adapter_lr", 0.0)
+    choose("adapter", rebuilt)
     if isinstance(options, InsertOptions):
-        adapter_lr = options.adapter_lr
         for place in _places(recommender, options.insert, name):
             if getattr(options, "train_layernorm", False):
                 choose("LayerNorm", parameters_of(place.layer_norms))

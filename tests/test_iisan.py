@@ -1,0 +1,242 @@
+"""IISAN: the side network, its parity with the original program, and runs of it."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import BOTH, encoder_flags, read_case, run
+from test_training import best
+from transformers import BertConfig, ViTConfig
+
+from transrec import methods
+from transrec.data.batches import Batch
+from transrec.errors import TransrecError
+from transrec.interop import load_original, load_side
+from transrec.methods.bottleneck import Bottleneck
+from transrec.methods.iisan import IISANOptions
+from transrec.models.backbone import Preprocessing, build_backbone
+from transrec.models.items import ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
+from transrec.models.objectives import InBatchObjective
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.models.side import SideNetwork
+from transrec.runner import load_run
+
+TOLERANCE = 1e-5
+
+
+def states_of(io):
+    kept = [0, 2, 4, 6, 8, 10, 12]
+    return {"image": torch.from_numpy(io["hs_cv"])[:, kept], "text": torch.from_numpy(io["hs_text"])[:, kept]}
+
+
+def test_side_network_equals_the_original(golden):
+    folder = golden / "iisan" / "side_uncached" / "default"
+    _, io = read_case(folder)
+    side = load_side(folder / "weights.safetensors")
+    states = states_of(io)
+    ends = side.ends(states)
+    for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
+        np.testing.assert_allclose(ends[ours].detach(), io[theirs], atol=TOLERANCE, rtol=0)
+    fused = side(states)
+    np.testing.assert_allclose(fused.detach(), io["fused"], atol=TOLERANCE, rtol=0)
+
+    (fused * torch.from_numpy(io["grad_R"])).sum().backward()
+    recorded = load_side_gradients(folder / "grads.safetensors")
+    for name, parameter in side.named_parameters():
+        # Sums over 20 items of products of that many terms: float32 rounding grows with the gradient.
+        gradient = recorded[name].detach()
+        bound = TOLERANCE * max(1.0, gradient.abs().max().item())
+        np.testing.assert_allclose(parameter.grad, gradient, atol=bound, rtol=0, err_msg=name)
+
+
+def load_side_gradients(path):
+    """Gradients are stored under the weights' names, so they load as weights do."""
+    return dict(load_side(path).named_parameters())
+
+
+@pytest.fixture
+def tiny(golden, tmp_path):
+    """The recorded whole model over a tiny BERT and ViT, as our recommender."""
+    folder = golden / "iisan" / "backbone_tiny" / "IISAN"
+    meta, io = read_case(folder)
+    sizes = {"hidden_size": meta["D"], "num_hidden_layers": meta["layers"], "num_attention_heads": meta["heads"]}
+    sizes |= {"intermediate_size": meta["intermediate"]}
+    words = {"vocab_size": meta["vocab"], "max_position_embeddings": meta["max_position_embeddings"]}
+    BertConfig(**sizes, **words).save_pretrained(tmp_path / "bert")
+    ViTConfig(**sizes, image_size=meta["image_size"], patch_size=meta["patch"]).save_pretrained(tmp_path / "vit")
+    recommender = load_original(
+        folder / "weights.safetensors",
+        text_encoder=tmp_path / "bert",
+        image_encoder=tmp_path / "vit",
+        method="iisan",
+        objective="in_batch",
+        heads=2,
+    )
+    return meta, io, recommender
+
+
+def test_a_whole_model_equals_the_original(tiny):
+    meta, io, recommender = tiny
+    encoder = recommender.item_encoder
+    assert encoder.states == {"text": [0, 2, 4], "image": [0, 2, 4]}
+    ids, mask = torch.from_numpy(io["item_text"]).long().chunk(2, dim=1)
+    pixels = torch.from_numpy(io["item_images"])
+    every = {
+        "text": encoder.readers["text"].read(lambda: encoder.encoders["text"].read_out(ids, mask)),
+        "image": encoder.readers["image"].read(lambda: encoder.encoders["image"].encode(pixels)),
+    }
+    # Item 0 is padding, of which the record has whatever the original computed.
+    np.testing.assert_allclose(every["text"][1:], io["bert_hidden_cls"][1:], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(every["image"][1:], io["vit_hidden_cls"][1:], atol=TOLERANCE, rtol=0)
+
+    states = {kind: values[1:, encoder.states[kind]] for kind, values in every.items()}
+    items = io["sample_items_id"]
+    real = items.reshape(-1) > 0
+    with torch.no_grad():
+        ends, embeddings = encoder.side.ends(states), encoder.side(states)
+        for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
+            of_slots = ends[ours][items.reshape(-1)[real] - 1]
+            np.testing.assert_allclose(of_slots, io[theirs][real], atol=TOLERANCE, rtol=0)
+        batch = Batch(
+            items=torch.arange(1, len(embeddings) + 1),
+            sequences=torch.from_numpy(items),
+            negatives=torch.zeros_like(torch.from_numpy(items[:, :-1])),
+            log_popularity=torch.from_numpy(np.log(io["pop_prob_list"][1:])).float(),
+            predictions=int(io["log_mask"].sum()),
+        )
+        loss = recommender.objective(embeddings, batch, recommender.user_encoder) / batch.predictions
+    assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+
+
+def original_names(side):
+    """A side network's state under the names of the original programs."""
+    modality = {"image": "cv", "text": "bert"}
+    state = {}
+    for name, tensor in side.state_dict().items():
+        first, *rest = name.split(".")
+        if first == "fusion":
+            state[f"com_dense.{rest[-1]}"] = tensor
+        elif first == "projections":
+            state[f"mm_encoder.{modality[rest[0]]}_pre_fc.{rest[-1]}"] = tensor
+        else:
+            part = modality[rest[0]] if first == "intra" else "mm"
+            if rest[-1] == "gates":
+                gate = "text" if part == "bert" else part
+                state |= {f"mm_encoder.side_gate_params_{gate}.{n}": g.reshape(1) for n, g in enumerate(tensor)}
+            elif "adapters" in rest:
+                number, layer, kind = rest[-3:]
+                state[f"mm_encoder.{part}_adapter_list.{number}.fc_{layer}.{kind}"] = tensor
+            elif "align" in rest:
+                state[f"mm_encoder.down_project_list.{rest[-2]}.{rest[-1]}"] = tensor
+            elif rest[-2] == "projection":
+                state[f"mm_encoder.fc_mm_down.{rest[-1]}"] = tensor
+            else:
+                state[f"mm_encoder.fc_{part}.{rest[-1]}"] = tensor
+    return state
+
+
+@pytest.mark.parametrize("parts", ["intra_inter", "intra", "inter"])
+@pytest.mark.parametrize("gated", [True, False], ids=["gated", "add"])
+@pytest.mark.parametrize("keeps_first", [True, False])
+@pytest.mark.parametrize("widths", [(12, 12), (20, 12), (12, 20)], ids=str)
+def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths):
+    """Each equals a plain reading of the paper, and is read back from a checkpoint with the original names."""
+    torch.manual_seed(0)
+    kinds = dict(zip(("image", "text"), widths, strict=True))
+    side = SideNetwork(kinds, {"image": 4, "text": 4}, 8, lambda width: Bottleneck(width, 5), parts, gated, keeps_first)
+    with torch.no_grad():
+        for parameter in side.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    states = {kind: torch.randn(6, 4, width) for kind, width in kinds.items()}
+
+    def sanb(adapter, x):
+        return x + adapter.up(torch.relu(adapter.down(x)))
+
+    def gate(tower, number):
+        return torch.sigmoid(tower.gates[number] / 0.1) if gated else None
+
+    ends = []
+    first = 0 if keeps_first else 1
+    for kind in ("image", "text") if "intra" in parts else ():
+        tower, h = side.intra[kind], states[kind]
+        s = torch.zeros(6, kinds[kind]) if keeps_first else h[:, 0]
+        for number, k in enumerate(range(first, 4)):
+            g = gate(tower, number)
+            s = sanb(tower.adapters[number], g * h[:, k] + (1 - g) * s if gated else h[:, k] + s)
+        ends.append(side.projections[kind](tower.end(s)))
+    if "inter" in parts:
+        tower, s = side.inter, torch.zeros(6, min(widths))
+        for number, k in enumerate(range(first, 4)):
+            image, text = states["image"][:, k], states["text"][:, k]
+            if widths[0] > widths[1]:
+                image = tower.align[number](image)
+            if widths[1] > widths[0]:
+                text = tower.align[number](text)
+            g = gate(tower, number)
+            s = sanb(tower.adapters[number], s + g * image + (1 - g) * text if gated else s + image + text)
+        ends.append(tower.projection(tower.end(s)))
+    expected = side.fusion(torch.cat(ends, dim=1)) if len(ends) > 1 else ends[0]
+    torch.testing.assert_close(side(states), expected)
+
+    if parts == "inter" and widths[0] != widths[1]:
+        return
+    torch.save({"model_state_dict": original_names(side)}, tmp_path / "epoch-1.pt")
+    loaded = load_side(tmp_path / "epoch-1.pt", keep_embedding=keeps_first)
+    assert torch.equal(loaded(states), side(states))
+
+
+def test_parameters_at_base_size():
+    """As the original programs count them, at BERT-base and ViT-base with a 64-wide user encoder of 10 positions."""
+    with torch.device("meta"):
+        encoder = MultimodalItemEncoder(
+            TextItemEncoder(build_backbone(BertConfig()), 64),
+            ImageItemEncoder(build_backbone(ViTConfig(), "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)),
+        )
+        recommender = Recommender(encoder, SASRec(64, 10, 2, 2, 0.1), InBatchObjective())
+        groups = methods.apply(recommender, "iisan", IISANOptions(), methods.Rates(2e-4, 0.0), train_recommender=True)
+    counted = sum(p.numel() for group in groups for p in group.parameters.values())
+    assert recommender.item_encoder.states["text"] == [0, 2, 4, 6, 8, 10, 12]
+    assert counted == 4_113_877
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit", BOTH])
+@pytest.mark.parametrize("more", [[], ["--side_towers", "intra", "--no_side_gates", "--no_keep_embedding"]], ids=str)
+def test_a_run_trains_the_side_network_and_not_the_backbones(flags, backbones, tmp_path, kind, more):
+    flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", *more]
+    result = run([*flags, "--output", str(tmp_path / "run"), "--lr", "1e-2", "--adapter_lr", "1e-2"], "iisan")
+    tensors = best(tmp_path / "run")
+    assert not any(".backbone." in name for name in tensors)
+    assert any(".side.intra." in name for name in tensors)
+    assert any(".side.inter." in name for name in tensors) == (kind == BOTH and not more)
+    loaded = load_run(tmp_path / "run")
+    assert {name for name, p in loaded.named_parameters() if p.requires_grad} == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded.get_parameter(name), tensor)
+    assert result["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_nothing_flows_back_into_a_backbone(tiny):
+    _, io, recommender = tiny
+    recommender.train()
+    ids, mask = torch.from_numpy(io["item_text"]).long().chunk(2, dim=1)
+    pixels = torch.randint(0, 256, (len(ids), 3, 32, 32), dtype=torch.uint8)
+    recommender.item_encoder(ids, mask, pixels).sum().backward()
+    assert not any(tower.backbone.training for tower in recommender.item_encoder.towers)
+    for name, parameter in recommender.item_encoder.named_parameters():
+        assert (parameter.grad is not None) == name.startswith("side."), name
+
+
+def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
+    def fails(kind, *more):
+        with pytest.raises(TransrecError) as error:
+            run([*flags, *encoder_flags(kind, backbones), "--output", str(tmp_path / "run"), *more], "iisan")
+        return str(error.value)
+
+    assert "needs titles and images" in fails("bert", "--side_towers", "inter")
+    assert "--text_layers [0, 2]: the text encoder has layers 0 to 1" in fails("bert", "--text_layers", "0", "2")
+    assert "--text_layers gives 2 layers and --image_layers 1" in fails(BOTH, "--text_layers", "0", "1")
+    assert "--side_size 0: must be at least 1" in fails("bert", "--side_size", "0")
+    assert "learned vectors" in fails("bert", "--item_tower", "id")
+    with pytest.raises(TransrecError, match="holds no side network"):
+        torch.save({"model_state_dict": {"a": torch.zeros(1)}}, tmp_path / "epoch-1.pt")
+        load_side(tmp_path / "epoch-1.pt")

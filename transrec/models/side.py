@@ -1,0 +1,188 @@
+"""The decoupled side network (IISAN): small towers that read a backbone's hidden states and touch nothing inside it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from transrec.errors import TransrecError
+from transrec.models.backbone import view
+
+GATE_TEMPERATURE = 0.1
+
+
+class StateReader:
+    """Reads what a backbone's blocks pass on at [CLS]: state 0 is what the first is given, state k what block k gives.
+
+    The last state is the last block's, before any LayerNorm that the backbone may have behind it.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        self._states: list[Tensor] = []
+        blocks = view(backbone).blocks
+        blocks[0].module.register_forward_pre_hook(self._first, with_kwargs=True)
+        for block in blocks:
+            block.module.register_forward_hook(self._next)
+        self.count = 1 + len(blocks)
+
+    def _first(self, block: nn.Module, arguments: tuple, options: dict) -> None:
+        self._states = [(arguments[0] if arguments else options["hidden_states"])[:, 0]]
+
+    def _next(self, block: nn.Module, arguments: tuple, output) -> None:
+        self._states.append((output[0] if isinstance(output, tuple) else output)[:, 0])
+
+    def read(self, forward: Callable[[], object]) -> Tensor:
+        """Run `forward`, which runs the backbone on N items: their states [N, 1 + blocks, D], without gradient."""
+        with torch.no_grad():
+            forward()
+            states, self._states = torch.stack(self._states, dim=1), []
+        return states
+
+
+class Steps(nn.Module):
+    """The part that towers share: a SANB and a gate for each step.
+
+    A SANB is x + adapter(x); a gate is sigmoid(p / 0.1) with a learned p that starts at 0.
+
+    Args:
+        adapters: one for each step.
+        gated: learn gates; without them everything is added.
+    """
+
+    def __init__(self, adapters: list[nn.Module], gated: bool):
+        super().__init__()
+        self.adapters = nn.ModuleList(adapters)
+        self.gates = nn.Parameter(torch.zeros(len(adapters))) if gated else None
+
+    def weights(self) -> list[tuple[Tensor | float, Tensor | float]]:
+        """For each step the weights of the first thing it joins and of the second."""
+        if self.gates is None:
+            return [(1.0, 1.0)] * len(self.adapters)
+        gates = torch.sigmoid(self.gates / GATE_TEMPERATURE)
+        return [(gate, 1 - gate) for gate in gates.unbind()]
+
+
+class IntraTower(Steps):
+    """One modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, D).
+
+    Args:
+        width: D.
+        keeps_first: h_0 is a step of its own, from s = 0; otherwise s starts as h_0.
+    """
+
+    def __init__(self, width: int, adapters: list[nn.Module], gated: bool, keeps_first: bool):
+        super().__init__(adapters, gated)
+        self.keeps_first = keeps_first
+        self.end = nn.Linear(width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States [N, K, D] -> [N, D]."""
+        first, *later = states.unbind(1)
+        s, steps = (torch.zeros_like(first), [first, *later]) if self.keeps_first else (first, later)
+        for h, adapter, (of_state, of_sum) in zip(steps, self.adapters, self.weights(), strict=True):
+            x = of_state * h + of_sum * s
+            s = x + adapter(x)
+        return self.end(s)
+
+
+class InterTower(Steps):
+    """Both modalities: s <- SANB(s + g h_i^image + (1 - g) h_i^text) from s = 0, then Linear(D, D), Linear(D, d).
+
+    D is the narrower width; states of the wider modality are first mapped to it, by a Linear of its own at each step.
+
+    Args:
+        widths: of image and text states.
+        keeps_first: whether h_0 is a step.
+    """
+
+    def __init__(
+        self, widths: tuple[int, int], adapters: list[nn.Module], gated: bool, keeps_first: bool, embedding_dim: int
+    ):
+        super().__init__(adapters, gated)
+        self.keeps_first, self.widths = keeps_first, widths
+        width = min(widths)
+        alike = widths[0] == widths[1]
+        self.align = nn.ModuleList([] if alike else [nn.Linear(max(widths), width) for _ in adapters])
+        self.end = nn.Linear(width, width)
+        self.projection = nn.Linear(width, embedding_dim)
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        """States [N, K, D_image] and [N, K, D_text] -> [N, d]."""
+        first = 0 if self.keeps_first else 1
+        s = image.new_zeros(len(image), min(self.widths))
+        steps = zip(image.unbind(1)[first:], text.unbind(1)[first:], self.adapters, self.weights(), strict=True)
+        for number, (h_image, h_text, adapter, (of_image, of_text)) in enumerate(steps):
+            if self.align and self.widths[0] > self.widths[1]:
+                h_image = self.align[number](h_image)
+            elif self.align:
+                h_text = self.align[number](h_text)
+            x = s + of_image * h_image + of_text * h_text
+            s = x + adapter(x)
+        return self.projection(self.end(s))
+
+
+class SideNetwork(nn.Module):
+    """Item embeddings from hidden states: Linear of what the towers give, in the order image, text, inter.
+
+    Over one modality it is that modality's tower and projection alone.
+
+    Args:
+        widths: D of each modality's states.
+        steps: K, the states read of each.
+        adapter: makes an adapter of a width.
+        parts: "intra", "inter" or "intra_inter".
+        keeps_first: whether the first state is a step of its own.
+        projections: Linear(D, d) that end the intra towers; new ones where not given.
+
+    Raises TransrecError for an inter-modal tower over one modality, or over unlike numbers of states.
+    """
+
+    def __init__(
+        self,
+        widths: dict[str, int],
+        steps: dict[str, int],
+        embedding_dim: int,
+        adapter: Callable[[int], nn.Module],
+        parts: str = "intra_inter",
+        gated: bool = True,
+        keeps_first: bool = True,
+        projections: dict[str, nn.Linear] | None = None,
+    ):
+        super().__init__()
+        # The order of fusion.
+        self.kinds = [kind for kind in ("image", "text") if kind in widths]
+        counts = {kind: steps[kind] - (not keeps_first) for kind in self.kinds}
+        intra, inter = (part in parts.split("_") for part in ("intra", "inter"))
+        inter = inter and (len(widths) == 2 or not intra)
+        if inter and len(widths) == 1:
+            raise TransrecError("--side_towers inter: needs titles and images; use --item_tower multimodal")
+        if inter and counts["image"] != counts["text"]:
+            raise TransrecError(
+                f"the inter-modal tower goes through both encoders in step: --text_layers gives {steps['text'] - 1} "
+                f"layers and --image_layers {steps['image'] - 1}; give as many of each, or --side_towers intra"
+            )
+        self.intra, self.projections = nn.ModuleDict(), nn.ModuleDict()
+        for kind in self.kinds if intra else ():
+            adapters = [adapter(widths[kind]) for _ in range(counts[kind])]
+            self.intra[kind] = IntraTower(widths[kind], adapters, gated, keeps_first)
+            self.projections[kind] = (projections or {}).get(kind) or nn.Linear(widths[kind], embedding_dim)
+        self.inter = None
+        if inter:
+            both = (widths["image"], widths["text"])
+            adapters = [adapter(min(both)) for _ in range(counts["image"])]
+            self.inter = InterTower(both, adapters, gated, keeps_first, embedding_dim)
+        ends = len(self.intra) + inter
+        self.fusion = nn.Linear(ends * embedding_dim, embedding_dim) if ends > 1 else nn.Identity()
+
+    def forward(self, states: dict[str, Tensor]) -> Tensor:
+        """States [N, K, D] of each modality -> item embeddings [N, d]."""
+        return self.fusion(torch.cat(list(self.ends(states).values()), dim=-1))
+
+    def ends(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What each tower gives, [N, d], in the order of fusion."""
+        ends = {kind: self.projections[kind](tower(states[kind])) for kind, tower in self.intra.items()}
+        return ends | ({"inter": self.inter(states["image"], states["text"])} if self.inter is not None else {})
+
+    def new_parameters(self) -> list[nn.Parameter]:
+        """Those of the towers, without projections and fusion."""
+        return [*self.intra.parameters(), *(self.inter.parameters() if self.inter is not None else ())]
