@@ -1,21 +1,24 @@
 """From settings to a recommender: build it, load what it starts from, apply the method, load a finished run."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from transrec import interop, methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
+from transrec.methods.iisan import CachedTowers
 from transrec.models import backbone
 from transrec.models.items import (
-    ContentItemEncoder,
     IdItemEncoder,
     ImageItemEncoder,
     MultimodalItemEncoder,
     TextItemEncoder,
+    make_projection,
 )
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
@@ -31,16 +34,16 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
 
     Raises TransrecError for an unknown or unfit text encoder.
     """
-    torch.manual_seed(settings.training.seed)
     model, data = settings.model, settings.data
-    towers = {
-        content: _content_encoder(settings, content, load_weights and not model.random_backbone)
-        for content in model.encoders
-    }
-    if not towers:
+    if not model.encoders:
+        _seed(settings, "id")
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
+    elif getattr(settings.method_options, "cached", False):
+        item_encoder = _cached_towers(settings)
     else:
+        towers = {content: content_encoder(settings, content, load_weights) for content in model.encoders}
         item_encoder = MultimodalItemEncoder(**towers) if len(towers) > 1 else towers[model.item_tower]
+    _seed(settings, "user encoder")
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
     return Recommender(
@@ -50,17 +53,45 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     )
 
 
-def _content_encoder(settings: Settings, content: backbone.Modality, load_weights: bool) -> ContentItemEncoder:
+def _seed(settings: Settings, part: str) -> None:
+    """Seed what is drawn for a part: it does not hang on which other parts were drawn before."""
+    seed = np.random.SeedSequence([settings.training.seed, zlib.crc32(part.encode())])
+    torch.manual_seed(int(seed.generate_state(1)[0]))
+
+
+def content_encoder(
+    settings: Settings, content: backbone.Modality, load_weights: bool = True
+) -> TextItemEncoder | ImageItemEncoder:
+    """The item encoder of one backbone; its weights are drawn anew without `load_weights`, or as the settings say.
+
+    Raises TransrecError for an unknown or unfit backbone.
+    """
     model, data = settings.model, settings.data
     name = model.encoders[content]
     config = backbone.load_config(name, content)
     if content == "text":
         backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
-    weights = backbone.load_backbone(name, content) if load_weights else backbone.build_backbone(config, content)
+    _seed(settings, f"{content} backbone")
+    drawn = model.random_backbone or not load_weights
+    weights = backbone.build_backbone(config, content) if drawn else backbone.load_backbone(name, content)
+    _seed(settings, f"{content} projection")
     if content == "text":
         return TextItemEncoder(weights, model.embedding_dim)
     backbone.set_mask_ratio(weights, model.mask_ratio)
     return ImageItemEncoder(weights, model.embedding_dim, backbone.load_preprocessing(name, config))
+
+
+def _cached_towers(settings: Settings) -> CachedTowers:
+    model = settings.model
+    if settings.run.checkpoint:
+        raise TransrecError("--cached: hidden states are of the backbones alone; leave out --checkpoint, or --cached")
+    blocks, projections = {}, {}
+    for content, name in model.encoders.items():
+        config = backbone.load_config(name, content)
+        _seed(settings, f"{content} projection")
+        blocks[content] = config.num_hidden_layers
+        projections[content] = make_projection(config.hidden_size, model.embedding_dim)
+    return CachedTowers(blocks, projections)
 
 
 def load_start(recommender: Recommender, settings: Settings) -> None:
@@ -121,6 +152,7 @@ def load_run(folder: str | Path) -> Recommender:
 
 def apply_method(recommender: Recommender, settings: Settings) -> list[TrainableGroup]:
     """Insert the method and decide what trains."""
+    _seed(settings, "method")
     choice = settings.training.train_recommender
     train_recommender = choice == "yes" or (choice == "auto" and not settings.run.checkpoint)
     return methods.apply(

@@ -3,19 +3,23 @@
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from transrec.assembly import apply_method, build_recommender, describe, load_run, load_start
+from transrec.caching import hidden_states
 from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
+from transrec.data.states import StateFeatures
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
@@ -44,10 +48,14 @@ def adapt(method: str, **defaults: Any) -> None:
 
     Leaves with status 0, 2 after a user's mistake, or 128 + the signal that stopped it.
     """
+    _command_line(method, defaults, execute)
+
+
+def _command_line(method: str, defaults: dict[str, Any], act: Callable[[Settings], Any]) -> None:
     try:
         settings = parse(sys.argv[1:], method, defaults)
         distributed.relaunch(settings.run.nproc)
-        execute(settings)
+        act(settings)
     except TransrecError as error:
         if rank := int(os.environ.get("RANK", 0)):
             # What went wrong everywhere is the main process's to say; torchrun ends the others when that one leaves.
@@ -59,6 +67,23 @@ def adapt(method: str, **defaults: Any) -> None:
         sys.exit(128 + stop.signal_number)
     finally:
         distributed.stop()
+
+
+def cache(**defaults: Any) -> None:
+    """Command line of the caching script: compute a dataset's hidden states and leave."""
+
+    def make(settings: Settings) -> None:
+        world = distributed.start(settings.run.device, settings.run.deterministic)
+        data = settings.data
+        dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
+        disable_progress_bar()
+        precision = Precision(settings.training.precision, world.device)
+        features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
+        for part in getattr(features, "parts", [features]):
+            if world.is_main:
+                print(f"cached      {part.file.path}")
+
+    _command_line("iisan", defaults | {"cached": True}, make)
 
 
 def execute(settings: Settings) -> dict[str, Any]:
@@ -124,7 +149,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         data.subset_seed,
     )
     run.log(f"data        {dataset.summary}")
-    features = _features(settings, dataset, world)
+    precision = Precision(settings.training.precision, world.device)
+    features = _features(settings, dataset, world, precision, run.log)
     files = _data_files(run, settings, dataset, features)
     recommender = build_recommender(settings, dataset.split.item_count)
     if settings.run.checkpoint:
@@ -143,7 +169,6 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         ranks=world.size,
         pieces=settings.training.accumulate,
     )
-    precision = Precision(settings.training.precision, world.device)
     evaluator = Evaluator(dataset.split, features, settings.evaluation, data.mask_history, world, precision)
     table = parameter_table(recommender, groups)
     trainer = Trainer(
@@ -167,25 +192,34 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     return trainer, table
 
 
-def _features(settings: Settings, dataset: Dataset, world: World) -> Features:
+def _features(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> Features:
     makers = {"text": _text_features, "image": _image_features}
-    parts = [makers[content](settings, dataset, world) for content in settings.model.encoders]
+    contents, rows = settings.model.encoders, dataset.split.item_rows
+    if getattr(settings.method_options, "cached", False) and contents:
+        parts: list[Features] = []
+        everything = np.arange(len(dataset.catalog.ids))
+        for content in contents:
+            of_all = makers[content](settings, dataset, everything, world)
+            file = hidden_states(settings, dataset, content, of_all, world, precision, log)
+            parts.append(StateFeatures(file, rows, world.device, settings.method_options.cache_device))
+    else:
+        parts = [makers[content](settings, dataset, rows, world) for content in contents]
     if not parts:
         return IdFeatures(world.device)
     return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
 
 
-def _image_features(settings: Settings, dataset: Dataset, world: World) -> ImageFeatures:
+def _image_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> ImageFeatures:
     data = settings.data
     store = find_images(data.dataset, data.images)
-    ids = [dataset.catalog.ids[row] for row in dataset.split.item_rows]
+    ids = [dataset.catalog.ids[row] for row in rows]
     store.check(ids)
     if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
         print(f"warning: {grey:,} of {len(ids):,} items have a grey image in {store.path}", file=sys.stderr)
     return ImageFeatures(store, ids, world.device, data.image_workers)
 
 
-def _text_features(settings: Settings, dataset: Dataset, world: World) -> TextFeatures:
+def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures:
     data, name = settings.data, settings.model.text_encoder
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
@@ -203,7 +237,7 @@ def _text_features(settings: Settings, dataset: Dataset, world: World) -> TextFe
     if world.is_main:
         made = tokens()
     world.barrier()
-    return TextFeatures(made if world.is_main else tokens(), dataset.split.item_rows, world.device)
+    return TextFeatures(made if world.is_main else tokens(), rows, world.device)
 
 
 def _default_folder(settings: Settings, started: datetime, world: World) -> Path:

@@ -21,6 +21,7 @@ GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOpti
 MAY_CHANGE = {
     *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir"),
     *("nproc", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
+    *("state_cache", "cache_device"),
 }
 
 

@@ -34,6 +34,13 @@ class IISANOptions(MethodOptions):
     )
     image_layers: list[int] = flag([], "The same of the image encoder.")
 
+    cached: bool = flag(False, "Train on hidden states computed once and kept on disk, without the backbones.")
+    state_dtype: Literal["fp16", "fp32"] = flag("fp16", "How they are kept.")
+    state_cache: str | None = flag(None, "Folder for them (default: .transrec/ beside the items file).")
+    cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
+        "auto", "Where training holds them; auto: on the GPU if they fit, else in memory if they fit, else on disk."
+    )
+
     @classmethod
     def told_by(cls, names: Collection[str]) -> dict[str, Any]:
         intra, inter = (any(f".side.{part}." in name for name in names) for part in ("intra", "inter"))
@@ -41,8 +48,8 @@ class IISANOptions(MethodOptions):
         towers = "intra_inter" if intra and inter else "intra" if intra else "inter"
         return {"side_towers": towers, "side_gates": gated}
 
-    def layers(self, content: Content, blocks: int) -> list[int]:
-        """The layers of a backbone of so many blocks that are read.
+    def states(self, content: Content, blocks: int) -> list[int]:
+        """The states of a backbone of so many blocks that are read: 0 is the embedding layer's, k + 1 that of layer k.
 
         Raises TransrecError for one that the backbone does not have.
         """
@@ -52,7 +59,21 @@ class IISANOptions(MethodOptions):
             raise TransrecError(
                 f"--{content}_layers {list(chosen)}: the {content} encoder has layers 0 to {blocks - 1}"
             )
-        return layers
+        return [0, *(layer + 1 for layer in layers)]
+
+
+def _side_network(projections: dict[str, nn.Linear], steps: dict[str, int], options: IISANOptions) -> SideNetwork:
+    """The side network that the options call for; the projections end its intra towers."""
+    return SideNetwork(
+        widths={kind: projection.in_features for kind, projection in projections.items()},
+        steps=steps,
+        embedding_dim=next(iter(projections.values())).out_features,
+        adapter=lambda width: Bottleneck(width, options.side_size, options.side_activation),
+        parts=options.side_towers,
+        gated=options.side_gates,
+        keeps_first=options.keep_embedding,
+        projections=projections,
+    )
 
 
 class SideItemEncoder(nn.Module):
@@ -67,22 +88,9 @@ class SideItemEncoder(nn.Module):
         self.content = content
         self.encoders = nn.ModuleDict({tower.content: tower for tower in towers})
         self.readers = {kind: StateReader(tower.backbone) for kind, tower in self.encoders.items()}
-        # State 0 is the embedding layer's, state k + 1 that of layer k.
-        self.states = {
-            kind: [0, *(layer + 1 for layer in options.layers(kind, reader.count - 1))]
-            for kind, reader in self.readers.items()
-        }
-        projections = {tower.content: tower.projection for tower in towers}
-        self.side = SideNetwork(
-            widths={kind: projection.in_features for kind, projection in projections.items()},
-            steps={kind: len(states) for kind, states in self.states.items()},
-            embedding_dim=towers[0].projection.out_features,
-            adapter=lambda width: Bottleneck(width, options.side_size, options.side_activation),
-            parts=options.side_towers,
-            gated=options.side_gates,
-            keeps_first=options.keep_embedding,
-            projections=projections,
-        )
+        self.states = {kind: options.states(kind, reader.count - 1) for kind, reader in self.readers.items()}
+        steps = {kind: len(states) for kind, states in self.states.items()}
+        self.side = _side_network({tower.content: tower.projection for tower in towers}, steps, options)
         for tower in towers:
             tower.projection = None
 
@@ -106,6 +114,38 @@ class SideItemEncoder(nn.Module):
         return states
 
 
+class CachedTowers(nn.Module):
+    """What is left of item towers whose hidden states are computed already: the projections, and how deep they are."""
+
+    towers: ClassVar[list[ContentItemEncoder]] = []
+
+    def __init__(self, blocks: dict[str, int], projections: dict[str, nn.Linear]):
+        super().__init__()
+        self.blocks, self.projections = blocks, nn.ModuleDict(projections)
+
+
+class CachedItemEncoder(nn.Module):
+    """A side network over hidden states that were computed before; it has no backbone.
+
+    Args:
+        blocks: of each backbone that the states are of.
+        projections: Linear(D, d) for each.
+    """
+
+    towers: ClassVar[list[ContentItemEncoder]] = []
+
+    def __init__(self, blocks: dict[str, int], projections: dict[str, nn.Linear], options: IISANOptions):
+        super().__init__()
+        self.kinds = list(blocks)
+        self.content: Content = "multimodal" if len(blocks) > 1 else self.kinds[0]
+        steps = {kind: len(options.states(kind, count)) for kind, count in blocks.items()}
+        self.side = _side_network(projections, steps, options)
+
+    def forward(self, *states: Tensor) -> Tensor:
+        """Kept states float [N, K, D] of each modality, the text's first -> item embeddings [N, d]."""
+        return self.side(dict(zip(self.kinds, states, strict=True)))
+
+
 @register("iisan")
 class IISAN(Method):
     """The side network, the projections, the fusion and the user encoder train; the backbones are only read."""
@@ -114,7 +154,10 @@ class IISAN(Method):
     trains_recommender = True
 
     def rebuild(self, item_encoder: nn.Module, options: IISANOptions) -> tuple[nn.Module, list[nn.Parameter]]:
-        if not item_encoder.towers:
+        if isinstance(item_encoder, CachedTowers):
+            rebuilt: nn.Module = CachedItemEncoder(item_encoder.blocks, dict(item_encoder.projections.items()), options)
+        elif item_encoder.towers:
+            rebuilt = SideItemEncoder(item_encoder.towers, item_encoder.content, options)
+        else:
             raise TransrecError("--method iisan: items are represented by learned vectors, which have no hidden states")
-        rebuilt = SideItemEncoder(item_encoder.towers, item_encoder.content, options)
         return rebuilt, rebuilt.side.new_parameters()

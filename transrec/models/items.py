@@ -11,6 +11,14 @@ from transrec.models.backbone import Preprocessing
 Content = Literal["text", "image", "multimodal", "id"]
 
 
+def make_projection(width: int, embedding_dim: int) -> nn.Linear:
+    """Linear(D, d), Xavier-normal, biases zero."""
+    projection = nn.Linear(width, embedding_dim)
+    nn.init.xavier_normal_(projection.weight)
+    nn.init.zeros_(projection.bias)
+    return projection
+
+
 class ContentItemEncoder(nn.Module):
     """[CLS] of a backbone's last layer -> Linear(D, d) -> GELU.
 
@@ -27,10 +35,8 @@ class ContentItemEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.constants = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
-        self.projection = nn.Linear(backbone.config.hidden_size, embedding_dim)
+        self.projection = make_projection(backbone.config.hidden_size, embedding_dim)
         self.backbone_dropout = True
-        nn.init.xavier_normal_(self.projection.weight)
-        nn.init.zeros_(self.projection.bias)
 
     @property
     def towers(self) -> "list[ContentItemEncoder]":
@@ -108,9 +114,7 @@ class MultimodalItemEncoder(nn.Module):
         super().__init__()
         self.text, self.image = text, image
         width = text.projection.out_features
-        self.fusion = nn.Linear(2 * width, width)
-        nn.init.xavier_normal_(self.fusion.weight)
-        nn.init.zeros_(self.fusion.bias)
+        self.fusion = make_projection(2 * width, width)
 
     @property
     def towers(self) -> list[ContentItemEncoder]:

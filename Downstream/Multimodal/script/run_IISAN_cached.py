@@ -1,0 +1,21 @@
+"""IISAN on cached hidden states (IISAN, the cached rows of its tables; `iisan`).
+
+    python run_IISAN_cached.py --dataset ../../../Dataset/Scientific
+
+The first run computes the hidden states of every item, later ones read them; no backbone is in memory then. The numbers
+are those of run_IISAN.py with --state_dtype fp32.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt(
+        "iisan",
+        item_tower="multimodal",
+        objective="in_batch",
+        max_seq_len=10,
+        batch_size=64,
+        lr=2e-4,
+        adapter_lr=1e-4,
+        cached=True,
+    )

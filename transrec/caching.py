@@ -1,0 +1,142 @@
+"""Hidden states of a dataset's items for cached side networks: use the file that is there, or make it."""
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from transrec import assembly
+from transrec.data.dataset import Dataset
+from transrec.data.features import ahead
+from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
+from transrec.errors import TransrecError
+from transrec.models import backbone
+from transrec.models.side import StateReader
+from transrec.paths import file_sha256
+from transrec.settings import Settings
+from transrec.training.distributed import World
+from transrec.training.precision import Precision
+
+WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
+
+
+def hidden_states(
+    settings: Settings, dataset: Dataset, content: backbone.Modality, features, world: World, precision: Precision, log
+) -> StateFile:
+    """The hidden states of every item of the catalogue; computed first where there are none of it yet.
+
+    Args:
+        features: of the whole catalogue, whose items 1..n are its rows.
+        log: called with a line that says what is about to be done.
+
+    Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
+    """
+    options, name = settings.method_options, settings.model.encoders[content]
+    config = backbone.load_config(name, content)
+    states = options.states(content, config.num_hidden_layers)
+    made_of = _made_of(settings, dataset, content, features, states, precision)
+    folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
+    path = folder / f"states-{Path(name).name}.safetensors"
+    if not path.exists():
+        count = len(dataset.catalog.ids)
+        builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
+        if world.is_main:
+            done = builder.begin()
+            size = count * builder.row_bytes / 2**20
+            log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
+            if done:
+                log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
+        world.barrier()
+        _fill(builder, settings, content, states, features, world, precision)
+        world.barrier()
+        if world.is_main:
+            builder.finish()
+        world.barrier()
+    return StateFile(path, made_of)
+
+
+@torch.no_grad()
+def _fill(
+    builder: StateBuilder,
+    settings: Settings,
+    content: backbone.Modality,
+    states: list[int],
+    features,
+    world: World,
+    precision: Precision,
+) -> None:
+    waiting = builder.waiting(world.rank, world.size)
+    if not waiting:
+        return
+    tower = assembly.content_encoder(settings, content).to(world.device).eval()
+    reader = StateReader(tower.backbone)
+    work = ahead(partial(_rows, builder.shape[0]), waiting, _alone, features)
+    bar = tqdm(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main)
+    for items, (read,) in bar:
+        with precision.autocast():
+            every = reader.read(partial(tower.read_out, *features.inputs(items, read)))
+        builder.put(int(items[0]) - 1, every[:, states].float())
+
+
+def _rows(count: int, first: int) -> Tensor:
+    """Items of the block that starts at row `first`: rows counted from 1."""
+    return torch.arange(first + 1, min(first + BLOCK_ITEMS, count) + 1)
+
+
+def _alone(items: Tensor) -> list[Tensor]:
+    return [items]
+
+
+def _made_of(
+    settings: Settings,
+    dataset: Dataset,
+    content: backbone.Modality,
+    features,
+    states: list[int],
+    precision: Precision,
+) -> dict[str, Any]:
+    model, data = settings.model, settings.data
+    name = model.encoders[content]
+    made_of: dict[str, Any] = {
+        "modality": content,
+        "backbone": f"random, seed {settings.training.seed}" if model.random_backbone else _weights_hash(name),
+        "states": states,
+        "dtype": settings.method_options.state_dtype,
+        "precision": precision.name,
+        "items": _hash("\n".join(dataset.catalog.ids)),
+    }
+    if content == "text":
+        return made_of | {
+            "titles": _hash("\n".join(dataset.catalog.titles)),
+            "tokens": hashlib.sha256(features.input_ids.cpu().numpy().tobytes()).hexdigest(),
+            "title_tokens": data.title_tokens,
+            "lower_case": data.lower_case,
+        }
+    preprocessing = backbone.load_preprocessing(name, backbone.load_config(name, content))
+    return made_of | {
+        "images": features.store.content_hash,
+        "size": preprocessing.size,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "mask_ratio": model.mask_ratio,
+    }
+
+
+def _weights_hash(name: str) -> str:
+    """Of a folder its configuration and weights; of a hub name the commit that was loaded."""
+    folder = Path(name)
+    if not folder.is_dir():
+        commit = getattr(backbone.load_config(name), "_commit_hash", None)
+        if commit is None:
+            raise TransrecError(f"{name}: no folder, and the hub told no commit; put it into pretrained_models/")
+        return f"{name} {commit}"
+    files = sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
+    return _hash(" ".join(f"{file.name} {file_sha256(file)}" for file in files))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,200 @@
+"""Hidden states of every item, computed once and kept in a memory-mapped file that side networks train from.
+
+A file holds the kept [CLS] states of one backbone for all items of a catalogue, in its order: a safetensors file with
+one tensor, `states` [items, K, D], whose header says what it was made of. It is filled in a partial file beside it,
+block by block, by one process or several, and renamed when it is whole.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transrec.errors import TransrecError
+from transrec.paths import make_folder
+
+FORMAT = 1
+DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
+BLOCK_ITEMS = 256
+
+
+def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any]) -> bytes:
+    """The start of a safetensors file: length, JSON, padded so that the data is aligned."""
+    length = int(np.prod(shape)) * np.dtype(DTYPES[dtype][1]).itemsize
+    content = {
+        "__metadata__": {"transrec": json.dumps({"format": FORMAT, **made_of}, sort_keys=True)},
+        "states": {"dtype": DTYPES[dtype][0], "shape": list(shape), "data_offsets": [0, length]},
+    }
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 64 + 56)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _reserve(path: Path, length: int) -> None:
+    """Make the file of that length, with room for all of it."""
+    with open(path, "r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, length)
+        except OSError as error:
+            raise TransrecError(
+                f"{path}: no room for {length / 2**30:.2f} GiB of hidden states ({error.strerror}); make room, give "
+                f"another folder with --state_cache, read fewer layers, or use --state_dtype fp16"
+            ) from error
+
+
+class StateFile:
+    """A whole file of hidden states, read without holding it in memory.
+
+    Args:
+        made_of: what it must have been made of; see `StateBuilder`.
+
+    Attributes:
+        states: numpy [items, K, D], memory-mapped, float16 or float32.
+
+    Raises TransrecError when it cannot be read, is cut off, or was made of something else, which it names.
+    """
+
+    def __init__(self, path: Path, made_of: dict[str, Any]):
+        self.path = path
+        try:
+            with open(path, "rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length)) if 0 < length < 2**24 else {}
+            told = json.loads(header["__metadata__"]["transrec"])
+            tensor = header["states"]
+            dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
+        except (OSError, ValueError, KeyError, StopIteration) as error:
+            raise TransrecError(
+                f"{path}: not a file of hidden states ({error!r}); delete it, it is made again"
+            ) from error
+        expected = {"format": FORMAT, **made_of}
+        different = [
+            f"{name} {told.get(name)!r}, now {value!r}" for name, value in expected.items() if told.get(name) != value
+        ]
+        if different:
+            raise TransrecError(
+                f"{path}: was made of something else: {'; '.join(different)}; delete it, or give another folder with "
+                f"--state_cache"
+            )
+        shape = tuple(tensor["shape"])
+        whole = 8 + length + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if path.stat().st_size != whole:
+            raise TransrecError(
+                f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
+            )
+        self.states = np.memmap(path, dtype, "r", 8 + length, shape)
+
+
+class StateBuilder:
+    """The partial file in which one or several processes make a `StateFile`.
+
+    Args:
+        path: of the file to be.
+        shape: items, K, D.
+        made_of: whatever the states depend on; plain values.
+        lead: whether this process begins and ends the file; the others join in between.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str, made_of: dict[str, Any]):
+        self.path, self.shape = path, shape
+        self.numpy = DTYPES[dtype][1]
+        self.header = _header(shape, dtype, made_of)
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.marks = path.with_name(f".{path.name}.done")
+        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy).itemsize
+        self.blocks = range(0, shape[0], BLOCK_ITEMS)
+
+    def begin(self) -> int:
+        """Continue what is there of exactly this, or begin anew; returns the number of blocks that are done."""
+        make_folder(self.path.parent, "--state_cache")
+        whole = len(self.header) + self.shape[0] * self.row_bytes
+        try:
+            with open(self.partial, "rb") as file:
+                same = file.read(len(self.header)) == self.header and self.partial.stat().st_size == whole
+        except OSError:
+            same = False
+        if not (same and self.marks.exists()):
+            self.partial.write_bytes(self.header)
+            _reserve(self.partial, whole)
+            self.marks.write_bytes(bytes(len(self.blocks)))
+        return len(self.blocks) - len(self.waiting(0, 1))
+
+    def waiting(self, rank: int, ranks: int) -> list[int]:
+        """First rows of the blocks that a process of so many still has to make."""
+        done = self.marks.read_bytes()
+        mine = range(rank, len(self.blocks), ranks)
+        return [self.blocks[number] for number in mine if not done[number]]
+
+    def put(self, first_row: int, states: Tensor) -> None:
+        """Write the states [N, K, D] of a block for good."""
+        if not torch.isfinite(states).all():
+            raise TransrecError(
+                f"the hidden states of items {first_row + 1:,} and on are not finite; use --precision fp32"
+            )
+        values = states.cpu().numpy().astype(self.numpy)
+        if not np.isfinite(values).all():
+            raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
+        with open(self.partial, "r+b") as file:
+            file.seek(len(self.header) + first_row * self.row_bytes)
+            file.write(values.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        with open(self.marks, "r+b") as file:
+            file.seek(first_row // BLOCK_ITEMS)
+            file.write(b"\1")
+
+    def finish(self) -> None:
+        """Give the file, which is whole, its name."""
+        os.replace(self.partial, self.path)
+        self.marks.unlink()
+
+
+class StateFeatures:
+    """Hidden states of the items 1..n of a split, for one modality.
+
+    Args:
+        file: of the whole catalogue.
+        rows: int [n], the catalogue row of each item 1..n.
+        place: "gpu" and "cpu" hold all of them there, "disk" reads what a batch needs; "auto" is the first of gpu and
+            cpu with room, else disk.
+    """
+
+    workers = 0
+
+    def __init__(
+        self,
+        file: StateFile,
+        rows: np.ndarray,
+        device: torch.device,
+        place: Literal["auto", "gpu", "cpu", "disk"] = "auto",
+    ):
+        self.file, self.rows, self.device = file, rows, device
+        size = len(rows) * file.states[0].nbytes
+        self.place = _place(size, device) if place == "auto" else place
+        self.held: Tensor | None = None
+        if self.place != "disk":
+            self.held = torch.from_numpy(file.states[rows]).to(device if self.place == "gpu" else "cpu")
+
+    def read(self, items: Tensor) -> tuple[Tensor, ...]:
+        """Nothing: gathering rows takes less than handing them from process to process."""
+        return ()
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
+        """States float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
+        if self.held is None:
+            states = torch.from_numpy(self.file.states[self.rows[items.numpy() - 1]])
+        else:
+            states = self.held[(items - 1).to(self.held.device, non_blocking=True)]
+        return (states.to(self.device, non_blocking=True).float(),)
+
+
+def _place(size: int, device: torch.device) -> str:
+    """Where so many bytes fit with as much room again to spare."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 2 * size:
+        return "gpu"
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "cpu" if free > 2 * size else "disk"
