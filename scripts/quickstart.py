@@ -4,7 +4,8 @@
 
 Makes a two-domain dataset with titles and images, a tiny BERT and a tiny ViT. Pretrains SASRec over each on the source,
 and adapts to the small target by full fine-tuning, Houlsby adapters and a frozen backbone, beside training from scratch
-and ranking by popularity. Each step runs the script that a user would run, with the flags printed; results go to
+and ranking by popularity. Then trains over titles and images together, without a source: everything, and IISAN on
+cached hidden states. Each step runs the script that a user would run, with the flags printed; results go to
 runs/quickstart/.
 """
 
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from transrec.data.demo import make_demo
 from transrec.paths import REPOSITORY, default_runs_folder
-from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
+from transrec.reports.tables import COLUMNS, TPME_OF, markdown, metric_cells, read_result, result_row
+from transrec.reports.tpme import tpme
 
 SIZES = ["--max_seq_len", "10", "--batch_size", "32"]
-SCRATCH_RATES = ["--lr", "1e-3", "--backbone_lr", "1e-3"]
+SCRATCH_RATES = ["--lr", "1e-3", "--backbone_lr", "1e-3", "--patience", "30"]
 FULL, ADAPTED = ["--lr", "3e-4", "--backbone_lr", "1e-4"], ["--adapter_lr", "1e-3"]
 
 
@@ -46,14 +48,14 @@ def main() -> None:
         *["--dataset", str(demo.source), *text, *SCRATCH_RATES, "--epochs", "10"],
     )
     for title, script, flags in (
-        ("text, full fine-tuning", "finetune", FULL),
-        ("text, Houlsby adapters", "adapter_houlsby", ADAPTED),
-        ("text, frozen backbone", "frozen", ["--lr", "3e-4"]),
+        ("target, titles, full fine-tuning", "finetune", FULL),
+        ("target, titles, Houlsby adapters", "adapter_houlsby", ADAPTED),
+        ("target, titles, frozen backbone", "frozen", ["--lr", "3e-4"]),
     ):
         flags = [*target, *text, "--checkpoint", str(source), *flags]
         rows.append([title, run(title, f"Downstream/Text/script/{script}.py", runs / f"text-{script}", *flags)])
     scratch = [*target, *text, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
-    title = "text, from scratch"
+    title = "target, titles, from scratch"
     rows.append([title, run(title, "Downstream/Text/script/finetune.py", runs / "text-scratch", *scratch)])
 
     image = ["--image_encoder", str(demo.image_backbone)]
@@ -63,19 +65,30 @@ def main() -> None:
         runs / "image-source",
         *["--dataset", str(demo.source), *image, *SCRATCH_RATES, "--epochs", "6"],
     )
-    title = "image, Houlsby adapters"
+    title = "target, images, Houlsby adapters"
     flags = [*target, *image, "--checkpoint", str(source), *ADAPTED]
     rows.append([title, run(title, "Downstream/CV/script/sm_vit_adapter.py", runs / "image-adapter", *flags)])
-    title = "image, from scratch"
+    title = "target, images, from scratch"
     scratch = [*target, *image, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
     rows.append([title, run(title, "Downstream/CV/script/sm_vit.py", runs / "image-scratch", *scratch)])
 
+    both = ["--dataset", str(demo.source), *text, *image, "--epochs", "4"]
+    for title, script, flags in (
+        ("source, titles and images, full", "run_fft", SCRATCH_RATES),
+        ("source, titles and images, IISAN", "run_IISAN_cached", ["--lr", "1e-3", "--adapter_lr", "1e-3"]),
+    ):
+        rows.append([title, run(title, f"Downstream/Multimodal/script/{script}.py", runs / script, *both, *flags)])
+
     results = [(title, read_result(folder)) for title, folder in rows]
+    costs = tpme(*([result[name] for _, result in results] for name in TPME_OF))
     table = markdown(
-        ["target domain, test", *COLUMNS],
+        ["test", *COLUMNS, "TPME"],
         [
-            *([title, *result_row(result)] for title, result in results),
-            ["popularity", *metric_cells(results[0][1]["popularity"]), "0", "-", "-"],
+            *(
+                [title, *result_row(result), f"{cost:.3f}"]
+                for (title, result), cost in zip(results, costs, strict=True)
+            ),
+            ["target, popularity", *metric_cells(results[0][1]["popularity"]), "0", "-", "-", "-"],
         ],
     )
     (runs / "table.md").write_text(table + "\n", encoding="utf-8")

@@ -1,14 +1,22 @@
 """IISAN: the side network, its parity with the original program, and runs of it."""
 
+import errno
+import shutil
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 from conftest import BOTH, encoder_flags, read_case, run
-from test_training import best
-from transformers import BertConfig, ViTConfig
+from safetensors import safe_open
+from test_training import best, finish, numbers, start
+from transformers import AutoModel, BertConfig, ViTConfig
 
 from transrec import methods
 from transrec.data.batches import Batch
+from transrec.data.dataset import find_images, load_dataset
+from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.interop import load_original, load_side
 from transrec.methods.bottleneck import Bottleneck
@@ -240,3 +248,157 @@ def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
     with pytest.raises(TransrecError, match="holds no side network"):
         torch.save({"model_state_dict": {"a": torch.zeros(1)}}, tmp_path / "epoch-1.pt")
         load_side(tmp_path / "epoch-1.pt")
+
+
+@pytest.fixture
+def both_flags(flags, backbones):
+    return [*flags, *encoder_flags(BOTH, backbones), "--objective", "in_batch", "--lr", "1e-3", "--adapter_lr", "1e-3"]
+
+
+@pytest.fixture
+def cached_flags(both_flags, tmp_path):
+    return [*both_flags, "--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
+
+
+@pytest.mark.parametrize("kind", ["bert", "vit", BOTH])
+def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp_path, kind):
+    flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", "--lr", "1e-2", "--epochs", "3"]
+    run([*flags, "--output", str(tmp_path / "uncached")], "iisan")
+    cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
+    for place in ("cpu", "disk"):
+        run([*flags, *cached, "--cache_device", place, "--output", str(tmp_path / place)], "iisan")
+    one, other, disk = (numbers(tmp_path / name) for name in ("uncached", "cpu", "disk"))
+    for a, b in zip(one["epochs"], other["epochs"], strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+    assert other["epochs"] == disk["epochs"]
+    tensors, others = best(tmp_path / "uncached"), best(tmp_path / "cpu")
+    assert tensors.keys() == others.keys(), "a cached run's checkpoint holds what an uncached one's does"
+
+
+def test_fp16_states_are_near(both_flags, tmp_path):
+    for dtype in ("fp16", "fp32"):
+        more = ["--cached", "--state_dtype", dtype, "--state_cache", str(tmp_path / dtype)]
+        run([*both_flags, *more, "--output", str(tmp_path / f"run-{dtype}")], "iisan")
+    half, full = (numbers(tmp_path / f"run-{dtype}")["epochs"] for dtype in ("fp16", "fp32"))
+    # float16 keeps 11 bits of mantissa.
+    assert half[-1]["train_loss"] == pytest.approx(full[-1]["train_loss"], rel=5e-3)
+    sizes = [sum(file.stat().st_size for file in (tmp_path / dtype).iterdir()) for dtype in ("fp16", "fp32")]
+    assert sizes[1] > 1.8 * sizes[0] - 8192
+
+
+def test_a_cached_run_is_saved_loaded_and_resumed(cached_flags, tmp_path):
+    run([*cached_flags, "--output", str(tmp_path / "whole"), "--epochs", "3"], "iisan")
+    run([*cached_flags, "--output", str(tmp_path / "parts"), "--epochs", "1"], "iisan")
+    run(["--resume", str(tmp_path / "parts"), "--epochs", "3"])
+    assert numbers(tmp_path / "whole")["epochs"] == numbers(tmp_path / "parts")["epochs"]
+    loaded = load_run(tmp_path / "whole")
+    for name, tensor in best(tmp_path / "whole").items():
+        assert torch.equal(loaded.get_parameter(name), tensor)
+
+
+def test_states_made_of_something_else_are_refused(cached_flags, domain, backbones, tmp_path):
+    dataset = shutil.copytree(domain, tmp_path / "set")
+    flags = [*cached_flags, "--dataset", str(dataset), "--epochs", "1"]
+
+    def fails(*more):
+        with pytest.raises(TransrecError) as error:
+            run([*flags, "--output", str(tmp_path / "bad"), *more], "iisan")
+        assert not (tmp_path / "bad").exists()
+        return str(error.value)
+
+    run([*flags, "--output", str(tmp_path / "run")], "iisan")
+    files = {path: path.read_bytes() for path in (tmp_path / "states").iterdir()}
+    assert "states-bert.safetensors: was made of something else: states [0, 2], now [0, 1, 2]" in fails(
+        "--text_layers", "0", "1", "--image_layers", "0", "1"
+    )
+    assert "dtype 'fp32', now 'fp16'" in fails("--state_dtype", "fp16")
+    assert "title_tokens 10, now 9" in fails("--title_tokens", "9")
+    assert "precision 'fp32', now 'bf16'" in fails("--precision", "bf16")
+    other = shutil.copytree(backbones["bert"], tmp_path / "other" / "bert")
+    model = AutoModel.from_pretrained(other)
+    with torch.no_grad():
+        model.embeddings.LayerNorm.bias.add_(1.0)
+    model.save_pretrained(other)
+    assert "backbone '" in fails("--text_encoder", str(other))
+    titles = (dataset / "items.tsv").read_text()
+    (dataset / "items.tsv").write_text(titles.replace("lamp", "lantern").replace("red", "ruby"))
+    assert "titles '" in fails()
+    (dataset / "items.tsv").write_text(titles)
+    assert all(path.read_bytes() == content for path, content in files.items()), "nothing is lost"
+
+    path = tmp_path / "states" / "states-bert.safetensors"
+    path.write_bytes(files[path][:-100])
+    assert f"{path}: cut off" in fails()
+    path.write_bytes(b"nonsense")
+    assert f"{path}: not a file of hidden states" in fails()
+    assert "leave out --checkpoint, or --cached" in fails("--checkpoint", str(tmp_path / "run"))
+
+
+def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
+    run([*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "iisan")
+    run([*cached_flags, "--cached", "false", "--output", str(tmp_path / "uncached"), "--epochs", "1"], "iisan")
+    encoder = load_run(tmp_path / "uncached").item_encoder
+    store = find_images(domain)
+    ids = load_dataset(domain, 6, 5).catalog.ids
+    with safe_open(tmp_path / "states" / "states-vit.safetensors", "pt") as file:
+        states = file.get_tensor("states")
+    assert states.shape == (150, 2, 32)
+    every = encoder.readers["image"].read(lambda: encoder.encoders["image"].read_out(store.read(ids)))
+    torch.testing.assert_close(states, every[:, [0, 2]], atol=1e-5, rtol=0)
+
+
+def test_filling_goes_on_after_a_kill(tmp_path):
+    """Each block is marked once it is on disk: what is marked is not made again, what is not, is."""
+    made_of, values = {"a": 1}, torch.randn(600, 2, 4)
+
+    def builder():
+        return StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", made_of)
+
+    first = builder()
+    assert first.begin() == 0 and first.waiting(0, 1) == [0, 256, 512]
+    assert first.waiting(0, 2) == [0, 512] and first.waiting(1, 2) == [256]
+    first.put(256, values[256:512])
+    again = builder()
+    assert again.begin() == 1 and again.waiting(0, 1) == [0, 512]
+    for row in again.waiting(0, 1):
+        again.put(row, values[row : row + 256])
+    again.finish()
+    assert torch.equal(torch.from_numpy(StateFile(tmp_path / "s.safetensors", made_of).states.copy()), values)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s.safetensors"]
+    with safe_open(tmp_path / "s.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("states"), values)
+    # Other settings, and half a file, are begun anew.
+    builder().begin()
+    assert StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp16", made_of).begin() == 0
+    (tmp_path / ".s.safetensors.partial").write_bytes(b"half")
+    assert builder().begin() == 0
+    with pytest.raises(TransrecError, match="use --state_dtype fp32"):
+        StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp16", made_of).put(0, torch.full((1, 2, 4), 1e6))
+    with pytest.raises(TransrecError, match="not finite"):
+        builder().put(0, torch.full((1, 2, 4), torch.nan))
+
+
+def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
+    script = "../../Multimodal/script/run_IISAN_cached.py"
+    flags = [*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"]
+    process = start(script, flags)
+    marks = tmp_path / "states" / ".states-bert.safetensors.done"
+    deadline = time.monotonic() + 60
+    while not (marks.exists() or (tmp_path / "states" / "states-bert.safetensors").exists()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    finish(start(script, flags))
+    run([*cached_flags, "--output", str(tmp_path / "again"), "--epochs", "1", "--batch_size", "8"], "iisan")
+    assert numbers(tmp_path / "run")["epochs"] == numbers(tmp_path / "again")["epochs"]
+    assert not list((tmp_path / "states").glob(".*"))
+
+
+def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(TransrecError, match=r"no room for .* GiB of hidden states \(No space left on device\)"):
+        StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", {}).begin()

@@ -83,8 +83,6 @@ def content_encoder(
 
 def _cached_towers(settings: Settings) -> CachedTowers:
     model = settings.model
-    if settings.run.checkpoint:
-        raise TransrecError("--cached: hidden states are of the backbones alone; leave out --checkpoint, or --cached")
     blocks, projections = {}, {}
     for content, name in model.encoders.items():
         config = backbone.load_config(name, content)

@@ -33,8 +33,11 @@ def hidden_states(
         features: of the whole catalogue, whose items 1..n are its rows.
         log: called with a line that says what is about to be done.
 
-    Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
+    Raises TransrecError when there is a file that was made of something else or is damaged, when there is no room, and
+    when a checkpoint is to bring backbones of its own.
     """
+    if settings.run.checkpoint:
+        raise TransrecError("--cached: hidden states are of the backbones alone; leave out --checkpoint, or --cached")
     options, name = settings.method_options, settings.model.encoders[content]
     config = backbone.load_config(name, content)
     states = options.states(content, config.num_hidden_layers)

@@ -174,6 +174,9 @@ class RunOptions(Options):
     nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
     device: str = flag("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
     deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")
+    profile: bool = flag(
+        False, "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart."
+    )
     tensorboard: bool = flag(False, "Also log to RUN/tensorboard (needs the tensorboard package).")
 
     def __post_init__(self):

@@ -183,6 +183,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         describe(settings, recommender),
         save_steps=settings.run.save_steps,
         writer=_tensorboard(settings, run),
+        profile=settings.run.profile,
     )
     _announce(run, settings, table, world, precision, len(batches))
     if settings.run.resume and trainer.resume():

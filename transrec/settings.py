@@ -19,7 +19,7 @@ from transrec.training.run import read_options
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
-    *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir"),
+    *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir", "profile"),
     *("nproc", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
 }

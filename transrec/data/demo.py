@@ -148,10 +148,11 @@ def make_domain(folder: Path, domain: Domain) -> None:
     _draw(folder / "images", ids, pair_of, rng)
 
 
-def make_domain_with_store(folder: Path, domain: Domain) -> None:
-    """The same, and its images in a store."""
+def make_domain_with_store(folder: Path, domain: Domain, size: int = IMAGE_SIZE) -> None:
+    """The same, and its images in a store, enlarged to size x size pixels."""
     make_domain(folder, domain)
-    build_store(folder / "items.tsv", folder / "images", folder / IMAGE_STORE, IMAGE_SIZE, kind="raw")
+    kind = "raw" if size == IMAGE_SIZE else "jpeg"
+    build_store(folder / "items.tsv", folder / "images", folder / IMAGE_STORE, size, kind)
 
 
 def _popular_first(rng: np.random.Generator, candidates: np.ndarray, seen: list[int]) -> int:
@@ -180,9 +181,18 @@ def _draw(folder: Path, ids: list[str], pair_of: np.ndarray, rng: np.random.Gene
 
 
 def make_text_backbone(
-    folder: Path, hidden_size: int = 64, layers: int = 2, seed: int = 0, roberta: bool = False
+    folder: Path,
+    hidden_size: int = 64,
+    layers: int = 2,
+    seed: int = 0,
+    roberta: bool = False,
+    heads: int = 2,
+    inner_size: int | None = None,
 ) -> None:
-    """Save a tiny BERT or RoBERTa of random weights in Hugging Face format; its tokenizer knows the demo's words."""
+    """Save a BERT or RoBERTa of random weights, tiny by default, in Hugging Face format.
+
+    Its tokenizer knows the demo's words.
+    """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
@@ -212,8 +222,8 @@ def make_text_backbone(
         vocab_size=len(pieces),
         hidden_size=hidden_size,
         num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden_size,
+        num_attention_heads=heads,
+        intermediate_size=inner_size or 2 * hidden_size,
         max_position_embeddings=40,
         initializer_range=INITIALIZER_RANGE,
         # Too narrow to lose a tenth of itself: with dropout it takes ten times the steps to learn anything.
@@ -230,8 +240,18 @@ def make_text_backbone(
     fast.save_pretrained(folder)
 
 
-def make_image_backbone(folder: Path, hidden_size: int = 64, layers: int = 2, seed: int = 0, mae: bool = False) -> None:
-    """Save a tiny ViT or MAE of random weights in Hugging Face format, for images of 32 x 32 in patches of 8 x 8."""
+def make_image_backbone(
+    folder: Path,
+    hidden_size: int = 64,
+    layers: int = 2,
+    seed: int = 0,
+    mae: bool = False,
+    heads: int = 2,
+    inner_size: int | None = None,
+    image_size: int = IMAGE_SIZE,
+    patch_size: int = 8,
+) -> None:
+    """Save a ViT or MAE of random weights, tiny by default, in Hugging Face format."""
     import torch
     from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEModel, ViTModel
 
@@ -239,17 +259,17 @@ def make_image_backbone(folder: Path, hidden_size: int = 64, layers: int = 2, se
     config = config_class(
         hidden_size=hidden_size,
         num_hidden_layers=layers,
-        num_attention_heads=2,
-        intermediate_size=2 * hidden_size,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
+        num_attention_heads=heads,
+        intermediate_size=inner_size or 2 * hidden_size,
+        image_size=image_size,
+        patch_size=patch_size,
         initializer_range=INITIALIZER_RANGE,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
     model.save_pretrained(folder)
-    ViTImageProcessor(size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}).save_pretrained(folder)
+    ViTImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from typing import Any
 
 import torch
@@ -13,6 +14,30 @@ from torch import nn
 import transrec
 from transrec.methods import TrainableGroup
 from transrec.paths import REPOSITORY
+
+
+class Clock:
+    """Seconds spent in each phase of training steps.
+
+    A GPU works behind the program's back: unless `exact`, which waits for it at every change of phase, its seconds are
+    counted where the program happens to wait. On the CPU they are exact always.
+    """
+
+    def __init__(self, device: torch.device, exact: bool):
+        self.wait = exact and device.type == "cuda"
+        self.device = device
+        self.seconds: dict[str, float] = {}
+        self._phase: str | None = None
+        self._since = 0.0
+
+    def enter(self, phase: str | None) -> None:
+        """What is done from now on; None: nothing that counts."""
+        if self.wait:
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        if self._phase is not None:
+            self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
 
 
 def peak_memory_mib(device: torch.device) -> float:

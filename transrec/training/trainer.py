@@ -26,7 +26,7 @@ from transrec.training import checkpoint
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
-from transrec.training.profiler import peak_memory_mib
+from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
 
 SELECTED_BY = "HR@10"
@@ -84,6 +84,7 @@ class Trainer:
         run: where to write.
         description: what checkpoints say of the model (transrec.runner).
         save_steps: save the state every so many steps as well; 0: after epochs only.
+        profile: have the seconds of each phase of a step exact on a GPU too.
     """
 
     def __init__(
@@ -99,10 +100,12 @@ class Trainer:
         description: dict[str, Any],
         save_steps: int = 0,
         writer=None,
+        profile: bool = False,
     ):
         self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
         self.options, self.run, self.world, self.precision = options, run, world, precision
-        self.description, self.save_steps, self.writer = description, save_steps, writer
+        self.description, self.save_steps, self.writer, self.profile = description, save_steps, writer, profile
+        self.clock = Clock(world.device, profile)
         self.trained = checkpoint.trained(recommender)
         self.groups = groups
         self.optimizer = torch.optim.Adam(
@@ -122,7 +125,8 @@ class Trainer:
         """Train to the last epoch or to early stopping, then test the best checkpoint.
 
         Returns:
-            best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch, peak_memory_mib.
+            best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch and how they divide among feed,
+            forward, backward and step, peak_memory_mib of the device and peak_host_memory_mib.
 
         Raises:
             TransrecError: the loss stopped being finite; the last good checkpoint stays.
@@ -149,7 +153,9 @@ class Trainer:
             "validation": self.state.best_metrics,
             "test": test,
             "seconds_per_epoch": sum(epoch["train_seconds"] for epoch in epochs) / len(epochs),
+            "phase_seconds": _mean_of_each([epoch["phase_seconds"] for epoch in epochs]),
             "peak_memory_mib": max(epoch["peak_memory_mib"] for epoch in epochs),
+            "peak_host_memory_mib": peak_memory_mib(torch.device("cpu")),
         }
 
     def resume(self) -> bool:
@@ -179,6 +185,8 @@ class Trainer:
         state, steps = self.state, len(self.batches)
         self.model.train()
         started = time.perf_counter()
+        self.clock = Clock(self.world.device, self.profile)
+        self.clock.enter("feed")
         bar = tqdm(
             total=steps,
             initial=state.step,
@@ -206,6 +214,8 @@ class Trainer:
                     self._save_state()
                 if stop:
                     self._leave_if_asked()
+                self.clock.enter("feed")
+        self.clock.enter(None)
         state.seconds += time.perf_counter() - started
 
     def _epoch(self) -> Iterator[tuple[list[Batch], list[tuple[Tensor, ...]]]]:
@@ -223,11 +233,16 @@ class Trainer:
         for number, (piece, content) in enumerate(zip(pieces, read, strict=True), start=1):
             synchronised = number == len(pieces) or self.world.size == 1
             with nullcontext() if synchronised else self.model.no_sync():
+                self.clock.enter("feed")
+                batch = piece.to(device, self.evaluator.features, content)
+                self.clock.enter("forward")
                 with self.precision.autocast():
-                    loss = self.model(piece.to(device, self.evaluator.features, content)) / piece.predictions
+                    loss = self.model(batch) / piece.predictions
+                self.clock.enter("backward")
                 # DDP averages over ranks; the global batch's mean is the sum of their parts.
                 self.scaler.scale(loss * self.world.size).backward()
             total += loss.detach()
+        self.clock.enter("step")
         if self.options.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip_grad_norm)
@@ -268,6 +283,7 @@ class Trainer:
             "train_loss": state.loss_sum / state.step,
             **{f"validation {name}": value for name, value in metrics.items()},
             "train_seconds": state.seconds,
+            "phase_seconds": self.clock.seconds,
             "evaluation_seconds": time.perf_counter() - started,
             "peak_memory_mib": peak_memory_mib(self.world.device),
         }
@@ -286,6 +302,8 @@ class Trainer:
         )
         if self.writer:
             for name, value in line.items():
+                if isinstance(value, dict):
+                    continue
                 self.writer.add_scalar(name.replace(" ", "/"), value, state.epoch)
         self.run.write_metrics(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
@@ -347,3 +365,8 @@ class Trainer:
 
 def _items_of(pieces: list[Batch]) -> list[Tensor]:
     return [piece.items for piece in pieces]
+
+
+def _mean_of_each(epochs: list[dict[str, float]]) -> dict[str, float]:
+    phases = dict.fromkeys(phase for epoch in epochs for phase in epoch)
+    return {phase: sum(epoch.get(phase, 0.0) for epoch in epochs) / len(epochs) for phase in phases}

@@ -1,0 +1,90 @@
+"""What each method costs an epoch, with TPME (IISAN, the table of performance and efficiency).
+
+    python scripts/efficiency.py --dataset Dataset/Scientific --epochs 3
+    python scripts/efficiency.py --synthetic 12000,20000 --methods run_fft run_IISAN_cached
+
+Runs the scripts of Downstream/Multimodal one after the other, each in a process of its own on the same data, and writes
+efficiency.md, efficiency.json and efficiency.png to --out. Every other flag is given to all of them. --synthetic makes
+users, titles and images, and backbones of BERT-base's and ViT-base's size with random weights (--tiny: small ones).
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
+from transrec.errors import TransrecError
+from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
+from transrec.reports.efficiency import costs, plot, table
+from transrec.reports.tables import read_result
+from transrec.reports.tpme import WEIGHTS
+
+SCRIPTS = REPOSITORY / "Downstream" / "Multimodal" / "script"
+METHODS = ("run_fft", "run_adapter", "run_lora", "run_bitfit", "run_frozen", "run_IISAN", "run_IISAN_cached")
+BASE = {"hidden_size": 768, "layers": 12, "heads": 12, "inner_size": 3072}
+
+
+def synthetic(sizes: str, out: Path, tiny: bool) -> list[str]:
+    """Make what is missing of a synthetic dataset and backbones; returns the flags that name them."""
+    try:
+        users, items = (int(number) for number in sizes.split(","))
+    except ValueError:
+        raise TransrecError(f"--synthetic {sizes}: give two numbers, users and items, like 12000,20000") from None
+    kind = "tiny" if tiny else "base"
+    dataset, text, image = (out / name for name in (f"synthetic-{users}-{items}-{kind}", f"bert-{kind}", f"vit-{kind}"))
+    pixels = 32 if tiny else 224
+    if not (dataset / "images.lmdb").exists():
+        print(f"making {users:,} users and {items:,} items with titles and {pixels} x {pixels} images ...", flush=True)
+        make_domain_with_store(dataset, Domain("synthetic", users, items, longest=13, seed=0), pixels)
+    if not text.exists():
+        make_text_backbone(text, **({} if tiny else BASE))
+    if not image.exists():
+        make_image_backbone(image, **({} if tiny else BASE | {"image_size": 224, "patch_size": 16}))
+    return ["--dataset", str(dataset), "--text_encoder", str(text), "--image_encoder", str(image)]
+
+
+def main(arguments: argparse.Namespace, flags: list[str]) -> None:
+    out = resolve(arguments.out) if arguments.out else default_runs_folder() / "efficiency"
+    make_folder(out, "--out")
+    if arguments.synthetic:
+        flags = [*synthetic(arguments.synthetic, out, arguments.tiny), *flags]
+    results = {}
+    for number, name in enumerate(arguments.methods, start=1):
+        folder = out / f"{number}-{name}"
+        if not (folder / "result.json").exists():
+            where = ["--resume" if (folder / "options.json").exists() else "--output", str(folder)]
+            command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--profile", *flags, *where]
+            print(f"$ {shlex.join(command)}", flush=True)
+            if subprocess.run(command).returncode:
+                raise TransrecError(f"{name} failed, see above; the same command continues")
+        results[name] = read_result(folder)
+        weights = tuple(arguments.weights)
+        of = costs(results, weights)
+        write_text(out / "efficiency.md", table(results, weights) + "\n")
+        content = {name: {"TPME": of[name], **result} for name, result in results.items()}
+        write_text(out / "efficiency.json", json.dumps(content, indent=2) + "\n")
+        plot(results, weights, out / "efficiency.png")
+    print(f"\n{table(results, weights)}\n\n{out}/efficiency.md, efficiency.json, efficiency.png")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, choices=METHODS, help="scripts to compare (default: all)"
+    )
+    parser.add_argument(
+        "--weights", nargs=3, type=float, default=WEIGHTS, help="TPME's weights of time, parameters, memory"
+    )
+    parser.add_argument("--out", help="folder for runs and results (default: runs/efficiency)")
+    parser.add_argument("--synthetic", metavar="USERS,ITEMS", help="make data of this size instead of --dataset")
+    parser.add_argument("--tiny", action="store_true", help="with --synthetic: tiny backbones and images")
+    try:
+        main(*parser.parse_known_args())
+    except TransrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,36 @@
+"""TPME, IISAN's composite of training time, trainable parameters and memory."""
+
+from collections.abc import Sequence
+
+from transrec.errors import TransrecError
+
+WEIGHTS = (0.45, 0.10, 0.45)
+
+
+def tpme(
+    seconds: Sequence[float],
+    parameters: Sequence[float],
+    memory: Sequence[float],
+    weights: tuple[float, float, float] = WEIGHTS,
+) -> list[float]:
+    """TPME of each of K methods: the weighted sum of the three, each min-max normalised over the methods.
+
+    Lower is better. What is equal for all methods counts as 0.
+
+    Args:
+        seconds: of training an epoch.
+        parameters: that train.
+        memory: the peak, of the device that computes.
+        weights: of the three, not negative, with sum 1.
+
+    Raises TransrecError for other weights.
+    """
+    if min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+        raise TransrecError(f"TPME's weights are shares: {weights} must not be negative and must sum to 1")
+    columns = [_normalised(values) for values in (seconds, parameters, memory)]
+    return [sum(w * value for w, value in zip(weights, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _normalised(values: Sequence[float]) -> list[float]:
+    low, high = min(values, default=0), max(values, default=0)
+    return [(value - low) / (high - low) if high > low else 0.0 for value in values]
