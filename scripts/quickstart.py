@@ -48,14 +48,14 @@ def main() -> None:
         *["--dataset", str(demo.source), *text, *SCRATCH_RATES, "--epochs", "10"],
     )
     for title, script, flags in (
-        ("target, titles, full fine-tuning", "finetune", FULL),
-        ("target, titles, Houlsby adapters", "adapter_houlsby", ADAPTED),
-        ("target, titles, frozen backbone", "frozen", ["--lr", "3e-4"]),
+        ("titles, full fine-tuning", "finetune", FULL),
+        ("titles, Houlsby adapters", "adapter_houlsby", ADAPTED),
+        ("titles, frozen backbone", "frozen", ["--lr", "3e-4"]),
     ):
         flags = [*target, *text, "--checkpoint", str(source), *flags]
         rows.append([title, run(title, f"Downstream/Text/script/{script}.py", runs / f"text-{script}", *flags)])
     scratch = [*target, *text, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
-    title = "target, titles, from scratch"
+    title = "titles, from scratch"
     rows.append([title, run(title, "Downstream/Text/script/finetune.py", runs / "text-scratch", *scratch)])
 
     image = ["--image_encoder", str(demo.image_backbone)]
@@ -65,32 +65,38 @@ def main() -> None:
         runs / "image-source",
         *["--dataset", str(demo.source), *image, *SCRATCH_RATES, "--epochs", "6"],
     )
-    title = "target, images, Houlsby adapters"
+    title = "images, Houlsby adapters"
     flags = [*target, *image, "--checkpoint", str(source), *ADAPTED]
     rows.append([title, run(title, "Downstream/CV/script/sm_vit_adapter.py", runs / "image-adapter", *flags)])
-    title = "target, images, from scratch"
+    title = "images, from scratch"
     scratch = [*target, *image, "--random_backbone", *SCRATCH_RATES, "--epochs", "30"]
     rows.append([title, run(title, "Downstream/CV/script/sm_vit.py", runs / "image-scratch", *scratch)])
 
-    both = ["--dataset", str(demo.source), *text, *image, "--epochs", "4"]
-    for title, script, flags in (
-        ("source, titles and images, full", "run_fft", SCRATCH_RATES),
-        ("source, titles and images, IISAN", "run_IISAN_cached", ["--lr", "1e-3", "--adapter_lr", "1e-3"]),
-    ):
-        rows.append([title, run(title, f"Downstream/Multimodal/script/{script}.py", runs / script, *both, *flags)])
-
     results = [(title, read_result(folder)) for title, folder in rows]
-    costs = tpme(*([result[name] for _, result in results] for name in TPME_OF))
-    table = markdown(
-        ["test", *COLUMNS, "TPME"],
+    target_table = markdown(
+        ["target domain", *COLUMNS],
         [
-            *(
-                [title, *result_row(result), f"{cost:.3f}"]
-                for (title, result), cost in zip(results, costs, strict=True)
-            ),
-            ["target, popularity", *metric_cells(results[0][1]["popularity"]), "0", "-", "-", "-"],
+            *([title, *result_row(result)] for title, result in results),
+            ["popularity", *metric_cells(results[0][1]["popularity"]), "0", "-", "-"],
         ],
     )
+
+    both = ["--dataset", str(demo.source), *text, *image, "--epochs", "3"]
+    results = []
+    for title, script, flags in (
+        ("full fine-tuning", "run_fft", SCRATCH_RATES),
+        ("frozen backbones", "run_frozen", ["--lr", "1e-3"]),
+        ("IISAN, cached", "run_IISAN_cached", ["--lr", "1e-3", "--adapter_lr", "1e-3"]),
+    ):
+        script_path = f"Downstream/Multimodal/script/{script}.py"
+        folder = run(f"Titles and images, {title}", script_path, runs / script, *both, *flags)
+        results.append((title, read_result(folder)))
+    costs = tpme(*([result[name] for _, result in results] for name in TPME_OF))
+    both_table = markdown(
+        ["source domain, titles and images", *COLUMNS, "TPME"],
+        [[title, *result_row(result), f"{cost:.2f}"] for (title, result), cost in zip(results, costs, strict=True)],
+    )
+    table = f"{target_table}\n\n{both_table}"
     (runs / "table.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\nTable and runs: {runs}")
 

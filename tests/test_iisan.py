@@ -395,6 +395,26 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
     assert not list((tmp_path / "states").glob(".*"))
 
 
+def test_two_runs_that_need_the_same_states(cached_flags, tmp_path):
+    script = "../../Multimodal/script/run_IISAN_cached.py"
+    both = [start(script, [*cached_flags, "--output", str(tmp_path / name), "--epochs", "1"]) for name in "ab"]
+    assert sum("caching     text" in finish(process) for process in both) == 1, "one makes them, the other waits"
+    assert numbers(tmp_path / "a")["epochs"] == numbers(tmp_path / "b")["epochs"]
+
+
+def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
+    script = "../../Multimodal/script/run_IISAN_cached.py"
+    flags = [*cached_flags, "--dropout", "0"]
+    finish(start(script, [*flags, "--nproc", "2", "--output", str(tmp_path / "two")]))
+    states = {path.name: path.read_bytes() for path in (tmp_path / "states").iterdir()}
+    shutil.rmtree(tmp_path / "states")
+    finish(start(script, [*flags, "--output", str(tmp_path / "one")]))
+    assert {path.name for path in (tmp_path / "states").iterdir()} == set(states)
+    one, two = (numbers(tmp_path / name)["epochs"] for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+
+
 def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
     def full(descriptor, offset, length):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -162,10 +162,38 @@ def test_a_study_over_images(domain, backbones, tmp_path, capsys):
     assert "--image_encoder google/vit-base-patch16-224" in capsys.readouterr().out
 
 
+def test_the_ablations_of_iisan(domain, backbones, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "study_iisan.py"), "--target", str(domain), "--epochs", "1"]
+    command += ["--text_encoder", str(backbones["bert"]), "--image_encoder", str(backbones["vit"])]
+    command += ["--layers", "1/1", "0,1/0,1", "--max_seq_len", "6", "--title_tokens", "10", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # The base, and one for every other value: modalities, towers, gates, embedding, layers.
+    runs = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert len(runs) == 1 + 2 + 2 + 1 + 1 + 1
+    assert sum("--text_layers 0 1 --image_layers 0 1" in line for line in runs) == 1
+    assert all("run_IISAN_cached.py" in line and str(tmp_path / "states") in line for line in runs)
+    some = [
+        "--side_gates",
+        "true",
+        "--keep_embedding",
+        "true",
+        "--item_tower",
+        "multimodal",
+        "--side_towers",
+        "intra_inter",
+    ]
+    done = subprocess.run([*command, *some], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [row["layers"] for row in rows] == ["1/1", "0,1/0,1"]
+    assert rows[0]["trainable_parameters"] < rows[1]["trainable_parameters"]
+
+
 @pytest.mark.parametrize("modality", study.MODALITIES)
 def test_every_script_of_a_study_is_there(modality):
     scripts = study.MODALITIES[modality]
-    for path in (scripts.source, *map(scripts.target, scripts.targets)):
+    for path in filter(None, (scripts.source, *map(scripts.target, scripts.targets))):
         assert (REPOSITORY / path).exists(), path
 
 

@@ -1,6 +1,9 @@
 """Hidden states of a dataset's items for cached side networks: use the file that is there, or make it."""
 
+import fcntl
 import hashlib
+import os
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.side import StateReader
-from transrec.paths import file_sha256
+from transrec.paths import file_sha256, make_folder
 from transrec.settings import Settings
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -44,22 +47,41 @@ def hidden_states(
     made_of = _made_of(settings, dataset, content, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     path = folder / f"states-{Path(name).name}.safetensors"
-    if not path.exists():
-        count = len(dataset.catalog.ids)
-        builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
-        if world.is_main:
-            done = builder.begin()
-            size = count * builder.row_bytes / 2**20
-            log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
-            if done:
-                log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
+    make_folder(folder, "--state_cache")
+    count = len(dataset.catalog.ids)
+    builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
+    with _alone_in(folder) if world.is_main else nullcontext():
+        # Everyone looks once the main process holds the folder, before any goes on to rename the file.
         world.barrier()
-        _fill(builder, settings, content, states, features, world, precision)
+        to_make = not path.exists()
         world.barrier()
-        if world.is_main:
-            builder.finish()
-        world.barrier()
+        if to_make:
+            if world.is_main:
+                done = builder.begin()
+                size = count * builder.row_bytes / 2**20
+                log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
+                if done:
+                    log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
+            world.barrier()
+            _fill(builder, settings, content, states, features, world, precision)
+            world.barrier()
+            if world.is_main:
+                builder.finish()
+            world.barrier()
     return StateFile(path, made_of)
+
+
+@contextmanager
+def _alone_in(folder: Path):
+    """Wait until no other process makes hidden states in the folder: several runs may start at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems know no locks.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @torch.no_grad()

@@ -41,12 +41,16 @@ from transrec.reports.tables import (
 
 @dataclass(frozen=True)
 class Modality:
-    """The scripts of one kind of item content, and the backbone they read it with by default."""
+    """The scripts of one kind of item content, and the backbone they read it with by default.
+
+    `cache` has runs keep hidden states below the study's own folder, apart for each choice of layers.
+    """
 
     encoder: str
-    source: str
+    source: str | None
     folder: str
     targets: dict[str, str]
+    cache: bool = False
 
     def target(self, method: str) -> str:
         """The script of a method; one without a script of its own runs as --method of another."""
@@ -91,6 +95,20 @@ MODALITIES = {
             "layernorm": "sm_vit_layernorm.py",
         },
     ),
+    "multimodal": Modality(
+        encoder="",
+        source=None,
+        folder="Downstream/Multimodal/script",
+        targets={
+            "full": "run_fft.py",
+            "frozen": "run_frozen.py",
+            "houlsby": "run_adapter.py",
+            "lora": "run_lora.py",
+            "bitfit": "run_bitfit.py",
+            "iisan": "run_IISAN_cached.py",
+        },
+        cache=True,
+    ),
 }
 # The study decides these itself.
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
@@ -106,7 +124,8 @@ class Axis:
         name: the table's column, and the command-line flag that gives other values.
         values: of which a point takes one; none: the default backbone of the modality.
         flags: what a value sets, by default the flag of the axis' name. A value for several is divided by "/". A flag
-            "source.NAME" or "target.NAME" is for the runs of that stage alone, "MODALITY_encoder" is the backbone's.
+            "source.NAME" or "target.NAME" is for the runs of that stage alone, "MODALITY_encoder" is the backbone's. A
+            value of several words is divided by ",".
     """
 
     name: str
@@ -209,7 +228,7 @@ class Study:
 
     def _source_job(self, point: dict[str, str], taken: set) -> Job | None:
         flags = self._flags(point, "source", "full", taken)
-        if self.source is None or float(flags.get("user_fraction", ["1"])[0]) == 0:
+        if self.source is None or self.modality.source is None or float(flags.get("user_fraction", ["1"])[0]) == 0:
             return None
         values = {axis.name: point[axis.name] for axis in self.grid.axes if self._decides(axis, point, flags)}
         job = self._job(
@@ -248,7 +267,10 @@ class Study:
             for flag, value in axis.settings(point[axis.name]).items():
                 scope, _, name = flag.rpartition(".")
                 if scope in ("", stage) and name in known and name != "method":
-                    flags[name] = [value]
+                    flags[name] = value.split(",")
+        if self.modality.cache and "state_cache" in known:
+            layers = "-".join(word for name in ("text_layers", "image_layers") for word in flags.get(name, ["default"]))
+            flags.setdefault("state_cache", [str(self.out / "states" / layers)])
         return flags
 
     def _job(self, name: list[str], script: str, flags: dict[str, list[str]], method: str, start: Job | None) -> Job:
@@ -409,8 +431,8 @@ class Workers:
             process.send_signal(signal.SIGTERM)
 
 
-def main(description: str, grid: Grid, arguments: list[str] | None = None) -> None:
-    """Command line of a study.
+def main(description: str, grid: Grid, arguments: list[str] | None = None, modality: str = "text") -> None:
+    """Command line of a study, over `modality` by default.
 
     Leaves with status 0, 1 when runs failed, 2 after a user's mistake, or 128 + the signal that stopped it.
     """
@@ -421,7 +443,7 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None) -> No
     )
     parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
     parser.add_argument("--target", required=True, help="dataset folder to adapt to")
-    parser.add_argument("--modality", choices=MODALITIES, default="text", help="of the items' content (default: text)")
+    parser.add_argument("--modality", choices=MODALITIES, default=modality, help=f"of the items (default: {modality})")
     parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the target runs (default: 0)")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs (default: 1)")

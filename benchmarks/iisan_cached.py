@@ -1,0 +1,200 @@
+"""Cached IISAN at the paper's shapes, beside a straightforward reading of the paper and the matrix products' own time.
+
+    python benchmarks/iisan_cached.py
+
+12,076 users, 20,825 items, 13 states of width 768 from each of two modalities, of which 7 are read, batches of 64. Ours
+gathers the distinct items' rows from one memory-mapped file a modality. The other reads one file an item and modality
+for every slot of every sequence, padding included, encodes each slot, and masks the softmax in loops over users and
+positions. The ceiling is the time of the side network's matrix products alone, on as many rows, forward and backward.
+"""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from transrec.data.batches import TrainingBatches
+from transrec.data.features import MultimodalFeatures
+from transrec.data.interactions import Interactions, Sequences, leave_one_out
+from transrec.data.states import StateBuilder, StateFeatures, StateFile
+from transrec.methods.iisan import CachedItemEncoder, IISANOptions
+from transrec.models.items import make_projection
+from transrec.models.objectives import InBatchObjective
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.reports.tables import markdown
+
+WIDTH, BLOCKS, D, L = 768, 12, 64, 10
+KEPT = [0, 2, 4, 6, 8, 10, 12]
+
+
+def sequences(users: int, items: int) -> Interactions:
+    """Lengths and popularity as skewed as Scientific's."""
+    rng = np.random.default_rng(0)
+    lengths = 5 + rng.geometric(0.45, users).clip(max=20)
+    popularity = 1 / np.arange(1, items + 1) ** 0.6
+    values = rng.choice(items, lengths.sum(), p=popularity / popularity.sum()).astype(np.int32)
+    stops = np.cumsum(lengths)
+    return Interactions(Path("made"), [str(u) for u in range(users)], Sequences(values, stops - lengths, stops))
+
+
+def ours(folder: Path, batches: TrainingBatches, rows: np.ndarray, items: int, place: str, steps: int):
+    """Seconds a step, and distinct items a step."""
+    parts = []
+    for modality in ("text", "image"):
+        path = folder / f"{modality}.safetensors"
+        if not path.exists():
+            builder = StateBuilder(path, (items, len(KEPT), WIDTH), "fp16", {})
+            builder.begin()
+            for start in builder.waiting(0, 1):
+                builder.put(start, torch.randn(min(256, items - start), len(KEPT), WIDTH))
+            builder.finish()
+        parts.append(StateFeatures(StateFile(path, {}), rows, torch.device("cpu"), place))
+    features = MultimodalFeatures(parts)
+    torch.manual_seed(0)
+    blocks = {"text": BLOCKS, "image": BLOCKS}
+    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, IISANOptions())
+    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    distinct, started = 0, 0.0
+    for number, (piece,) in enumerate(batches.epoch(1)):
+        if number == 3:
+            started = time.perf_counter()
+        if number == steps + 3:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(piece.to(torch.device("cpu"), features)) / piece.predictions
+        loss.backward()
+        optimizer.step()
+        distinct += len(piece.items) * (number >= 3)
+    return (time.perf_counter() - started) / steps, distinct / steps
+
+
+class Plain(nn.Module):
+    """The paper read word for word: one slot, one encoding."""
+
+    def __init__(self):
+        super().__init__()
+        names = ("image", "text", "inter")
+        self.down = nn.ModuleDict({n: nn.ModuleList(nn.Linear(WIDTH, 64) for _ in KEPT) for n in names})
+        self.up = nn.ModuleDict({n: nn.ModuleList(nn.Linear(64, WIDTH) for _ in KEPT) for n in names})
+        self.gates = nn.ParameterDict({n: nn.Parameter(torch.zeros(len(KEPT))) for n in names})
+        self.end = nn.ModuleDict({n: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, D)) for n in names})
+        self.fusion = nn.Linear(3 * D, D)
+        self.users = SASRec(D, L, 2, 2, 0.1)
+
+    def sanb(self, name, step, x):
+        return x + self.up[name][step](F.relu(self.down[name][step](x)))
+
+    def encode(self, text, image):
+        states = {"text": text, "image": image}
+        ends = []
+        for name in ("image", "text", "inter"):
+            s = torch.zeros_like(text[:, 0])
+            for step in range(len(KEPT)):
+                g = torch.sigmoid(self.gates[name][step] / 0.1)
+                if name == "inter":
+                    s = self.sanb(name, step, s + g * image[:, step] + (1 - g) * text[:, step])
+                else:
+                    s = self.sanb(name, step, g * states[name][:, step] + (1 - g) * s)
+            ends.append(self.end[name](s))
+        return self.fusion(torch.cat(ends, dim=1))
+
+
+def plain(folder: Path, batches: TrainingBatches, rows: np.ndarray, steps: int) -> float:
+    """Seconds a step; the files of the items that occur are written before."""
+    torch.manual_seed(0)
+    model = Plain().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    work = []
+    for number, (piece,) in enumerate(batches.epoch(1)):
+        if number == steps + 1:
+            break
+        work.append((F.pad(piece.items, (1, 0))[piece.sequences], F.pad(piece.log_popularity, (1, 0))[piece.sequences]))
+    generator = torch.Generator().manual_seed(0)
+    for item in {0, *(int(i) for ids, _ in work for i in ids.flatten())}:
+        for modality in ("text", "image"):
+            torch.save(torch.randn(1 + BLOCKS, WIDTH, generator=generator), folder / f"{modality}-{item}.pt")
+    started = 0.0
+    for number, (ids, log_popularity) in enumerate(work):
+        if number == 1:
+            started = time.perf_counter()
+        states = {
+            modality: torch.stack([torch.load(folder / f"{modality}-{int(i)}.pt")[KEPT] for i in ids.flatten()])
+            for modality in ("text", "image")
+        }
+        optimizer.zero_grad()
+        embeddings = model.encode(states["text"], states["image"])
+        slots = embeddings.view(*ids.shape, D)
+        users = model.users(slots[:, :-1], (ids[:, :-1] > 0).float())
+        logits = users.reshape(-1, D) @ embeddings.T - log_popularity.flatten()
+        mask = torch.zeros_like(logits, dtype=torch.bool)
+        targets = []
+        for user in range(len(ids)):
+            held = set(ids[user].tolist())
+            for position in range(L):
+                row = user * L + position
+                target = user * (L + 1) + position + 1
+                targets.append(target)
+                for slot, item in enumerate(ids.flatten().tolist()):
+                    if slot != target and (item == 0 or item in held):
+                        mask[row, slot] = True
+        real = (ids[:, :-1] > 0).flatten()
+        loss = F.cross_entropy(logits.masked_fill(mask, -1e4)[real], torch.tensor(targets)[real])
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - started) / steps
+
+
+def ceiling(rows: int, steps: int) -> float:
+    """Seconds of the side network's matrix products on so many rows, forward and twice that backward."""
+    shapes = [(WIDTH, 64), (64, WIDTH)] * (3 * len(KEPT)) + [(WIDTH, WIDTH), (WIDTH, D)] * 3
+    inputs = {width: torch.randn(rows, width) for width in {a for a, _ in shapes} | {b for _, b in shapes}}
+    weights = [torch.randn(a, b) for a, b in shapes]
+    for _ in range(2):
+        started = time.perf_counter()
+        for _ in range(steps):
+            for (a, b), weight in zip(shapes, weights, strict=True):
+                inputs[a] @ weight
+                inputs[b] @ weight.T
+                inputs[a].T @ inputs[b]
+    return (time.perf_counter() - started) / steps
+
+
+def main(users: int, items: int, batch_size: int, steps: int) -> None:
+    split = leave_one_out(sequences(users, items), L, 5)
+    batches = TrainingBatches(split, batch_size, negatives=False, last_only=False, seed=0)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        held, distinct = ours(folder, batches, split.item_rows, items, "cpu", steps)
+        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps)
+        straight = plain(folder, batches, split.item_rows, max(2, steps // 10))
+        products = ceiling(round(distinct), steps)
+    for what, seconds in (
+        ("straightforward, a file an item", straight),
+        ("ours, states on disk", disk),
+        ("ours, states in memory", held),
+        ("matrix products alone", products),
+    ):
+        rows.append([what, f"{seconds:.4f}", f"{seconds * len(batches):.1f}", f"{straight / seconds:.1f}"])
+    print(
+        markdown([f"batch {batch_size}, {distinct:.0f} distinct items", "s a step", "s an epoch", "times faster"], rows)
+    )
+    print(f"\nours, states in memory, reaches {products / held:.0%} of the matrix products' speed")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=12076)
+    parser.add_argument("--items", type=int, default=20825)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument(
+        "--steps", type=int, default=40, help="timed steps (a tenth of them for the straightforward one)"
+    )
+    main(**vars(parser.parse_args()))
