@@ -32,10 +32,10 @@ class StateReader:
         self._states.append((output[0] if isinstance(output, tuple) else output)[:, 0])
 
     def read(self, forward: Callable[[], object]) -> Tensor:
-        """Run `forward`, which runs the backbone on N items: their states [N, 1 + blocks, D], without gradient."""
+        """Run `forward`, which runs the backbone on N items: float32 states [N, 1 + blocks, D], without gradient."""
         with torch.no_grad():
             forward()
-            states, self._states = torch.stack(self._states, dim=1), []
+            states, self._states = torch.stack(self._states, dim=1).float(), []
         return states
 
 
@@ -54,12 +54,11 @@ class Steps(nn.Module):
         self.adapters = nn.ModuleList(adapters)
         self.gates = nn.Parameter(torch.zeros(len(adapters))) if gated else None
 
-    def weights(self) -> list[tuple[Tensor | float, Tensor | float]]:
-        """For each step the weights of the first thing it joins and of the second."""
+    def join(self, step: int, one: Tensor, other: Tensor) -> Tensor:
+        """g one + (1 - g) other at that step's gate g, in one pass over them; their sum without gates."""
         if self.gates is None:
-            return [(1.0, 1.0)] * len(self.adapters)
-        gates = torch.sigmoid(self.gates / GATE_TEMPERATURE)
-        return [(gate, 1 - gate) for gate in gates.unbind()]
+            return one + other
+        return torch.lerp(other, one, torch.sigmoid(self.gates[step] / GATE_TEMPERATURE))
 
 
 class IntraTower(Steps):
@@ -79,8 +78,8 @@ class IntraTower(Steps):
         """States [N, K, D] -> [N, D]."""
         first, *later = states.unbind(1)
         s, steps = (torch.zeros_like(first), [first, *later]) if self.keeps_first else (first, later)
-        for h, adapter, (of_state, of_sum) in zip(steps, self.adapters, self.weights(), strict=True):
-            x = of_state * h + of_sum * s
+        for number, (h, adapter) in enumerate(zip(steps, self.adapters, strict=True)):
+            x = self.join(number, h, s)
             s = x + adapter(x)
         return self.end(s)
 
@@ -110,13 +109,13 @@ class InterTower(Steps):
         """States [N, K, D_image] and [N, K, D_text] -> [N, d]."""
         first = 0 if self.keeps_first else 1
         s = image.new_zeros(len(image), min(self.widths))
-        steps = zip(image.unbind(1)[first:], text.unbind(1)[first:], self.adapters, self.weights(), strict=True)
-        for number, (h_image, h_text, adapter, (of_image, of_text)) in enumerate(steps):
+        steps = zip(image.unbind(1)[first:], text.unbind(1)[first:], self.adapters, strict=True)
+        for number, (h_image, h_text, adapter) in enumerate(steps):
             if self.align and self.widths[0] > self.widths[1]:
-                h_image = self.align[number](h_image)
+                h_image = self.align[number](h_image).to(s.dtype)
             elif self.align:
-                h_text = self.align[number](h_text)
-            x = s + of_image * h_image + of_text * h_text
+                h_text = self.align[number](h_text).to(s.dtype)
+            x = s + self.join(number, h_image, h_text)
             s = x + adapter(x)
         return self.projection(self.end(s))
 
