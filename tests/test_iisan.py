@@ -390,7 +390,7 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
     process.kill()
     finish(process, -signal.SIGKILL)
     finish(start(script, flags))
-    run([*cached_flags, "--output", str(tmp_path / "again"), "--epochs", "1", "--batch_size", "8"], "iisan")
+    finish(start(script, [*cached_flags, "--output", str(tmp_path / "again"), "--epochs", "1"]))
     assert numbers(tmp_path / "run")["epochs"] == numbers(tmp_path / "again")["epochs"]
     assert not list((tmp_path / "states").glob(".*"))
 
