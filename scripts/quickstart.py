@@ -17,8 +17,9 @@ from pathlib import Path
 
 from transrec.data.demo import make_demo
 from transrec.paths import REPOSITORY, default_runs_folder
-from transrec.reports.tables import COLUMNS, TPME_OF, markdown, metric_cells, read_result, result_row
-from transrec.reports.tpme import tpme
+from transrec.reports.efficiency import costs
+from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
+from transrec.reports.tpme import WEIGHTS
 
 SIZES = ["--max_seq_len", "10", "--batch_size", "32"]
 SCRATCH_RATES = ["--lr", "1e-3", "--backbone_lr", "1e-3", "--patience", "30"]
@@ -82,7 +83,7 @@ def main() -> None:
     )
 
     both = ["--dataset", str(demo.source), *text, *image, "--epochs", "3"]
-    results = []
+    results = {}
     for title, script, flags in (
         ("full fine-tuning", "run_fft", SCRATCH_RATES),
         ("frozen backbones", "run_frozen", ["--lr", "1e-3"]),
@@ -90,11 +91,11 @@ def main() -> None:
     ):
         script_path = f"Downstream/Multimodal/script/{script}.py"
         folder = run(f"Titles and images, {title}", script_path, runs / script, *both, *flags)
-        results.append((title, read_result(folder)))
-    costs = tpme(*([result[name] for _, result in results] for name in TPME_OF))
+        results[title] = read_result(folder)
+    of = costs(results, WEIGHTS)
     both_table = markdown(
         ["source domain, titles and images", *COLUMNS, "TPME"],
-        [[title, *result_row(result), f"{cost:.2f}"] for (title, result), cost in zip(results, costs, strict=True)],
+        [[title, *result_row(result), f"{of[title]:.2f}"] for title, result in results.items()],
     )
     table = f"{target_table}\n\n{both_table}"
     (runs / "table.md").write_text(table + "\n", encoding="utf-8")

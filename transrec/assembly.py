@@ -16,8 +16,9 @@ from transrec.models import backbone
 from transrec.models.items import (
     IdItemEncoder,
     ImageItemEncoder,
-    MultimodalItemEncoder,
     TextItemEncoder,
+    content_item_encoder,
+    joined,
     make_projection,
 )
 from transrec.models.objectives import OBJECTIVES
@@ -32,17 +33,17 @@ from transrec.training.run import read_options
 def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
     """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
 
-    Raises TransrecError for an unknown or unfit text encoder.
+    Raises TransrecError for an unknown or unfit backbone.
     """
     model, data = settings.model, settings.data
     if not model.encoders:
         _seed(settings, "id")
         item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
-    elif getattr(settings.method_options, "cached", False):
+    elif settings.method_options.cached:
         item_encoder = _cached_towers(settings)
     else:
         towers = {content: content_encoder(settings, content, load_weights) for content in model.encoders}
-        item_encoder = MultimodalItemEncoder(**towers) if len(towers) > 1 else towers[model.item_tower]
+        item_encoder = joined(towers)
     _seed(settings, "user encoder")
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
@@ -75,10 +76,7 @@ def content_encoder(
     drawn = model.random_backbone or not load_weights
     weights = backbone.build_backbone(config, content) if drawn else backbone.load_backbone(name, content)
     _seed(settings, f"{content} projection")
-    if content == "text":
-        return TextItemEncoder(weights, model.embedding_dim)
-    backbone.set_mask_ratio(weights, model.mask_ratio)
-    return ImageItemEncoder(weights, model.embedding_dim, backbone.load_preprocessing(name, config))
+    return content_item_encoder(content, weights, name, model.embedding_dim, model.mask_ratio)
 
 
 def _cached_towers(settings: Settings) -> CachedTowers:

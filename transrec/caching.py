@@ -1,25 +1,24 @@
 """Hidden states of a dataset's items for cached side networks: use the file that is there, or make it."""
 
-import fcntl
 import hashlib
 import os
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from transrec import assembly
 from transrec.data.dataset import Dataset
-from transrec.data.features import ahead
+from transrec.data.features import Features, blocks_ahead
 from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.models import backbone
 from transrec.models.side import StateReader
-from transrec.paths import file_sha256, make_folder
+from transrec.paths import file_sha256, lock, make_folder
 from transrec.settings import Settings
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -28,7 +27,13 @@ WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
 
 
 def hidden_states(
-    settings: Settings, dataset: Dataset, content: backbone.Modality, features, world: World, precision: Precision, log
+    settings: Settings,
+    dataset: Dataset,
+    content: backbone.Modality,
+    features: Features,
+    world: World,
+    precision: Precision,
+    log: Callable[[str], None],
 ) -> StateFile:
     """The hidden states of every item of the catalogue; computed first where there are none of it yet.
 
@@ -44,30 +49,28 @@ def hidden_states(
     options, name = settings.method_options, settings.model.encoders[content]
     config = backbone.load_config(name, content)
     states = options.states(content, config.num_hidden_layers)
-    made_of = _made_of(settings, dataset, content, features, states, precision)
+    made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     path = folder / f"states-{Path(name).name}.safetensors"
-    make_folder(folder, "--state_cache")
-    count = len(dataset.catalog.ids)
-    builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
-    with _alone_in(folder) if world.is_main else nullcontext():
-        # Everyone looks once the main process holds the folder, before any goes on to rename the file.
-        world.barrier()
-        to_make = not path.exists()
-        world.barrier()
-        if to_make:
-            if world.is_main:
-                done = builder.begin()
-                size = count * builder.row_bytes / 2**20
-                log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
-                if done:
-                    log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
-            world.barrier()
-            _fill(builder, settings, content, states, features, world, precision)
-            world.barrier()
-            if world.is_main:
-                builder.finish()
-            world.barrier()
+    if world.any(not path.exists()):
+        make_folder(folder, "--state_cache")
+        count = len(dataset.catalog.ids)
+        builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
+        with _alone_in(folder) if world.is_main else nullcontext():
+            # Another run may have made the file meanwhile: the main process, which holds the folder, says so for all.
+            if world.any(world.is_main and not path.exists()):
+                if world.is_main:
+                    done = builder.begin()
+                    size = count * builder.row_bytes / 2**20
+                    log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
+                    if done:
+                        log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
+                world.barrier()
+                _fill(builder, settings, content, states, features, world, precision)
+                world.barrier()
+                if world.is_main:
+                    builder.finish()
+                world.barrier()
     return StateFile(path, made_of)
 
 
@@ -76,9 +79,7 @@ def _alone_in(folder: Path):
     """Wait until no other process makes hidden states in the folder: several runs may start at once."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        # Some network file systems know no locks.
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)
@@ -90,7 +91,7 @@ def _fill(
     settings: Settings,
     content: backbone.Modality,
     states: list[int],
-    features,
+    features: Features,
     world: World,
     precision: Precision,
 ) -> None:
@@ -99,28 +100,19 @@ def _fill(
         return
     tower = assembly.content_encoder(settings, content).to(world.device).eval()
     reader = StateReader(tower.backbone)
-    work = ahead(partial(_rows, builder.shape[0]), waiting, _alone, features)
-    bar = tqdm(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main)
-    for items, (read,) in bar:
+    work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
+    for items, read in tqdm(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main):
         with precision.autocast():
             every = reader.read(partial(tower.read_out, *features.inputs(items, read)))
-        builder.put(int(items[0]) - 1, every[:, states].float())
-
-
-def _rows(count: int, first: int) -> Tensor:
-    """Items of the block that starts at row `first`: rows counted from 1."""
-    return torch.arange(first + 1, min(first + BLOCK_ITEMS, count) + 1)
-
-
-def _alone(items: Tensor) -> list[Tensor]:
-    return [items]
+        builder.put(int(items[0]) - 1, every[:, states])
 
 
 def _made_of(
     settings: Settings,
     dataset: Dataset,
     content: backbone.Modality,
-    features,
+    config,
+    features: Features,
     states: list[int],
     precision: Precision,
 ) -> dict[str, Any]:
@@ -141,7 +133,7 @@ def _made_of(
             "title_tokens": data.title_tokens,
             "lower_case": data.lower_case,
         }
-    preprocessing = backbone.load_preprocessing(name, backbone.load_config(name, content))
+    preprocessing = backbone.load_preprocessing(name, config)
     return made_of | {
         "images": features.store.content_hash,
         "size": preprocessing.size,

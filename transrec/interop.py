@@ -21,8 +21,8 @@ from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods.base import MethodOptions
 from transrec.methods.bottleneck import Bottleneck
-from transrec.models.backbone import build_backbone, load_config, load_preprocessing, set_mask_ratio, view
-from transrec.models.items import ContentItemEncoder, ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
+from transrec.models.backbone import build_backbone, load_config, view
+from transrec.models.items import ContentItemEncoder, MultimodalItemEncoder, content_item_encoder, joined
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -175,7 +175,7 @@ class Places:
 
     def name(self, name: str) -> str:
         """The parameter's name for a name of `our_names`."""
-        role = next((role for role in sorted(self.paths, key=len, reverse=True) if name.startswith(f"{role}.")), None)
+        role = next((role for role in self.paths if name.startswith(f"{role}.")), None)
         if role is None:
             return name
         path, rest = self.paths[role], name.removeprefix(f"{role}.")
@@ -343,15 +343,9 @@ def _item_encoder(
             raise TransrecError(
                 f"{path}: is of a recommender over {content}; say which backbone with {content}_encoder=..."
             )
-        config = load_config(encoders[content], content)
-        backbone = build_backbone(config, content)
-        if content == "text":
-            towers[content] = TextItemEncoder(backbone, sizes["embedding_dim"])
-        else:
-            set_mask_ratio(backbone, mask_ratio)
-            preprocessing = load_preprocessing(encoders[content], config)
-            towers[content] = ImageItemEncoder(backbone, sizes["embedding_dim"], preprocessing)
-    return MultimodalItemEncoder(**towers) if len(towers) > 1 else towers[sizes["item_tower"]]
+        backbone = build_backbone(load_config(encoders[content], content), content)
+        towers[content] = content_item_encoder(content, backbone, encoders[content], sizes["embedding_dim"], mask_ratio)
+    return joined(towers)
 
 
 def load_side(

@@ -1,5 +1,6 @@
 """Where things are: user paths, the repository's own folders, and writing without leaving half a file behind."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
@@ -36,6 +37,20 @@ def make_folder(folder: Path, flag: str) -> None:
         raise TransrecError(
             f"{folder}: cannot write there ({error.strerror}); give another folder with {flag}, or mend its permissions"
         ) from error
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file or folder for this process, until it closes it; False when another process holds it.
+
+    With `wait` it waits for that one instead. Where a file system knows no locks, as some network ones, none is held.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 @contextmanager

@@ -74,12 +74,11 @@ def cache(**defaults: Any) -> None:
 
     def make(settings: Settings) -> None:
         world = distributed.start(settings.run.device, settings.run.deterministic)
-        data = settings.data
-        dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
+        dataset = _dataset(settings)
         disable_progress_bar()
         precision = Precision(settings.training.precision, world.device)
         features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
-        for part in getattr(features, "parts", [features]):
+        for part in _parts(features):
             if world.is_main:
                 print(f"cached      {part.file.path}")
 
@@ -138,16 +137,7 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
 def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[dict[str, Any]]]:
     """All that comes before the first step, every check included: the trainer, and the table of what trains."""
     run.log(f"{settings.method} on {settings.data.dataset}")
-    data = settings.data
-    dataset = load_dataset(
-        data.dataset,
-        data.max_seq_len,
-        data.min_seq_len,
-        data.users_file,
-        data.items_file,
-        data.user_fraction,
-        data.subset_seed,
-    )
+    dataset = _dataset(settings)
     run.log(f"data        {dataset.summary}")
     precision = Precision(settings.training.precision, world.device)
     features = _features(settings, dataset, world, precision, run.log)
@@ -169,7 +159,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         ranks=world.size,
         pieces=settings.training.accumulate,
     )
-    evaluator = Evaluator(dataset.split, features, settings.evaluation, data.mask_history, world, precision)
+    evaluator = Evaluator(dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision)
     table = parameter_table(recommender, groups)
     trainer = Trainer(
         recommender,
@@ -193,10 +183,27 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     return trainer, table
 
 
+def _dataset(settings: Settings) -> Dataset:
+    data = settings.data
+    return load_dataset(
+        data.dataset,
+        data.max_seq_len,
+        data.min_seq_len,
+        data.users_file,
+        data.items_file,
+        data.user_fraction,
+        data.subset_seed,
+    )
+
+
+def _parts(features: Features) -> list[Features]:
+    return features.parts if isinstance(features, MultimodalFeatures) else [features]
+
+
 def _features(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> Features:
     makers = {"text": _text_features, "image": _image_features}
     contents, rows = settings.model.encoders, dataset.split.item_rows
-    if getattr(settings.method_options, "cached", False) and contents:
+    if settings.method_options.cached and contents:
         parts: list[Features] = []
         everything = np.arange(len(dataset.catalog.ids))
         for content in contents:
@@ -253,7 +260,7 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
-    for part in getattr(features, "parts", [features]):
+    for part in _parts(features):
         if isinstance(part, ImageFeatures):
             files[str(part.store.path)] = part.store.content_hash
     if settings.run.resume and (run.folder / "options.json").exists():

@@ -7,6 +7,7 @@ decoded (images), which `read` does on the host, in worker processes if `workers
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -153,6 +154,25 @@ def ahead(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+def blocks_ahead(
+    firsts: Sequence[int], size: int, count: int, features: Features
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """For each first row (from 0) the items int64 of `size` rows, of `count` in all, and what is read for them.
+
+    The item of row r is r + 1.
+    """
+    for items, (read,) in ahead(partial(_block, size, count), firsts, _alone, features):
+        yield items, read
+
+
+def _block(size: int, count: int, first: int) -> Tensor:
+    return torch.arange(first + 1, min(first + size, count) + 1)
+
+
+def _alone(items: Tensor) -> list[Tensor]:
+    return [items]
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from transrec.errors import TransrecError
-from transrec.paths import make_folder
 
 FORMAT = 1
 DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
@@ -96,7 +95,8 @@ class StateBuilder:
         path: of the file to be.
         shape: items, K, D.
         made_of: whatever the states depend on; plain values.
-        lead: whether this process begins and ends the file; the others join in between.
+
+    One process begins and finishes the file; others may fill it in between.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str, made_of: dict[str, Any]):
@@ -110,7 +110,6 @@ class StateBuilder:
 
     def begin(self) -> int:
         """Continue what is there of exactly this, or begin anew; returns the number of blocks that are done."""
-        make_folder(self.path.parent, "--state_cache")
         whole = len(self.header) + self.shape[0] * self.row_bytes
         try:
             with open(self.partial, "rb") as file:

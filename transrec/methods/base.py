@@ -23,6 +23,8 @@ class MethodOptions(Options):
     """Flags of a method without any of its own."""
 
     _argument_group_name: ClassVar[str] = "method"
+    # Whether items are read as hidden states that were computed before.
+    cached: ClassVar[bool] = False
 
     @property
     def extra_tokens(self) -> int:

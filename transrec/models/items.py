@@ -1,12 +1,13 @@
 """Item encoders: what turns an item's content, or its number, into an embedding (docs/protocol.md)."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transrec.models.backbone import Preprocessing
+from transrec.models.backbone import Modality, Preprocessing, load_preprocessing, set_mask_ratio
 
 Content = Literal["text", "image", "multimodal", "id"]
 
@@ -124,6 +125,24 @@ class MultimodalItemEncoder(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixels: Tensor) -> Tensor:
         """input_ids and attention_mask int64 [N, T], pixels uint8 [N, 3, S, S] -> item embeddings [N, d]."""
         return self.fusion(torch.cat([self.image(pixels), self.text(input_ids, attention_mask)], dim=-1))
+
+
+def content_item_encoder(
+    content: Modality, backbone: nn.Module, name: str | Path, embedding_dim: int, mask_ratio: float = 0.0
+) -> TextItemEncoder | ImageItemEncoder:
+    """The item encoder of the backbone in folder, or of the hub's, `name`.
+
+    Raises TransrecError when a backbone that masks no patches is to mask some.
+    """
+    if content == "text":
+        return TextItemEncoder(backbone, embedding_dim)
+    set_mask_ratio(backbone, mask_ratio)
+    return ImageItemEncoder(backbone, embedding_dim, load_preprocessing(name, backbone.config))
+
+
+def joined(towers: dict[str, ContentItemEncoder]) -> ContentItemEncoder | MultimodalItemEncoder:
+    """The item encoder of one tower, or of both by what they read."""
+    return MultimodalItemEncoder(**towers) if len(towers) > 1 else next(iter(towers.values()))
 
 
 class IdItemEncoder(nn.Module):

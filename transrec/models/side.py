@@ -149,8 +149,8 @@ class SideNetwork(nn.Module):
     ):
         super().__init__()
         # The order of fusion.
-        self.kinds = [kind for kind in ("image", "text") if kind in widths]
-        counts = {kind: steps[kind] - (not keeps_first) for kind in self.kinds}
+        kinds = [kind for kind in ("image", "text") if kind in widths]
+        counts = {kind: steps[kind] - (not keeps_first) for kind in kinds}
         intra, inter = (part in parts.split("_") for part in ("intra", "inter"))
         inter = inter and (len(widths) == 2 or not intra)
         if inter and len(widths) == 1:
@@ -161,7 +161,7 @@ class SideNetwork(nn.Module):
                 f"layers and --image_layers {steps['image'] - 1}; give as many of each, or --side_towers intra"
             )
         self.intra, self.projections = nn.ModuleDict(), nn.ModuleDict()
-        for kind in self.kinds if intra else ():
+        for kind in kinds if intra else ():
             adapters = [adapter(widths[kind]) for _ in range(counts[kind])]
             self.intra[kind] = IntraTower(widths[kind], adapters, gated, keeps_first)
             self.projections[kind] = (projections or {}).get(kind) or nn.Linear(widths[kind], embedding_dim)

@@ -6,9 +6,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from transrec.paths import atomic_write
-from transrec.reports.tables import COLUMNS, TPME_OF, markdown, result_row
+from transrec.reports.tables import COLUMNS, markdown, result_row
 from transrec.reports.tpme import tpme
 
+# The keys of a result that TPME is made of.
+TPME_OF = ("seconds_per_epoch", "trainable_parameters", "peak_memory_mib")
 PHASES = ("feed", "forward", "backward", "step")
 
 

@@ -10,8 +10,6 @@ from typing import Any
 from transrec.errors import TransrecError
 
 METRICS = ("HR@10", "NDCG@10")
-# The keys of a result that TPME is made of.
-TPME_OF = ("seconds_per_epoch", "trainable_parameters", "peak_memory_mib")
 COLUMNS = (*METRICS, "trainable parameters", "seconds an epoch", "peak memory, MiB")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from transrec.data.features import Features, ahead
+from transrec.data.features import Features, blocks_ahead
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError
 from transrec.models.recommender import Recommender
@@ -102,7 +102,8 @@ class Evaluator:
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
         blocks = self._mine(range(0, count, batch))
-        for items, (read,) in self._progress(ahead(self._block, blocks, _alone, self.features), blocks, "encode items"):
+        work = blocks_ahead(blocks, batch, count, self.features)
+        for items, read in self._progress(work, blocks, "encode items"):
             with self.precision.autocast():
                 encoded = recommender.item_encoder(*self.features.inputs(items, read)).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
@@ -155,10 +156,6 @@ class Evaluator:
             ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
         return self.world.sum(ranks).cpu().numpy()
 
-    def _block(self, start: int) -> Tensor:
-        """The items of the block that starts behind item `start`."""
-        return torch.arange(start + 1, min(start + self.options.eval_batch, self.split.item_count) + 1)
-
     def _mine(self, blocks: range) -> range:
         """This rank's share of the blocks."""
         return blocks[self.world.rank :: self.world.size]
@@ -176,7 +173,3 @@ class Evaluator:
                 f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
                 f"--precision fp32"
             )
-
-
-def _alone(items: Tensor) -> list[Tensor]:
-    return [items]

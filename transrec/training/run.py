@@ -1,6 +1,5 @@
 """A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from transrec.errors import TransrecError
-from transrec.paths import make_folder, write_text
+from transrec.paths import lock, make_folder, write_text
 
 
 class Run:
@@ -41,16 +40,9 @@ class Run:
     def _lock(self) -> None:
         """Hold the folder until this process ends, so that no other writes to it meanwhile."""
         self._held = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._held):
             os.close(self._held)
-            raise TransrecError(
-                f"{self.folder}: another process is running this run; wait for it, or stop it"
-            ) from None
-        except OSError:
-            # Some network file systems know no locks.
-            pass
+            raise TransrecError(f"{self.folder}: another process is running this run; wait for it, or stop it")
 
     def close(self) -> None:
         """Let the folder go."""

@@ -1,6 +1,5 @@
 """A store in the making: what is in it stays in it, whenever the process is killed."""
 
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ import lmdb
 from transrec.data.images.header import HEADER_KEY, Header
 from transrec.data.images.sources import Found
 from transrec.errors import TransrecError
+from transrec.paths import lock
 
 # Item ids contain no spaces.
 PROGRESS_KEY = b" progress"
@@ -43,14 +43,9 @@ class Partial:
         self.out = out
         self.path = out.with_name(f".{out.name}.partial")
         self._file = open(self.path, "ab")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not lock(self._file.fileno()):
             self._file.close()
-            raise TransrecError(f"{self.path}: another process is building this store; wait for it") from error
-        except OSError:
-            # Some network file systems know no locks.
-            pass
+            raise TransrecError(f"{self.path}: another process is building this store; wait for it")
         self.stored: dict[str, Stored] = {}
         self.discarded = False
         header = json.dumps(settings, sort_keys=True).encode()
