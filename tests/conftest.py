@@ -14,8 +14,10 @@ from transrec import runner
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TEXT_KINDS = ("bert", "roberta")
+ENCODERS = ("bert", "roberta")
 IMAGE_KINDS = ("vit", "mae")
+DECODER = "llama"
+TEXT_KINDS = (*ENCODERS, DECODER)
 BOTH = "bert+vit"
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = SHARED / "golden"
@@ -47,7 +49,7 @@ def backbones(tmp_path_factory) -> dict[str, Path]:
     """Tiny backbones by kind, saved in the Hugging Face format."""
     root = tmp_path_factory.mktemp("backbones")
     for kind in TEXT_KINDS:
-        make_text_backbone(root / kind, hidden_size=32, layers=2, roberta=kind == "roberta")
+        make_text_backbone(root / kind, hidden_size=32, layers=2, kind=kind)
     for kind in IMAGE_KINDS:
         make_image_backbone(root / kind, hidden_size=32, layers=2, mae=kind == "mae")
     return {kind: root / kind for kind in (*TEXT_KINDS, *IMAGE_KINDS)}

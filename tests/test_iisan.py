@@ -16,20 +16,29 @@ from transformers import AutoModel, BertConfig, ViTConfig
 from transrec import methods
 from transrec.data.batches import Batch
 from transrec.data.dataset import find_images, load_dataset
+from transrec.data.demo import make_text_backbone
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.interop import load_original, load_side
 from transrec.methods.bottleneck import Bottleneck
 from transrec.methods.iisan import IISANOptions
-from transrec.models.backbone import Preprocessing, build_backbone
+from transrec.models.backbone import Preprocessing, build_backbone, load_backbone, load_config, pooling
 from transrec.models.items import ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
 from transrec.models.objectives import InBatchObjective
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
-from transrec.models.side import SideNetwork
+from transrec.models.side import SideNetwork, StateReader
 from transrec.runner import load_run
 
 TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def backbones(backbones, tmp_path_factory):
+    """With a decoder that is wider and deeper than the others."""
+    wide = tmp_path_factory.mktemp("backbones") / "wide"
+    make_text_backbone(wide, hidden_size=48, layers=5, kind="llama")
+    return backbones | {"wide": wide}
 
 
 def states_of(io):
@@ -90,8 +99,8 @@ def test_a_whole_model_equals_the_original(tiny):
     ids, mask = torch.from_numpy(io["item_text"]).long().chunk(2, dim=1)
     pixels = torch.from_numpy(io["item_images"])
     every = {
-        "text": encoder.readers["text"].read(lambda: encoder.encoders["text"].read_out(ids, mask)),
-        "image": encoder.readers["image"].read(lambda: encoder.encoders["image"].encode(pixels)),
+        "text": encoder.readers["text"].read(encoder.encoders["text"].read_out, ids, mask),
+        "image": encoder.readers["image"].read(encoder.encoders["image"].encode, pixels),
     }
     # Item 0 is padding, of which the record has whatever the original computed.
     np.testing.assert_allclose(every["text"][1:], io["bert_hidden_cls"][1:], atol=TOLERANCE, rtol=0)
@@ -146,16 +155,28 @@ def original_names(side):
 @pytest.mark.parametrize("parts", ["intra_inter", "intra", "inter"])
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "add"])
 @pytest.mark.parametrize("keeps_first", [True, False])
-@pytest.mark.parametrize("widths", [(12, 12), (20, 12), (12, 20)], ids=str)
-def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths):
-    """Each equals a plain reading of the paper, and is read back from a checkpoint with the original names."""
+@pytest.mark.parametrize(
+    ("widths", "steps", "narrow"),
+    [
+        ((12, 12), (4, 4), False),
+        ((20, 12), (4, 4), False),
+        ((12, 20), (4, 4), True),
+        ((12, 12), (3, 5), False),
+        ((20, 12), (5, 3), True),
+        ((12, 20), (5, 3), False),
+    ],
+    ids=str,
+)
+def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths, steps, narrow):
+    """Each equals a plain reading of the papers, and is read back from a checkpoint with the original names."""
     torch.manual_seed(0)
     kinds = dict(zip(("image", "text"), widths, strict=True))
-    side = SideNetwork(kinds, {"image": 4, "text": 4}, 8, lambda width: Bottleneck(width, 5), parts, gated, keeps_first)
+    counts = dict(zip(("image", "text"), steps, strict=True))
+    side = SideNetwork(kinds, counts, 8, lambda width: Bottleneck(width, 5), parts, gated, keeps_first, narrow=narrow)
     with torch.no_grad():
         for parameter in side.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
-    states = {kind: torch.randn(6, 4, width) for kind, width in kinds.items()}
+    states = {kind: torch.randn(6, counts[kind], width) for kind, width in kinds.items()}
 
     def sanb(adapter, x):
         return x + adapter.up(torch.relu(adapter.down(x)))
@@ -168,13 +189,15 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
     for kind in ("image", "text") if "intra" in parts else ():
         tower, h = side.intra[kind], states[kind]
         s = torch.zeros(6, kinds[kind]) if keeps_first else h[:, 0]
-        for number, k in enumerate(range(first, 4)):
+        assert tower.end.weight.shape == (8 if narrow else kinds[kind], kinds[kind])
+        for number, k in enumerate(range(first, counts[kind])):
             g = gate(tower, number)
             s = sanb(tower.adapters[number], g * h[:, k] + (1 - g) * s if gated else h[:, k] + s)
         ends.append(side.projections[kind](tower.end(s)))
     if "inter" in parts:
         tower, s = side.inter, torch.zeros(6, min(widths))
-        for number, k in enumerate(range(first, 4)):
+        fewest = min(steps) - first
+        for number, k in enumerate(range(-fewest, 0)):
             image, text = states["image"][:, k], states["text"][:, k]
             if widths[0] > widths[1]:
                 image = tower.align[number](image)
@@ -183,28 +206,80 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
             g = gate(tower, number)
             s = sanb(tower.adapters[number], s + g * image + (1 - g) * text if gated else s + image + text)
         ends.append(tower.projection(tower.end(s)))
-    expected = side.fusion(torch.cat(ends, dim=1)) if len(ends) > 1 else ends[0]
-    torch.testing.assert_close(side(states), expected)
+    torch.testing.assert_close(side(states), side.fusion(torch.cat(ends, dim=1)))
 
-    if parts == "inter" and widths[0] != widths[1]:
+    if parts == "inter" and (widths[0] != widths[1] or steps[0] != steps[1]):
         return
-    torch.save({"model_state_dict": original_names(side)}, tmp_path / "epoch-1.pt")
+    state = original_names(side)
+    if parts == "intra_inter" and steps[0] != steps[1]:
+        # The original programs make one for each step of the deeper tower, and leave the last ones unread.
+        more = {key.replace(".0.", ".9."): t for key, t in state.items() if key.startswith("mm_encoder.mm_adapter")}
+        state |= {key: tensor for key, tensor in more.items() if ".9." in key}
+    if parts == "inter":
+        state |= {"mm_encoder.cv_pre_fc.weight": torch.ones(8, 12), "mm_encoder.bert_pre_fc.weight": torch.ones(8, 12)}
+    torch.save({"model_state_dict": state}, tmp_path / "epoch-1.pt")
     loaded = load_side(tmp_path / "epoch-1.pt", keep_embedding=keeps_first)
     assert torch.equal(loaded(states), side(states))
 
 
-def test_parameters_at_base_size():
+@pytest.mark.parametrize(("towers", "expected"), [("intra_inter", 4_113_877), ("inter", 1_438_151)])
+def test_parameters_at_base_size(towers, expected):
     """As the original programs count them, at BERT-base and ViT-base with a 64-wide user encoder of 10 positions."""
+    options = IISANOptions(side_towers=towers)
     with torch.device("meta"):
         encoder = MultimodalItemEncoder(
             TextItemEncoder(build_backbone(BertConfig()), 64),
             ImageItemEncoder(build_backbone(ViTConfig(), "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)),
         )
         recommender = Recommender(encoder, SASRec(64, 10, 2, 2, 0.1), InBatchObjective())
-        groups = methods.apply(recommender, "iisan", IISANOptions(), methods.Rates(2e-4, 0.0), train_recommender=True)
+        groups = methods.apply(recommender, "iisan", options, methods.Rates(2e-4, 0.0), train_recommender=True)
     counted = sum(p.numel() for group in groups for p in group.parameters.values())
     assert recommender.item_encoder.states["text"] == [0, 2, 4, 6, 8, 10, 12]
-    assert counted == 4_113_877
+    assert counted == expected
+
+
+def test_which_states_are_read():
+    def states(text, image, **options):
+        chosen = IISANOptions(**options).states({"text": text, "image": image})
+        return chosen["text"], chosen["image"]
+
+    every_second = [0, 2, 4, 6, 8, 10, 12]
+    assert states(12, 12) == (every_second, every_second)
+    # The lists that the papers' scripts name for 24, 32, 28 and 80 layers beside 12.
+    assert states(24, 12) == ([0, 4, 8, 12, 16, 20, 24], every_second)
+    assert states(32, 12) == ([0, 2, 8, 14, 20, 26, 32], every_second)
+    assert states(28, 12) == ([0, 3, 8, 13, 18, 23, 28], every_second)
+    assert states(80, 12) == ([0, 5, 20, 35, 50, 65, 80], every_second)
+    assert states(5, 3) == ([0, 1, 5], [0, 1, 3])
+    assert states(12, 4, side_layers=3) == ([0, 2, 7, 12], [0, 2, 3, 4])
+    assert states(12, 4, text_layers=[-1, 0]) == ([0, 1, 12], [0, 2, 4])
+    assert states(12, 1) == ([0, 12], [0, 1])
+
+
+@pytest.mark.parametrize("pooling", ["cls", "last", "mean"])
+@pytest.mark.parametrize("kind", ["bert", "wide"])
+def test_where_texts_are_read(backbones, kind, pooling):
+    """States equal what transformers calls hidden states, whatever padding stands behind a text."""
+    tower = TextItemEncoder(load_backbone(backbones[kind]), 8, pooling).eval()
+    reader = StateReader(tower)
+    ids = torch.randint(5, 40, (3, 7))
+    mask = (torch.arange(7) < torch.tensor([[7], [3], [1]])).long()
+    states = reader.read(tower.read_out, ids, mask)
+    with torch.no_grad():
+        for row, length in enumerate((7, 3, 1)):
+            alone = tower.backbone(ids[row : row + 1, :length], output_hidden_states=True).hidden_states
+            for layer, hidden in enumerate(alone):
+                expected = {"cls": hidden[0, 0], "last": hidden[0, -1], "mean": hidden[0].mean(0)}[pooling]
+                # Padding changes the order of float sums.
+                torch.testing.assert_close(states[row, layer], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(states[:, -1], tower.read_out(ids, mask).detach())
+    assert reader.count == len(alone) == states.shape[1]
+
+
+def test_where_texts_are_read_by_default(backbones):
+    pooled = {kind: pooling(load_config(backbones[kind]), "auto") for kind in ("bert", "roberta", "llama")}
+    assert pooled == {"bert": "cls", "roberta": "cls", "llama": "last"}
+    assert pooling(load_config(backbones["llama"]), "mean") == "mean"
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit", BOTH])
@@ -242,7 +317,7 @@ def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
 
     assert "needs titles and images" in fails("bert", "--side_towers", "inter")
     assert "--text_layers [0, 2]: the text encoder has layers 0 to 1" in fails("bert", "--text_layers", "0", "2")
-    assert "--text_layers gives 2 layers and --image_layers 1" in fails(BOTH, "--text_layers", "0", "1")
+    assert "--side_layers 3: the text encoder has 2 layers" in fails("bert", "--side_layers", "3")
     assert "--side_size 0: must be at least 1" in fails("bert", "--side_size", "0")
     assert "learned vectors" in fails("bert", "--item_tower", "id")
     with pytest.raises(TransrecError, match="holds no side network"):
@@ -260,9 +335,10 @@ def cached_flags(both_flags, tmp_path):
     return [*both_flags, "--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
 
 
-@pytest.mark.parametrize("kind", ["bert", "vit", BOTH])
+@pytest.mark.parametrize("kind", ["bert", "vit", BOTH, "wide+vit"])
 def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp_path, kind):
     flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", "--lr", "1e-2", "--epochs", "3"]
+    flags += ["--narrow_end", "--text_pooling", "mean"] if "wide" in kind else []
     run([*flags, "--output", str(tmp_path / "uncached")], "iisan")
     cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
     for place in ("cpu", "disk"):
@@ -313,6 +389,7 @@ def test_states_made_of_something_else_are_refused(cached_flags, domain, backbon
     )
     assert "dtype 'fp32', now 'fp16'" in fails("--state_dtype", "fp16")
     assert "title_tokens 10, now 9" in fails("--title_tokens", "9")
+    assert "pooling 'cls', now 'mean'" in fails("--text_pooling", "mean")
     assert "precision 'fp32', now 'bf16'" in fails("--precision", "bf16")
     other = shutil.copytree(backbones["bert"], tmp_path / "other" / "bert")
     model = AutoModel.from_pretrained(other)
@@ -343,7 +420,7 @@ def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
     with safe_open(tmp_path / "states" / "states-vit.safetensors", "pt") as file:
         states = file.get_tensor("states")
     assert states.shape == (150, 2, 32)
-    every = encoder.readers["image"].read(lambda: encoder.encoders["image"].read_out(store.read(ids)))
+    every = encoder.readers["image"].read(encoder.encoders["image"].read_out, store.read(ids))
     torch.testing.assert_close(states, every[:, [0, 2]], atol=1e-5, rtol=0)
 
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, TEXT_KINDS
+from conftest import ENCODERS, REPOSITORY
 
 from transrec.errors import TransrecError
 from transrec.reports import study
@@ -135,7 +135,7 @@ def test_a_value_for_several_flags():
 @pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
 def test_the_studies_of_the_paper(name, domain, backbones, tmp_path):
     """Every flag of each grid is one that its runs have; what is to be run is said and not run."""
-    chosen = [backbones[kind] for kind in TEXT_KINDS] if name == "study_adapters" else [backbones["bert"]]
+    chosen = [backbones[kind] for kind in ENCODERS] if name == "study_adapters" else [backbones["bert"]]
     flag = "--encoder" if name == "study_adapters" else "--text_encoder"
     encoder = [flag, *map(str, chosen)]
     command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), "--source", str(domain), *encoder]

@@ -76,7 +76,7 @@ def content_encoder(
     drawn = model.random_backbone or not load_weights
     weights = backbone.build_backbone(config, content) if drawn else backbone.load_backbone(name, content)
     _seed(settings, f"{content} projection")
-    return content_item_encoder(content, weights, name, model.embedding_dim, model.mask_ratio)
+    return content_item_encoder(content, weights, name, model.embedding_dim, model.mask_ratio, model.text_pooling)
 
 
 def _cached_towers(settings: Settings) -> CachedTowers:

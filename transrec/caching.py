@@ -4,7 +4,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,8 @@ def hidden_states(
         raise TransrecError("--cached: hidden states are of the backbones alone; leave out --checkpoint, or --cached")
     options, name = settings.method_options, settings.model.encoders[content]
     config = backbone.load_config(name, content)
-    states = options.states(content, config.num_hidden_layers)
+    depths = {kind: backbone.load_config(of, kind).num_hidden_layers for kind, of in settings.model.encoders.items()}
+    states = options.states(depths)[content]
     made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     path = folder / f"states-{Path(name).name}.safetensors"
@@ -99,11 +99,11 @@ def _fill(
     if not waiting:
         return
     tower = assembly.content_encoder(settings, content).to(world.device).eval()
-    reader = StateReader(tower.backbone)
+    reader = StateReader(tower)
     work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
     for items, read in tqdm(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main):
         with precision.autocast():
-            every = reader.read(partial(tower.read_out, *features.inputs(items, read)))
+            every = reader.read(tower.read_out, *features.inputs(items, read))
         builder.put(int(items[0]) - 1, every[:, states])
 
 
@@ -132,6 +132,7 @@ def _made_of(
             "tokens": hashlib.sha256(features.input_ids.cpu().numpy().tobytes()).hexdigest(),
             "title_tokens": data.title_tokens,
             "lower_case": data.lower_case,
+            "pooling": backbone.pooling(config, model.text_pooling),
         }
     preprocessing = backbone.load_preprocessing(name, config)
     return made_of | {

@@ -21,8 +21,9 @@ from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods.base import MethodOptions
 from transrec.methods.bottleneck import Bottleneck
+from transrec.methods.iisan import CachedTowers
 from transrec.models.backbone import build_backbone, load_config, view
-from transrec.models.items import ContentItemEncoder, MultimodalItemEncoder, content_item_encoder, joined
+from transrec.models.items import content_item_encoder, joined, make_projection
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
@@ -52,6 +53,7 @@ SIDE_RULES = [
     (r"^com_dense\.", "side.fusion."),
     (r"^(side\..*)\.fc_(down|up)\.", r"\1.\2."),
 ]
+SIDE_PREFIX = "item_encoder.side."
 GATE = re.compile(r"^(side\..*\.gates)\.\d+$")
 SIDE = re.compile(r"mm_encoder\.(?:cv|bert|mm)_adapter_list\.")
 
@@ -225,12 +227,35 @@ def _named_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     keys: dict[str, list[str]] = {}
     for key, name in our_names(state).items():
         keys.setdefault(name, []).append(key)
+    side = [name for name in keys if name.startswith(SIDE_PREFIX)]
+    steps = _steps(side)
     return {
         name: torch.cat([state[key].reshape(1) for key in sorted(of, key=_last_number)]).float()
         if name.endswith(".gates")
         else state[of[-1]].float()
         for name, of in keys.items()
+        if not (name in side and _is_unread(name.removeprefix(SIDE_PREFIX), steps))
     }
+
+
+def _steps(names: Iterable[str]) -> dict[str, int]:
+    """Number of adapters of each tower of a side network, by its name."""
+    numbers: dict[str, set[str]] = {}
+    for name in names:
+        tower, _, rest = name.removeprefix(SIDE_PREFIX).partition(".adapters.")
+        if rest:
+            numbers.setdefault(tower, set()).add(rest.partition(".")[0])
+    return {tower: len(of) for tower, of in numbers.items()}
+
+
+def _is_unread(name: str, steps: dict[str, int]) -> bool:
+    """Whether nothing reads a tensor of a side network: a projection without a tower, what is made for more steps than
+    the inter-modal tower takes."""
+    intra = [count for tower, count in steps.items() if tower.startswith("intra.")]
+    if not intra:
+        return name.startswith("projections.")
+    of_step = re.match(r"inter\.(?:adapters|align)\.(\d+)\.", name)
+    return of_step is not None and int(of_step[1]) >= min(intra)
 
 
 def _last_number(key: str) -> int:
@@ -252,6 +277,7 @@ def read_original(path: Path) -> Original:
     if positions is None:
         raise TransrecError(
             f"{path}: not an original recommender: it has no user_encoder.transformer_encoder.position_embedding"
+            + ("; load_side reads a side network alone" if any(SIDE.search(key) for key in state) else "")
         )
     blocks = {name.split(".")[2] for name in tensors if name.startswith("user_encoder.blocks.")}
     sizes = {"max_seq_len": positions.shape[0], "embedding_dim": positions.shape[1], "blocks": len(blocks)}
@@ -297,7 +323,8 @@ def load_original(
 ) -> Recommender:
     """The recommender of an original checkpoint, in eval mode on the CPU in float32.
 
-    Every tensor is accounted for: each has its place, each place is filled.
+    Every tensor is accounted for: each has its place, each place is filled. Of an IISAN checkpoint without backbones in
+    it (cached, Versa) the item encoder takes hidden states.
 
     Args:
         path: `epoch-N.pt`, or the same state dict as .safetensors.
@@ -315,6 +342,7 @@ def load_original(
     original = read_original(path)
     sizes = original.sizes
     name = method or "full"
+    cached = name == "iisan" and not any(".backbone." in key for key in original.tensors)
     if original.adapted != issubclass(methods.get(name).Options, methods.InsertOptions):
         raise TransrecError(
             f"{path}: holds adapters; say which method with method=..."
@@ -322,7 +350,7 @@ def load_original(
             else f"{path}: holds no adapters, so it is not of method {method!r}"
         )
     recommender = Recommender(
-        _item_encoder(path, sizes, {"text": text_encoder, "image": image_encoder}, mask_ratio),
+        _item_encoder(path, sizes, {"text": text_encoder, "image": image_encoder}, mask_ratio, cached),
         SASRec(sizes["embedding_dim"], sizes["max_seq_len"], sizes["blocks"], heads, dropout),
         OBJECTIVES[objective](),
     )
@@ -335,17 +363,28 @@ def load_original(
 
 
 def _item_encoder(
-    path: Path, sizes: dict[str, Any], encoders: dict[str, str | Path | None], mask_ratio: float
-) -> ContentItemEncoder | MultimodalItemEncoder:
-    towers = {}
+    path: Path, sizes: dict[str, Any], encoders: dict[str, str | Path | None], mask_ratio: float, cached: bool
+) -> nn.Module:
+    configs = {}
     for content in encoders if sizes["item_tower"] == "multimodal" else [sizes["item_tower"]]:
         if encoders[content] is None:
             raise TransrecError(
                 f"{path}: is of a recommender over {content}; say which backbone with {content}_encoder=..."
             )
-        backbone = build_backbone(load_config(encoders[content], content), content)
-        towers[content] = content_item_encoder(content, backbone, encoders[content], sizes["embedding_dim"], mask_ratio)
-    return joined(towers)
+        configs[content] = load_config(encoders[content], content)
+    if cached:
+        dim = sizes["embedding_dim"]
+        return CachedTowers(
+            {content: config.num_hidden_layers for content, config in configs.items()},
+            {content: make_projection(config.hidden_size, dim) for content, config in configs.items()},
+        )
+    backbones = {content: build_backbone(config, content) for content, config in configs.items()}
+    return joined(
+        {
+            content: content_item_encoder(content, backbone, encoders[content], sizes["embedding_dim"], mask_ratio)
+            for content, backbone in backbones.items()
+        }
+    )
 
 
 def load_side(
@@ -359,42 +398,28 @@ def load_side(
     Raises TransrecError when the file cannot be read, or holds no side network.
     """
     path = resolve(path)
-    prefix = "item_encoder.side."
     named = _named_tensors(_load_state(path))
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in named.items() if name.startswith(prefix)}
-    parts = {name.split(".")[1] if name.startswith("intra.") else "inter" for name in tensors if "adapters" in name}
-    if not parts:
+    tensors = {name.removeprefix(SIDE_PREFIX): t for name, t in named.items() if name.startswith(SIDE_PREFIX)}
+    steps = _steps(tensors)
+    if not steps:
         raise TransrecError(
             f"{path}: holds no side network (mm_encoder.*_adapter_list); give one of IISAN's checkpoints"
         )
-
-    def steps(prefix: str) -> int:
-        numbers = {int(name.split(".adapters.")[1].split(".")[0]) for name in tensors if name.startswith(prefix)}
-        return len(numbers) + (not keep_embedding)
-
-    # Without intra towers a modality's projection is still in the file, and read by nothing.
-    intra = [kind for kind in ("image", "text") if kind in parts]
-    prefixes = {kind: f"intra.{kind}.adapters." for kind in intra}
-    widths = {kind: tensors[f"intra.{kind}.end.weight"].shape[0] for kind in intra}
-    if "inter" in parts and not intra:
+    ends = {kind: tensors[f"intra.{kind}.end.weight"] for kind in ("image", "text") if f"intra.{kind}" in steps}
+    widths = {kind: end.shape[1] for kind, end in ends.items()}
+    if not ends:
         widths = dict.fromkeys(("image", "text"), tensors["inter.end.weight"].shape[0])
-        prefixes = dict.fromkeys(widths, "inter.adapters.")
+    last = f"projections.{next(iter(ends))}.bias" if ends else "inter.projection.bias"
     size = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".down.weight"))
-    if not intra:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("projections.")}
-    ends = [
-        tensor
-        for name, tensor in tensors.items()
-        if re.fullmatch(r"projections\.\w+\.bias|inter\.projection\.bias", name)
-    ]
     network = SideNetwork(
         widths,
-        {kind: steps(prefix) for kind, prefix in prefixes.items()},
-        embedding_dim=len(ends[0]),
+        {kind: steps[f"intra.{kind}" if ends else "inter"] + (not keep_embedding) for kind in widths},
+        embedding_dim=len(tensors[last]),
         adapter=lambda width: Bottleneck(width, size, activation),
-        parts="_".join([*(["intra"] if intra else []), *(["inter"] if "inter" in parts else [])]),
+        parts="_".join({tower.partition(".")[0] for tower in steps}),
         gated=any(name.endswith(".gates") for name in tensors),
         keeps_first=keep_embedding,
+        narrow=any(end.shape[0] != end.shape[1] for end in ends.values()),
     )
     checkpoint.load_into(network, path, tensors)
     return network.eval()

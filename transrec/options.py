@@ -82,6 +82,11 @@ class ModelOptions(Options):
     image_encoder: str = flag(
         "google/vit-base-patch16-224", "Image backbone: folder, name in pretrained_models/, or hub name."
     )
+    text_pooling: Literal["auto", "cls", "last", "mean"] = flag(
+        "auto",
+        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: cls for "
+        "encoders, last for decoders (LLMs).",
+    )
     mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
     objective: Literal["sasrec", "cpc", "in_batch"] = flag("sasrec", "Training objective.")

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -185,24 +186,31 @@ def make_text_backbone(
     hidden_size: int = 64,
     layers: int = 2,
     seed: int = 0,
-    roberta: bool = False,
+    kind: Literal["bert", "roberta", "llama"] = "bert",
     heads: int = 2,
     inner_size: int | None = None,
 ) -> None:
-    """Save a BERT or RoBERTa of random weights, tiny by default, in Hugging Face format.
+    """Save an encoder or a decoder of random weights, tiny by default, in Hugging Face format.
 
     Its tokenizer knows the demo's words.
     """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+    from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-    special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    named = (
-        {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
-        if roberta
-        else {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]"}
-    )
+    # A Llama's tokenizer puts one token in front, none behind, and pads with none of its own.
+    special, named = {
+        "bert": (
+            ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+            {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]"},
+        ),
+        "roberta": (
+            ["<s>", "<pad>", "</s>", "<unk>"],
+            {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"},
+        ),
+        "llama": (["<unk>", "<s>", "</s>"], {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}),
+    }[kind]
+    first, last = named.get("cls") or named["bos"], named.get("sep")
     meaningful = " ".join([*TOPICS.values(), *STYLES.values()]).split()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789")
     pieces = special + sorted({*meaningful, *FILLERS, *BRANDS, *letters}) + [f"##{letter}" for letter in letters]
@@ -211,14 +219,16 @@ def make_text_backbone(
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{named['cls']} $A {named['sep']}",
-        special_tokens=[(named[role], vocabulary[named[role]]) for role in ("cls", "sep")],
+        single=" ".join(filter(None, (first, "$A", last))),
+        special_tokens=[(token, vocabulary[token]) for token in (first, last) if token],
     )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{f"{role}_token": token for role, token in named.items()}
     )
-    config_class, model_class = (RobertaConfig, RobertaModel) if roberta else (BertConfig, BertModel)
-    config = config_class(
+    # Too narrow to lose a tenth of itself: with dropout it takes ten times the steps to learn anything.
+    dropout = {} if kind == "llama" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=len(pieces),
         hidden_size=hidden_size,
         num_hidden_layers=layers,
@@ -226,16 +236,14 @@ def make_text_backbone(
         intermediate_size=inner_size or 2 * hidden_size,
         max_position_embeddings=40,
         initializer_range=INITIALIZER_RANGE,
-        # Too narrow to lose a tenth of itself: with dropout it takes ten times the steps to learn anything.
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=vocabulary[named["pad"]],
-        bos_token_id=vocabulary[named["cls"]],
-        eos_token_id=vocabulary[named["sep"]],
+        **dropout,
+        pad_token_id=vocabulary.get(named.get("pad")),
+        bos_token_id=vocabulary[first],
+        eos_token_id=vocabulary[last or named["eos"]],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config)
+        model = AutoModel.from_config(config)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
 

@@ -134,12 +134,12 @@ class StateBuilder:
             raise TransrecError(
                 f"the hidden states of items {first_row + 1:,} and on are not finite; use --precision fp32"
             )
-        values = states.cpu().numpy().astype(self.numpy)
-        if not np.isfinite(values).all():
+        values = states.cpu().to(getattr(torch, np.dtype(self.numpy).name))
+        if not torch.isfinite(values).all():
             raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
         with open(self.partial, "r+b") as file:
             file.seek(len(self.header) + first_row * self.row_bytes)
-            file.write(values.tobytes())
+            file.write(values.numpy().tobytes())
             file.flush()
             os.fsync(file.fileno())
         with open(self.marks, "r+b") as file:

@@ -2,11 +2,11 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from transrec import methods
 from transrec.errors import TransrecError
@@ -32,8 +32,8 @@ class MethodOptions(Options):
         return 0
 
     @classmethod
-    def told_by(cls, names: Collection[str]) -> dict[str, Any]:
-        """Flags that the names of an original checkpoint's tensors tell."""
+    def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Flags that the tensors of an original checkpoint tell, by our names."""
         return {}
 
 
@@ -220,6 +220,8 @@ def apply(
         "adapter": adapter_lr,
         "LayerNorm": adapter_lr,
     }
+    if not chosen:
+        raise TransrecError(f"--method {name} --insert {options.insert}: nothing there trains; insert it elsewhere too")
     groups = {group: TrainableGroup(group, lr, {}) for group, lr in group_rates.items()}
     for parameter_name, parameter in recommender.named_parameters():
         if parameter in chosen:

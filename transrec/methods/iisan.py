@@ -1,8 +1,9 @@
 """IISAN: a decoupled side network beside frozen backbones, `iisan` (Fu et al., SIGIR 2024; docs/methods.md)."""
 
-from collections.abc import Collection
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -10,14 +11,17 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.methods.base import Method, MethodOptions, register
 from transrec.methods.bottleneck import Bottleneck
+from transrec.models.backbone import Modality
 from transrec.models.items import Content, ContentItemEncoder
 from transrec.models.side import SideNetwork, StateReader
 from transrec.options import flag
 
+INTRA_END = re.compile(r"\.side\.intra\.\w+\.end\.weight$")
+
 
 @dataclass(frozen=True)
 class IISANOptions(MethodOptions):
-    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0, "side_size": 1}
+    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0, "side_size": 1, "side_layers": 0}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {"side_size": (r"item_encoder\.side\..*\.down\.weight", 0)}
 
     adapter_lr: float = flag(1e-4, "Learning rate of the side network.")
@@ -28,10 +32,13 @@ class IISANOptions(MethodOptions):
     )
     side_gates: bool = flag(True, "Learn how much of each state a step takes; without it states are added.")
     keep_embedding: bool = flag(True, "Read the embedding layer's output too, before the kept layers.")
-    text_layers: list[int] = flag(
-        [],
-        "Layers of the text encoder to read, from 0; negative from the end (default: every second, the last included).",
+    narrow_end: bool = flag(
+        False, "End intra towers in Linear(D, d), Linear(d, d) instead of Linear(D, D), Linear(D, d), as Versa does."
     )
+    side_layers: int = flag(
+        0, "Read so many layers of each encoder, evenly apart, the last included; 0: half of the shallower one's."
+    )
+    text_layers: list[int] = flag([], "The text encoder's layers to read instead, from 0; negative from the end.")
     image_layers: list[int] = flag([], "The same of the image encoder.")
 
     cached: bool = flag(False, "Train on hidden states computed once and kept on disk, without the backbones.")
@@ -42,23 +49,33 @@ class IISANOptions(MethodOptions):
     )
 
     @classmethod
-    def told_by(cls, names: Collection[str]) -> dict[str, Any]:
-        intra, inter = (any(f".side.{part}." in name for name in names) for part in ("intra", "inter"))
-        gated = any(name.endswith(".gates") for name in names)
-        towers = "intra_inter" if intra and inter else "intra" if intra else "inter"
-        return {"side_towers": towers, "side_gates": gated}
+    def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        intra, inter = (any(f".side.{part}." in name for name in tensors) for part in ("intra", "inter"))
+        return {
+            "side_towers": "intra_inter" if intra and inter else "intra" if intra else "inter",
+            "side_gates": any(name.endswith(".gates") for name in tensors),
+            "narrow_end": any(t.shape[0] != t.shape[1] for name, t in tensors.items() if INTRA_END.search(name)),
+        }
 
-    def states(self, content: Content, blocks: int) -> list[int]:
-        """The states of a backbone of so many blocks that are read: 0 is the embedding layer's, k + 1 that of layer k.
+    def states(self, blocks: dict[Modality, int]) -> dict[Modality, list[int]]:
+        """The states that are read of backbones of so many blocks: 0 is the embedding layer's, k + 1 that of layer k.
 
-        Raises TransrecError for one that the backbone does not have.
+        Raises TransrecError for a layer that a backbone does not have, and when more are to be read than it has.
         """
-        chosen = {"text": self.text_layers, "image": self.image_layers}[content] or range(blocks - 1, -1, -2)
-        layers = sorted({layer + blocks if layer < 0 else layer for layer in chosen})
+        return {content: self._states(content, count, min(blocks.values())) for content, count in blocks.items()}
+
+    def _states(self, content: Modality, blocks: int, shallowest: int) -> list[int]:
+        given = {"text": self.text_layers, "image": self.image_layers}[content]
+        count = self.side_layers or math.ceil(shallowest / 2)
+        if count > blocks and not given:
+            raise TransrecError(f"--side_layers {count}: the {content} encoder has {blocks} layers")
+        # Half of the layers is every second one (IISAN); fewer are spread from the last as far as they go (Versa).
+        apart = 2 if count == math.ceil(blocks / 2) else (blocks - 1) // max(1, count - 1)
+        layers = sorted({layer + blocks if layer < 0 else layer for layer in given}) or [
+            blocks - 1 - number * apart for number in reversed(range(count))
+        ]
         if layers[0] < 0 or layers[-1] >= blocks:
-            raise TransrecError(
-                f"--{content}_layers {list(chosen)}: the {content} encoder has layers 0 to {blocks - 1}"
-            )
+            raise TransrecError(f"--{content}_layers {given}: the {content} encoder has layers 0 to {blocks - 1}")
         return [0, *(layer + 1 for layer in layers)]
 
 
@@ -73,6 +90,7 @@ def _side_network(projections: dict[str, nn.Linear], steps: dict[str, int], opti
         gated=options.side_gates,
         keeps_first=options.keep_embedding,
         projections=projections,
+        narrow=options.narrow_end,
     )
 
 
@@ -87,8 +105,8 @@ class SideItemEncoder(nn.Module):
         super().__init__()
         self.content = content
         self.encoders = nn.ModuleDict({tower.content: tower for tower in towers})
-        self.readers = {kind: StateReader(tower.backbone) for kind, tower in self.encoders.items()}
-        self.states = {kind: options.states(kind, reader.count - 1) for kind, reader in self.readers.items()}
+        self.readers = {kind: StateReader(tower) for kind, tower in self.encoders.items()}
+        self.states = options.states({kind: reader.count - 1 for kind, reader in self.readers.items()})
         steps = {kind: len(states) for kind, states in self.states.items()}
         self.side = _side_network({tower.content: tower.projection for tower in towers}, steps, options)
         for tower in towers:
@@ -109,7 +127,7 @@ class SideItemEncoder(nn.Module):
         for kind, tower in self.encoders.items():
             count = 2 if kind == "text" else 1
             own, rest = rest[:count], rest[count:]
-            every = self.readers[kind].read(partial(tower.read_out, *own))
+            every = self.readers[kind].read(tower.read_out, *own)
             states[kind] = every[:, self.states[kind]]
         return states
 
@@ -119,7 +137,7 @@ class CachedTowers(nn.Module):
 
     towers: ClassVar[list[ContentItemEncoder]] = []
 
-    def __init__(self, blocks: dict[str, int], projections: dict[str, nn.Linear]):
+    def __init__(self, blocks: dict[Modality, int], projections: dict[str, nn.Linear]):
         super().__init__()
         self.blocks, self.projections = blocks, nn.ModuleDict(projections)
 
@@ -134,11 +152,11 @@ class CachedItemEncoder(nn.Module):
 
     towers: ClassVar[list[ContentItemEncoder]] = []
 
-    def __init__(self, blocks: dict[str, int], projections: dict[str, nn.Linear], options: IISANOptions):
+    def __init__(self, blocks: dict[Modality, int], projections: dict[str, nn.Linear], options: IISANOptions):
         super().__init__()
         self.kinds = list(blocks)
         self.content: Content = "multimodal" if len(blocks) > 1 else self.kinds[0]
-        steps = {kind: len(options.states(kind, count)) for kind, count in blocks.items()}
+        steps = {kind: len(states) for kind, states in options.states(blocks).items()}
         self.side = _side_network(projections, steps, options)
 
     def forward(self, *states: Tensor) -> Tensor:

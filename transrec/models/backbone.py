@@ -20,6 +20,7 @@ from transrec.errors import TransrecError
 from transrec.paths import resolve
 
 Modality = Literal["text", "image"]
+Pooling = Literal["cls", "last", "mean"]
 
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
 # DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
@@ -93,15 +94,23 @@ def view(module: nn.Module) -> Stack:
 
     Raises TransrecError for a module without such a list, or whose blocks lack a site.
     """
+    blocks = [_view_block(block) for block in blocks_of(module)]
+    return Stack(module, blocks, blocks[0].attention.projection.module.out_features)
+
+
+def blocks_of(module: nn.Module) -> nn.ModuleList:
+    """The transformer blocks inside `module`, whatever is in them: the list of alike modules with most parameters.
+
+    Raises TransrecError for a module without such a list.
+    """
     candidates = [
         child
         for child in module.modules()
         if isinstance(child, nn.ModuleList) and len(child) and len({type(block) for block in child}) == 1
     ]
     if not candidates:
-        raise TransrecError(f"{type(module).__name__} has no list of transformer blocks to place adapters in")
-    blocks = [_view_block(block) for block in max(candidates, key=_parameter_count)]
-    return Stack(module, blocks, blocks[0].attention.projection.module.out_features)
+        raise TransrecError(f"{type(module).__name__} has no list of transformer blocks")
+    return max(candidates, key=_parameter_count)
 
 
 def _parameter_count(module: nn.Module) -> int:
@@ -193,7 +202,22 @@ def load_config(name: str | Path, modality: Modality = "text"):
     from transformers import AutoConfig
 
     config = _load(name, f"{modality} encoder", AutoConfig.from_pretrained)
-    return getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
+    config = getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
+    # Decoders would keep the keys and values of every text for a next word that nobody asks for.
+    config.use_cache = False
+    return config
+
+
+def pooling(config, chosen: Literal["auto"] | Pooling) -> Pooling:
+    """Where a text backbone is read; "auto": encoders at [CLS], decoders, whose first token sees nothing, at the last.
+
+    Encoders are those that transformers has a masked language model of.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if chosen != "auto":
+        return chosen
+    return "cls" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
 
 
 def load_tokenizer(name: str | Path):
@@ -204,7 +228,11 @@ def load_tokenizer(name: str | Path):
         # Without any of these transformers makes up an empty vocabulary, in which every word is unknown.
         if Path(place).is_dir() and not any(file for p in TOKENIZER_FILES for file in Path(place).glob(p)):
             raise TransrecError(f"{place}: no tokenizer there ({', '.join(TOKENIZER_FILES)}); copy its files too")
-        return AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        if tokenizer.pad_token is None:
+            # Decoders' often have none; what stands behind a text is masked, whatever it is.
+            tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        return tokenizer
 
     return _load(name, "tokenizer", load)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transrec.models.backbone import Modality, Preprocessing, load_preprocessing, set_mask_ratio
+from transrec.models.backbone import Modality, Pooling, Preprocessing, load_preprocessing, pooling, set_mask_ratio
 
 Content = Literal["text", "image", "multimodal", "id"]
 
@@ -21,7 +21,7 @@ def make_projection(width: int, embedding_dim: int) -> nn.Linear:
 
 
 class ContentItemEncoder(nn.Module):
-    """[CLS] of a backbone's last layer -> Linear(D, d) -> GELU.
+    """[CLS] of a backbone's last layer, or what else stands for an item there -> Linear(D, d) -> GELU.
 
     Attributes:
         content: what it reads.
@@ -61,15 +61,38 @@ class ContentItemEncoder(nn.Module):
         """The inputs of N items -> what stands for each in the backbone's output, [N, D]."""
         raise NotImplementedError
 
+    def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
+        """What stands for each of N items in a layer's output: [N, T, D] and the items' inputs -> [N, D]."""
+        return hidden[:, 0]
+
 
 class TextItemEncoder(ContentItemEncoder):
-    """Of a text backbone."""
+    """Of a text backbone.
+
+    Args:
+        pooling: what stands for a text: its first token, its last, or the mean of all.
+    """
 
     content = "text"
 
+    def __init__(self, backbone: nn.Module, embedding_dim: int, pooling: Pooling = "cls"):
+        super().__init__(backbone, embedding_dim)
+        self.pooling = pooling
+
     def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids int64 [N, T], attention_mask int64 [N, T] (1 = token) -> [N, D]."""
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.pool(hidden, input_ids, attention_mask)
+
+    def pool(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.pooling == "cls":
+            return super().pool(hidden)
+        # Soft prompts make a text longer at its front.
+        mask = F.pad(attention_mask, (hidden.shape[1] - attention_mask.shape[1], 0), value=1)
+        if self.pooling == "last":
+            return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+        weights = (mask / mask.sum(1, keepdim=True)).to(hidden.dtype)
+        return (weights.unsqueeze(1) @ hidden).squeeze(1)
 
 
 class ImageItemEncoder(ContentItemEncoder):
@@ -128,14 +151,19 @@ class MultimodalItemEncoder(nn.Module):
 
 
 def content_item_encoder(
-    content: Modality, backbone: nn.Module, name: str | Path, embedding_dim: int, mask_ratio: float = 0.0
+    content: Modality,
+    backbone: nn.Module,
+    name: str | Path,
+    embedding_dim: int,
+    mask_ratio: float = 0.0,
+    text_pooling: Literal["auto"] | Pooling = "auto",
 ) -> TextItemEncoder | ImageItemEncoder:
     """The item encoder of the backbone in folder, or of the hub's, `name`.
 
     Raises TransrecError when a backbone that masks no patches is to mask some.
     """
     if content == "text":
-        return TextItemEncoder(backbone, embedding_dim)
+        return TextItemEncoder(backbone, embedding_dim, pooling(backbone.config, text_pooling))
     set_mask_ratio(backbone, mask_ratio)
     return ImageItemEncoder(backbone, embedding_dim, load_preprocessing(name, backbone.config))
 

@@ -6,37 +6,45 @@ import torch
 from torch import Tensor, nn
 
 from transrec.errors import TransrecError
-from transrec.models.backbone import view
+from transrec.models.backbone import blocks_of
+from transrec.models.items import ContentItemEncoder
 
 GATE_TEMPERATURE = 0.1
 
 
 class StateReader:
-    """Reads what a backbone's blocks pass on at [CLS]: state 0 is what the first is given, state k what block k gives.
+    """Reads what a backbone's blocks pass on where an item is read: state 0 is what the first is given, state k what
+    block k gives.
 
-    The last state is the last block's, before any LayerNorm that the backbone may have behind it.
+    The last state of an image backbone is the last block's, before the LayerNorm behind it; that of a text backbone is
+    what it gives out, in decoders behind their last norm.
     """
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, tower: ContentItemEncoder):
+        # The tower holds its readers' hooks: a reference back would be a module within itself.
+        self.pool, self.ends_in_output = tower.pool, tower.content == "text"
         self._states: list[Tensor] = []
-        blocks = view(backbone).blocks
-        blocks[0].module.register_forward_pre_hook(self._first, with_kwargs=True)
+        self._inputs: tuple[Tensor, ...] = ()
+        blocks = blocks_of(tower.backbone)
+        blocks[0].register_forward_pre_hook(self._first, with_kwargs=True)
         for block in blocks:
-            block.module.register_forward_hook(self._next)
+            block.register_forward_hook(self._next)
         self.count = 1 + len(blocks)
 
     def _first(self, block: nn.Module, arguments: tuple, options: dict) -> None:
-        self._states = [(arguments[0] if arguments else options["hidden_states"])[:, 0]]
+        self._states = [self.pool(arguments[0] if arguments else options["hidden_states"], *self._inputs)]
 
     def _next(self, block: nn.Module, arguments: tuple, output) -> None:
-        self._states.append((output[0] if isinstance(output, tuple) else output)[:, 0])
+        self._states.append(self.pool(output[0] if isinstance(output, tuple) else output, *self._inputs))
 
-    def read(self, forward: Callable[[], object]) -> Tensor:
-        """Run `forward`, which runs the backbone on N items: float32 states [N, 1 + blocks, D], without gradient."""
+    def read(self, read_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Run the tower's `read_out` on the inputs of N items: float32 states [N, 1 + blocks, D], without gradient."""
+        self._inputs = inputs
         with torch.no_grad():
-            forward()
-            states, self._states = torch.stack(self._states, dim=1).float(), []
-        return states
+            output = read_out(*inputs)
+            states = [*self._states[:-1], output] if self.ends_in_output else self._states
+            self._states = []
+            return torch.stack(states, dim=1).float()
 
 
 class Steps(nn.Module):
@@ -62,20 +70,21 @@ class Steps(nn.Module):
 
 
 class IntraTower(Steps):
-    """One modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, D).
+    """One modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E).
 
     Args:
         width: D.
+        end_width: E.
         keeps_first: h_0 is a step of its own, from s = 0; otherwise s starts as h_0.
     """
 
-    def __init__(self, width: int, adapters: list[nn.Module], gated: bool, keeps_first: bool):
+    def __init__(self, width: int, end_width: int, adapters: list[nn.Module], gated: bool, keeps_first: bool):
         super().__init__(adapters, gated)
         self.keeps_first = keeps_first
-        self.end = nn.Linear(width, width)
+        self.end = nn.Linear(width, end_width)
 
     def forward(self, states: Tensor) -> Tensor:
-        """States [N, K, D] -> [N, D]."""
+        """States [N, K, D] -> [N, E]."""
         first, *later = states.unbind(1)
         s, steps = (torch.zeros_like(first), [first, *later]) if self.keeps_first else (first, later)
         for number, (h, adapter) in enumerate(zip(steps, self.adapters, strict=True)):
@@ -88,17 +97,15 @@ class InterTower(Steps):
     """Both modalities: s <- SANB(s + g h_i^image + (1 - g) h_i^text) from s = 0, then Linear(D, D), Linear(D, d).
 
     D is the narrower width; states of the wider modality are first mapped to it, by a Linear of its own at each step.
+    Where there are more states than steps, the last ones take part.
 
     Args:
         widths: of image and text states.
-        keeps_first: whether h_0 is a step.
     """
 
-    def __init__(
-        self, widths: tuple[int, int], adapters: list[nn.Module], gated: bool, keeps_first: bool, embedding_dim: int
-    ):
+    def __init__(self, widths: tuple[int, int], adapters: list[nn.Module], gated: bool, embedding_dim: int):
         super().__init__(adapters, gated)
-        self.keeps_first, self.widths = keeps_first, widths
+        self.widths = widths
         width = min(widths)
         alike = widths[0] == widths[1]
         self.align = nn.ModuleList([] if alike else [nn.Linear(max(widths), width) for _ in adapters])
@@ -107,9 +114,9 @@ class InterTower(Steps):
 
     def forward(self, image: Tensor, text: Tensor) -> Tensor:
         """States [N, K, D_image] and [N, K, D_text] -> [N, d]."""
-        first = 0 if self.keeps_first else 1
         s = image.new_zeros(len(image), min(self.widths))
-        steps = zip(image.unbind(1)[first:], text.unbind(1)[first:], self.adapters, strict=True)
+        last = slice(-len(self.adapters), None)
+        steps = zip(image.unbind(1)[last], text.unbind(1)[last], self.adapters, strict=True)
         for number, (h_image, h_text, adapter) in enumerate(steps):
             if self.align and self.widths[0] > self.widths[1]:
                 h_image = self.align[number](h_image).to(s.dtype)
@@ -123,7 +130,8 @@ class InterTower(Steps):
 class SideNetwork(nn.Module):
     """Item embeddings from hidden states: Linear of what the towers give, in the order image, text, inter.
 
-    Over one modality it is that modality's tower and projection alone.
+    Over one modality it is that modality's tower and projection alone. The inter-modal tower has as many steps as the
+    modality with fewer states, and reads the last ones of both (IISAN-Versa).
 
     Args:
         widths: D of each modality's states.
@@ -132,8 +140,9 @@ class SideNetwork(nn.Module):
         parts: "intra", "inter" or "intra_inter".
         keeps_first: whether the first state is a step of its own.
         projections: Linear(D, d) that end the intra towers; new ones where not given.
+        narrow: intra towers end in Linear(D, d), Linear(d, d) instead of Linear(D, D), Linear(D, d) (IISAN-Versa).
 
-    Raises TransrecError for an inter-modal tower over one modality, or over unlike numbers of states.
+    Raises TransrecError for an inter-modal tower over one modality.
     """
 
     def __init__(
@@ -146,6 +155,7 @@ class SideNetwork(nn.Module):
         gated: bool = True,
         keeps_first: bool = True,
         projections: dict[str, nn.Linear] | None = None,
+        narrow: bool = False,
     ):
         super().__init__()
         # The order of fusion.
@@ -155,23 +165,21 @@ class SideNetwork(nn.Module):
         inter = inter and (len(widths) == 2 or not intra)
         if inter and len(widths) == 1:
             raise TransrecError("--side_towers inter: needs titles and images; use --item_tower multimodal")
-        if inter and counts["image"] != counts["text"]:
-            raise TransrecError(
-                f"the inter-modal tower goes through both encoders in step: --text_layers gives {steps['text'] - 1} "
-                f"layers and --image_layers {steps['image'] - 1}; give as many of each, or --side_towers intra"
-            )
         self.intra, self.projections = nn.ModuleDict(), nn.ModuleDict()
         for kind in kinds if intra else ():
             adapters = [adapter(widths[kind]) for _ in range(counts[kind])]
-            self.intra[kind] = IntraTower(widths[kind], adapters, gated, keeps_first)
-            self.projections[kind] = (projections or {}).get(kind) or nn.Linear(widths[kind], embedding_dim)
+            end_width = embedding_dim if narrow else widths[kind]
+            self.intra[kind] = IntraTower(widths[kind], end_width, adapters, gated, keeps_first)
+            given = None if narrow else (projections or {}).get(kind)
+            self.projections[kind] = given or nn.Linear(end_width, embedding_dim)
         self.inter = None
         if inter:
             both = (widths["image"], widths["text"])
-            adapters = [adapter(min(both)) for _ in range(counts["image"])]
-            self.inter = InterTower(both, adapters, gated, keeps_first, embedding_dim)
+            adapters = [adapter(min(both)) for _ in range(min(counts.values()))]
+            self.inter = InterTower(both, adapters, gated, embedding_dim)
         ends = len(self.intra) + inter
-        self.fusion = nn.Linear(ends * embedding_dim, embedding_dim) if ends > 1 else nn.Identity()
+        fuses = len(widths) > 1
+        self.fusion = nn.Linear(ends * embedding_dim, embedding_dim) if fuses else nn.Identity()
 
     def forward(self, states: dict[str, Tensor]) -> Tensor:
         """States [N, K, D] of each modality -> item embeddings [N, d]."""
