@@ -1,6 +1,7 @@
 """IISAN: the side network, its parity with the original program, and runs of it."""
 
 import errno
+import re
 import shutil
 import signal
 import time
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import BOTH, encoder_flags, read_case, run
 from safetensors import safe_open
+from safetensors.torch import load_file
 from test_training import best, finish, numbers, start
 from transformers import AutoModel, BertConfig, ViTConfig
 
@@ -123,6 +125,28 @@ def test_a_whole_model_equals_the_original(tiny):
         )
         loss = recommender.objective(embeddings, batch, recommender.user_encoder) / batch.predictions
     assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+
+
+def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
+    """It holds the same but the backbones, and names the last projections its own way."""
+    _, io, whole = tiny
+    state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
+    projections = {
+        "mm_encoder.cv_encoder.image_net.classifier.": "mm_encoder.cv_pre_fc.",
+        "mm_encoder.bert_encoder.text_encoders.title.fc.": "mm_encoder.bert_pre_fc.",
+    }
+    for old, new in projections.items():
+        state |= {key.replace(old, new): tensor for key, tensor in state.items() if key.startswith(old)}
+    state = {key: tensor for key, tensor in state.items() if not re.search("(cv|bert)_encoder", key)}
+    torch.save({"model_state_dict": state}, tmp_path / "epoch-1.pt")
+    encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
+    cached = load_original(tmp_path / "epoch-1.pt", **encoders, method="iisan", objective="in_batch")
+    states = {"text": torch.from_numpy(io["bert_hidden_cls"]), "image": torch.from_numpy(io["vit_hidden_cls"])}
+    kept = {kind: values[:, whole.item_encoder.states[kind]] for kind, values in states.items()}
+    with torch.no_grad():
+        assert torch.equal(cached.item_encoder(*kept.values()), whole.item_encoder.side(kept))
+    with pytest.raises(TransrecError, match="load_side reads a side network alone"):
+        load_original(golden / "iisan" / "side_uncached" / "default" / "weights.safetensors", method="iisan")
 
 
 def original_names(side):

@@ -1,0 +1,23 @@
+"""IISAN-Versa: the side network over encoders of unlike depth and width, on cached hidden states (`iisan`).
+
+    python run_IISAN_versa.py --dataset ../../../Dataset/Scientific --text_encoder meta-llama/Meta-Llama-3-8B
+
+Six layers are read of each encoder, evenly apart; the inter-modal tower maps the wider one's states down. A decoder is
+read at a title's last token, --text_pooling mean takes the mean of all, as the released programs do.
+"""
+
+from transrec.runner import adapt
+
+if __name__ == "__main__":
+    adapt(
+        "iisan",
+        item_tower="multimodal",
+        objective="in_batch",
+        max_seq_len=10,
+        batch_size=64,
+        lr=2e-4,
+        adapter_lr=1e-4,
+        side_layers=6,
+        narrow_end=True,
+        cached=True,
+    )
