@@ -375,6 +375,25 @@ def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp
     assert tensors.keys() == others.keys(), "a cached run's checkpoint holds what an uncached one's does"
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_gives_the_same_losses(cached_flags, tmp_path):
+    """Dropout included: a compiled model draws the same numbers."""
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        run([*cached_flags, *more, "--output", str(tmp_path / name)], "iisan")
+    one, other = (numbers(tmp_path / name) for name in ("eager", "compiled"))
+    for a, b in zip(one["epochs"], other["epochs"], strict=True):
+        # Adam divides by the root of tiny second moments: rounding of the sums grows by a few steps' updates.
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-4)
+    assert best(tmp_path / "eager").keys() == best(tmp_path / "compiled").keys()
+
+
+def test_no_compiler(cached_flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(TransrecError, match=r"--compile: needs a C\+\+ compiler \(no-such-compiler\)"):
+        run([*cached_flags, "--compile", "--output", str(tmp_path / "run")], "iisan")
+    assert not (tmp_path / "run").exists()
+
+
 def test_fp16_states_are_near(both_flags, tmp_path):
     for dtype in ("fp16", "fp32"):
         more = ["--cached", "--state_dtype", dtype, "--state_cache", str(tmp_path / dtype)]

@@ -26,6 +26,7 @@ from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
 from transrec.settings import Settings, parse
 from transrec.training import distributed
+from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
@@ -137,6 +138,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
 def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[dict[str, Any]]]:
     """All that comes before the first step, every check included: the trainer, and the table of what trains."""
     run.log(f"{settings.method} on {settings.data.dataset}")
+    if settings.training.compile:
+        check_compiler(world.device)
     dataset = _dataset(settings)
     run.log(f"data        {dataset.summary}")
     precision = Precision(settings.training.precision, world.device)
@@ -147,6 +150,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         load_start(recommender, settings)
     groups = apply_method(recommender, settings)
     recommender.to(world.device)
+    if settings.training.compile:
+        compile_encoders(recommender)
 
     objective = OBJECTIVES[settings.model.objective]
     batches = TrainingBatches(

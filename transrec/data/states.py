@@ -183,12 +183,12 @@ class StateFeatures:
         return ()
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
-        """States float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
+        """States float16 or float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
         if self.held is None:
             states = torch.from_numpy(self.file.states[self.rows[items.numpy() - 1]])
         else:
             states = self.held[(items - 1).to(self.held.device, non_blocking=True)]
-        return (states.to(self.device, non_blocking=True).float(),)
+        return (states.to(self.device, non_blocking=True),)
 
 
 def _place(size: int, device: torch.device) -> str:
