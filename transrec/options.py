@@ -137,8 +137,7 @@ class TrainingOptions(Options):
     patience: int = flag(10, "Stop after this many epochs without a better validation HR@10.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32.")
     compile: bool = flag(
-        False,
-        "Compile both encoders with torch.compile: a minute's wait, then faster steps; needs g++ or, on GPUs, triton.",
+        False, "Compile both encoders: a minute's wait, then faster steps; needs g++, or triton on a GPU."
     )
     seed: int = flag(0, "Seed of everything random.")
     train_recommender: Literal["auto", "yes", "no"] = flag(
