@@ -2,17 +2,20 @@
 
 import errno
 import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import BOTH, encoder_flags, read_case, run
+from conftest import BOTH, REPOSITORY, encoder_flags, read_case, run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_training import best, finish, numbers, start
+from test_training import ENVIRONMENT, best, finish, numbers, start
 from transformers import AutoModel, BertConfig, ViTConfig
 
 from transrec import methods
@@ -539,10 +542,38 @@ def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
 
-def test_a_full_disk_is_told_before_anything_is_computed(tmp_path, monkeypatch):
-    def full(descriptor, offset, length):
-        raise OSError(errno.ENOSPC, "No space left on device")
+def on_a_small_disk(folder, command):
+    """Run a command while `folder` is a disk of 64 KiB; returns its output, and below it the names of what it left."""
+    inside = f'mount -t tmpfs -o size=64k tmpfs "{folder}" && echo keep > "{folder}/other"; {command}; ls -A "{folder}"'
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", inside], capture_output=True, text=True, env=ENVIRONMENT
+    )
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.splitlines()[0]}")
+    return done.stderr + done.stdout
 
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(TransrecError, match=r"no room for .* GiB of hidden states \(No space left on device\)"):
-        StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", {}).begin()
+
+def test_a_full_disk_is_told_before_anything_is_computed(cached_flags, tmp_path):
+    if not shutil.which("unshare"):
+        pytest.skip("needs unshare")
+    (tmp_path / "states").mkdir()
+    script = REPOSITORY / "Downstream/Multimodal/script/run_IISAN_cached.py"
+    command = [sys.executable, str(script), *cached_flags, "--text_layers", "0", "1", "--image_layers", "0", "1"]
+    command += ["--output", str(tmp_path / "run")]
+    output = on_a_small_disk(tmp_path / "states", shlex.join(command))
+    assert "states-bert.safetensors: no room for 0.1 MiB of hidden states (No space left on device)" in output
+    assert "Traceback" not in output and output.endswith("\nother\n"), "what was there stays, nothing is left behind"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_fills_up_while_states_are_written(tmp_path, monkeypatch):
+    """Some file systems promise room that they do not have: what is written counts, the rest is made later."""
+    values = torch.randn(600, 2, 4)
+    builder = StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", {})
+    builder.begin()
+    builder.put(0, values[:256])
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+        with pytest.raises(TransrecError, match=r"no room for .* MiB of hidden states \(No space left\)"):
+            builder.put(256, values[256:512])
+    assert builder.begin() == 1 and builder.waiting(0, 1) == [256, 512]

@@ -34,15 +34,12 @@ def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any]) -> byte
 
 
 def _reserve(path: Path, length: int) -> None:
-    """Make the file of that length, with room for all of it."""
+    """Make the file of that length, with room for all of it where the system can promise that."""
     with open(path, "r+b") as file:
-        try:
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, length)
-        except OSError as error:
-            raise TransrecError(
-                f"{path}: no room for {length / 2**30:.2f} GiB of hidden states ({error.strerror}); make room, give "
-                f"another folder with --state_cache, read fewer layers, or use --state_dtype fp16"
-            ) from error
+        else:
+            file.truncate(length)
 
 
 class StateFile:
@@ -117,9 +114,14 @@ class StateBuilder:
         except OSError:
             same = False
         if not (same and self.marks.exists()):
-            self.partial.write_bytes(self.header)
-            _reserve(self.partial, whole)
-            self.marks.write_bytes(bytes(len(self.blocks)))
+            try:
+                self.partial.write_bytes(self.header)
+                _reserve(self.partial, whole)
+                self.marks.write_bytes(bytes(len(self.blocks)))
+            except OSError as error:
+                self.partial.unlink(missing_ok=True)
+                self.marks.unlink(missing_ok=True)
+                raise self._no_room(error) from error
         return len(self.blocks) - len(self.waiting(0, 1))
 
     def waiting(self, rank: int, ranks: int) -> list[int]:
@@ -137,14 +139,24 @@ class StateBuilder:
         values = states.cpu().to(getattr(torch, np.dtype(self.numpy).name))
         if not torch.isfinite(values).all():
             raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
-        with open(self.partial, "r+b") as file:
-            file.seek(len(self.header) + first_row * self.row_bytes)
-            file.write(values.numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        with open(self.marks, "r+b") as file:
-            file.seek(first_row // BLOCK_ITEMS)
-            file.write(b"\1")
+        try:
+            with open(self.partial, "r+b") as file:
+                file.seek(len(self.header) + first_row * self.row_bytes)
+                file.write(values.numpy().tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            with open(self.marks, "r+b") as file:
+                file.seek(first_row // BLOCK_ITEMS)
+                file.write(b"\1")
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> TransrecError:
+        size = (len(self.header) + self.shape[0] * self.row_bytes) / 2**20
+        return TransrecError(
+            f"{self.path}: no room for {size:,.1f} MiB of hidden states ({error.strerror}); make room, give another "
+            f"folder with --state_cache, read fewer layers, or use --state_dtype fp16"
+        )
 
     def finish(self) -> None:
         """Give the file, which is whole, its name."""
