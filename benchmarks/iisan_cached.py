@@ -43,18 +43,23 @@ def sequences(users: int, items: int) -> Interactions:
     return Interactions(Path("made"), [str(u) for u in range(users)], Sequences(values, stops - lengths, stops))
 
 
+def make_states(path: Path, items: int, count: int) -> StateFile:
+    """A file of so many states of each item, random."""
+    if not path.exists():
+        builder = StateBuilder(path, (items, count, WIDTH), "fp16", {})
+        builder.begin()
+        for start in builder.waiting(0, 1):
+            builder.put(start, torch.randn(min(256, items - start), count, WIDTH))
+        builder.finish()
+    return StateFile(path, {})
+
+
 def ours(folder: Path, batches: TrainingBatches, rows: np.ndarray, items: int, place: str, steps: int):
     """Seconds a step, and distinct items a step."""
     parts = []
     for modality in ("text", "image"):
-        path = folder / f"{modality}.safetensors"
-        if not path.exists():
-            builder = StateBuilder(path, (items, len(KEPT), WIDTH), "fp16", {})
-            builder.begin()
-            for start in builder.waiting(0, 1):
-                builder.put(start, torch.randn(min(256, items - start), len(KEPT), WIDTH))
-            builder.finish()
-        parts.append(StateFeatures(StateFile(path, {}), rows, torch.device("cpu"), place))
+        file = make_states(folder / f"{modality}.safetensors", items, len(KEPT))
+        parts.append(StateFeatures(file, rows, torch.device("cpu"), place))
     features = MultimodalFeatures(parts)
     torch.manual_seed(0)
     blocks = {"text": BLOCKS, "image": BLOCKS}

@@ -6,6 +6,7 @@ block by block, by one process or several, and renamed when it is whole.
 """
 
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ class StateFile:
         made_of: what it must have been made of; see `StateBuilder`.
 
     Attributes:
-        states: numpy [items, K, D], memory-mapped, float16 or float32.
+        states: numpy [items, K, D], memory-mapped and read-only, float16 or float32.
 
     Raises TransrecError when it cannot be read, is cut off, or was made of something else, which it names.
     """
@@ -82,7 +83,24 @@ class StateFile:
             raise TransrecError(
                 f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
             )
-        self.states = np.memmap(path, dtype, "r", 8 + length, shape)
+        self._start = 8 + length
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.states = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)
+
+    def pick(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of the states of some rows, int [N], spread over a file that need not fit in memory: [N, K, D].
+
+        Left alone, the system would wait for the disk page by page, or read far more than is asked for.
+        """
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_RANDOM)
+            ordered, size = np.unique(rows), self.states[0].nbytes
+            for run in np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1):
+                start = self._start + int(run[0]) * size
+                page = start - start % mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, page, start + len(run) * size - page)
+        return self.states[rows]
 
 
 class StateBuilder:
@@ -197,7 +215,7 @@ class StateFeatures:
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
         """States float16 or float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
         if self.held is None:
-            states = torch.from_numpy(self.file.states[self.rows[items.numpy() - 1]])
+            states = torch.from_numpy(self.file.pick(self.rows[items.numpy() - 1]))
         else:
             states = self.held[(items - 1).to(self.held.device, non_blocking=True)]
         return (states.to(self.device, non_blocking=True),)

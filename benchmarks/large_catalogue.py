@@ -1,0 +1,105 @@
+"""Cached IISAN over 100,000 items, all 13 states of two modalities, held on disk: what memory it takes of its own.
+
+    python benchmarks/large_catalogue.py
+
+Makes 4 GB of states in fp16 in a temporary folder, trains on them from disk for some steps, then encodes every item
+from disk and ranks them all for 12,000 users. Memory of its own is what the process allocates; pages of the files that
+the system keeps beside it are given back whenever anybody needs them, and counted apart. Linux only.
+"""
+
+import argparse
+import re
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from iisan_cached import BLOCKS, WIDTH, D, L, make_states, sequences
+
+from transrec.data.batches import TrainingBatches
+from transrec.data.features import MultimodalFeatures
+from transrec.data.interactions import leave_one_out
+from transrec.data.states import StateFeatures
+from transrec.methods.iisan import CachedItemEncoder, IISANOptions
+from transrec.models.items import make_projection
+from transrec.models.objectives import InBatchObjective
+from transrec.models.recommender import Recommender
+from transrec.models.sequence import SASRec
+from transrec.options import EvaluationOptions
+from transrec.reports.tables import markdown
+from transrec.training.distributed import World
+from transrec.training.evaluation import Evaluator
+
+USERS = 12_000
+
+
+class Memory:
+    """The most that this process has held while it was watched, in MiB: of its own, and pages of files."""
+
+    def __init__(self):
+        self.own = self.files = 0.0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            told = dict(re.findall(r"(Rss\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))
+            self.own = max(self.own, int(told["RssAnon"]) / 1024)
+            self.files = max(self.files, int(told["RssFile"]) / 1024)
+            time.sleep(0.02)
+
+
+def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -> list[str]:
+    cpu = torch.device("cpu")
+    split = leave_one_out(sequences(items, items), L, 5)
+    files = [make_states(folder / f"{modality}.safetensors", items, 1 + BLOCKS) for modality in ("text", "image")]
+    features = MultimodalFeatures([StateFeatures(file, split.item_rows, cpu, place) for file in files])
+    blocks = {"text": BLOCKS, "image": BLOCKS}
+    every = list(range(BLOCKS))
+    options = IISANOptions(text_layers=every, image_layers=every)
+    torch.manual_seed(0)
+    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, options)
+    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    batches = TrainingBatches(split, batch_size, negatives=False, last_only=False, seed=0)
+    memory = Memory()
+    started = time.perf_counter()
+    for number, (piece,) in enumerate(batches.epoch(1)):
+        if number == steps:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        loss = model(piece.to(cpu, features)) / piece.predictions
+        loss.backward()
+        optimizer.step()
+    trained = time.perf_counter()
+    ranked = replace(split, kept=split.kept.of(np.arange(USERS)), training_users=np.arange(USERS))
+    Evaluator(ranked, features, EvaluationOptions(), "seen", World(0, 1, cpu)).evaluate(model, "validation")
+    evaluated = time.perf_counter()
+    return [
+        place,
+        f"{split.item_count:,}",
+        f"{sum(file.states.nbytes for file in files) / 2**20:,.0f}",
+        f"{(trained - started) / steps:.3f}",
+        f"{evaluated - trained:.0f}",
+        f"{memory.own:,.0f}",
+        f"{memory.files:,.0f}",
+    ]
+
+
+def main(items: int, batch_size: int, steps: int, places: list[str], folder: Path | None) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        rows = [measure(folder or Path(made), items, batch_size, steps, place) for place in places]
+    head = ["states held in", "items", "states, MiB", "s a step", "s to rank", "own memory, MiB", "pages of files, MiB"]
+    print(markdown(head, rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--places", nargs="+", default=["disk"], choices=["disk", "cpu"])
+    parser.add_argument("--folder", type=Path, help="keep the states there")
+    main(**vars(parser.parse_args()))
