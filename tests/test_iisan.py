@@ -458,7 +458,24 @@ def test_states_made_of_something_else_are_refused(cached_flags, domain, backbon
     assert f"{path}: cut off" in fails()
     path.write_bytes(b"nonsense")
     assert f"{path}: not a file of hidden states" in fails()
-    assert "leave out --checkpoint, or --cached" in fails("--checkpoint", str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["bert", BOTH])
+def test_cached_states_of_a_pretrained_recommender(flags, backbones, tmp_path, kind):
+    """Its backbones make the states, its projections and user encoder go on training: as without a cache."""
+    flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", "--lr", "1e-2"]
+    run([*flags, "--backbone_lr", "1e-2", "--output", str(tmp_path / "source"), "--epochs", "1"])
+    cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
+    start = ["--checkpoint", str(tmp_path / "source")]
+    for name, more in (("plain", cached), ("uncached", start), ("cached", [*start, *cached])):
+        run([*flags, *more, "--output", str(tmp_path / name)], "iisan")
+    plain, uncached, both = (numbers(tmp_path / name)["epochs"] for name in ("plain", "uncached", "cached"))
+    for a, b in zip(uncached, both, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
+    assert plain[0]["train_loss"] != pytest.approx(both[0]["train_loss"], rel=1e-3)
+    assert len(list((tmp_path / "states").glob("states-bert*"))) == 2, "beside the plain backbone's own"
+    for name, tensor in best(tmp_path / "cached").items():
+        assert torch.equal(load_run(tmp_path / "cached").get_parameter(name), tensor)
 
 
 def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):

@@ -42,8 +42,7 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     elif settings.method_options.cached:
         item_encoder = _cached_towers(settings)
     else:
-        towers = {content: content_encoder(settings, content, load_weights) for content in model.encoders}
-        item_encoder = joined(towers)
+        item_encoder = _with_backbones(settings, load_weights)
     _seed(settings, "user encoder")
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
@@ -60,13 +59,31 @@ def _seed(settings: Settings, part: str) -> None:
     torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
-def content_encoder(
-    settings: Settings, content: backbone.Modality, load_weights: bool = True
-) -> TextItemEncoder | ImageItemEncoder:
-    """The item encoder of one backbone; its weights are drawn anew without `load_weights`, or as the settings say.
+def content_encoder(settings: Settings, content: backbone.Modality) -> TextItemEncoder | ImageItemEncoder:
+    """The item encoder of one backbone, as --checkpoint left it if there is one.
 
-    Raises TransrecError for an unknown or unfit backbone.
+    Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
+    if not settings.run.checkpoint:
+        return _content_encoder(settings, content, load_weights=True)
+    return next(tower for tower in _whole_start(settings).item_encoder.towers if tower.content == content)
+
+
+def _whole_start(settings: Settings) -> Recommender:
+    """What --checkpoint holds, backbones included."""
+    plain = Settings.from_stored(settings.as_dict() | {"method": "frozen"})
+    recommender = build_recommender(plain, item_count=0)
+    load_start(recommender, plain)
+    return recommender
+
+
+def _with_backbones(settings: Settings, load_weights: bool) -> nn.Module:
+    return joined({content: _content_encoder(settings, content, load_weights) for content in settings.model.encoders})
+
+
+def _content_encoder(
+    settings: Settings, content: backbone.Modality, load_weights: bool
+) -> TextItemEncoder | ImageItemEncoder:
     model, data = settings.model, settings.data
     name = model.encoders[content]
     config = backbone.load_config(name, content)
@@ -91,15 +108,21 @@ def _cached_towers(settings: Settings) -> CachedTowers:
 
 
 def load_start(recommender: Recommender, settings: Settings) -> None:
-    """Load --checkpoint into a recommender without a method.
+    """Load --checkpoint into a recommender without a method; one over cached states takes all but the backbones.
 
     Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
     """
-    _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
+    if isinstance(recommender.item_encoder, CachedTowers):
+        whole = _whole_start(settings)
+        for tower in whole.item_encoder.towers:
+            recommender.item_encoder.projections[tower.content] = tower.projection
+        recommender.user_encoder = whole.user_encoder
+    else:
+        _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
 
 
 def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, Any]) -> None:
-    path = _checkpoint_file(given)
+    path = checkpoint_file(given)
     if path.suffix in (".pt", ".pth", ".bin"):
         original = interop.read_original(path)
         if original.adapted:
@@ -132,7 +155,7 @@ def load_run(folder: str | Path) -> Recommender:
     Raises TransrecError when the run, or the base it needs, is missing or has changed.
     """
     folder = resolve(folder)
-    path = _checkpoint_file(folder)
+    path = checkpoint_file(folder)
     settings = Settings.from_stored(read_options(folder))
     tensors, description = checkpoint.read(path)
     base = description["base"]
@@ -183,7 +206,7 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
 
 
-def _checkpoint_file(given: str | Path) -> Path:
+def checkpoint_file(given: str | Path) -> Path:
     """A checkpoint from a run folder or a file. Raises TransrecError when there is none."""
     path = resolve(given)
     if path.is_dir():

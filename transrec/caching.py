@@ -40,18 +40,16 @@ def hidden_states(
         features: of the whole catalogue, whose items 1..n are its rows.
         log: called with a line that says what is about to be done.
 
-    Raises TransrecError when there is a file that was made of something else or is damaged, when there is no room, and
-    when a checkpoint is to bring backbones of its own.
+    Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
     """
-    if settings.run.checkpoint:
-        raise TransrecError("--cached: hidden states are of the backbones alone; leave out --checkpoint, or --cached")
     options, name = settings.method_options, settings.model.encoders[content]
     config = backbone.load_config(name, content)
     depths = {kind: backbone.load_config(of, kind).num_hidden_layers for kind, of in settings.model.encoders.items()}
     states = options.states(depths)[content]
     made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
-    path = folder / f"states-{Path(name).name}.safetensors"
+    which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
+    path = folder / f"states-{Path(name).name}{which}.safetensors"
     if world.any(not path.exists()):
         make_folder(folder, "--state_cache")
         count = len(dataset.catalog.ids)
@@ -120,6 +118,7 @@ def _made_of(
     name = model.encoders[content]
     made_of: dict[str, Any] = {
         "modality": content,
+        "checkpoint": file_sha256(assembly.checkpoint_file(given)) if (given := settings.run.checkpoint) else None,
         "backbone": f"random, seed {settings.training.seed}" if model.random_backbone else _weights_hash(name),
         "states": states,
         "dtype": settings.method_options.state_dtype,
