@@ -56,26 +56,6 @@ def through_both(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, second.weight @ first.weight, second(first.bias))
 
 
-class _Join(torch.autograd.Function):
-    """g one + (1 - g) other of tensors of one shape and a scalar g, with no more passes over them than it takes."""
-
-    @staticmethod
-    def forward(ctx, one: Tensor, other: Tensor, g: Tensor) -> Tensor:
-        ctx.save_for_backward(one, other, g)
-        return torch.lerp(other, one, g)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        one, other, g = ctx.saved_tensors
-        of_one, of_other, _ = ctx.needs_input_grad
-        along = gradient.flatten()
-        return (
-            gradient * g if of_one else None,
-            gradient * (1 - g) if of_other else None,
-            along.dot(one.flatten()) - along.dot(other.flatten()),
-        )
-
-
 class Steps(nn.Module):
     """The part that towers share: a SANB and a gate for each step.
 
@@ -92,10 +72,10 @@ class Steps(nn.Module):
         self.gates = nn.Parameter(torch.zeros(len(adapters))) if gated else None
 
     def join(self, step: int, one: Tensor, other: Tensor) -> Tensor:
-        """g one + (1 - g) other at that step's gate g; their sum without gates."""
+        """g one + (1 - g) other at that step's gate g, in one pass over them; their sum without gates."""
         if self.gates is None:
             return one + other
-        return _Join.apply(one, other, torch.sigmoid(self.gates[step] / GATE_TEMPERATURE))
+        return torch.lerp(other, one, torch.sigmoid(self.gates[step] / GATE_TEMPERATURE))
 
 
 class IntraTower(Steps):
@@ -217,7 +197,7 @@ class SideNetwork(nn.Module):
     def ends(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
         """What each tower gives, [N, d], in the order of fusion."""
         # State by state: what is converted is used while it is in the processor's cache, by two towers.
-        read = {kind: [h.float().contiguous() for h in of.unbind(1)] for kind, of in states.items()}
+        read = {kind: [h.float() for h in of.unbind(1)] for kind, of in states.items()}
         ends = {kind: tower(read[kind], self.projections[kind]) for kind, tower in self.intra.items()}
         return ends | ({"inter": self.inter(read["image"], read["text"])} if self.inter is not None else {})
 
