@@ -156,6 +156,14 @@ def test_encoder_folder_without_a_model(fails, tmp_path):
     assert "no config.json there" in fails("--text_encoder", str(tmp_path / "empty"))
 
 
+def test_encoder_that_is_a_decoder_too(fails, backbones, tmp_path):
+    from transformers import T5Config, T5Model
+
+    folder = shutil.copytree(backbones["bert"], tmp_path / "t5")
+    T5Model(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=300)).save_pretrained(folder)
+    assert "a T5Model is an encoder and a decoder" in fails("--text_encoder", str(folder))
+
+
 def test_encoder_with_weights_of_another_model(fails, backbones, tmp_path):
     from transformers import BertConfig
 

@@ -16,18 +16,21 @@ from conftest import BOTH, REPOSITORY, encoder_flags, read_case, run
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import ENVIRONMENT, best, finish, numbers, start
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, BertConfig, ViTConfig
 
 from transrec import methods
 from transrec.data.batches import Batch
+from transrec.data.catalog import tokenise
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.demo import make_text_backbone
+from transrec.data.features import TextFeatures
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.interop import load_original, load_side
 from transrec.methods.bottleneck import Bottleneck
 from transrec.methods.iisan import IISANOptions
-from transrec.models.backbone import Preprocessing, build_backbone, load_backbone, load_config, pooling
+from transrec.models.backbone import Preprocessing, build_backbone, load_backbone, load_config, load_tokenizer, pooling
 from transrec.models.items import ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
 from transrec.models.objectives import InBatchObjective
 from transrec.models.recommender import Recommender
@@ -308,6 +311,16 @@ def test_where_texts_are_read_by_default(backbones):
     pooled = {kind: pooling(load_config(backbones[kind]), "auto") for kind in ("bert", "roberta", "llama")}
     assert pooled == {"bert": "cls", "roberta": "cls", "llama": "last"}
     assert pooling(load_config(backbones["llama"]), "mean") == "mean"
+
+
+def test_a_text_without_tokens(backbones):
+    """Of a tokenizer that puts nothing in front, an empty title has none."""
+    tokenizer = load_tokenizer(backbones["wide"])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    tokens = tokenise(["red lamp", ""], tokenizer, 6)
+    assert tokens.lengths.tolist() == [2, 1]
+    tower = TextItemEncoder(load_backbone(backbones["wide"]), 8, "last").eval()
+    assert torch.isfinite(tower(*TextFeatures(tokens, np.arange(2)).inputs(torch.tensor([1, 2])))).all()
 
 
 @pytest.mark.parametrize("kind", ["bert", "vit", BOTH])

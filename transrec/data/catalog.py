@@ -81,7 +81,8 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
                 return_tensors="np",
             )
             input_ids[chunk] = encoded["input_ids"]
-            lengths[chunk] = encoded["attention_mask"].sum(1)
+            # A decoder's tokenizer may make nothing at all of an empty text: it counts as one token of padding.
+            lengths[chunk] = encoded["attention_mask"].sum(1).clip(min=1)
             bar.update(len(texts[chunk]))
     return Tokens(input_ids, lengths)
 

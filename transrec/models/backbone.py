@@ -281,6 +281,8 @@ def _of_modality(model: nn.Module, name: str, modality: Modality) -> nn.Module:
     if model.main_input_name != reads:
         other = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
         raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise TransrecError(f"{name}: a {type(model).__name__} is an encoder and a decoder; give a model that is one")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
