@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import ENVIRONMENT, best, finish, numbers, start
 from tokenizers.processors import TemplateProcessing
+from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, ViTConfig
 
 from transrec import methods
@@ -154,6 +155,43 @@ def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
         assert torch.equal(cached.item_encoder(*kept.values()), whole.item_encoder.side(kept))
     with pytest.raises(TransrecError, match="load_side reads a side network alone"):
         load_original(golden / "iisan" / "side_uncached" / "default" / "weights.safetensors", method="iisan")
+
+
+@pytest.mark.parametrize(("method", "tensors"), [("full", 172), ("houlsby", 97), ("lora", 81), ("bitfit", 100)])
+def test_checkpoints_of_the_baselines(golden, tiny, tmp_path, method, tensors):
+    """The same backbones without a side network, under the names that the original program's adapters give them."""
+    meta, io, _ = tiny
+    state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
+    state = {k: t for k, t in state.items() if not re.search(r"adapter_list|mm_encoder\.fc_|side_gate", k)}
+    state["com_dense.weight"] = state["com_dense.weight"][:, : 2 * meta["embedding_dim"]]
+    width, more = meta["D"], {}
+    if method == "houlsby":
+        wraps = re.compile(r"(encoder\.layer\.\d+(?:\.attention)?\.output)\.(dense|LayerNorm)\.")
+        state = {wraps.sub(r"\1.self_output.\2.", key): tensor for key, tensor in state.items()}
+        for place in {key.partition("self_output")[0] for key in state if "self_output" in key}:
+            more |= {f"{place}adapter.fc_down.weight": torch.randn(16, width)}
+            more |= {f"{place}adapter.fc_up.weight": torch.randn(width, 16)}
+            more |= {f"{place}adapter.fc_{part}.bias": torch.zeros(n) for part, n in (("down", 16), ("up", width))}
+    if method == "lora":
+        for key in state:
+            if re.search(r"\.attention\.(self|attention)\.(query|value)\.weight$", key):
+                more |= {key.replace("weight", "lora_A"): torch.zeros(8, width)}
+                more |= {key.replace("weight", "lora_B"): torch.zeros(width, 8)}
+    torch.save({"model_state_dict": state | more}, tmp_path / "epoch-1.pt")
+    encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
+    loaded = load_original(tmp_path / "epoch-1.pt", **encoders, method=method, objective="in_batch")
+    trained = {name for name, p in loaded.named_parameters() if p.requires_grad}
+    # As recorded at 12 layers (428, 225, 177, 229 with BERT's pooler, which nothing reads), here at 4.
+    assert len(trained) == tensors
+    assert {"item_encoder.fusion.weight", "item_encoder.text.projection.bias"} <= trained
+    if method == "houlsby":
+        return
+    ids, mask = torch.from_numpy(io["item_text"]).long().chunk(2, dim=1)
+    title = "mm_encoder.bert_encoder.text_encoders.title.fc"
+    cls = torch.from_numpy(io["bert_hidden_cls"][1:, -1])
+    expected = F.gelu(F.linear(cls, state[f"{title}.weight"].float(), state[f"{title}.bias"].float()))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.item_encoder.text(ids, mask)[1:], expected, atol=TOLERANCE, rtol=0)
 
 
 def original_names(side):

@@ -343,7 +343,9 @@ def load_original(
     sizes = original.sizes
     name = method or "full"
     cached = name == "iisan" and not any(".backbone." in key for key in original.tensors)
-    if original.adapted != issubclass(methods.get(name).Options, methods.InsertOptions):
+    options = methods.get(name).Options
+    # BitFit and LayerNorm tuning put nothing in.
+    if original.adapted != (issubclass(options, methods.InsertOptions) and bool(options._tensor_sizes)):
         raise TransrecError(
             f"{path}: holds adapters; say which method with method=..."
             if original.adapted
@@ -356,7 +358,9 @@ def load_original(
     )
     places = Places(recommender)
     options = method_options or _options_from(original, name, variant, places)
-    methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5))
+    # IISAN's programs have no source pretraining: projections, fusion and user encoder train with every method.
+    scratch = sizes["item_tower"] == "multimodal"
+    methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5), train_recommender=scratch)
     tensors = {places.name(key): tensor for key, tensor in original.tensors.items()}
     checkpoint.load_into(recommender, path, _without_aliases(tensors, recommender))
     return recommender.eval()
@@ -432,9 +436,9 @@ def _options_from(original: Original, method: str, variant: str, places: Places)
     towers = set()
     for name_of_flag, (pattern, axis) in getattr(options, "_tensor_sizes", {}).items():
         for name, tensor in original.tensors.items():
-            if re.fullmatch(pattern, places.name(name)):
+            if re.fullmatch(pattern, place := places.name(name)):
                 found[name_of_flag] = tensor.shape[axis]
-                towers.add(name.partition("_")[0])
+                towers.add(place.partition("_")[0])
     flags = {field.name for field in fields(options)}
     if "insert" in flags and len(towers) == 1:
         found["insert"] = towers.pop()
