@@ -256,6 +256,10 @@ def test_checkpoint_of_another_text_encoder(fails, source, backbones):
     assert "another text encoder" in message
 
 
+def test_checkpoint_of_texts_read_elsewhere(fails, source):
+    assert "give --text_pooling auto" in fails("--checkpoint", str(source), "--text_pooling", "mean")
+
+
 def test_checkpoint_of_another_item_tower(fails, source):
     assert "give --item_tower text" in fails("--checkpoint", str(source), "--item_tower", "id", method="full")
 

@@ -202,7 +202,7 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
 
 def _sizes(settings: Settings) -> dict[str, Any]:
     model = settings.model
-    names = ("item_tower", "embedding_dim", "blocks", "heads")
+    names = ("item_tower", "text_pooling", "embedding_dim", "blocks", "heads")
     return {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
 
 
