@@ -590,6 +590,17 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
     assert not list((tmp_path / "states").glob(".*"))
 
 
+def test_states_made_ahead(cached_flags, tmp_path):
+    told = finish(start("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"]))
+    made = sorted((tmp_path / "states").iterdir())
+    assert [path.name for path in made] == ["states-bert.safetensors", "states-vit.safetensors"]
+    assert all(f"cached      {path}" in told for path in made) and "caching     text: 2 states of 150 items" in told
+    before = [path.stat().st_mtime_ns for path in made]
+    run([*cached_flags, "--state_dtype", "fp16", "--output", str(tmp_path / "run")], "iisan")
+    assert [path.stat().st_mtime_ns for path in made] == before
+    assert "caching" not in (tmp_path / "run" / "log.txt").read_text()
+
+
 def test_two_runs_that_need_the_same_states(cached_flags, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
     both = [start(script, [*cached_flags, "--output", str(tmp_path / name), "--epochs", "1"]) for name in "ab"]

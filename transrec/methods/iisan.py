@@ -42,7 +42,7 @@ class IISANOptions(MethodOptions):
     image_layers: list[int] = flag([], "The same of the image encoder.")
 
     cached: bool = flag(False, "Train on hidden states computed once and kept on disk, without the backbones.")
-    state_dtype: Literal["fp16", "fp32"] = flag("fp16", "How they are kept.")
+    state_dtype: Literal["fp16", "fp32"] = flag("fp16", "How they are kept.", aliases=["--dtype"])
     state_cache: str | None = flag(None, "Folder for them (default: .transrec/ beside the items file).")
     cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
         "auto", "Where training holds them; auto: on the GPU if they fit, else in memory if they fit, else on disk."
