@@ -485,7 +485,7 @@ def test_states_made_of_something_else_are_refused(cached_flags, domain, backbon
 
     run([*flags, "--output", str(tmp_path / "run")], "iisan")
     files = {path: path.read_bytes() for path in (tmp_path / "states").iterdir()}
-    assert "states-bert.safetensors: was made of something else: states [0, 2], now [0, 1, 2]" in fails(
+    assert "states-text-bert.safetensors: was made of something else: states [0, 2], now [0, 1, 2]" in fails(
         "--text_layers", "0", "1", "--image_layers", "0", "1"
     )
     assert "dtype 'fp32', now 'fp16'" in fails("--state_dtype", "fp16")
@@ -504,7 +504,7 @@ def test_states_made_of_something_else_are_refused(cached_flags, domain, backbon
     (dataset / "items.tsv").write_text(titles)
     assert all(path.read_bytes() == content for path, content in files.items()), "nothing is lost"
 
-    path = tmp_path / "states" / "states-bert.safetensors"
+    path = tmp_path / "states" / "states-text-bert.safetensors"
     path.write_bytes(files[path][:-100])
     assert f"{path}: cut off" in fails()
     path.write_bytes(b"nonsense")
@@ -524,7 +524,7 @@ def test_cached_states_of_a_pretrained_recommender(flags, backbones, tmp_path, k
     for a, b in zip(uncached, both, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
     assert plain[0]["train_loss"] != pytest.approx(both[0]["train_loss"], rel=1e-3)
-    assert len(list((tmp_path / "states").glob("states-bert*"))) == 2, "beside the plain backbone's own"
+    assert len(list((tmp_path / "states").glob("states-text-bert*"))) == 2, "beside the plain backbone's own"
     for name, tensor in best(tmp_path / "cached").items():
         assert torch.equal(load_run(tmp_path / "cached").get_parameter(name), tensor)
 
@@ -535,7 +535,7 @@ def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
     encoder = load_run(tmp_path / "uncached").item_encoder
     store = find_images(domain)
     ids = load_dataset(domain, 6, 5).catalog.ids
-    with safe_open(tmp_path / "states" / "states-vit.safetensors", "pt") as file:
+    with safe_open(tmp_path / "states" / "states-image-vit.safetensors", "pt") as file:
         states = file.get_tensor("states")
     assert states.shape == (150, 2, 32)
     every = encoder.readers["image"].read(encoder.encoders["image"].read_out, store.read(ids))
@@ -577,9 +577,9 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
     flags = [*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"]
     process = start(script, flags)
-    marks = tmp_path / "states" / ".states-bert.safetensors.done"
+    marks = tmp_path / "states" / ".states-text-bert.safetensors.done"
     deadline = time.monotonic() + 60
-    while not (marks.exists() or (tmp_path / "states" / "states-bert.safetensors").exists()):
+    while not (marks.exists() or (tmp_path / "states" / "states-text-bert.safetensors").exists()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()
@@ -593,7 +593,7 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
 def test_states_made_ahead(cached_flags, tmp_path):
     told = finish(start("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"]))
     made = sorted((tmp_path / "states").iterdir())
-    assert [path.name for path in made] == ["states-bert.safetensors", "states-vit.safetensors"]
+    assert [path.name for path in made] == ["states-image-vit.safetensors", "states-text-bert.safetensors"]
     assert all(f"cached      {path}" in told for path in made) and "caching     text: 2 states of 150 items" in told
     before = [path.stat().st_mtime_ns for path in made]
     run([*cached_flags, "--state_dtype", "fp16", "--output", str(tmp_path / "run")], "iisan")
@@ -640,7 +640,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(cached_flags, tmp_path)
     command = [sys.executable, str(script), *cached_flags, "--text_layers", "0", "1", "--image_layers", "0", "1"]
     command += ["--output", str(tmp_path / "run")]
     output = on_a_small_disk(tmp_path / "states", shlex.join(command))
-    assert "states-bert.safetensors: no room for 0.1 MiB of hidden states (No space left on device)" in output
+    assert "states-text-bert.safetensors: no room for 0.1 MiB of hidden states (No space left on device)" in output
     assert "Traceback" not in output and output.endswith("\nother\n"), "what was there stays, nothing is left behind"
     assert not (tmp_path / "run").exists()
 

@@ -49,7 +49,7 @@ def hidden_states(
     made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
-    path = folder / f"states-{Path(name).name}{which}.safetensors"
+    path = folder / f"states-{content}-{Path(name).name}{which}.safetensors"
     if world.any(not path.exists()):
         make_folder(folder, "--state_cache")
         count = len(dataset.catalog.ids)
