@@ -32,6 +32,8 @@ def compile_encoders(recommender: Recommender) -> None:
 
     Random numbers stay those of the uncompiled model: what differs is the rounding of float sums.
     """
-    torch._inductor.config.fallback_random = True
+    from torch._inductor import config
+
+    config.fallback_random = True
     for encoder in (recommender.item_encoder, recommender.user_encoder):
         encoder.compile(dynamic=True)
