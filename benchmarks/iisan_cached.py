@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from transrec.data.batches import TrainingBatches
+from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import MultimodalFeatures
 from transrec.data.interactions import Interactions, Sequences, leave_one_out
 from transrec.data.states import StateBuilder, StateFeatures, StateFile
@@ -55,6 +55,29 @@ def make_states(path: Path, items: int, count: int) -> StateFile:
     return StateFile(path, {})
 
 
+def state_features(folder: Path, rows: np.ndarray, items: int, count: int, place: str) -> MultimodalFeatures:
+    """So many states of each item in two modalities, from files that are made when they are missing."""
+    files = [make_states(folder / f"{modality}.safetensors", items, count) for modality in ("text", "image")]
+    return MultimodalFeatures([StateFeatures(file, rows, torch.device("cpu"), place) for file in files])
+
+
+def recommender(options: IISANOptions) -> tuple[Recommender, torch.optim.Optimizer]:
+    """A recommender over cached states in train mode, and its optimiser."""
+    torch.manual_seed(0)
+    blocks = {"text": BLOCKS, "image": BLOCKS}
+    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, options)
+    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
+    return model, torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+
+def train(model: Recommender, optimizer: torch.optim.Optimizer, piece: Batch, features: MultimodalFeatures) -> None:
+    """One step."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(piece.to(torch.device("cpu"), features)) / piece.predictions
+    loss.backward()
+    optimizer.step()
+
+
 def ours(
     folder: Path,
     batches: TrainingBatches,
@@ -65,28 +88,17 @@ def ours(
     compiled: bool = False,
 ):
     """Seconds a step, and distinct items a step."""
-    parts = []
-    for modality in ("text", "image"):
-        file = make_states(folder / f"{modality}.safetensors", items, len(KEPT))
-        parts.append(StateFeatures(file, rows, torch.device("cpu"), place))
-    features = MultimodalFeatures(parts)
-    torch.manual_seed(0)
-    blocks = {"text": BLOCKS, "image": BLOCKS}
-    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, IISANOptions())
-    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
+    features = state_features(folder, rows, items, len(KEPT), place)
+    model, optimizer = recommender(IISANOptions())
     if compiled:
         compile_encoders(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
     distinct, started = 0, 0.0
     for number, (piece,) in enumerate(batches.epoch(1)):
         if number == 3:
             started = time.perf_counter()
         if number == steps + 3:
             break
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(piece.to(torch.device("cpu"), features)) / piece.predictions
-        loss.backward()
-        optimizer.step()
+        train(model, optimizer, piece, features)
         distinct += len(piece.items) * (number >= 3)
     return (time.perf_counter() - started) / steps, distinct / steps
 

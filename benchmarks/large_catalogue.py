@@ -17,17 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from iisan_cached import BLOCKS, WIDTH, D, L, make_states, sequences
+from iisan_cached import BLOCKS, L, recommender, sequences, state_features, train
 
 from transrec.data.batches import TrainingBatches
-from transrec.data.features import MultimodalFeatures
 from transrec.data.interactions import leave_one_out
-from transrec.data.states import StateFeatures
-from transrec.methods.iisan import CachedItemEncoder, IISANOptions
-from transrec.models.items import make_projection
-from transrec.models.objectives import InBatchObjective
-from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.methods.iisan import IISANOptions
 from transrec.options import EvaluationOptions
 from transrec.reports.tables import markdown
 from transrec.training.distributed import World
@@ -52,35 +46,25 @@ class Memory:
 
 
 def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -> list[str]:
-    cpu = torch.device("cpu")
     split = leave_one_out(sequences(items, items), L, 5)
-    files = [make_states(folder / f"{modality}.safetensors", items, 1 + BLOCKS) for modality in ("text", "image")]
-    features = MultimodalFeatures([StateFeatures(file, split.item_rows, cpu, place) for file in files])
-    blocks = {"text": BLOCKS, "image": BLOCKS}
-    every = list(range(BLOCKS))
-    options = IISANOptions(text_layers=every, image_layers=every)
-    torch.manual_seed(0)
-    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, options)
-    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    features = state_features(folder, split.item_rows, items, 1 + BLOCKS, place)
+    model, optimizer = recommender(IISANOptions(side_layers=BLOCKS))
     batches = TrainingBatches(split, batch_size, negatives=False, last_only=False, seed=0)
     memory = Memory()
     started = time.perf_counter()
     for number, (piece,) in enumerate(batches.epoch(1)):
         if number == steps:
             break
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(piece.to(cpu, features)) / piece.predictions
-        loss.backward()
-        optimizer.step()
+        train(model, optimizer, piece, features)
     trained = time.perf_counter()
-    ranked = replace(split, kept=split.kept.of(np.arange(USERS)), training_users=np.arange(USERS))
-    Evaluator(ranked, features, EvaluationOptions(), "seen", World(0, 1, cpu)).evaluate(model, "validation")
+    users, world = np.arange(min(USERS, split.user_count)), World(0, 1, torch.device("cpu"))
+    ranked = replace(split, kept=split.kept.of(users), training_users=users)
+    Evaluator(ranked, features, EvaluationOptions(), "seen", world).evaluate(model, "validation")
     evaluated = time.perf_counter()
     return [
         place,
         f"{split.item_count:,}",
-        f"{sum(file.states.nbytes for file in files) / 2**20:,.0f}",
+        f"{sum(part.file.states.nbytes for part in features.parts) / 2**20:,.0f}",
         f"{(trained - started) / steps:.3f}",
         f"{evaluated - trained:.0f}",
         f"{memory.own:,.0f}",

@@ -42,7 +42,7 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     elif settings.method_options.cached:
         item_encoder = _cached_towers(settings)
     else:
-        item_encoder = _with_backbones(settings, load_weights)
+        item_encoder = joined({kind: _content_encoder(settings, kind, load_weights) for kind in model.encoders})
     _seed(settings, "user encoder")
     user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
     objective = OBJECTIVES[model.objective]
@@ -75,10 +75,6 @@ def _whole_start(settings: Settings) -> Recommender:
     recommender = build_recommender(plain, item_count=0)
     load_start(recommender, plain)
     return recommender
-
-
-def _with_backbones(settings: Settings, load_weights: bool) -> nn.Module:
-    return joined({content: _content_encoder(settings, content, load_weights) for content in settings.model.encoders})
 
 
 def _content_encoder(

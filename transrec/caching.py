@@ -43,9 +43,9 @@ def hidden_states(
     Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
     """
     options, name = settings.method_options, settings.model.encoders[content]
-    config = backbone.load_config(name, content)
-    depths = {kind: backbone.load_config(of, kind).num_hidden_layers for kind, of in settings.model.encoders.items()}
-    states = options.states(depths)[content]
+    configs = {kind: backbone.load_config(of, kind) for kind, of in settings.model.encoders.items()}
+    states = options.states({kind: each.num_hidden_layers for kind, each in configs.items()})[content]
+    config = configs[content]
     made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
@@ -119,7 +119,7 @@ def _made_of(
     made_of: dict[str, Any] = {
         "modality": content,
         "checkpoint": file_sha256(assembly.checkpoint_file(given)) if (given := settings.run.checkpoint) else None,
-        "backbone": f"random, seed {settings.training.seed}" if model.random_backbone else _weights_hash(name),
+        "backbone": f"random, seed {settings.training.seed}" if model.random_backbone else _weights_hash(name, config),
         "states": states,
         "dtype": settings.method_options.state_dtype,
         "precision": precision.name,
@@ -143,11 +143,11 @@ def _made_of(
     }
 
 
-def _weights_hash(name: str) -> str:
+def _weights_hash(name: str, config) -> str:
     """Of a folder its configuration and weights; of a hub name the commit that was loaded."""
     folder = Path(name)
     if not folder.is_dir():
-        commit = getattr(backbone.load_config(name), "_commit_hash", None)
+        commit = getattr(config, "_commit_hash", None)
         if commit is None:
             raise TransrecError(f"{name}: no folder, and the hub told no commit; put it into pretrained_models/")
         return f"{name} {commit}"

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods.base import MethodOptions
-from transrec.methods.bottleneck import Bottleneck
-from transrec.methods.iisan import CachedTowers
+from transrec.methods.iisan import CachedTowers, IISANOptions, side_network
 from transrec.models.backbone import build_backbone, load_config, view
 from transrec.models.items import content_item_encoder, joined, make_projection
 from transrec.models.objectives import OBJECTIVES
@@ -227,14 +226,13 @@ def _named_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     keys: dict[str, list[str]] = {}
     for key, name in our_names(state).items():
         keys.setdefault(name, []).append(key)
-    side = [name for name in keys if name.startswith(SIDE_PREFIX)]
-    steps = _steps(side)
+    steps = _steps(keys)
     return {
         name: torch.cat([state[key].reshape(1) for key in sorted(of, key=_last_number)]).float()
         if name.endswith(".gates")
         else state[of[-1]].float()
         for name, of in keys.items()
-        if not (name in side and _is_unread(name.removeprefix(SIDE_PREFIX), steps))
+        if not (name.startswith(SIDE_PREFIX) and _is_unread(name.removeprefix(SIDE_PREFIX), steps))
     }
 
 
@@ -414,16 +412,15 @@ def load_side(
     if not ends:
         widths = dict.fromkeys(("image", "text"), tensors["inter.end.weight"].shape[0])
     last = f"projections.{next(iter(ends))}.bias" if ends else "inter.projection.bias"
-    size = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".down.weight"))
-    network = SideNetwork(
-        widths,
+    network = side_network(
+        {kind: nn.Linear(width, len(tensors[last])) for kind, width in widths.items()},
         {kind: steps[f"intra.{kind}" if ends else "inter"] + (not keep_embedding) for kind in widths},
-        embedding_dim=len(tensors[last]),
-        adapter=lambda width: Bottleneck(width, size, activation),
-        parts="_".join({tower.partition(".")[0] for tower in steps}),
-        gated=any(name.endswith(".gates") for name in tensors),
-        keeps_first=keep_embedding,
-        narrow=any(end.shape[0] != end.shape[1] for end in ends.values()),
+        IISANOptions(
+            **IISANOptions.told_by(named),
+            side_size=next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".down.weight")),
+            side_activation=activation,
+            keep_embedding=keep_embedding,
+        ),
     )
     checkpoint.load_into(network, path, tensors)
     return network.eval()

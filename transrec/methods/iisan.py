@@ -79,8 +79,11 @@ class IISANOptions(MethodOptions):
         return [0, *(layer + 1 for layer in layers)]
 
 
-def _side_network(projections: dict[str, nn.Linear], steps: dict[str, int], options: IISANOptions) -> SideNetwork:
-    """The side network that the options call for; the projections end its intra towers."""
+def side_network(projections: dict[str, nn.Linear], steps: dict[str, int], options: IISANOptions) -> SideNetwork:
+    """The side network that the options call for, over so many states of each modality.
+
+    The projections, Linear(D, d), tell its sizes and end its intra towers.
+    """
     return SideNetwork(
         widths={kind: projection.in_features for kind, projection in projections.items()},
         steps=steps,
@@ -108,7 +111,7 @@ class SideItemEncoder(nn.Module):
         self.readers = {kind: StateReader(tower) for kind, tower in self.encoders.items()}
         self.states = options.states({kind: reader.count - 1 for kind, reader in self.readers.items()})
         steps = {kind: len(states) for kind, states in self.states.items()}
-        self.side = _side_network({tower.content: tower.projection for tower in towers}, steps, options)
+        self.side = side_network({tower.content: tower.projection for tower in towers}, steps, options)
         for tower in towers:
             tower.projection = None
 
@@ -157,7 +160,7 @@ class CachedItemEncoder(nn.Module):
         self.kinds = list(blocks)
         self.content: Content = "multimodal" if len(blocks) > 1 else self.kinds[0]
         steps = {kind: len(states) for kind, states in options.states(blocks).items()}
-        self.side = _side_network(projections, steps, options)
+        self.side = side_network(projections, steps, options)
 
     def forward(self, *states: Tensor) -> Tensor:
         """Kept states float [N, K, D] of each modality, the text's first -> item embeddings [N, d]."""
