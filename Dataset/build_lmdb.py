@@ -12,10 +12,10 @@ Stopped or mended, the same command continues with what is left.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from transrec.cpus import usable_cpus
 from transrec.data.images.build import ImageProblems, build_store
 from transrec.data.images.pictures import KINDS
 from transrec.errors import TransrecError
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parser.add_argument("--store", choices=KINDS, default="jpeg", help="raw: larger, faster to read (default: jpeg)")
     parser.add_argument("--quality", type=int, default=95, help="of JPEG (default: 95)")
     parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: one a core)"
+        "--workers", type=int, default=usable_cpus(), help="processes (default: one per CPU that may be used)"
     )
     parser.add_argument("--convert", action="store_true", help="take animated, CMYK, palette and 16-bit images too")
     parser.add_argument("--allow_missing", action="store_true", help="grey images stand in for unusable ones")

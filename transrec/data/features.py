@@ -4,7 +4,6 @@ Features give an item encoder's inputs on one device. Some lie in memory (tokens
 decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def ahead(
     yield from DataLoader(
         dataset,
         batch_size=None,
-        num_workers=min(features.workers, len(dataset), os.cpu_count() or 1),
+        num_workers=min(features.workers, len(dataset), usable_cpus()),
         worker_init_fn=_leave_signals_to_the_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from transrec import methods, settings
+from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
@@ -402,7 +403,7 @@ class Workers:
             first = slot * share % len(gpus)
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + share])
         else:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.count)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // self.count)))
         return environment
 
     def _finish(self, slot: int) -> int:
