@@ -12,13 +12,12 @@ Stopped or mended, the same command continues with what is left.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from transrec.command import reporting
 from transrec.cpus import usable_cpus
-from transrec.data.images.build import ImageProblems, build_store
+from transrec.data.images.build import build_store
 from transrec.data.images.pictures import KINDS
-from transrec.errors import TransrecError
 from transrec.paths import resolve
 
 if __name__ == "__main__":
@@ -37,8 +36,8 @@ if __name__ == "__main__":
     parser.add_argument("--convert", action="store_true", help="take animated, CMYK, palette and 16-bit images too")
     parser.add_argument("--allow_missing", action="store_true", help="grey images stand in for unusable ones")
     parser.add_argument("--overwrite", action="store_true", help="replace another store at --out")
-    arguments = parser.parse_args()
-    try:
+    with reporting():
+        arguments = parser.parse_args()
         build_store(
             resolve(arguments.items),
             resolve(arguments.import_original or arguments.images),
@@ -53,9 +52,3 @@ if __name__ == "__main__":
             overwrite=arguments.overwrite,
             progress=True,
         )
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, ImageProblems) else 2)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues")
-        sys.exit(130)

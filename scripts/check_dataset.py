@@ -8,7 +8,6 @@ popularity. Nothing is written into the dataset.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from transrec.command import reporting
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
 from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
-from transrec.errors import TransrecError
 from transrec.options import DataOptions
 from transrec.paths import atomic_write, make_folder, resolve
 from transrec.reports.tables import markdown
@@ -120,8 +119,8 @@ if __name__ == "__main__":
     parser.add_argument("--items_file", help="items file, if the folder does not tell which it is")
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the plot (default: the current one)")
-    options = parser.parse_args()
-    try:
+    with reporting():
+        options = parser.parse_args()
         DataOptions(max_seq_len=options.max_seq_len, min_seq_len=options.min_seq_len)
         dataset = load_dataset(
             options.dataset, options.max_seq_len, options.min_seq_len, options.users_file, options.items_file
@@ -142,6 +141,3 @@ if __name__ == "__main__":
             f"targets that repeat an earlier item of their user are misses under --mask_history seen\n"
             f"plot: {plot_path}"
         )
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

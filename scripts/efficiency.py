@@ -11,10 +11,10 @@ users, titles and images, and backbones of BERT-base's and ViT-base's size with 
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
+from transrec.command import reporting, run_script
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 from transrec.errors import TransrecError
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
@@ -58,7 +58,7 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
             where = ["--resume" if (folder / "options.json").exists() else "--output", str(folder)]
             command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--profile", *flags, *where]
             print(f"$ {shlex.join(command)}", flush=True)
-            if subprocess.run(command).returncode:
+            if run_script(command):
                 raise TransrecError(f"{name} failed, see above; the same command continues")
         results[name] = read_result(folder)
         weights = tuple(arguments.weights)
@@ -83,8 +83,5 @@ if __name__ == "__main__":
     parser.add_argument("--out", help="folder for runs and results (default: runs/efficiency)")
     parser.add_argument("--synthetic", metavar="USERS,ITEMS", help="make data of this size instead of --dataset")
     parser.add_argument("--tiny", action="store_true", help="with --synthetic: tiny backbones and images")
-    try:
+    with reporting():
         main(*parser.parse_known_args())
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

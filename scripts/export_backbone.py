@@ -7,9 +7,9 @@ both encoders are written, to OUT/text and OUT/image.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from transrec.command import reporting
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.models.backbone import load_image_processor, load_tokenizer
@@ -21,8 +21,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    arguments = parser.parse_args()
-    try:
+    with reporting():
+        arguments = parser.parse_args()
         folder = resolve(arguments.run)
         options = read_options(folder)
         towers = load_run(folder).item_encoder.towers
@@ -33,6 +33,3 @@ if __name__ == "__main__":
             out = arguments.out / tower.content if len(towers) > 1 else arguments.out
             export_backbone(tower, out, load(options[f"{tower.content}_encoder"]))
             print(out)
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

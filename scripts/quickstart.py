@@ -11,11 +11,12 @@ runs/quickstart/.
 
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+from transrec.command import reporting, run_script
 from transrec.data.demo import make_demo
+from transrec.errors import TransrecError
 from transrec.paths import REPOSITORY, default_runs_folder
 from transrec.reports.efficiency import costs
 from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
@@ -29,7 +30,8 @@ FULL, ADAPTED = ["--lr", "3e-4", "--backbone_lr", "1e-4"], ["--adapter_lr", "1e-
 def run(title: str, script: str, folder: Path, *flags: str) -> Path:
     command = [sys.executable, str(REPOSITORY / script), *flags, *SIZES, "--output", str(folder)]
     print(f"\n## {title}\n$ {shlex.join(command)}", flush=True)
-    subprocess.run(command, check=True)
+    if run_script(command):
+        raise TransrecError(f"{script} failed, see above")
     return folder
 
 
@@ -103,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with reporting():
+        main()

@@ -9,12 +9,11 @@ share no user, and each keeps the whole items file (items that nobody in a half 
 import argparse
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
+from transrec.command import reporting
 from transrec.data import tsv
 from transrec.data.dataset import find_file
-from transrec.errors import TransrecError
 from transrec.paths import make_folder, resolve, write_text
 
 HALVES = ("source", "target")
@@ -41,12 +40,9 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", type=Path, required=True, help="dataset folder to split")
     parser.add_argument("--out", type=Path, required=True, help="folder for source/ and target/")
     parser.add_argument("--share", type=float, default=1.0, help="keep this fraction of each half's users (default: 1)")
-    arguments = parser.parse_args()
-    if not 0 < arguments.share <= 1:
-        parser.error(f"--share {arguments.share}: must be above 0 and at most 1")
-    try:
+    with reporting():
+        arguments = parser.parse_args()
+        if not 0 < arguments.share <= 1:
+            parser.error(f"--share {arguments.share}: must be above 0 and at most 1")
         for name, count in split_users(resolve(arguments.dataset), arguments.out, arguments.share).items():
             print(f"{arguments.out / name}: {count:,} users")
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)

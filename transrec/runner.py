@@ -1,8 +1,6 @@
 """What scripts call: parse the command line, prepare, train, and write the result."""
 
-import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import closing
 from datetime import datetime
@@ -15,12 +13,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from transrec.assembly import apply_method, build_recommender, describe, load_run, load_start
 from transrec.caching import hidden_states
+from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.states import StateFeatures
-from transrec.errors import TransrecError
+from transrec.errors import Interrupted, TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
@@ -32,11 +31,9 @@ from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
-from transrec.training.trainer import Interrupted, Trainer
+from transrec.training.trainer import Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
-
-SECONDS_FOR_MAIN_TO_SPEAK = 3
 
 
 def pretrain(**defaults: Any) -> None:
@@ -47,25 +44,17 @@ def pretrain(**defaults: Any) -> None:
 def adapt(method: str, **defaults: Any) -> None:
     """Command line of an adaptation script: `method` on a target domain. `defaults` are flags by name.
 
-    Leaves with status 0, 2 after a user's mistake, or 128 + the signal that stopped it.
+    Leaves as `transrec.command.reporting` says.
     """
     _command_line(method, defaults, execute)
 
 
 def _command_line(method: str, defaults: dict[str, Any], act: Callable[[Settings], Any]) -> None:
     try:
-        settings = parse(sys.argv[1:], method, defaults)
-        distributed.relaunch(settings.run.nproc)
-        act(settings)
-    except TransrecError as error:
-        if rank := int(os.environ.get("RANK", 0)):
-            # What went wrong everywhere is the main process's to say; torchrun ends the others when that one leaves.
-            time.sleep(SECONDS_FOR_MAIN_TO_SPEAK)
-            print(f"process {rank}: ", end="", file=sys.stderr)
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as stop:
-        sys.exit(128 + stop.signal_number)
+        with reporting():
+            settings = parse(sys.argv[1:], method, defaults)
+            distributed.relaunch(settings.run.nproc)
+            act(settings)
     finally:
         distributed.stop()
 
@@ -111,7 +100,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
     try:
         outcome = trainer.fit()
     except Interrupted as stop:
-        run.log(f"stopped by {stop} and saved; continue with --resume {run.folder}")
+        stop.advice = f"saved; continue with: {resume_command(run.folder, world.size)}"
+        run.note(f"stopped by {stop}: {stop.advice}")
         raise
     trainable, total = parameter_totals(table)
     result = {

@@ -24,9 +24,10 @@ import torch
 from tqdm import tqdm
 
 from transrec import methods, settings
+from transrec.command import reporting
 from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
-from transrec.errors import TransrecError
+from transrec.errors import Interrupted, TransrecError
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
 from transrec.reports.tables import (
     COLUMNS,
@@ -115,6 +116,7 @@ MODALITIES = {
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
 POLL_SECONDS = 0.2
 LINES_OF_A_FAILURE = 6
+THE_RUNS_SAVED = "the runs have saved, the same command continues"
 
 
 @dataclass(frozen=True)
@@ -334,13 +336,6 @@ def _short(value: str) -> str:
     return Path(value).name if resolve(value).is_dir() else value
 
 
-class Stopped(Exception):
-    """The study was told to stop; its runs have saved."""
-
-    def __init__(self, signal_number: int):
-        self.signal_number = signal_number
-
-
 class Workers:
     """Runs jobs, `count` at a time, each with its share of the machine's GPUs or CPU threads."""
 
@@ -351,7 +346,7 @@ class Workers:
         self.stop_signal = 0
 
     def run(self, study: Study) -> None:
-        """Run all that is not done; tables are rewritten after each. Raises Stopped after SIGINT or SIGTERM."""
+        """Run all that is not done; tables are rewritten after each. Raises Interrupted after SIGINT or SIGTERM."""
         waiting = [job for job in study.jobs if not job.is_done]
         old = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
@@ -368,7 +363,7 @@ class Workers:
             for number, handler in old.items():
                 signal.signal(number, handler)
         if self.stop_signal:
-            raise Stopped(self.stop_signal)
+            raise Interrupted(self.stop_signal, THE_RUNS_SAVED)
 
     def _start(self, waiting: list[Job]) -> list[Job]:
         """Start what can be started; returns what still waits."""
@@ -435,7 +430,7 @@ class Workers:
 def main(description: str, grid: Grid, arguments: list[str] | None = None, modality: str = "text") -> None:
     """Command line of a study, over `modality` by default.
 
-    Leaves with status 0, 1 when runs failed, 2 after a user's mistake, or 128 + the signal that stopped it.
+    Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
     """
     parser = argparse.ArgumentParser(
         description=description + FURTHER_FLAGS,
@@ -454,15 +449,9 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None, modal
         parser.add_argument(
             f"--{axis.name}", nargs="+", default=axis.values, help=f"values of this axis (default: {default})"
         )
-    options, rest = parser.parse_known_args(arguments)
-    try:
+    with reporting():
+        options, rest = parser.parse_known_args(arguments)
         sys.exit(_run(options, grid, rest))
-    except TransrecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stop:
-        print("stopped; the same command continues")
-        sys.exit(128 + stop.signal_number)
 
 
 FURTHER_FLAGS = """

@@ -53,6 +53,11 @@ class Run:
         """Print and append to log.txt."""
         if self.is_main:
             tqdm.write(text)
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """Append to log.txt alone."""
+        if self.is_main:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.writelines(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n" for line in text.splitlines())
 

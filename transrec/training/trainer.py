@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
-from transrec.errors import TransrecError
+from transrec.errors import Interrupted, TransrecError
 from transrec.methods import TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
@@ -37,14 +37,6 @@ _BUFFERS_FLAG = next(
     if name in signature(DistributedDataParallel).parameters
 )
 STEPS_BETWEEN_LOSS_CHECKS = 50
-
-
-class Interrupted(Exception):
-    """Training was asked to stop by a signal, and saved."""
-
-    def __init__(self, signal_number: int):
-        super().__init__(signal.Signals(signal_number).name)
-        self.signal_number = signal_number
 
 
 @dataclass

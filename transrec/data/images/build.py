@@ -30,6 +30,8 @@ COMMIT_BYTES = 2**25
 class ImageProblems(TransrecError):
     """Some items have no image that can be used; the report beside the target lists them."""
 
+    exit_status = 1
+
 
 class Listed(NamedTuple):
     """A line of the report. `outcome` is "problem", "grey" (a grey image stands in) or "converted"."""

@@ -1,0 +1,144 @@
+"""How a command ends: whatever happened, with one line for its user and an exit status, and never a traceback."""
+
+import errno
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from transrec.errors import Interrupted, TransrecError, file_error, is_memory_shortage, memory_shortage
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NOTHING_LOST = "nothing is lost, the same command starts again"
+SECONDS_FOR_MAIN_TO_SPEAK = 3
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Everything that a command does stands within.
+
+    It leaves with the status of a TransrecError, 2 after any other error of a file or of memory, 128 + the signal after
+    one that asked it to stop, which is raised as Interrupted wherever the command is, and as if killed by SIGPIPE when
+    nobody reads its output any more.
+    """
+    try:
+        with _interruptible():
+            try:
+                yield
+            except SystemExit:
+                _flush()
+                raise
+            _flush()
+    except Interrupted as stop:
+        if int(os.environ.get("RANK", 0)):
+            sys.exit(128 + stop.signal_number)
+        _leave(128 + stop.signal_number, f"stopped by {stop}: {stop.advice or NOTHING_LOST}")
+    except TransrecError as error:
+        _leave(error.exit_status, f"error: {error}")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            _close_output()
+            sys.exit(128 + signal.SIGPIPE)
+        told = memory_shortage(error) if error.errno == errno.ENOMEM else file_error(error)
+        _leave(told.exit_status, f"error: {told}")
+    except Exception as error:
+        if not is_memory_shortage(error):
+            raise
+        told = memory_shortage(error)
+        _leave(told.exit_status, f"error: {told}")
+
+
+def resume_command(folder: Path, processes: int = 1) -> str:
+    """The command that continues a run with the script that was called."""
+    words = [sys.orig_argv[0], sys.argv[0], "--resume", str(folder)]
+    return shlex.join([*words, "--nproc", str(processes)] if processes > 1 else words)
+
+
+def say(text: str) -> None:
+    """Print a line on standard error from a signal handler, which may have interrupted another print."""
+    os.write(2, f"\n{text}\n".encode())
+
+
+def run_script(command: list[str]) -> int:
+    """Run another script of ours to its end and return its exit status.
+
+    Raises Interrupted once the script, which is told to stop too, has saved and left.
+    """
+    # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    process = subprocess.Popen(command, start_new_session=True)
+    stopped: Interrupted | None = None
+    while True:
+        try:
+            status = process.wait()
+            break
+        except Interrupted as stop:
+            stopped = stop
+            process.terminate()
+    if stopped:
+        raise stopped
+    return status
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Within, SIGINT and SIGTERM raise Interrupted, unless whoever started this process had it ignore them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise Interrupted(number)
+
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        for number, handler in previous.items():
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in previous.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
+def _leave(status: int, line: str) -> None:
+    """Print the line on standard error and exit."""
+    if rank := int(os.environ.get("RANK", 0)):
+        # What concerns all processes of a run is the main one's to say, whose end ends the others.
+        time.sleep(SECONDS_FOR_MAIN_TO_SPEAK)
+        line = f"process {rank}: {line}"
+    with suppress(OSError, TransrecError):
+        _flush()
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        _close_output()
+    sys.exit(status)
+
+
+def _flush() -> None:
+    """Hand over what is printed now: at the end of the process an error of it could not be told any more."""
+    if sys.stdout:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _close_output()
+            raise file_error(error, "standard output") from error
+
+
+def _close_output() -> None:
+    """Send nowhere what could not be printed, or Python tries once more at its end and complains."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
