@@ -55,6 +55,7 @@ def hidden_states(
         count = len(dataset.catalog.ids)
         builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
         with _alone_in(folder) if world.is_main else nullcontext():
+            world.patient_barrier()
             # Another run may have made the file meanwhile: the main process, which holds the folder, says so for all.
             if world.any(world.is_main and not path.exists()):
                 if world.is_main:
@@ -63,12 +64,12 @@ def hidden_states(
                     log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
                     if done:
                         log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
-                world.barrier()
+                world.patient_barrier()
                 _fill(builder, settings, content, states, features, world, precision)
-                world.barrier()
+                world.patient_barrier()
                 if world.is_main:
                     builder.finish()
-                world.barrier()
+                world.patient_barrier()
     return StateFile(path, made_of)
 
 

@@ -166,7 +166,7 @@ class EvaluationOptions(Options):
 @dataclass(frozen=True)
 class RunOptions(Options):
     _argument_group_name: ClassVar[str] = "run"
-    _minimum: ClassVar[dict[str, float]] = {"nproc": 1, "save_steps": 0}
+    _minimum: ClassVar[dict[str, float]] = {"nproc": 1, "save_steps": 0, "timeout": 1}
 
     checkpoint: str | None = flag(
         None, "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt."
@@ -179,6 +179,9 @@ class RunOptions(Options):
         const="",
     )
     save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
+    timeout: int = flag(
+        1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."
+    )
     nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
     device: str = flag("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
     deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")

@@ -28,9 +28,11 @@ from transrec.training import distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
+from transrec.training.launcher import launch
 from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
+from transrec.training.threads import considerate
 from transrec.training.trainer import Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
@@ -53,7 +55,7 @@ def _command_line(method: str, defaults: dict[str, Any], act: Callable[[Settings
     try:
         with reporting():
             settings = parse(sys.argv[1:], method, defaults)
-            distributed.relaunch(settings.run.nproc)
+            launch(settings.run.nproc)
             act(settings)
     finally:
         distributed.stop()
@@ -63,14 +65,15 @@ def cache(**defaults: Any) -> None:
     """Command line of the caching script: compute a dataset's hidden states and leave."""
 
     def make(settings: Settings) -> None:
-        world = distributed.start(settings.run.device, settings.run.deterministic)
-        dataset = _dataset(settings)
-        disable_progress_bar()
-        precision = Precision(settings.training.precision, world.device)
-        features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
-        for part in _parts(features):
-            if world.is_main:
-                print(f"cached      {part.file.path}")
+        world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
+        with world.naming_silent_ranks(), considerate():
+            dataset = _dataset(settings)
+            disable_progress_bar()
+            precision = Precision(settings.training.precision, world.device)
+            features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
+            for part in _parts(features):
+                if world.is_main:
+                    print(f"cached      {part.file.path}")
 
     _command_line("iisan", defaults | {"cached": True}, make)
 
@@ -85,10 +88,11 @@ def execute(settings: Settings) -> dict[str, Any]:
     started = datetime.now()
     # One bar for each long step of ours is enough.
     disable_progress_bar()
-    world = distributed.start(settings.run.device, settings.run.deterministic)
-    folder = settings.run.run_folder or _default_folder(settings, started, world)
-    with closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run:
-        return _run(settings, run, world, started)
+    world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
+    with world.naming_silent_ranks(), considerate():
+        folder = settings.run.run_folder or _default_folder(settings, started, world)
+        with closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run:
+            return _run(settings, run, world, started)
 
 
 def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[str, Any]:
@@ -239,7 +243,7 @@ def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world
     # The main rank tokenises and fills the cache, the others read it.
     if world.is_main:
         made = tokens()
-    world.barrier()
+    world.patient_barrier()
     return TextFeatures(made if world.is_main else tokens(), rows, world.device)
 
 

@@ -20,7 +20,7 @@ GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOpti
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
     *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir", "profile"),
-    *("nproc", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
+    *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
 }
 

@@ -4,7 +4,6 @@ Features give an item encoder's inputs on one device. Some lie in memory (tokens
 decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
+from transrec.processes import holding_signals, serve_parent
 
 if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
@@ -146,14 +146,17 @@ def ahead(
     if not (features.workers and len(dataset)):
         yield from (dataset[index] for index in range(len(dataset)))
         return
-    yield from DataLoader(
+    loader = DataLoader(
         dataset,
         batch_size=None,
         num_workers=min(features.workers, len(dataset), usable_cpus()),
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=serve_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+    with holding_signals():
+        prefetched = iter(loader)
+    yield from prefetched
 
 
 def blocks_ahead(
@@ -173,9 +176,3 @@ def _block(size: int, count: int, first: int) -> Tensor:
 
 def _alone(items: Tensor) -> list[Tensor]:
     return [items]
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal: the parent, which saves first, ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,22 +1,47 @@
-"""Ranks: starting them, and the few things they tell each other."""
+"""Ranks: joining them, the few things they tell each other, and saying which of them is silent."""
 
 import os
-import sys
-from dataclasses import dataclass
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cache
+from itertools import count
 
 import torch
 from torch import Tensor, distributed
 
+from transrec.command import say
 from transrec.errors import TransrecError
+from transrec.processes import watch_parent
+from transrec.training.launcher import HOST, JOINED, LAUNCHER, STORE_PORT
+
+TIMEOUT = 1800
+BEAT_SECONDS = 1
+ROLL_CALL_SECONDS = 5
+SECONDS_TO_SAVE = 8
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of this run and this process's place among them."""
+    """The ranks of this run and this process's place among them.
+
+    Attributes:
+        timeout: seconds after which a rank that others wait for counts as silent.
+        store: where ranks leave notes for each other; None where there is one only.
+        host_group: ranks talking over the CPU, so that no accelerator has to wait.
+    """
 
     rank: int
     size: int
     device: torch.device
+    timeout: float = TIMEOUT
+    store: distributed.Store | None = None
+    host_group: distributed.ProcessGroup | None = None
+    _waits: Iterator[int] = field(default_factory=count, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -24,47 +49,94 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        if self.size > 1:
-            distributed.barrier()
+        self.any(False)
+
+    def patient_barrier(self) -> None:
+        """Wait for all ranks, however long they work, as long as their processes are alive.
+
+        Raises TransrecError naming one that has shown no sign of life for `timeout` seconds.
+        """
+        if self.size == 1:
+            return
+        arrived = f"arrived/{next(self._waits)}"
+        self.store.set(f"{arrived}/{self.rank}", "")
+        waiting = [rank for rank in range(self.size) if rank != self.rank]
+        seen: dict[int, tuple[bytes, float]] = {}
+        while waiting := [rank for rank in waiting if not self.store.check([f"{arrived}/{rank}"])]:
+            for rank in waiting:
+                beat = self.store.get(_beat_of(rank))
+                if rank not in seen or seen[rank][0] != beat:
+                    seen[rank] = (beat, time.monotonic())
+                elif time.monotonic() - seen[rank][1] > self.timeout:
+                    raise self._silent([rank])
+            time.sleep(min(0.1, BEAT_SECONDS))
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, in place."""
         if self.size > 1:
+            if tensor.is_cuda:
+                # A rank that is missing can be told here; on the accelerator the wait for it would end in an abort.
+                self.barrier()
             distributed.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so. Goes over the CPU, so that no accelerator has to wait."""
-        return bool(self.sum(torch.tensor(int(flag)))) if self.size > 1 else flag
+        """Whether any rank says so."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        distributed.all_reduce(told, group=self.host_group)
+        return bool(told)
+
+    @contextmanager
+    def naming_silent_ranks(self) -> Iterator[None]:
+        """Within, a failed conversation with other ranks is raised as a TransrecError that names those at fault."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_of_conversation(error):
+                raise
+            raise self._silent(self._absent()) from error
+
+    def _absent(self) -> list[int]:
+        """The ranks that do not answer a roll call; all that noticed a failure take part in it."""
+        with suppress(RuntimeError):
+            self.store.set(f"answered/{self.rank}", "")
+            absent = [rank for rank in range(self.size) if rank != self.rank]
+            deadline = time.monotonic() + ROLL_CALL_SECONDS
+            while absent and time.monotonic() < deadline:
+                absent = [rank for rank in absent if not self.store.check([f"answered/{rank}"])]
+                time.sleep(0.1)
+            return absent
+        return []
+
+    def _silent(self, ranks: list[int]) -> TransrecError:
+        who = f"process {', '.join(map(str, ranks))} of {self.size} does" if ranks else "the other processes do"
+        return TransrecError(
+            f"{who} not answer (--timeout {self.timeout:g} seconds): stopped, killed or cut off, see its own messages; "
+            f"what was saved can be continued with --resume, and a slow one be given a larger --timeout"
+        )
 
 
-def relaunch(processes: int) -> None:
-    """Replace this process by torchrun running the same command in that many processes; return if already under it."""
-    if processes == 1 or "LOCAL_RANK" in os.environ:
-        return
-    # Results depend on the number of threads in the last bits, speed on their not outnumbering the cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    sys.stdout.flush()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    os.execv(sys.executable, [sys.executable, *launcher, *without_flag(sys.argv, "--nproc")])
+def _beat_of(rank: int) -> str:
+    return f"beat/{rank}"
 
 
-def without_flag(arguments: list[str], name: str) -> list[str]:
-    """The arguments less `name VALUE` and `name=VALUE`; torchrun would take --nproc for an abbreviation of its own."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not (skip or argument == name or argument.startswith(f"{name}=")):
-            kept.append(argument)
-        skip = argument == name
-    return kept
+def _is_of_conversation(error: RuntimeError) -> bool:
+    # gloo has no class of its own for its errors.
+    text = str(error)
+    return isinstance(error, distributed.DistError) or any(
+        word in text for word in ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
+    )
 
 
-def start(device: str, deterministic: bool = True) -> World:
-    """Join the ranks that torchrun started, or be alone.
+def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> World:
+    """Join the ranks that --nproc or torchrun started, or be alone.
 
     Args:
         device: "auto" (a GPU where there is one), or a torch device.
         deterministic: have a GPU compute the same numbers from the same options; the CPU always does.
+        timeout: seconds to wait for a rank.
 
     Raises TransrecError for a device that is not there.
     """
@@ -87,9 +159,50 @@ def start(device: str, deterministic: bool = True) -> World:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    if size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    return World(rank, size, chosen)
+    alone = World(rank, size, chosen, timeout)
+    return _join(alone) if size > 1 else alone
+
+
+@cache
+def _join(alone: World) -> World:
+    rank, size, device = alone.rank, alone.size, alone.device
+    patience = timedelta(seconds=alone.timeout)
+    watch_parent(int(os.environ.get(LAUNCHER, os.getppid())), _leave_orphaned)
+    if port := os.environ.get(STORE_PORT):
+        store: distributed.Store = distributed.TCPStore(HOST, int(port), is_master=False, timeout=patience)
+    else:
+        store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=patience))
+    store.set(_beat_of(rank), "0")
+    store.set(f"{JOINED}/{rank}", "")
+    threading.Thread(target=_beat, args=(store, rank), daemon=True).start()
+    groups = distributed.PrefixStore("groups", store)
+    on_gpu = device.type == "cuda"
+    # What waits on the host gives up first, and says so; NCCL can only abort.
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=groups,
+        rank=rank,
+        world_size=size,
+        timeout=2 * patience if on_gpu else patience,
+    )
+    host_group = distributed.new_group(backend="gloo", timeout=patience) if on_gpu else None
+    return World(rank, size, device, alone.timeout, store, host_group)
+
+
+def _beat(store: distributed.Store, rank: int) -> None:
+    """Show the other ranks that this process is alive; the store goes with the launcher."""
+    with suppress(RuntimeError):
+        for number in count(1):
+            time.sleep(BEAT_SECONDS)
+            store.set(_beat_of(rank), str(number))
+
+
+def _leave_orphaned() -> None:
+    """Nobody is left to stop the ranks: each saves if it can, and goes."""
+    say("the process that started this one is gone: leaving")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_SAVE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def stop() -> None:

@@ -1,19 +1,17 @@
 """Making records in several processes, with little in memory. The processes load neither torch nor a dataset."""
 
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from typing import NamedTuple
 
 from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.images.sources import Found, Source
 from transrec.errors import TransrecError
+from transrec.processes import serve_parent
 
 CHUNKS_AHEAD = 4
 
@@ -79,15 +77,7 @@ _worker: Worker | None = None
 def _start(source: Source, recipe: Recipe) -> None:
     global _worker
     _worker = Worker(source, recipe)
-    # Ctrl-C reaches all processes of a terminal; the parent ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A parent that is killed cannot end its workers."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    serve_parent()
 
 
 def _work(chunk: Chunk) -> list[Outcome]:

@@ -1,0 +1,168 @@
+"""Processes that belong together: a run's ranks and their launcher, and the workers that read its images."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, finish, start
+
+from transrec.training import checkpoint
+
+BAR = re.compile(r"\d+%\|| \?it/s|/s\]")
+IMAGE_SCRIPT = REPOSITORY / "Downstream" / "CV" / "script" / "sm_vit_frozen.py"
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started itself."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in listed.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(reached, seconds: float = 120):
+    """What `reached()` gives once that is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := reached():
+            return value
+        time.sleep(0.05)
+    pytest.fail("that never came")
+
+
+def launched(flags: list[str], folder: Path, *more: str) -> subprocess.Popen:
+    """A run of two ranks that has saved a state and goes on for long."""
+    long = ["--epochs", "500", "--patience", "500", "--save_steps", "1"]
+    process = group([str(SCRIPTS / "frozen.py"), *flags, *long, "--nproc", "2", *more, "--output", str(folder)])
+    until((folder / "checkpoints" / "last.safetensors").exists)
+    return process
+
+
+def group(command: list[str]) -> subprocess.Popen:
+    """A script in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def messages(process: subprocess.Popen) -> list[str]:
+    """The lines on a process's standard error, progress bars aside."""
+    _, text = process.communicate(timeout=120)
+    return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
+
+
+def test_a_stopped_rank_is_named(flags, tmp_path):
+    process = launched(flags, tmp_path / "run", "--timeout", "4")
+    _, second = children(process.pid)
+    os.kill(second, signal.SIGSTOP)
+    (line,) = messages(process)
+    assert process.returncode == 2
+    assert line.startswith("error: process 1 of 2 does not answer (--timeout 4 seconds)")
+    assert not is_alive(second)
+
+
+def test_a_killed_rank_is_named(flags, tmp_path):
+    process = launched(flags, tmp_path / "run")
+    first, second = children(process.pid)
+    os.kill(second, signal.SIGKILL)
+    (line,) = messages(process)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert line.startswith("error: process 1 of 2 was killed by SIGKILL")
+    assert not is_alive(first)
+
+
+def test_ranks_end_with_their_launcher(flags, tmp_path):
+    process = launched(flags, tmp_path / "run")
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    process.kill()
+    until(lambda: not any(map(is_alive, ranks)), seconds=10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_ends_like_that_of_one_process(flags, tmp_path, number):
+    process = launched(flags, tmp_path / "run")
+    os.killpg(process.pid, number)
+    (line,) = messages(process)
+    assert process.returncode == 128 + number
+    assert line.startswith(f"stopped by {number.name}: saved; continue with: ")
+    assert line.endswith(f"frozen.py --resume {tmp_path / 'run'} --nproc 2")
+
+
+def test_a_mistake_is_told_once(flags, tmp_path):
+    flags = [*flags, "--nproc", "2", "--output", str(tmp_path / "run")]
+    process = group([str(SCRIPTS / "frozen.py"), *flags, "--title_tokens", "300"])
+    (line,) = messages(process)
+    assert process.returncode == 2
+    assert line.startswith("error: --title_tokens")
+
+
+def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(domain, backbones, tmp_path):
+    """SLURM and systemd signal every process of a job."""
+    sizes = [
+        "--embedding_dim",
+        "16",
+        "--max_seq_len",
+        "6",
+        "--batch_size",
+        "2",
+        "--epochs",
+        "3",
+        "--image_workers",
+        "2",
+    ]
+    flags = ["--dataset", str(domain), "--image_encoder", str(backbones["vit"]), *sizes]
+    script = os.path.relpath(IMAGE_SCRIPT, SCRIPTS)
+    finish(start(script, [*flags, "--output", str(tmp_path / "whole")]))
+
+    process = group([str(IMAGE_SCRIPT), *flags, "--output", str(tmp_path / "run")])
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    until(metrics.exists)
+    workers = until(lambda: children(process.pid))
+    os.killpg(process.pid, signal.SIGTERM)
+    (line,) = messages(process)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert line.startswith("stopped by SIGTERM: saved")
+    until(lambda: not any(map(is_alive, workers)), seconds=10)
+    finish(start(script, ["--resume", str(tmp_path / "run")]))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_image_workers_end_with_a_run_that_is_killed(domain, backbones, tmp_path):
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--batch_size", "2", "--epochs", "500", "--patience", "500"]
+    flags = ["--dataset", str(domain), "--image_encoder", str(backbones["vit"]), *sizes, "--image_workers", "2"]
+    process = start(os.path.relpath(IMAGE_SCRIPT, SCRIPTS), [*flags, "--output", str(tmp_path / "run")])
+    until((tmp_path / "run" / "options.json").exists)
+    workers = until(lambda: children(process.pid))
+    process.kill()
+    process.communicate()
+    until(lambda: not any(map(is_alive, workers)), seconds=10)
+
+
+def test_a_run_resumes_after_its_launcher_was_killed(flags, tmp_path):
+    process = launched(flags, tmp_path / "run")
+    ranks = children(process.pid)
+    process.kill()
+    until(lambda: not any(map(is_alive, ranks)), seconds=10)
+    _, description = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    epochs = description["state"]["epoch"]
+    resumed = start("frozen.py", ["--resume", str(tmp_path / "run"), "--epochs", str(epochs + 1), "--nproc", "2"])
+    assert "resumed " in finish(resumed)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs_trained"] == epochs + 1
