@@ -544,7 +544,7 @@ def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
 
 
 def test_filling_goes_on_after_a_kill(tmp_path):
-    """Each block is marked once it is on disk: what is marked is not made again, what is not, is."""
+    """A block has its digest once it is on disk: what has one is not made again, what has not, is."""
     made_of, values = {"a": 1}, torch.randn(600, 2, 4)
 
     def builder():
@@ -556,6 +556,7 @@ def test_filling_goes_on_after_a_kill(tmp_path):
     first.put(256, values[256:512])
     again = builder()
     assert again.begin() == 1 and again.waiting(0, 1) == [0, 512]
+    assert again.waiting(0, 2) == [0, 512] and again.waiting(1, 2) == []
     for row in again.waiting(0, 1):
         again.put(row, values[row : row + 256])
     again.finish()
@@ -578,9 +579,9 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
     flags = [*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"]
     process = start(script, flags)
-    marks = tmp_path / "states" / ".states-text-bert.safetensors.done"
+    partial = tmp_path / "states" / ".states-text-bert.safetensors.partial"
     deadline = time.monotonic() + 60
-    while not (marks.exists() or (tmp_path / "states" / "states-text-bert.safetensors").exists()):
+    while not (partial.exists() or (tmp_path / "states" / "states-text-bert.safetensors").exists()):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()
@@ -602,11 +603,13 @@ def test_states_made_ahead(cached_flags, tmp_path):
     assert "caching" not in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_two_runs_that_need_the_same_states(cached_flags, tmp_path):
+def test_three_runs_that_need_the_same_states(cached_flags, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
-    both = [start(script, [*cached_flags, "--output", str(tmp_path / name), "--epochs", "1"]) for name in "ab"]
-    assert sum("caching     text" in finish(process) for process in both) == 1, "one makes them, the other waits"
-    assert numbers(tmp_path / "a")["epochs"] == numbers(tmp_path / "b")["epochs"]
+    runs = [start(script, [*cached_flags, "--output", str(tmp_path / name), "--epochs", "1"]) for name in "abc"]
+    assert sum("caching     text" in finish(process) for process in runs) == 1, "one makes them, the others wait"
+    one, *others = (numbers(tmp_path / name)["epochs"] for name in "abc")
+    assert others == [one, one]
+    assert not list((tmp_path / "states").glob(".*")), "nothing is left behind"
 
 
 def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
@@ -623,8 +626,8 @@ def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
 
 
 def on_a_small_disk(folder, command):
-    """Run a command while `folder` is a disk of 64 KiB; returns its output, and below it the names of what it left."""
-    inside = f'mount -t tmpfs -o size=64k tmpfs "{folder}" && echo keep > "{folder}/other"; {command}; ls -A "{folder}"'
+    """Run a command while `folder` is a disk of 48 KiB; returns its output, and below it the names of what it left."""
+    inside = f'mount -t tmpfs -o size=48k tmpfs "{folder}" && echo keep > "{folder}/other"; {command}; ls -A "{folder}"'
     done = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", inside], capture_output=True, text=True, env=ENVIRONMENT
     )

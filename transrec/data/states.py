@@ -5,11 +5,13 @@ one tensor, `states` [items, K, D], whose header says what it was made of. It is
 block by block, by one process or several, and renamed when it is whole.
 """
 
+import hashlib
 import json
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -20,18 +22,24 @@ from transrec.errors import TransrecError
 FORMAT = 1
 DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
 BLOCK_ITEMS = 256
+DIGEST_BYTES = 16
+NO_DIGEST = b"0" * DIGEST_BYTES
 
 
-def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any]) -> bytes:
-    """The start of a safetensors file: length, JSON, padded so that the data is aligned."""
+def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any], blocks: int) -> tuple[bytes, int]:
+    """The start of a safetensors file, and where in it the blocks' digests are: length, JSON, padded to align data."""
     length = int(np.prod(shape)) * np.dtype(DTYPES[dtype][1]).itemsize
     content = {
-        "__metadata__": {"transrec": json.dumps({"format": FORMAT, **made_of}, sort_keys=True)},
+        "__metadata__": {
+            "blocks": NO_DIGEST.decode() * blocks,
+            "transrec": json.dumps({"format": FORMAT, **made_of}, sort_keys=True),
+        },
         "states": {"dtype": DTYPES[dtype][0], "shape": list(shape), "data_offsets": [0, length]},
     }
     text = json.dumps(content).encode()
     text += b" " * (-len(text) % 64 + 56)
-    return len(text).to_bytes(8, "little") + text
+    header = len(text).to_bytes(8, "little") + text
+    return header, header.index(NO_DIGEST)
 
 
 def _reserve(path: Path, length: int) -> None:
@@ -106,6 +114,9 @@ class StateFile:
 class StateBuilder:
     """The partial file in which one or several processes make a `StateFile`.
 
+    Its header holds a digest of each block, zeros where the block is not made. A block counts only where digest and
+    states fit: of whatever a killed process or a full disk left, what is right is kept and the rest is made again.
+
     Args:
         path: of the file to be.
         shape: items, K, D.
@@ -117,36 +128,54 @@ class StateBuilder:
     def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str, made_of: dict[str, Any]):
         self.path, self.shape = path, shape
         self.numpy = DTYPES[dtype][1]
-        self.header = _header(shape, dtype, made_of)
-        self.partial = path.with_name(f".{path.name}.partial")
-        self.marks = path.with_name(f".{path.name}.done")
-        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy).itemsize
         self.blocks = range(0, shape[0], BLOCK_ITEMS)
+        self.header, self._digests_at = _header(shape, dtype, made_of, len(self.blocks))
+        self.partial = path.with_name(f".{path.name}.partial")
+        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy).itemsize
+        self.length = len(self.header) + shape[0] * self.row_bytes
 
     def begin(self) -> int:
         """Continue what is there of exactly this, or begin anew; returns the number of blocks that are done."""
-        whole = len(self.header) + self.shape[0] * self.row_bytes
         try:
-            with open(self.partial, "rb") as file:
-                same = file.read(len(self.header)) == self.header and self.partial.stat().st_size == whole
-        except OSError:
-            same = False
-        if not (same and self.marks.exists()):
-            try:
-                self.partial.write_bytes(self.header)
-                _reserve(self.partial, whole)
-                self.marks.write_bytes(bytes(len(self.blocks)))
-            except OSError as error:
+            if not self._is_begun():
+                if self.partial.is_dir():
+                    self.partial.rmdir()
                 self.partial.unlink(missing_ok=True)
-                self.marks.unlink(missing_ok=True)
-                raise self._no_room(error) from error
+                self.partial.write_bytes(self.header)
+                _reserve(self.partial, self.length)
+        except OSError as error:
+            with suppress(OSError):
+                self.partial.unlink()
+            raise self._no_room(error) from error
         return len(self.blocks) - len(self.waiting(0, 1))
+
+    def _is_begun(self) -> bool:
+        if not self.partial.is_file() or self.partial.stat().st_size != self.length:
+            return False
+        digests = slice(self._digests_at, self._digests_at + DIGEST_BYTES * len(self.blocks))
+        with open(self.partial, "rb") as file:
+            header = bytearray(file.read(len(self.header)))
+        header[digests] = self.header[digests]
+        return header == self.header
 
     def waiting(self, rank: int, ranks: int) -> list[int]:
         """First rows of the blocks that a process of so many still has to make."""
-        done = self.marks.read_bytes()
-        mine = range(rank, len(self.blocks), ranks)
-        return [self.blocks[number] for number in mine if not done[number]]
+        with open(self.partial, "rb") as file:
+            return [row for row in self.blocks[rank::ranks] if not self._is_done(file, row)]
+
+    def _is_done(self, file: BinaryIO, first_row: int) -> bool:
+        file.seek(self._digest_at(first_row))
+        digest = file.read(DIGEST_BYTES)
+        if digest == NO_DIGEST:
+            return False
+        file.seek(self._states_at(first_row))
+        return digest == _digest(file.read(min(BLOCK_ITEMS, self.shape[0] - first_row) * self.row_bytes))
+
+    def _states_at(self, first_row: int) -> int:
+        return len(self.header) + first_row * self.row_bytes
+
+    def _digest_at(self, first_row: int) -> int:
+        return self._digests_at + first_row // BLOCK_ITEMS * DIGEST_BYTES
 
     def put(self, first_row: int, states: Tensor) -> None:
         """Write the states [N, K, D] of a block for good."""
@@ -157,29 +186,31 @@ class StateBuilder:
         values = states.cpu().to(getattr(torch, np.dtype(self.numpy).name))
         if not torch.isfinite(values).all():
             raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
+        content = values.numpy().tobytes()
         try:
             with open(self.partial, "r+b") as file:
-                file.seek(len(self.header) + first_row * self.row_bytes)
-                file.write(values.numpy().tobytes())
+                file.seek(self._states_at(first_row))
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            with open(self.marks, "r+b") as file:
-                file.seek(first_row // BLOCK_ITEMS)
-                file.write(b"\1")
+                file.seek(self._digest_at(first_row))
+                file.write(_digest(content))
         except OSError as error:
             raise self._no_room(error) from error
 
     def _no_room(self, error: OSError) -> TransrecError:
-        size = (len(self.header) + self.shape[0] * self.row_bytes) / 2**20
         return TransrecError(
-            f"{self.path}: no room for {size:,.1f} MiB of hidden states ({error.strerror}); make room, give another "
-            f"folder with --state_cache, read fewer layers, or use --state_dtype fp16"
+            f"{self.path}: no room for {self.length / 2**20:,.1f} MiB of hidden states ({error.strerror}); make room, "
+            f"give another folder with --state_cache, read fewer layers, or use --state_dtype fp16"
         )
 
     def finish(self) -> None:
         """Give the file, which is whole, its name."""
         os.replace(self.partial, self.path)
-        self.marks.unlink()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES // 2).hexdigest().encode()
 
 
 class StateFeatures:
