@@ -1,9 +1,8 @@
 """Hidden states of a dataset's items for cached side networks: use the file that is there, or make it."""
 
 import hashlib
-import os
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from transrec.data.dataset import Dataset
 from transrec.data.features import Features, blocks_ahead
 from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
 from transrec.errors import TransrecError
+from transrec.locks import Lock
 from transrec.models import backbone
 from transrec.models.side import StateReader
-from transrec.paths import file_sha256, lock, make_folder
+from transrec.paths import file_sha256, make_folder
 from transrec.settings import Settings
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -54,7 +54,8 @@ def hidden_states(
         make_folder(folder, "--state_cache")
         count = len(dataset.catalog.ids)
         builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
-        with _alone_in(folder) if world.is_main else nullcontext():
+        # Several runs may start at once: one makes hidden states, the others wait.
+        with closing(Lock(folder / ".lock", wait=True)) if world.is_main else nullcontext():
             world.patient_barrier()
             # Another run may have made the file meanwhile: the main process, which holds the folder, says so for all.
             if world.any(world.is_main and not path.exists()):
@@ -71,17 +72,6 @@ def hidden_states(
                     builder.finish()
                 world.patient_barrier()
     return StateFile(path, made_of)
-
-
-@contextmanager
-def _alone_in(folder: Path):
-    """Wait until no other process makes hidden states in the folder: several runs may start at once."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """Where things are: user paths, the repository's own folders, and writing without leaving half a file behind."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -39,27 +38,14 @@ def make_folder(folder: Path, flag: str) -> None:
         ) from error
 
 
-def lock(descriptor: int, wait: bool = False) -> bool:
-    """Lock an open file or folder for this process, until it closes it; False when another process holds it.
-
-    With `wait` it waits for that one instead. Where a file system knows no locks, as some network ones, none is held.
-    """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 @contextmanager
 def atomic_write(path: Path):
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        # Windows flushes only what may be written.
+        with open(temporary, "r+b") as file:
             os.fsync(file.fileno())
         # As any other new file: some writers make theirs readable by their owner alone.
         os.umask(umask := os.umask(0))

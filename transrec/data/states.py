@@ -256,5 +256,9 @@ def _place(size: int, device: torch.device) -> str:
     """Where so many bytes fit with as much room again to spare."""
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 2 * size:
         return "gpu"
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):
+        # macOS and Windows do not tell; what they have read before, they keep in memory where there is room.
+        return "disk"
     return "cpu" if free > 2 * size else "disk"

@@ -1,7 +1,6 @@
 """What a run cost and what it ran on: parameters, memory, versions."""
 
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -15,6 +14,12 @@ import transrec
 from transrec.methods import TrainableGroup
 from transrec.paths import REPOSITORY
 
+try:
+    from resource import RUSAGE_SELF, getrusage
+except ImportError:
+    # Windows.
+    getrusage = None
+
 
 class Clock:
     """Seconds spent in each phase of training steps.
@@ -24,7 +29,7 @@ class Clock:
     """
 
     def __init__(self, device: torch.device, exact: bool):
-        self.wait = exact and device.type == "cuda"
+        self.wait = exact and device.type != "cpu"
         self.device = device
         self.seconds: dict[str, float] = {}
         self._phase: str | None = None
@@ -33,7 +38,7 @@ class Clock:
     def enter(self, phase: str | None) -> None:
         """What is done from now on; None: nothing that counts."""
         if self.wait:
-            torch.cuda.synchronize(self.device)
+            torch.accelerator.synchronize(self.device)
         now = time.perf_counter()
         if self._phase is not None:
             self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
@@ -41,10 +46,15 @@ class Clock:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak device memory of this process in MiB: allocated on a GPU, resident set on the CPU."""
+    """Peak device memory of this process in MiB: allocated on a GPU, resident set on the CPU; 0 where nothing tells."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device.type == "mps":
+        # What its driver gave, which it keeps: no peak is counted there.
+        return torch.mps.driver_allocated_memory() / 2**20
+    if getrusage is None:
+        return 0.0
+    peak = getrusage(RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
@@ -69,7 +79,9 @@ def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
 
 def device_name(device: torch.device) -> str:
     """What the device is called."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{'Apple GPU' if device.type == 'mps' else 'cpu'} ({platform.machine()})"
 
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
@@ -87,8 +99,14 @@ def environment(device: torch.device, ranks: int) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """As `git describe --dirty` tells it, which would lock the index, where others may want to commit."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(REPOSITORY), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
     try:
-        git = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        name = git("describe", "--always", "--abbrev=12")
+        return name + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None

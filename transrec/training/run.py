@@ -1,7 +1,6 @@
 """A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
 
 import json
-import os
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from transrec.errors import TransrecError
-from transrec.paths import lock, make_folder, write_text
+from transrec.locks import Lock
+from transrec.paths import make_folder, write_text
 
 
 class Run:
@@ -39,15 +39,17 @@ class Run:
 
     def _lock(self) -> None:
         """Hold the folder until this process ends, so that no other writes to it meanwhile."""
-        self._held = os.open(self.folder, os.O_RDONLY)
-        if not lock(self._held):
-            os.close(self._held)
-            raise TransrecError(f"{self.folder}: another process is running this run; wait for it, or stop it")
+        try:
+            self._held = Lock(self.folder / ".lock")
+        except BlockingIOError as error:
+            raise TransrecError(
+                f"{self.folder}: another process is running this run; wait for it, or stop it"
+            ) from error
 
     def close(self) -> None:
         """Let the folder go."""
         if self.is_main:
-            os.close(self._held)
+            self._held.close()
 
     def log(self, text: str = "") -> None:
         """Print and append to log.txt."""

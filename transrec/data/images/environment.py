@@ -65,4 +65,5 @@ def _before_fork() -> None:
 
 # LMDB forbids using a handle in a forked child, and refuses to open there what the parent has open. The lock is held
 # over the fork so that no other thread opens a file in between.
-os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -11,7 +11,7 @@ import lmdb
 from transrec.data.images.header import HEADER_KEY, Header
 from transrec.data.images.sources import Found
 from transrec.errors import TransrecError
-from transrec.paths import lock
+from transrec.locks import Lock
 
 # Item ids contain no spaces.
 PROGRESS_KEY = b" progress"
@@ -42,16 +42,17 @@ class Partial:
     def __init__(self, out: Path, settings: dict):
         self.out = out
         self.path = out.with_name(f".{out.name}.partial")
-        self._file = open(self.path, "ab")
-        if not lock(self._file.fileno()):
-            self._file.close()
-            raise TransrecError(f"{self.path}: another process is building this store; wait for it")
+        try:
+            self._lock = Lock(out.with_name(f".{out.name}.lock"))
+        except BlockingIOError as error:
+            raise TransrecError(f"{self.path}: another process is building this store; wait for it") from error
         self.stored: dict[str, Stored] = {}
         self.discarded = False
         header = json.dumps(settings, sort_keys=True).encode()
         if not self._continue(header):
-            self.discarded = os.fstat(self._file.fileno()).st_size > 0
-            os.truncate(self.path, 0)
+            self.discarded = self._is_begun()
+            self.path.unlink(missing_ok=True)
+            self.path.touch()
             self._open()
             self._write(lambda transaction: transaction.put(SETTINGS_KEY, header, db=self._progress))
 
@@ -60,7 +61,7 @@ class Partial:
 
     def __exit__(self, *_) -> None:
         self._environment.close()
-        self._file.close()
+        self._lock.close()
 
     def put(self, records: Iterable[tuple[str, bytes, Stored]]) -> None:
         """Add records for good; those of ids that have one are replaced."""
@@ -106,13 +107,16 @@ class Partial:
         os.replace(self.path, self.out)
 
     def _open(self) -> None:
-        # One process writes, by the lock on the file, and none reads: LMDB's own lock file is not needed.
+        # One process writes, by the lock beside the file, and none reads: LMDB's own lock file is not needed.
         self._environment = lmdb.open(str(self.path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=1)
         self._progress = self._environment.open_db(PROGRESS_KEY)
 
+    def _is_begun(self) -> bool:
+        return self.path.is_file() and self.path.stat().st_size > 0
+
     def _continue(self, header: bytes) -> bool:
         """Open a file with these settings; False if there is none."""
-        if not os.fstat(self._file.fileno()).st_size:
+        if not self._is_begun():
             return False
         try:
             self._open()
