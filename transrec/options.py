@@ -183,7 +183,7 @@ class RunOptions(Options):
         1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."
     )
     nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
-    device: str = flag("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...")
+    device: str = flag("auto", "auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ...")
     deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")
     profile: bool = flag(
         False, "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart."

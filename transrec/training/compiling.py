@@ -23,7 +23,7 @@ def check_compiler(device: torch.device) -> None:
         headers = Path(sysconfig.get_paths()["include"])
         if not (headers / "Python.h").exists():
             raise TransrecError(f"--compile: needs Python's headers in {headers}; install them, or leave it out")
-    elif importlib.util.find_spec("triton") is None:
+    elif device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise TransrecError("--compile: needs triton on a GPU; pip install triton, or leave it out")
 
 

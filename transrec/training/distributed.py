@@ -134,7 +134,7 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
     """Join the ranks that --nproc or torchrun started, or be alone.
 
     Args:
-        device: "auto" (a GPU where there is one), or a torch device.
+        device: "auto" (a GPU where there is one, Apple's for one process only), or a torch device.
         deterministic: have a GPU compute the same numbers from the same options; the CPU always does.
         timeout: seconds to wait for a rank.
 
@@ -142,7 +142,7 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    name = _accelerator(size) if device == "auto" else device
     try:
         chosen = torch.device(name)
         if chosen.type == "cuda":
@@ -152,7 +152,12 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
             if max(chosen.index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > available:
                 raise RuntimeError(f"this machine has {available} GPUs")
             torch.cuda.set_device(chosen)
+        if chosen.type == "mps" and size > 1:
+            raise RuntimeError("an Apple GPU takes one process")
         torch.empty(0, device=chosen)
+    except (NotImplementedError, ImportError) as error:
+        # The text may list all that torch could do elsewhere, over a hundred lines.
+        raise TransrecError(f"--device {device}: torch has none here; use --device cpu") from error
     except (RuntimeError, AssertionError) as error:
         raise TransrecError(f"--device {device}: {error}; use --device cpu or fewer processes") from error
     if chosen.type == "cuda" and deterministic:
@@ -203,6 +208,14 @@ def _leave_orphaned() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_TO_SAVE)
     os._exit(128 + signal.SIGTERM)
+
+
+def _accelerator(size: int) -> str:
+    """The kind of GPU that this machine has and that many processes can use, else the CPU."""
+    if torch.cuda.is_available():
+        return "cuda"
+    # Apple's GPU knows no communication among processes.
+    return "mps" if size == 1 and torch.backends.mps.is_available() else "cpu"
 
 
 def stop() -> None:

@@ -48,14 +48,14 @@ class Ranker:
             history, owner: int64 [H], seen items and the row of `users` each belongs to.
 
         Returns:
-            float64 [B]; infinity where the target itself is masked.
+            float32 [B], exact to 2**24; infinity where the target itself is masked.
         """
         if self.mask_history == "none":
             history, owner = history[:0], owner[:0]
         elif self.mask_history == "seen_but_target":
             other = history != targets[owner]
             history, owner = history[other], owner[other]
-        ranks = torch.empty(len(users), dtype=torch.float64, device=users.device)
+        ranks = torch.empty(len(users), device=users.device)
         for start in range(0, len(users), self.rows):
             block = slice(start, min(start + self.rows, len(users)))
             mine = (owner >= block.start) & (owner < block.stop)
@@ -68,8 +68,8 @@ class Ranker:
         torch.mm(users, self.items.T, out=scores)
         target = scores.gather(1, (targets - 1).unsqueeze(1))
         scores[owner, history - 1] = -torch.inf
-        higher = torch.gt(scores, target, out=comparison).sum(1).double()
-        equal_others = torch.eq(scores, target, out=comparison).sum(1).double() - 1
+        higher = torch.gt(scores, target, out=comparison).sum(1)
+        equal_others = torch.eq(scores, target, out=comparison).sum(1) - 1
         ranks = 1 + higher + torch.ceil(equal_others / 2)
         ranks[owner[history == targets[owner]]] = torch.inf
         return ranks
@@ -143,7 +143,7 @@ class Evaluator:
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
-        ranks = torch.zeros(len(sequences), dtype=torch.float64, device=items.device)
+        ranks = torch.zeros(len(sequences), device=items.device)
         blocks = self._mine(range(0, len(sequences), USERS_AT_ONCE))
         for start in self._progress(blocks, blocks, f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
@@ -154,7 +154,7 @@ class Evaluator:
                 for array in (sequences.only_last(1).flat(users), history.flat(users), history.owners(users))
             )
             ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
-        return self.world.sum(ranks).cpu().numpy()
+        return self.world.sum(ranks).cpu().numpy().astype(np.float64)
 
     def _mine(self, blocks: range) -> range:
         """This rank's share of the blocks."""
