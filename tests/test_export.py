@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,11 +10,14 @@ from conftest import REPOSITORY, run
 from transformers import AutoModel, AutoTokenizer
 
 from transrec import methods
+from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.models.backbone import load_tokenizer
 from transrec.models.items import TextItemEncoder
+from transrec.reports.tables import read_result
 from transrec.runner import load_run
+from transrec.training.run import read_options
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "bitfit", "layernorm"])
@@ -36,6 +40,30 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
     torch.testing.assert_close(exported, ours, atol=1e-5, rtol=0)
     with pytest.raises(TransrecError, match="exists already"):
         export_backbone(recommender.item_encoder, tmp_path / "out")
+
+
+def test_functions_take_text_and_paths_and_name_what_was_given(flags, domain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run([*flags, "--output", "run", "--epochs", "1"])
+    for kind in (str, Path):
+        assert read_options(kind("run"))["output"] == str(tmp_path / "run")
+        assert read_result(kind("run"))["method"] == "full"
+        export_backbone(load_run(kind("run")).item_encoder, kind(f"out-{kind.__name__}"))
+        build_store(domain / "items.tsv", str(domain / "images"), kind(f"{kind.__name__}.lmdb"), 8, "raw")
+        for wrong, problem in (
+            (read_options, "holds no run (cannot read options.json)"),
+            (load_run, "holds no run (cannot read options.json)"),
+            (read_result, "has no result.json"),
+        ):
+            for given in ("nowhere", "run/options.json"):
+                with pytest.raises(TransrecError) as error:
+                    wrong(kind(given))
+                assert str(error.value).startswith(f"{given}: {problem}")
+        with pytest.raises(TransrecError, match=r"^run: exists already"):
+            export_backbone(load_run("run").item_encoder, kind("run"))
+    (tmp_path / "run" / "checkpoints" / "best.safetensors").unlink()
+    with pytest.raises(TransrecError, match=r"^run: holds no checkpoints/best.safetensors; the run finished no epoch"):
+        load_run("run")
 
 
 def test_what_cannot_be_merged_is_refused(flags, tmp_path):

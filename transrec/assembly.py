@@ -150,9 +150,8 @@ def load_run(folder: str | Path) -> Recommender:
 
     Raises TransrecError when the run, or the base it needs, is missing or has changed.
     """
-    folder = resolve(folder)
-    path = checkpoint_file(folder)
     settings = Settings.from_stored(read_options(folder))
+    path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
     base = description["base"]
     # A run that trained everything needs nothing else.

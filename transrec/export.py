@@ -37,11 +37,12 @@ def merge(backbone: nn.Module) -> nn.Module:
     return merged
 
 
-def export_backbone(tower: ContentItemEncoder, folder: Path, processor=None) -> None:
+def export_backbone(tower: ContentItemEncoder, folder: str | Path, processor=None) -> None:
     """Write a tower's backbone, merged, and its tokenizer or image processor, completely or not at all.
 
     Raises TransrecError when it cannot be merged, and when the folder exists already or cannot be written.
     """
+    folder = Path(folder)
     if folder.exists():
         raise TransrecError(f"{folder}: exists already; give another folder")
     merged = merge(tower.backbone)

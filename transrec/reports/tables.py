@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from transrec.errors import TransrecError
+from transrec.paths import resolve
 
 METRICS = ("HR@10", "NDCG@10")
 COLUMNS = (*METRICS, "trainable parameters", "seconds an epoch", "peak memory, MiB")
 
 
-def read_result(folder: Path) -> dict[str, Any]:
+def read_result(folder: str | Path) -> dict[str, Any]:
     """result.json of a run. Raises TransrecError when the run has not finished."""
-    path = folder / "result.json"
+    path = resolve(folder) / "result.json"
     if not path.exists():
         raise TransrecError(
             f"{folder}: has no result.json, the run has not finished; continue it with --resume {folder}"

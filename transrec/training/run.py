@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from transrec.errors import TransrecError
 from transrec.locks import Lock
-from transrec.paths import make_folder, write_text
+from transrec.paths import make_folder, resolve, write_text
 
 
 class Run:
@@ -84,9 +84,9 @@ class Run:
             write_text(self.folder / name, json.dumps(content, indent=2) + "\n")
 
 
-def read_options(folder: Path) -> dict[str, Any]:
+def read_options(folder: str | Path) -> dict[str, Any]:
     """The options that a run was started with. Raises TransrecError when the folder holds no run."""
-    path = folder / "options.json"
+    path = resolve(folder) / "options.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

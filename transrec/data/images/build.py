@@ -43,9 +43,9 @@ class Listed(NamedTuple):
 
 
 def build_store(
-    items: Path,
-    images: Path,
-    out: Path,
+    items: str | Path,
+    images: str | Path,
+    out: str | Path,
     size: int,
     kind: str = "jpeg",
     workers: int = 1,
@@ -79,6 +79,7 @@ def build_store(
         ImageProblems: some images cannot be used; what could be done is kept for the next call.
         TransrecError: bad input, another store at `out`, or no room.
     """
+    items, images, out = Path(items), Path(images), Path(out)
     recipe = Recipe(size, kind, quality, convert)
     if workers < 1:
         raise TransrecError(f"--workers {workers}: must be at least 1")
