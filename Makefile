@@ -1,11 +1,23 @@
-# make demo   the whole job on built-in data, one table at the end
-# make test   the whole test suite
-# make lint   style
-# Each sets up .venv first, once.
+# make demo    the whole job on built-in data, one table at the end
+# make test    the whole test suite
+# make lint    style
+# make clean   removes .venv and all that these made; other runs and data stay
+#
+# Each of the first three sets up .venv first, once, with the first Python of 3.11 or newer that is there, or with
+#     make demo PYTHON=/path/to/python
+# On Linux PyPI's torch brings CUDA's libraries, several gigabytes; without a GPU a much smaller one does:
+#     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-PYTHON ?= python3.11
+PYTHONS := python3.13 python3.12 python3.11 python3 python
+PYTHON ?= $(firstword $(foreach each,$(PYTHONS),$(if $(call unfit,$(each)),,$(each))))
 BIN := .venv/bin
 READY := .venv/.ready
+
+# What keeps a Python from making .venv; nothing if it can.
+CHECK := import sys; from importlib.util import find_spec as find; \
+	print("older than 3.11" if sys.version_info < (3, 11) else "" if find("venv") and find("ensurepip") else \
+	"without its venv module (on Debian and Ubuntu: apt install python3-venv)")
+unfit = $(shell $(1) -c '$(CHECK)' 2>/dev/null || echo not there)
 
 .PHONY: demo test lint clean
 
@@ -19,11 +31,21 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The first line looks once, for all that follow.
 $(READY): requirements.txt setup.py
+	$(eval PYTHON := $(PYTHON))
+	$(if $(PYTHON),,$(error no Python that can be used: $(foreach each,$(PYTHONS),$(each) is $(call unfit,$(each)),) \
+		install Python 3.11 or newer, or name one with PYTHON=/path/to/python))
+	$(if $(call unfit,$(PYTHON)),$(error $(PYTHON) is $(call unfit,$(PYTHON)); \
+		name another Python with PYTHON=/path/to/python))
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $$(grep '^torch' requirements.txt))
 	$(BIN)/python -m pip install --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv runs Dataset/demo pretrained_models/demo-bert
+	rm -rf .venv transrec.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs/quickstart Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
+	find transrec tests -name __pycache__ -prune -exec rm -rf {} +
+	@rmdir runs 2>/dev/null || true

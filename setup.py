@@ -15,6 +15,12 @@ setup(
     long_description_content_type="text/markdown",
     packages=find_packages(include=["transrec", "transrec.*"]),
     python_requires=">=3.11",
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "ir-measures>=0.3.7"],
