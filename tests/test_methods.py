@@ -23,6 +23,7 @@ from transrec.errors import TransrecError
 from transrec.methods.bottleneck import (
     INIT_STD,
     AdaptedNorm,
+    AdapterBetweenNorms,
     ParallelAdapter,
     ParallelAdapterWithSkip,
     SerialAdapter,
@@ -121,7 +122,8 @@ INSERTED = {
     SerialAdapter: ["adapter"],
     ParallelAdapter: ["adapter"],
     ParallelAdapterWithSkip: ["adapter"],
-    AdaptedNorm: ["adapter", "norm"],
+    AdaptedNorm: ["adapter"],
+    AdapterBetweenNorms: ["adapter", "norm"],
 }
 
 
@@ -185,6 +187,8 @@ def cases():
             yield name, {"insert": "user_last", "train_layernorm": True}
         if "variant" in flags:
             yield name, {"variant": "published"} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
+    yield "pfeiffer", {"variant": "adapterhub", "train_layernorm": False}
+    yield "pfeiffer", {"variant": "adapterhub", "train_layernorm": True}
 
 
 @pytest.mark.parametrize("name,options", cases(), ids=str)

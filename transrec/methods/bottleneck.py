@@ -2,7 +2,8 @@
 
 - `houlsby`: behind both sub-layers (Houlsby et al., ICML 2019).
 - `parallel`: beside both sub-layers, reading their input (He et al., ICLR 2022).
-- `pfeiffer`: behind the feed-forward sub-layer (Pfeiffer et al., EACL 2021).
+- `pfeiffer`: behind the feed-forward sub-layer (Pfeiffer et al., EACL 2021); its variant `adapterhub` is what the
+  preset of that name in AdapterHub's `adapters` computes.
 - `pfeiffer_attention`: behind the attention sub-layer (pfeiffer_ver2 of the released Adapter4Rec scripts).
 """
 
@@ -96,19 +97,32 @@ class ParallelAdapterWithSkip(InputAdapter):
 
 
 class AdaptedNorm(nn.LayerNorm):
-    """LN2(adapter(LN(z)) + z) in the place of a block's LN, z the residual plus the sub-layer's output.
+    """LN(adapter(LN(z)) + z) in the place of a block's LN, z the residual plus the sub-layer's output.
 
-    LN keeps its parameters and their names; LN2 is new. This is `pfeiffer` of the released programs.
+    LN keeps its parameters and their names. This is AdapterHub's `pfeiffer`.
     """
 
     def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
         super().__init__(norm.normalized_shape, eps=norm.eps)
         self.weight, self.bias = norm.weight, norm.bias
         self.adapter = adapter
-        self.norm = nn.LayerNorm(norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.norm(self.adapter(super().forward(z)) + z)
+        return self.last_norm(self.adapter(super().forward(z)) + z)
+
+    def last_norm(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class AdapterBetweenNorms(AdaptedNorm):
+    """LN2(adapter(LN(z)) + z), LN2 new: `pfeiffer` of the released programs."""
+
+    def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
+        super().__init__(norm, adapter)
+        self.norm = nn.LayerNorm(norm.normalized_shape, eps=LAYER_NORM_EPS)
+
+    def last_norm(self, x: Tensor) -> Tensor:
+        return self.norm(x)
 
 
 @dataclass(frozen=True)
@@ -140,8 +154,10 @@ class ParallelOptions(BottleneckOptions):
 class PfeifferOptions(BottleneckOptions):
     train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
     adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
-    variant: Literal["paper", "published"] = flag(
-        "paper", "published: as the released programs, the adapter between two LayerNorms and with torch's own init."
+    variant: Literal["paper", "published", "adapterhub"] = flag(
+        "paper",
+        "published: as the released programs, the adapter between two LayerNorms and with torch's own init; "
+        "adapterhub: as AdapterHub's preset of that name, the adapter between two uses of the block's own LayerNorm.",
     )
 
 
@@ -214,11 +230,16 @@ class Pfeiffer(BottleneckMethod):
             return super().attach(sublayer, place, options)
         if sublayer.norm is None:
             raise TransrecError(
-                "--variant published of pfeiffer needs a LayerNorm behind each block; use --variant paper"
+                f"--variant {options.variant} of pfeiffer needs a LayerNorm behind each block; use --variant paper"
             )
-        norm = AdaptedNorm(sublayer.norm.module, self.bottleneck(place, options, near_zero=False))
+        if options.variant == "published":
+            norm = AdapterBetweenNorms(sublayer.norm.module, self.bottleneck(place, options, near_zero=False))
+            new = [norm.adapter, norm.norm]
+        else:
+            norm = AdaptedNorm(sublayer.norm.module, self.bottleneck(place, options))
+            new = [norm.adapter]
         sublayer.norm.replace(norm)
-        return [norm.adapter, norm.norm]
+        return new
 
 
 @register("pfeiffer_attention")
