@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, run
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from transrec import runner
 from transrec.data.demo import make_text_backbone
@@ -67,7 +69,78 @@ def test_missing_file(fails, dataset, role):
 def test_no_file_fits(fails, dataset):
     (dataset / "dataset.json").unlink()
     (dataset / "items.tsv").rename(dataset / "things.tsv")
-    assert "no file fits *items*.tsv or *news*.tsv; name it with --items_file" in fails()
+    message = fails()
+    assert "no file fits *items*.tsv or *news*.tsv; it holds images.lmdb, things.tsv, users.tsv; name it" in message
+    for number in range(30):
+        (dataset / f"part{number:02}.csv").touch()
+    message = fails()
+    assert "part00.csv" in message and " and 23 more; name it with --items_file" in message
+    assert "part20.csv" not in message
+
+
+@pytest.mark.parametrize(
+    "role,line",
+    [
+        ("users", "user_id\titem_ids"),
+        ("users", "userId\tmovieId\trating\ttimestamp"),
+        ("users", "user_id:token\titem_id_list:token_seq"),
+        ("items", "item_id\ttitle"),
+        ("items", "News ID\tCategory\tSubCategory\tTitle"),
+        ("items", "parent_asin"),
+    ],
+)
+def test_a_header(fails, dataset, role, line):
+    file = dataset / f"{role}.tsv"
+    file.write_text(f"{line}\n{file.read_text()}")
+    message = fails()
+    assert f"{role}.tsv, line 1: {line!r} looks like a header" in message
+    assert f"remove that line, with: tail -n +2 {role}.tsv" in message
+
+
+def retitle(dataset, title) -> None:
+    """Give each item the title (and more columns) that `title(number)` says."""
+    items = [line.split("\t")[0] for line in (dataset / "items.tsv").read_text().splitlines()]
+    (dataset / "items.tsv").write_text("".join(f"{item}{title(number)}\n" for number, item in enumerate(items)))
+
+
+@pytest.mark.parametrize("empty", ["", "\t", "\t  "])
+def test_items_without_titles_under_a_text_tower(fails, dataset, empty, flags, tmp_path):
+    retitle(dataset, lambda number: empty)
+    message = fails()
+    assert "items.tsv: none of its 150 items has a title, which the text encoder would read" in message
+    assert "--item_tower image or id" in message
+    run([*flags, "--dataset", str(dataset), "--item_tower", "id", "--epochs", "1", "--output", str(tmp_path / "id")])
+
+
+def test_titles_all_alike(fails, dataset):
+    retitle(dataset, lambda number: "\tsports")
+    assert "items.tsv: all 150 items have the same title, 'sports'" in fails()
+
+
+def test_a_raw_file_of_mind(fails, dataset):
+    retitle(dataset, lambda number: f"\tsports\tgolf\tA title {number}\tAn abstract\thttps://x/{number}\t[]\t[]")
+    message = fails()
+    assert "8 columns, as in a raw news.tsv of MIND (id, category, subcategory, title, abstract, url," in message
+    assert "cut -f 1,4 news.tsv > items.tsv" in message
+
+
+@pytest.mark.parametrize(
+    "title,warning",
+    [
+        (
+            lambda number: f"\tkind {number % 2}",
+            "only 2 different titles for 150 items, as 'kind 0'; check that the second",
+        ),
+        (lambda number: f"\tlamp {number}\tan abstract", "has 3 columns, and only the second, the title, is read"),
+        (lambda number: f"\tlamp {number}" if number else "", "1 of 150 items have no title"),
+    ],
+    ids=["few", "abstracts", "some without"],
+)
+def test_titles_that_serve_poorly(dataset, flags, tmp_path, capsys, title, warning):
+    retitle(dataset, title)
+    run([*flags, "--dataset", str(dataset), "--epochs", "1", "--output", str(tmp_path / "run")], "frozen")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(lines) == 1 and warning in lines[0]
 
 
 @pytest.mark.parametrize("role", ["users", "items"])
@@ -132,6 +205,14 @@ def test_sizes_that_do_not_go_together(fails):
 def test_values_out_of_range(fails):
     assert fails("--dropout", "1.5") == "error: --dropout 1.5: must be below 1"
     assert fails("--cutoffs", "0", "5") == "error: --cutoffs [0, 5]: must be at least 1"
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "flag", ["lr", "backbone_lr", "adapter_lr", "dropout", "clip_grad_norm", "user_fraction", "mask_ratio"]
+)
+def test_numbers_that_are_not_finite(fails, flag, value):
+    assert fails(f"--{flag}={value}") == f"error: --{flag} {value}: must be a finite number"
 
 
 def test_dataset_not_given(monkeypatch, capsys):
@@ -215,7 +296,8 @@ def test_tokenizer_of_another_model(fails, tmp_path):
 
 def test_titles_the_tokenizer_does_not_know(fails, dataset):
     items = [line.split("\t")[0] for line in (dataset / "items.tsv").read_text().splitlines()]
-    (dataset / "items.tsv").write_text("".join(f"{item}\t灯 红\n" for item in items))
+    titles = "".join(f"{item}\t{'灯' * (1 + number % 9)} 红\n" for number, item in enumerate(items))
+    (dataset / "items.tsv").write_text(titles)
     assert "100% of the titles' word pieces are unknown to its tokenizer" in fails()
 
 
@@ -230,6 +312,43 @@ def test_encoder_with_truncated_weights(fails, backbones, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "bert: holds no text encoder that can be loaded (SafetensorError" in fails("--text_encoder", str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_encoder_with_weights_that_are_not_finite(fails, backbones, tmp_path, value):
+    folder = shutil.copytree(backbones["bert"], tmp_path / "bert")
+    name = "encoder.layer.1.output.dense.bias"
+    damage(folder / "model.safetensors", name, value)
+    assert f"model.safetensors: the tensor {name} holds NaN or infinity" in fails("--text_encoder", str(folder))
+
+
+def damage(path: Path, name: str, value: float) -> None:
+    """Put a value into one tensor of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("{", "preprocessor_config.json: not a JSON object that can be read; fetch it again, or delete it"),
+        ("[1]", "preprocessor_config.json: not a JSON object"),
+        ('{"image_mean": [NaN, 0.5, 0.5]}', "image_mean is [nan, 0.5, 0.5]; it must be 3 finite numbers"),
+        ('{"image_mean": [0.5]}', "image_mean is [0.5]; it must be 3 finite numbers"),
+        ('{"image_mean": "grey"}', "image_mean is 'grey'; it must be 3 finite numbers"),
+        ('{"image_std": [0.5, Infinity, 0.5]}', "image_std is [0.5, inf, 0.5]; it must be 3 finite numbers above 0"),
+        ('{"image_std": [0.5, 0.0, 0.5]}', "image_std is [0.5, 0.0, 0.5]; it must be 3 finite numbers above 0"),
+        ('{"size": "big"}', "size is 'big'; it must be 1 to 4,096 pixels"),
+        ('{"size": {"height": 1e9}}', "size is {'height': 1000000000.0}; it must be 1 to 4,096 pixels"),
+    ],
+)
+def test_malformed_preprocessing(fails, backbones, tmp_path, content, message):
+    folder = shutil.copytree(backbones["vit"], tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text(content)
+    images = ("--item_tower", "image", "--image_workers", "0")
+    assert message in fails(*images, "--image_encoder", str(folder))
 
 
 @pytest.fixture
@@ -257,7 +376,8 @@ def test_checkpoint_of_another_text_encoder(fails, source, backbones):
 
 
 def test_checkpoint_of_texts_read_elsewhere(fails, source):
-    assert "give --text_pooling auto" in fails("--checkpoint", str(source), "--text_pooling", "mean")
+    message = fails("--checkpoint", str(source), "--text_pooling", "mean")
+    assert "was trained with --text_pooling cls, this run has text_pooling mean; give --text_pooling cls" in message
 
 
 def test_checkpoint_of_another_item_tower(fails, source):
@@ -278,13 +398,29 @@ def test_truncated_checkpoint(fails, source):
         assert "best.safetensors: truncated or damaged" in fails("--checkpoint", str(source))
 
 
+def test_checkpoint_that_is_not_finite(fails, source):
+    name = "projection.bias"
+    damage(source / "checkpoints" / "best.safetensors", f"item_encoder.{name}", float("nan"))
+    assert f"best.safetensors: the tensor item_encoder.{name} holds NaN" in fails("--checkpoint", str(source))
+    damage(source / "checkpoints" / "last.safetensors", f"optimizer.exp_avg.item_encoder.{name}", float("inf"))
+    with pytest.raises(
+        TransrecError, match=rf"last.safetensors: the tensor optimizer.exp_avg.item_encoder.{name} holds"
+    ):
+        run(["--resume", str(source)])
+
+
+def test_original_checkpoint_that_is_not_finite(fails, tmp_path):
+    state = {"user_encoder.transformer_encoder.position_embedding.weight": torch.full((6, 16), torch.inf)}
+    torch.save({"model_state_dict": state}, tmp_path / "epoch-3.pt")
+    message = fails("--checkpoint", str(tmp_path / "epoch-3.pt"))
+    assert f"epoch-3.pt: the tensor {next(iter(state))} holds NaN or infinity" in message
+
+
 def test_checkpoint_that_is_none(fails, source, backbones, tmp_path):
     assert "not a checkpoint written by transrec" in fails("--checkpoint", str(backbones["bert"] / "model.safetensors"))
     state = source / "checkpoints" / "last.safetensors"
     assert "is a run's state, which only --resume reads" in fails("--checkpoint", str(state))
     tensors, description = checkpoint.read(source / "checkpoints" / "best.safetensors")
-    from safetensors.torch import save_file
-
     save_file(tensors, tmp_path / "new.safetensors", metadata={"transrec": json.dumps(description | {"format": 99})})
     assert "checkpoint format 99" in fails("--checkpoint", str(tmp_path / "new.safetensors"))
 

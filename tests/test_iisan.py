@@ -512,6 +512,24 @@ def test_states_made_of_something_else_are_refused(cached_flags, domain, backbon
     assert f"{path}: not a file of hidden states" in fails()
 
 
+@pytest.mark.parametrize("place", ["cpu", "disk"])
+def test_states_that_are_not_finite(cached_flags, domain, tmp_path, place):
+    """Found before training where they are held, and in any case before they are used."""
+    run([*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "iisan")
+    path = tmp_path / "states" / "states-text-bert.safetensors"
+    row = int(load_dataset(domain, 6, 5).split.item_rows[50])
+    content = bytearray(path.read_bytes())
+    item = (len(content) - int.from_bytes(content[:8], "little") - 8) // 150
+    start = len(content) - (150 - row) * item
+    content[start : start + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(content)
+    expected = f"states-text-bert.safetensors: the hidden states of item {row + 1} of the items file hold NaN"
+    with pytest.raises(TransrecError, match=expected):
+        run([*cached_flags, "--cache_device", place, "--output", str(tmp_path / "bad")], "iisan")
+    assert (tmp_path / "bad").exists() == (place == "disk"), "training has begun"
+    assert not (tmp_path / "bad" / "result.json").exists()
+
+
 @pytest.mark.parametrize("kind", ["bert", BOTH])
 def test_cached_states_of_a_pretrained_recommender(flags, backbones, tmp_path, kind):
     """Its backbones make the states, its projections and user encoder go on training: as without a cache."""

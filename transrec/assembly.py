@@ -129,14 +129,18 @@ def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, An
     tensors, description = checkpoint.read(path)
     if "state" in description:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
-    base = description["base"]
+    base, theirs = description["base"], description["sizes"]
     if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
         trained_on = base["checkpoint"] or "the backbone alone"
         raise TransrecError(
             f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
             f"--checkpoint takes a recommender without adapters"
         )
-    checkpoint.check_sizes(path, description["sizes"], sizes)
+    for tower in recommender.item_encoder.towers:
+        # As a checkpoint of earlier releases says it.
+        if tower.content == "text" and theirs.get("text_pooling") == "auto":
+            theirs = theirs | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
+    checkpoint.check_sizes(path, theirs, sizes)
     if base["frozen_sha256"] and base["checkpoint"]:
         _load_plain(recommender, base["checkpoint"], sizes)
     checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
@@ -197,8 +201,11 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
 
 def _sizes(settings: Settings) -> dict[str, Any]:
     model = settings.model
-    names = ("item_tower", "text_pooling", "embedding_dim", "blocks", "heads")
-    return {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
+    names = ("item_tower", "embedding_dim", "blocks", "heads")
+    sizes = {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
+    if "text" in model.encoders:
+        sizes["text_pooling"] = backbone.pooling(backbone.load_config(model.text_encoder), model.text_pooling)
+    return sizes
 
 
 def checkpoint_file(given: str | Path) -> Path:

@@ -131,6 +131,8 @@ def _made_of(
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
         "mask_ratio": model.mask_ratio,
+        # Not in files of backbones with a [CLS], which are those of earlier releases.
+        **({"pooling": where} if (where := backbone.image_pooling(config)) != "cls" else {}),
     }
 
 

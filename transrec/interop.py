@@ -287,7 +287,9 @@ def read_original(path: Path) -> Original:
 def _load_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            state = load_file(path)
+            checkpoint.check_finite(path, state)
+            return state
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError) as error:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error})") from error
@@ -300,6 +302,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TransrecError(f"{path}: no model_state_dict of tensors in it")
+    checkpoint.check_finite(path, dict(state))
     return dict(state)
 
 

@@ -1,5 +1,6 @@
 """Every flag once: its name, help, default and check. Method flags live with their method."""
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,9 @@ class Options:
     _minimum: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
+        for name, value in self.as_dict().items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise TransrecError(f"--{name} {value}: must be a finite number")
         for owner in type(self).__mro__:
             for name, least in vars(owner).get("_minimum", {}).items():
                 if not getattr(self, name) >= least:
@@ -84,8 +88,8 @@ class ModelOptions(Options):
     )
     text_pooling: Literal["auto", "cls", "last", "mean"] = flag(
         "auto",
-        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: cls for "
-        "encoders, last for decoders (LLMs).",
+        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: what a "
+        "sentence-transformers folder declares, else cls for encoders, last for decoders (LLMs).",
     )
     mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")

@@ -15,7 +15,7 @@ from transrec.assembly import apply_method, build_recommender, describe, load_ru
 from transrec.caching import hidden_states
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import cached_tokens
+from transrec.data.catalog import cached_tokens, check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.states import StateFeatures
@@ -175,6 +175,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         profile=settings.run.profile,
     )
     _announce(run, settings, table, world, precision, len(batches))
+    if "text" in settings.model.encoders:
+        _announce_pooling(run, settings)
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
     # From here on the folder holds a run; a start that failed before can simply be repeated.
@@ -228,6 +230,9 @@ def _image_features(settings: Settings, dataset: Dataset, rows: np.ndarray, worl
 
 def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures:
     data, name = settings.data, settings.model.text_encoder
+    for warning in check_titles(dataset.catalog):
+        if world.is_main:
+            print(f"warning: {warning}", file=sys.stderr)
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")
@@ -288,6 +293,26 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
         run.log(f"{row['module']:{width}}  {row['what']:12}  {row['parameters']:>12,}  {rate}")
     trainable, total = parameter_totals(table)
     run.log(f"{'trainable':{width}}  {'':12}  {trainable:>12,}  of {total:,} ({trainable / total:.2%})")
+
+
+def _announce_pooling(run: Run, settings: Settings) -> None:
+    """Say where titles are read, if the text encoder's folder declares it."""
+    model = settings.model
+    if (declared := backbone.declared_pooling(model.text_encoder)) is None:
+        return
+    read = backbone.pooling(backbone.load_config(model.text_encoder), model.text_pooling)
+    which = f"{model.text_encoder} (modules.json) declares"
+    if declared == read:
+        run.log(f"titles      read by --text_pooling {read}, as {which}")
+    elif declared in backbone.POOLINGS:
+        run.log(f"titles      read by --text_pooling {read}, as this run's options say; {which} {declared}")
+    elif run.is_main:
+        known = f"only {', '.join(backbone.POOLINGS)} are known here"
+        print(
+            f"warning: {which} the pooling {declared}, and {known}: titles are read by --text_pooling {read}; "
+            f"choose another with that flag, or another encoder",
+            file=sys.stderr,
+        )
 
 
 def _tensorboard(settings: Settings, run: Run):

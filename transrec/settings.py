@@ -11,7 +11,7 @@ from transrec import methods
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import MethodOptions
-from transrec.models.backbone import find_backbone
+from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
 from transrec.options import DataOptions, EvaluationOptions, ModelOptions, RunOptions, TrainingOptions
 from transrec.paths import resolve
 from transrec.training.run import read_options
@@ -88,11 +88,25 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
+    # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
+    if stored.get("text_pooling") != "auto":
+        settings = _with_declared_pooling(settings)
     now = settings.as_dict()
     if changed := [k for k, v in stored.items() if k in now and k not in MAY_CHANGE and now[k] != v]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return settings
+
+
+def _with_declared_pooling(settings: Settings) -> Settings:
+    """The same settings, `--text_pooling auto` replaced by what the text encoder's folder declares, where it does."""
+    model = settings.model
+    if model.text_pooling != "auto" or "text" not in model.encoders:
+        return settings
+    declared = declared_pooling(model.text_encoder)
+    if declared not in POOLINGS:
+        return settings
+    return dataclasses.replace(settings, model=dataclasses.replace(model, text_pooling=declared))
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:

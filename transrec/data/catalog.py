@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from transrec.paths import atomic_write, file_sha256
 
 TOKEN_CACHE_VERSION = 1
 TOKENISE_CHUNK = 4096
+MIND_COLUMNS = "id, category, subcategory, title, abstract, url, title entities, abstract entities"
+# Titles this seldom differ are categories, not titles: MIND has 18 for 65,238 news.
+FEW_TITLES = 0.02
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,15 @@ class Catalog:
     """An items file: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, in file order (docs/protocol.md).
 
     Image-only sets carry the id alone; their titles are empty strings.
+
+    Attributes:
+        columns: of most of its lines; what stands behind the second is not kept.
     """
 
     path: Path
     ids: list[str]
     titles: list[str]
+    columns: int = 2
 
     def index(self) -> dict[str, int]:
         """Row (from 0) of each item id."""
@@ -38,12 +46,15 @@ class Catalog:
 def read_catalog(path: Path) -> Catalog:
     """Read an items file.
 
-    Raises TransrecError for an unreadable or empty file, a line without an item id, and an item listed twice.
+    Raises TransrecError for an unreadable or empty file, a header, a line without an item id, and an item listed twice.
     """
     first_line: dict[str, int] = {}
     titles = []
+    columns: Counter[int] = Counter()
     for number, text in tsv.lines(path, "items"):
         item, _, rest = text.partition("\t")
+        if not first_line:
+            tsv.check_no_header(path, number, text, tsv.ITEM_NAME, tsv.TITLE_NAME)
         if not item or item != item.strip() or " " in item:
             raise TransrecError(
                 f"{path}, line {number}: {item!r} is not an item id; expected item_id<TAB>title, the id without spaces"
@@ -54,7 +65,48 @@ def read_catalog(path: Path) -> Catalog:
             )
         first_line[item] = number
         titles.append(rest.partition("\t")[0])
-    return Catalog(path, list(first_line), titles)
+        columns[1 + text.count("\t")] += 1
+    return Catalog(path, list(first_line), titles, columns.most_common(1)[0][0])
+
+
+def check_titles(catalog: Catalog) -> list[str]:
+    """Warnings of what makes titles poor texts: items without one, few that differ, columns that nothing reads.
+
+    Raises TransrecError for a raw news.tsv of MIND, and where no item has a title or all have the same.
+    """
+    path, count = catalog.path, len(catalog.ids)
+    if catalog.columns == MIND_COLUMNS.count(",") + 1:
+        raise TransrecError(
+            f"{path}: {catalog.columns} columns, as in a raw news.tsv of MIND ({MIND_COLUMNS}), where "
+            f"item_id<TAB>title is expected, so that categories would be read as titles; keep id and title, with: "
+            f"cut -f 1,4 news.tsv > items.tsv"
+        )
+    distinct = set(catalog.titles)
+    without = sum(not title.strip() for title in catalog.titles)
+    if without == count:
+        raise TransrecError(
+            f"{path}: none of its {count:,} items has a title, which the text encoder would read; put titles into the "
+            f"second column, or represent items by --item_tower image or id"
+        )
+    if len(distinct) == 1 and count > 1:
+        raise TransrecError(
+            f"{path}: all {count:,} items have the same title, {catalog.titles[0][:60]!r}, so a text encoder cannot "
+            f"tell them apart; put titles into the second column, or represent items by --item_tower image or id"
+        )
+    warnings = []
+    if without:
+        warnings.append(f"{path}: {without:,} of {count:,} items have no title; the text encoder reads them all alike")
+    if len(distinct) < FEW_TITLES * count:
+        warnings.append(
+            f"{path}: only {len(distinct):,} different titles for {count:,} items, as {catalog.titles[0][:60]!r}; "
+            f"check that the second column is the title, not a category"
+        )
+    if catalog.columns > 2:
+        warnings.append(
+            f"{path}: has {catalog.columns} columns, and only the second, the title, is read; to have more read, as "
+            f"abstract or body, join them into the second column and raise --title_tokens"
+        )
+    return warnings
 
 
 @dataclass(frozen=True)

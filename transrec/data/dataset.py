@@ -13,6 +13,7 @@ from transrec.paths import file_sha256, resolve
 if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
 
+NAMES_SHOWN = 10
 PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv", "*news*.tsv")}
 
 
@@ -68,8 +69,18 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     if len(found) == 1:
         return found[0]
     wanted = " or ".join(PATTERNS[role])
-    problem = f"several files fit {wanted}: {', '.join(p.name for p in found)}" if found else f"no file fits {wanted}"
+    if found:
+        problem = f"several files fit {wanted}: {_some(found)}"
+    else:
+        problem = f"no file fits {wanted}; it holds {_some(sorted(folder.iterdir())) or 'no files'}"
     raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {described.name}")
+
+
+def _some(paths: list[Path]) -> str:
+    """Their names, the first few of them."""
+    names = [path.name + "/" * path.is_dir() for path in paths if not path.name.startswith(".")]
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":

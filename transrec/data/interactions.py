@@ -75,13 +75,15 @@ class Interactions:
 def read_interactions(path: Path, catalog: Catalog) -> Interactions:
     """Read a behaviours file: `user_id<TAB>item item item ...` a line.
 
-    Raises TransrecError for an unreadable or empty file, a line without a tab or a user id, a user on two lines, and
-    an item that the catalogue does not list.
+    Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id, a user on two
+    lines, and an item that the catalogue does not list.
     """
     row_of = catalog.index()
     first_line: dict[str, int] = {}
     values, stops = array("i"), array("q")
     for number, text in tsv.lines(path, "users"):
+        if not first_line:
+            tsv.check_no_header(path, number, text, tsv.USER_NAME, tsv.ITEMS_NAME)
         user, tab, items = text.partition("\t")
         if not tab or not user:
             raise TransrecError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from transrec.errors import TransrecError
+from transrec.finite import is_finite
 
 FORMAT = 1
 DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
@@ -221,6 +222,11 @@ class StateFeatures:
         rows: int [n], the catalogue row of each item 1..n.
         place: "gpu" and "cpu" hold all of them there, "disk" reads what a batch needs; "auto" is the first of gpu and
             cpu with room, else disk.
+
+    Files are made of finite numbers only. What a damaged one holds is found when it is read: all of it before training
+    where it is held, a batch's rows where it stays on disk.
+
+    Raises TransrecError for states that are not finite.
     """
 
     workers = 0
@@ -237,7 +243,18 @@ class StateFeatures:
         self.place = _place(size, device) if place == "auto" else place
         self.held: Tensor | None = None
         if self.place != "disk":
-            self.held = torch.from_numpy(file.states[rows]).to(device if self.place == "gpu" else "cpu")
+            held = torch.from_numpy(file.states[rows])
+            self._check(held, rows)
+            self.held = held.to(device if self.place == "gpu" else "cpu")
+
+    def _check(self, states: Tensor, rows: np.ndarray) -> None:
+        if is_finite(states):
+            return
+        bad = next(row for row, of in zip(rows, states, strict=True) if not is_finite(of))
+        raise TransrecError(
+            f"{self.file.path}: the hidden states of item {bad + 1:,} of the items file hold NaN or infinity; delete "
+            f"the file, it is made again"
+        )
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
         """Nothing: gathering rows takes less than handing them from process to process."""
@@ -246,7 +263,9 @@ class StateFeatures:
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
         """States float16 or float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
         if self.held is None:
-            states = torch.from_numpy(self.file.pick(self.rows[items.numpy() - 1]))
+            rows = self.rows[items.numpy() - 1]
+            states = torch.from_numpy(self.file.pick(rows))
+            self._check(states, rows)
         else:
             states = self.held[(items - 1).to(self.held.device, non_blocking=True)]
         return (states.to(self.device, non_blocking=True),)

@@ -1,11 +1,17 @@
 """Reading the two TSV files of a dataset line by line, with errors that name the line."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from transrec.errors import TransrecError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# Usual names of columns, as `_plain` writes them.
+ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?ids?|(?:parent)?asin|[in]id")
+USER_NAME = re.compile(r"user|(?:user|customer|reviewer|visitor|session)?id|uid")
+ITEMS_NAME = re.compile(rf"{ITEM_NAME.pattern}|(?:item|itemid)?(?:list|history|sequences?|behaviou?rs|interactions)")
+TITLE_NAME = re.compile(r"(?:item)?(?:titles?|names?|texts?)|category|description|url|")
 
 
 def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -36,3 +42,19 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
                 yield number, text
     if empty:
         raise TransrecError(f"{path}: the {what} file is empty; it needs one line for each {what.rstrip('s')}")
+
+
+def check_no_header(path: Path, number: int, line: str, first: re.Pattern[str], second: re.Pattern[str]) -> None:
+    """Raise TransrecError when a file's first line names columns: usual words in its first two fields."""
+    fields = line.split("\t")
+    names = [_plain(field) for field in [*fields, ""][:2]]
+    if first.fullmatch(names[0]) and second.fullmatch(names[1]):
+        raise TransrecError(
+            f"{path}, line {number}: {line[:60]!r} looks like a header, and the file must have none; remove that line, "
+            f"with: tail -n +{number + 1} {path.name}"
+        )
+
+
+def _plain(name: str) -> str:
+    """A column's name in lower case without type (RecBole's `item_id:token`), signs and spaces."""
+    return re.sub(r"[\W_]", "", name.partition(":")[0].lower())

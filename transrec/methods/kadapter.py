@@ -126,6 +126,11 @@ class KAdapterMethod(Method):
 
     def insert(self, place: Place, options: KAdapterOptions) -> list[nn.Parameter]:
         count = len(place.stack.blocks)
+        if place.stack.is_shared:
+            raise TransrecError(
+                "--method kadapter: the layers of this backbone share their blocks, so none of them can be chosen; use "
+                "another method or another backbone"
+            )
         if place.tower == "item":
             size, heads = options.item_size, options.item_heads
             layers = sorted({layer + count if layer < 0 else layer for layer in options.item_layers})

@@ -5,28 +5,40 @@ sub-layers, attention and feed-forward. Sites are found by structure, so that a 
 nobody listed, needs nothing here as long as it is built from such blocks. Our SASRec is one of them.
 """
 
+import inspect
+import json
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from transrec.errors import TransrecError
+from transrec.finite import first_not_finite, is_finite
 from transrec.paths import resolve
 
 Modality = Literal["text", "image"]
 Pooling = Literal["cls", "last", "mean"]
+POOLINGS = get_args(Pooling)
 
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
 # DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
 POSITION_NAME = re.compile(r"pos_")
+# DistilBERT's LayerNorms are the block's own children, as those of pre-LN blocks are, and yet stand behind a sub-layer.
+NORM_BEHIND = re.compile(r"(?:sa|output)_layer_norm")
+# sentence-transformers' ways of pooling: a key for each in files of its older releases, one key with their names since.
+POOLING_KEY = re.compile(r"pooling_mode_(cls|max|mean|mean_sqrt_len|weightedmean|last)_?token(?:s)?")
+CLS_NAME = re.compile(r"cls_token|class_token|class_embedding")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 MOSTLY_UNKNOWN = 0.5
+LARGEST_IMAGE = 4096
+OFFSET_POSITIONS = re.compile(r"roberta|camembert|mpnet")
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,12 @@ class Stack:
     blocks: list[Block]
     width: int
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several layers share a block (ALBERT); what is inserted there is shared too."""
+        config = getattr(self.module, "config", None)
+        return config is not None and config.num_hidden_layers != len(self.blocks)
+
 
 def view(module: nn.Module) -> Stack:
     """The stack inside `module`: the list of alike blocks that holds the most parameters.
@@ -120,37 +138,47 @@ def _parameter_count(module: nn.Module) -> int:
 def _view_block(block: nn.Module) -> Block:
     projections: dict[str, Site] = {}
     others: list[Site] = []
+    several = False
     for path, child in block.named_modules():
         if not isinstance(child, nn.Linear):
             continue
         parent, _, name = path.rpartition(".")
         site = Site(block.get_submodule(parent), name)
         if match := PROJECTION_NAME.fullmatch(name):
-            projections.setdefault(match[1][0].lower(), site)
+            several |= projections.setdefault(match[1][0].lower(), site) is not site
         elif not POSITION_NAME.match(name):
             others.append(site)
-    if len(projections) != 3 or len(others) < 3:
+    if len(projections) != 3 or len(others) < 3 or several:
+        found = f"{'several times ' if several else ''}{sorted(projections)}"
         raise TransrecError(
-            f"{type(block).__name__}: found the projections {sorted(projections)} and {len(others)} other linear "
-            f"layers; a block needs query, key and value and at least an attention output and two feed-forward layers"
+            f"{type(block).__name__}: found the projections {found} and {len(others)} other linear layers; to insert "
+            f"anything, a block needs query, key and value once each and at least an attention output and two "
+            f"feed-forward layers; use --method full, frozen or iisan, or a backbone of pretrained_models/README.md"
         )
     query = projections["q"]
     # Definition order is data-flow order: attention output first, then feed-forward from up to down projection; and of
-    # a pre-LN block's own LayerNorms the first stands before attention, the last before feed-forward.
+    # a block's own LayerNorms the first is attention's, the last the feed-forward sub-layer's.
     norms = [Site(block, name) for name, child in block.named_children() if is_norm(child)]
-    attention = _view_sublayer(query, norms[0] if norms else query, others[0], query.parent)
-    feed_forward = _view_sublayer(others[1], norms[-1] if norms else others[1], others[-1], query.parent)
+    of_attention, of_feed_forward = (norms[0], norms[-1]) if norms else (None, None)
+    attention = _view_sublayer(query, of_attention, others[0], query)
+    feed_forward = _view_sublayer(others[1], of_feed_forward, others[-1], query)
     return Block(block, query, projections["k"], projections["v"], attention, feed_forward)
 
 
-def _view_sublayer(entry: Site, stream: Site, projection: Site, query_parent: nn.Module) -> Sublayer:
+def _view_sublayer(entry: Site, own_norm: Site | None, projection: Site, query: Site) -> Sublayer:
     # What lies beside the query projection belongs to the attention probabilities, not to the sub-layer's end.
-    siblings = {} if projection.parent is query_parent else dict(projection.parent.named_children())
+    siblings = {} if projection.parent is query.parent else dict(projection.parent.named_children())
     dropouts = [name for name, child in siblings.items() if isinstance(child, nn.Dropout)]
     norms = [name for name, child in siblings.items() if isinstance(child, nn.LayerNorm)]
+    # Nor does a dropout that lies beside the whole attention belong to one sub-layer (ALBERT's is never called).
+    if query.module in projection.parent.modules():
+        dropouts = []
     output = Site(projection.parent, dropouts[0]) if len(dropouts) == 1 else projection
-    norm = Site(projection.parent, norms[0]) if len(norms) == 1 else None
-    return Sublayer(entry, entry if norm else stream, projection, output, norm)
+    if own_norm and NORM_BEHIND.fullmatch(own_norm.name):
+        norm = own_norm
+    else:
+        norm = Site(projection.parent, norms[0]) if len(norms) == 1 else None
+    return Sublayer(entry, entry if norm else own_norm or entry, projection, output, norm)
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -203,6 +231,13 @@ def load_config(name: str | Path, modality: Modality = "text"):
 
     config = _load(name, f"{modality} encoder", AutoConfig.from_pretrained)
     config = getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
+    # Hierarchical models (Swin) and convolutions (ResNet): stages, each of a width of its own.
+    sizes = [getattr(config, size, None) for size in ("hidden_size", "num_hidden_layers")]
+    if hasattr(config, "depths") or not all(isinstance(size, int) for size in sizes):
+        raise TransrecError(
+            f"{name}: a model of type {config.model_type} is no plain stack of transformer blocks of one width; "
+            f"pretrained_models/README.md names the backbones that work"
+        )
     # Decoders would keep the keys and values of every text for a next word that nobody asks for.
     config.use_cache = False
     return config
@@ -211,13 +246,41 @@ def load_config(name: str | Path, modality: Modality = "text"):
 def pooling(config, chosen: Literal["auto"] | Pooling) -> Pooling:
     """Where a text backbone is read; "auto": encoders at [CLS], decoders, whose first token sees nothing, at the last.
 
-    Encoders are those that transformers has a masked language model of.
+    Encoders are those that transformers has a masked language model of. What a folder declares is not asked here: a new
+    run's options hold it already (transrec.settings), and "auto" in those of an older run means what it meant then.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if chosen != "auto":
         return chosen
     return "cls" if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else "last"
+
+
+def declared_pooling(name: str | Path) -> str | None:
+    """How a text is read, as a folder of sentence-transformers declares it; None where nothing is declared.
+
+    It is one of `Pooling`, or what we lack by its own name ("max", or several as "mean, max").
+
+    Raises TransrecError when the folder's modules.json, or the file that it names, is malformed.
+    """
+    folder = Path(find_backbone(name))
+    path = folder / "modules.json"
+    if not path.is_file():
+        return None
+    try:
+        places = [one["path"] for one in json.loads(path.read_bytes()) if one["type"].rpartition(".")[2] == "Pooling"]
+        modes: list[str] = []
+        for path in (folder / place / "config.json" for place in places):
+            stored = json.loads(path.read_bytes())
+            named = stored.get("pooling_mode")
+            keys = [match[1] for key, on in stored.items() if on is True and (match := POOLING_KEY.fullmatch(key))]
+            modes += (keys or ["mean"]) if named is None else [named] if isinstance(named, str) else map(str, named)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TransrecError(
+            f"{path}: malformed ({type(error).__name__}: {error}); fetch it again, or delete modules.json and choose "
+            f"--text_pooling"
+        ) from error
+    return ", ".join("last" if mode == "lasttoken" else mode for mode in modes) or None
 
 
 def load_tokenizer(name: str | Path):
@@ -262,10 +325,22 @@ def load_backbone(name: str | Path, modality: Modality = "text") -> nn.Module:
                 f"{place}: the weights file lacks {len(missing)} tensors of the model, {missing[0]} for one; "
                 f"it is not the backbone that config.json describes"
             )
+        if bad := first_not_finite(dict(model.named_parameters())):
+            raise TransrecError(f"{_file_of_bad_tensor(place, bad)} holds NaN or infinity; fetch the file again")
         _mark_constants(model)
         return _of_modality(model, place, modality)
 
     return _load(name, f"{modality} encoder", load)
+
+
+def _file_of_bad_tensor(place: str, parameter: str) -> str:
+    """The weights file with a tensor that is not finite, and its name there; the model's name for it elsewhere."""
+    for path in sorted(Path(place).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                if not is_finite(file.get_tensor(key)):
+                    return f"{path}: the tensor {key}"
+    return f"{place}: the tensor {parameter} of its weights"
 
 
 def _mark_constants(model: nn.Module) -> None:
@@ -283,9 +358,26 @@ def _of_modality(model: nn.Module, name: str, modality: Modality) -> nn.Module:
         raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise TransrecError(f"{name}: a {type(model).__name__} is an encoder and a decoder; give a model that is one")
+    given = inspect.signature(model.forward).parameters.values()
+    required = [p.name for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if more := [name for name in required if name != reads]:
+        raise TransrecError(f"{name}: a {type(model).__name__} needs {' and '.join(more)} beside {reads}; give another")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
+
+
+def has_cls(backbone: nn.Module) -> bool:
+    """Whether an image backbone puts a token that stands for the image in front of the patches."""
+    return any(CLS_NAME.fullmatch(name.rpartition(".")[2]) for name, _ in backbone.named_parameters())
+
+
+def image_pooling(config) -> Pooling:
+    """Where an image backbone's layers are read: at [CLS], without one ("mean") over all patches."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        return "cls" if has_cls(AutoModel.from_config(config)) else "mean"
 
 
 def set_mask_ratio(backbone: nn.Module, ratio: float) -> None:
@@ -316,26 +408,49 @@ def load_image_processor(name: str | Path):
 
 
 def load_preprocessing(name: str | Path, config) -> Preprocessing:
-    """From the backbone's preprocessor_config.json; without one, mean and std 0.5 and the size in its config.json."""
+    """From the backbone's preprocessor_config.json; without one, mean and std 0.5 and the size in its config.json.
+
+    Raises TransrecError for a malformed one, naming the value.
+    """
     from transformers.image_processing_utils import BaseImageProcessor
 
+    place = find_backbone(name)
+    file = Path(place) / "preprocessor_config.json"
     try:
-        stored, _ = BaseImageProcessor.get_image_processor_dict(find_backbone(name))
-    except OSError:
+        stored, _ = BaseImageProcessor.get_image_processor_dict(place)
+    except (OSError, ValueError, TypeError) as error:
+        if file.exists():
+            raise TransrecError(f"{file}: not a JSON object that can be read; fetch it again, or delete it") from error
         stored = {}
-    size = stored.get("crop_size" if stored.get("do_center_crop") else "size") or config.image_size
+
+    if not isinstance(stored, dict):
+        raise TransrecError(f"{file}: not a JSON object; fetch it again, or delete it")
+    key = "crop_size" if stored.get("do_center_crop") else "size"
+    size = stored.get(key) or config.image_size
     if isinstance(size, dict):
         size = size.get("height") or size.get("shortest_edge") or config.image_size
-    channels = config.num_channels
-    mean, std = (tuple(stored.get(key) or (0.5,) * channels) for key in ("image_mean", "image_std"))
-    return Preprocessing(int(size), mean, std)
+    if not isinstance(size, int) or not 1 <= size <= LARGEST_IMAGE:
+        raise TransrecError(f"{file}: {key} is {stored.get(key)!r}; it must be 1 to {LARGEST_IMAGE:,} pixels")
+    usual = (0.5,) * config.num_channels
+    mean, std = (stored.get(key) or usual for key in ("image_mean", "image_std"))
+    for key, values, least in (("image_mean", mean, -math.inf), ("image_std", std, 0)):
+        if not _are_numbers(values, config.num_channels, least):
+            above = " above 0" if least == 0 else ""
+            raise TransrecError(f"{file}: {key} is {values!r}; it must be {len(usual)} finite numbers{above}")
+    return Preprocessing(size, tuple(mean), tuple(std))
+
+
+def _are_numbers(values: Any, count: int, least: float) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != count:
+        return False
+    return all(isinstance(value, int | float) and least < value < math.inf for value in values)
 
 
 def check_text_length(config, length: int) -> None:
     """Raise TransrecError when texts of `length` tokens exceed the backbone's positions."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa and its kin count positions from padding_idx + 1.
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    offset = config.pad_token_id + 1 if OFFSET_POSITIONS.search(config.model_type) else 0
     if positions and length + offset > positions:
         raise TransrecError(
             f"--title_tokens: {length} tokens a text, prompts included, and the text encoder takes {positions - offset}"

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transrec.models.backbone import Modality, Pooling, Preprocessing, load_preprocessing, pooling, set_mask_ratio
+from transrec.models.backbone import (
+    Modality,
+    Pooling,
+    Preprocessing,
+    has_cls,
+    load_preprocessing,
+    pooling,
+    set_mask_ratio,
+)
 
 Content = Literal["text", "image", "multimodal", "id"]
 
@@ -98,6 +106,8 @@ class TextItemEncoder(ContentItemEncoder):
 class ImageItemEncoder(ContentItemEncoder):
     """Of an image backbone; where that has a LayerNorm of its own for [CLS] alone (CLIP), behind it.
 
+    One without a [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has none.
+
     Args:
         preprocessing: what the backbone is given.
     """
@@ -107,6 +117,7 @@ class ImageItemEncoder(ContentItemEncoder):
     def __init__(self, backbone: nn.Module, embedding_dim: int, preprocessing: Preprocessing):
         super().__init__(backbone, embedding_dim)
         self.size = preprocessing.size
+        self.has_cls = has_cls(backbone)
         paths = (path for path, _ in backbone.named_modules())
         self._cls_norm = next((path for path in paths if path.rpartition(".")[2] == "post_layernorm"), None)
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
@@ -125,8 +136,15 @@ class ImageItemEncoder(ContentItemEncoder):
             # Where MAE masks no patch it still shuffles them, which changes nothing but the order of float sums.
             patches = (self.size // self.backbone.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=pixel_values.device).expand(len(pixel_values), -1)
-        cls = self.backbone(pixel_values=pixel_values, **options).last_hidden_state[:, 0]
+        output = self.backbone(pixel_values=pixel_values, **options)
+        if not self.has_cls:
+            pooled = getattr(output, "pooler_output", None)
+            return self.pool(output.last_hidden_state) if pooled is None else pooled
+        cls = output.last_hidden_state[:, 0]
         return self.backbone.get_submodule(self._cls_norm)(cls) if self._cls_norm else cls
+
+    def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
+        return super().pool(hidden) if self.has_cls else hidden.mean(1)
 
 
 class MultimodalItemEncoder(nn.Module):

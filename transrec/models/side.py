@@ -18,33 +18,37 @@ class StateReader:
     block k gives.
 
     The last state of an image backbone is the last block's, before the LayerNorm behind it; that of a text backbone is
-    what it gives out, in decoders behind their last norm.
+    what it gives out, in decoders behind their last norm. A block that several layers share (ALBERT) gives a state each
+    time that it runs.
     """
 
     def __init__(self, tower: ContentItemEncoder):
         # The tower holds its readers' hooks: a reference back would be a module within itself.
         self.pool, self.ends_in_output = tower.pool, tower.content == "text"
-        self._states: list[Tensor] = []
+        # None while nobody reads.
+        self._states: list[Tensor] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         blocks = blocks_of(tower.backbone)
         blocks[0].register_forward_pre_hook(self._first, with_kwargs=True)
         for block in blocks:
             block.register_forward_hook(self._next)
-        self.count = 1 + len(blocks)
+        self.count = 1 + tower.backbone.config.num_hidden_layers
 
     def _first(self, block: nn.Module, arguments: tuple, options: dict) -> None:
-        self._states = [self.pool(arguments[0] if arguments else options["hidden_states"], *self._inputs)]
+        if self._states == []:
+            self._states = [self.pool(arguments[0] if arguments else options["hidden_states"], *self._inputs)]
 
     def _next(self, block: nn.Module, arguments: tuple, output) -> None:
-        self._states.append(self.pool(output[0] if isinstance(output, tuple) else output, *self._inputs))
+        if self._states is not None:
+            self._states.append(self.pool(output[0] if isinstance(output, tuple) else output, *self._inputs))
 
     def read(self, read_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Run the tower's `read_out` on the inputs of N items: float32 states [N, 1 + blocks, D], without gradient."""
-        self._inputs = inputs
+        self._inputs, self._states = inputs, []
         with torch.no_grad():
             output = read_out(*inputs)
             states = [*self._states[:-1], output] if self.ends_in_output else self._states
-            self._states = []
+            self._states = None
             return torch.stack(states, dim=1).float()
 
 

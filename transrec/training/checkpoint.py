@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from transrec.errors import TransrecError
+from transrec.finite import first_not_finite
 from transrec.paths import atomic_write
 
 FORMAT = 1
@@ -56,7 +57,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise TransrecError(
             f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
         )
+    check_finite(path, tensors)
     return tensors, description
+
+
+def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise TransrecError naming the tensor where one of a file's holds NaN or infinity."""
+    if bad := first_not_finite(tensors):
+        raise TransrecError(
+            f"{path}: the tensor {bad} holds NaN or infinity; copy the file again, or take another checkpoint"
+        )
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
