@@ -11,9 +11,9 @@ Images that cannot be used (missing, unreadable, truncated, huge, several files 
 Stopped or mended, the same command continues with what is left.
 """
 
-import argparse
 from pathlib import Path
 
+from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.cpus import usable_cpus
 from transrec.data.images.build import build_store
@@ -21,15 +21,15 @@ from transrec.data.images.pictures import KINDS
 from transrec.paths import resolve
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=Path, required=True, help="items file: item_id<TAB>title a line")
+    parser = Parser(__doc__)
+    parser.add_argument("--items", type=Path, required=True, help="items file: item_id<TAB>title per line")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, help="folder or zip of images")
-    source.add_argument("--import_original", type=Path, help="LMDB of the programs of Adapter4Rec or IISAN instead")
+    source.add_argument("--images", type=Path, help="folder or zip of images (this or --import_original is required)")
+    source.add_argument("--import_original", type=Path, help="instead: LMDB of the programs of Adapter4Rec or IISAN")
     parser.add_argument("--out", type=Path, required=True, help="the store, a file")
-    parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
-    parser.add_argument("--store", choices=KINDS, default="jpeg", help="raw: larger, faster to read (default: jpeg)")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEG (default: 95)")
+    parser.add_argument("--size", type=int, default=224, help="pixels per side")
+    parser.add_argument("--store", choices=KINDS, default="jpeg", help="raw: larger, faster to read")
+    parser.add_argument("--quality", type=int, default=95, help="of JPEG")
     parser.add_argument(
         "--workers", type=int, default=usable_cpus(), help="processes (default: one per CPU that may be used)"
     )

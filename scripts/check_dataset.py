@@ -7,7 +7,6 @@ dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), and NAME-chec
 popularity. Nothing is written into the dataset.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data.catalog import Catalog, check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
@@ -115,14 +115,14 @@ def plot(dataset: Dataset, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("dataset", metavar="PATH", help="dataset folder")
-    parser.add_argument("--max_seq_len", type=int, default=DataOptions.max_seq_len, help="L (default: %(default)s)")
+    parser.add_argument("--max_seq_len", type=int, default=DataOptions.max_seq_len, help="L")
     parser.add_argument(
         "--min_seq_len",
         type=int,
         default=DataOptions.min_seq_len,
-        help="users with fewer interactions are dropped (default: %(default)s)",
+        help="users with fewer interactions are dropped",
     )
     parser.add_argument("--users_file", help="behaviours file, if the folder does not tell which it is")
     parser.add_argument("--items_file", help="items file, if the folder does not tell which it is")

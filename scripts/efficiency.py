@@ -14,6 +14,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from transrec import settings
+from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 from transrec.errors import TransrecError
@@ -71,9 +73,7 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "--methods", nargs="+", default=METHODS, choices=METHODS, help="scripts to compare (default: all)"
     )
@@ -84,4 +84,6 @@ if __name__ == "__main__":
     parser.add_argument("--synthetic", metavar="USERS,ITEMS", help="make data of this size instead of --dataset")
     parser.add_argument("--tiny", action="store_true", help="with --synthetic: tiny backbones and images")
     with reporting():
+        settings.check_flags(parser, sys.argv[1:])
+        main(*parser.parse_known_args())
         main(*parser.parse_known_args())

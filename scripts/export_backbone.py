@@ -6,9 +6,9 @@ transformers loads the folder by itself, and --text_encoder or --image_encoder t
 both encoders are written, to OUT/text and OUT/image.
 """
 
-import argparse
 from pathlib import Path
 
+from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
@@ -18,7 +18,7 @@ from transrec.runner import load_run
 from transrec.training.run import read_options
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
     with reporting():

@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import make_demo
 from transrec.errors import TransrecError
@@ -36,6 +37,7 @@ def run(title: str, script: str, folder: Path, *flags: str) -> Path:
 
 
 def main() -> None:
+    Parser(__doc__).parse_args()
     runs = default_runs_folder() / "quickstart"
     shutil.rmtree(runs, ignore_errors=True)
     print("making the demo datasets and backbones ...", flush=True)

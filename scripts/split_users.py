@@ -6,11 +6,11 @@ A user belongs to the half that the first bit of SHA-256(user id) names: the hal
 share no user, and each keeps the whole items file (items that nobody in a half touches drop out when it is read).
 """
 
-import argparse
 import hashlib
 import shutil
 from pathlib import Path
 
+from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
 from transrec.data.dataset import find_file
@@ -36,10 +36,10 @@ def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--dataset", type=Path, required=True, help="dataset folder to split")
     parser.add_argument("--out", type=Path, required=True, help="folder for source/ and target/")
-    parser.add_argument("--share", type=float, default=1.0, help="keep this fraction of each half's users (default: 1)")
+    parser.add_argument("--share", type=float, default=1.0, help="keep this fraction of each half's users")
     with reporting():
         arguments = parser.parse_args()
         if not 0 < arguments.share <= 1:

@@ -102,7 +102,7 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
 @pytest.mark.parametrize(
     "words,message",
     [
-        (["--foo", "3"], "--foo: no run of this study has such a flag"),
+        (["--foo", "3"], "--foo: no such flag"),
         (["--item_rank", "3"], "--item_rank: no run of this study has such a flag"),
         (["--sauce.epochs", "3"], "--sauce.epochs: before the dot stands source, target or a method, not 'sauce'"),
         (["--seed", "3"], "--seed: the study sets it itself"),

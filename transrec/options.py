@@ -48,7 +48,7 @@ class DataOptions(Options):
         "image_workers": 0,
     }
 
-    dataset: str | None = flag(None, "Dataset folder: dataset.json, or one *users*.tsv and one *items*.tsv.")
+    dataset: str | None = flag(None, "Dataset folder (required): dataset.json, or one *users*.tsv and one *items*.tsv.")
     users_file: str | None = flag(None, "Behaviours file, if the folder does not tell which it is.")
     items_file: str | None = flag(None, "Items file, if the folder does not tell which it is.")
     max_seq_len: int = flag(20, "L, the longest sequence the user encoder sees; also positions it learns.")

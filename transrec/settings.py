@@ -1,13 +1,12 @@
 """The settings of a run, and reading them from the command line."""
 
-import argparse
 import dataclasses
+import sys
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from transrec import methods
+from transrec.arguments import OptionsParser, Parser, no_such_flag
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import MethodOptions
@@ -56,12 +55,29 @@ def flags(method: str) -> set[str]:
     return {f.name for options in (*GROUPS, methods.get(method).Options) for f in dataclasses.fields(options)}
 
 
+def check_flags(parser: Parser, words: list[str]) -> None:
+    """Raise TransrecError for a flag among `words` that neither `parser` nor a run of any method knows.
+
+    A flag may have a scope in front: --SCOPE.FLAG.
+    """
+    runs = [_parser(method) for method in methods.names()]
+    for flag in [f"--{flag.lstrip('-').rpartition('.')[2]}" for flag in parser.unknown(words)]:
+        if all(run.unknown([flag]) for run in runs):
+            raise no_such_flag(flag, {*parser.flags, *(known for run in runs for known in run.flags)})
+
+
+def _parser(method: str) -> OptionsParser:
+    parser = OptionsParser([*GROUPS, methods.get(method).Options], sys.modules["__main__"].__doc__)
+    parser.add_argument("--method", help=f"The method: {', '.join(methods.names())} (default: {method}).")
+    return parser
+
+
 def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settings:
     """Settings from the command line over a resumed run's own options over the script's `defaults`.
 
     Raises TransrecError for an unknown method, a value out of range, or a flag that contradicts the resumed run.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--method")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
@@ -72,18 +88,15 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         stored = read_options(resolve(resumed))
     chosen = early.method or stored.get("method", method)
 
-    parser = HfArgumentParser([*GROUPS, methods.get(chosen).Options], allow_abbrev=False)
-    parser.add_argument("--method", default=chosen, help=f"The method: {', '.join(methods.names())}.")
-    known = {action.dest for action in parser._actions} - {"resume", "output"}
+    parser, known = _parser(chosen), flags(chosen)
     unknown = set(defaults) - known
     if unknown and chosen == method:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
-    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known})
-    *groups, method_options, _, rest = parser.parse_args_into_dataclasses(
-        args=arguments, return_remaining_strings=True, look_for_args_file=False
-    )
-    if rest:
-        parser.error(f"unknown: {' '.join(rest)}; --help lists the flags")
+    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known - {"resume", "output"}})
+    for flag in parser.unknown(arguments):
+        if of := [name for name in methods.names() if flag.removeprefix("--") in flags(name)]:
+            raise TransrecError(f"{flag}: no flag of method {chosen}, but of {', '.join(of)}")
+    *groups, method_options = parser.parse_options(arguments)
     settings = Settings(chosen, *groups, method_options)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")

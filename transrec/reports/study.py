@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from transrec import methods, settings
+from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
@@ -432,17 +433,13 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None, modal
 
     Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
     """
-    parser = argparse.ArgumentParser(
-        description=description + FURTHER_FLAGS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description + FURTHER_FLAGS)
     parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
     parser.add_argument("--target", required=True, help="dataset folder to adapt to")
-    parser.add_argument("--modality", choices=MODALITIES, default=modality, help=f"of the items (default: {modality})")
+    parser.add_argument("--modality", choices=MODALITIES, default=modality, help="of the items")
     parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the target runs (default: 0)")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the target runs")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs")
     parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
     for axis in grid.axes:
         default = " ".join(axis.values) or "the scripts' own"
@@ -450,7 +447,10 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None, modal
             f"--{axis.name}", nargs="+", default=axis.values, help=f"values of this axis (default: {default})"
         )
     with reporting():
-        options, rest = parser.parse_known_args(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        settings.check_flags(parser, words)
+        options, rest = parser.parse_known_args(words)
+        sys.exit(_run(options, grid, rest))
         sys.exit(_run(options, grid, rest))
 
 
@@ -507,7 +507,9 @@ def _given(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
             values.append(word)
             continue
         flag, equals, value = word[2:].partition("=")
-        scope, _, name = flag.rpartition(".")
+        scope, _, name = flag.replace("-", "_").rpartition(".")
+        if name.startswith("no_"):
+            name, equals, value = name.removeprefix("no_"), "=", "false"
         if scope not in ("", "source", "target", *methods.names()):
             raise TransrecError(f"--{flag}: before the dot stands source, target or a method, not {scope!r}")
         if name in RESERVED and (scope, name) != ("source", "seed"):

@@ -1,0 +1,155 @@
+"""Command lines: flags from dataclasses of options, and mistakes told in one line with the nearest names."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from transrec.errors import TransrecError
+from transrec.options import Options
+
+FLAG = re.compile(r"--?[A-Za-z]\S*")
+TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
+
+
+def no_such_flag(flag: str, known: Iterable[str]) -> TransrecError:
+    """What to raise for a flag that is none of the known ones: names those it may have been meant for."""
+    near = difflib.get_close_matches(flag, [*known], n=2, cutoff=0.7)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return TransrecError(f"{flag}: no such flag; {meant}--help lists them")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a mistake is a TransrecError of one line.
+
+    Flags are written with underscores; hyphens in their place are understood.
+    """
+
+    def __init__(self, description: str | None = None, add_help: bool = True):
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, add_help=add_help)
+        for kind, convert in ((int, _whole_number), (float, _number), (bool, _true_or_false)):
+            self.register("type", kind, convert)
+
+    @property
+    def flags(self) -> list[str]:
+        """All flags that it knows, as they are written."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def unknown(self, words: Sequence[str]) -> list[str]:
+        """The flags among `words` that it does not know."""
+        flags = [self._spelt(word).partition("=")[0] for word in words if FLAG.fullmatch(word.partition("=")[0])]
+        return [flag for flag in flags if flag not in self._option_string_actions]
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Raises TransrecError where argparse prints its usage and exits."""
+        words = sys.argv[1:] if args is None else args
+        # First of all: what argparse would say of a misspelt flag may be that its value is one too many.
+        for flag in self.unknown(words):
+            raise no_such_flag(flag, self.flags)
+        return super().parse_args(words, namespace)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._spelt(word) for word in words], namespace)
+
+    def error(self, message: str):
+        """Raise TransrecError: argparse calls this with what is wrong."""
+        if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
+            message = f"{missing[1]}: missing; --help says what to give"
+        elif stray := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            message = f"unknown: {stray[1]}; --help shows how to call this"
+        # Of a flag with several names the first.
+        raise TransrecError(re.sub(r"^argument ([^\s/]+)\S*: ", r"\1: ", message))
+
+    def _spelt(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        ours = "--" + flag[2:].replace("-", "_")
+        return ours + equals + value if flag.startswith("--") and ours in self._option_string_actions else word
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"{_shown(value)} is none of {choices}")
+
+
+class OptionsParser(Parser):
+    """Flags of dataclasses of options: a group for each, name, help and default from its fields."""
+
+    def __init__(self, groups: Sequence[type[Options]], description: str | None = None):
+        super().__init__(description)
+        # All flags at once would be twenty lines before the first that says what one is for.
+        self.usage = "%(prog)s --FLAG VALUE ..."
+        self._groups = groups
+        for options in groups:
+            group = self.add_argument_group(options._argument_group_name)
+            kinds = get_type_hints(options)
+            for field in dataclasses.fields(options):
+                _add_flag(group, field, kinds[field.name])
+
+    def parse_options(self, words: Sequence[str]) -> list[Options]:
+        """An object of each dataclass. Raises TransrecError for flags and values that are not as they should be."""
+        given = vars(self.parse_args(words))
+        return [options(**{f.name: given[f.name] for f in dataclasses.fields(options)}) for options in self._groups]
+
+
+def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
+    argument: dict[str, Any] = dict(field.metadata)
+    names = [f"--{field.name}", *argument.pop("aliases", ())]
+    has_default = field.default is not dataclasses.MISSING
+    argument["default"] = field.default if has_default else field.default_factory()
+    if get_origin(kind) is Literal:
+        argument["choices"] = get_args(kind)
+    elif kind is bool:
+        argument |= {"type": bool, "nargs": "?", "const": True, "metavar": "{true,false}"}
+    elif get_origin(kind) is list:
+        argument |= {"type": get_args(kind)[0], "nargs": "+"}
+    else:
+        # Of `str | None` the str.
+        argument["type"] = next((of for of in get_args(kind) if of is not type(None)), kind)
+    group.add_argument(*names, **argument)
+    if kind is bool:
+        off = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(f"--no_{field.name}", action="store_false", **off)
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Says of each flag that it is required, or its default and what turns it off."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        help, default = action.help or "", action.default
+        if action.required and action.option_strings:
+            return f"{help} (required)"
+        if "(default" in help or action.nargs == 0 or default in (None, argparse.SUPPRESS, [], ""):
+            return help
+        if isinstance(default, bool):
+            said = str(default).lower() + (f"; --no_{action.dest} turns it off" if default else "")
+        else:
+            said = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{help} (default: {said.replace('%', '%%')})"
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number") from None
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in (*TRUE, *FALSE):
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is neither true nor false")
+    return text.lower() in TRUE
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
