@@ -15,7 +15,24 @@ from transrec.export import export_backbone
 from transrec.models.backbone import load_image_processor, load_tokenizer
 from transrec.paths import resolve
 from transrec.runner import load_run
+from transrec.settings import Settings
 from transrec.training.run import read_options
+
+
+def without_backbone(settings: Settings) -> str:
+    """Why a run has no backbone to export, and what to take instead; "" when it has one."""
+    if not settings.model.encoders:
+        return "represents items by learned vectors; there is no backbone to export"
+    if not settings.method_options.cached:
+        return ""
+    reason = "trained no backbone, it read hidden states computed before"
+    if settings.run.checkpoint:
+        return f"{reason}; its backbones are those of {settings.run.checkpoint}, export that"
+    if settings.model.random_backbone:
+        return f"{reason} by backbones of random weights; there is nothing worth exporting"
+    encoders = ", ".join(f"{content}: {name}" for content, name in settings.model.encoders.items())
+    return f"{reason}; its encoders are the pretrained ones unchanged, use those ({encoders})"
+
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
@@ -24,12 +41,12 @@ if __name__ == "__main__":
     with reporting():
         arguments = parser.parse_args()
         folder = resolve(arguments.run)
-        options = read_options(folder)
+        settings = Settings.from_stored(read_options(folder))
+        if reason := without_backbone(settings):
+            raise TransrecError(f"{folder}: {reason}")
         towers = load_run(folder).item_encoder.towers
-        if not towers:
-            raise TransrecError(f"{folder}: represents items by learned vectors; there is no backbone to export")
         for tower in towers:
             load = {"text": load_tokenizer, "image": load_image_processor}[tower.content]
             out = arguments.out / tower.content if len(towers) > 1 else arguments.out
-            export_backbone(tower, out, load(options[f"{tower.content}_encoder"]))
+            export_backbone(tower, out, load(settings.model.encoders[tower.content]))
             print(out)

@@ -1,6 +1,7 @@
 """Exported backbones, and the documented example of a new method."""
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -71,6 +72,26 @@ def test_what_cannot_be_merged_is_refused(flags, tmp_path):
     with pytest.raises(TransrecError, match=r"attention\.output\.dropout holds a SerialAdapter"):
         export_backbone(load_run(tmp_path / "run").item_encoder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tower", ["text", "id", "multimodal"])
+def test_a_run_without_a_backbone_of_its_own(flags, backbones, tmp_path, monkeypatch, capsys, tower):
+    """What there is to export instead, if anything."""
+    flags = [*flags, "--image_encoder", str(backbones["vit"]), "--item_tower", tower, "--epochs", "1"]
+    cached = [] if tower == "id" else ["--cached", "--state_cache", str(tmp_path / "states")]
+    run([*flags, *cached, "--output", str(tmp_path / "run")], "full" if tower == "id" else "iisan")
+    monkeypatch.setattr(sys, "argv", ["export", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(REPOSITORY / "scripts" / "export_backbone.py"), run_name="__main__")
+    message = capsys.readouterr().err
+    assert left.value.code == 2 and message.count("\n") == 1 and not (tmp_path / "out").exists()
+    if tower == "id":
+        assert "represents items by learned vectors; there is no backbone to export" in message
+        return
+    assert "trained no backbone, it read hidden states computed before" in message
+    assert f"text: {backbones['bert']}" in message
+    assert (f"image: {backbones['vit']}" in message) == (tower == "multimodal")
 
 
 @pytest.fixture

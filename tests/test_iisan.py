@@ -426,6 +426,8 @@ def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp
     for a, b in zip(one["epochs"], other["epochs"], strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
     assert other["epochs"] == disk["epochs"]
+    assert other["total_parameters"] == one["total_parameters"], "backbones count, in memory or not"
+    assert other["trainable_parameters"] == one["trainable_parameters"] < one["total_parameters"]
     tensors, others = best(tmp_path / "uncached"), best(tmp_path / "cpu")
     assert tensors.keys() == others.keys(), "a cached run's checkpoint holds what an uncached one's does"
 

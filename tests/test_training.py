@@ -88,6 +88,15 @@ def test_the_reported_test_result_is_of_the_best_validation_epoch(flags, tmp_pat
     assert description["validation"] == result["validation"]
 
 
+def test_a_run_that_ranks_below_popularity_says_so(flags, tmp_path, monkeypatch):
+    untrained = run([*flags, "--output", str(tmp_path / "below"), "--epochs", "1", "--lr", "0", "--backbone_lr", "0"])
+    assert untrained["test"]["HR@10"] < untrained["popularity"]["HR@10"], "not what is tested"
+    assert "warning     ranks below popularity" in (tmp_path / "below" / "log.txt").read_text()
+    monkeypatch.setattr("transrec.training.evaluation.Evaluator.popularity", lambda self, part: untrained["test"])
+    run([*flags, "--output", str(tmp_path / "above"), "--epochs", "1", "--lr", "0", "--backbone_lr", "0"])
+    assert "below popularity" not in (tmp_path / "above" / "log.txt").read_text()
+
+
 def test_early_stopping(flags, tmp_path):
     result = run(
         [*flags, "--output", str(tmp_path), "--epochs", "50", "--patience", "1", "--lr", "0", "--backbone_lr", "0"]
@@ -145,6 +154,8 @@ def test_gradient_clipping(flags, tmp_path):
 def test_the_id_baseline(flags, tmp_path):
     result = run([*flags, "--output", str(tmp_path), "--item_tower", "id", "--lr", "1e-2"])
     assert {row["module"] for row in result["parameters"]} == {"item_encoder.embedding", "user_encoder"}
+    assert (result["method"], result["item_tower"], result["name"]) == ("full", "id", "full over item IDs")
+    assert "full over item IDs, on " in (tmp_path / "log.txt").read_text()
     assert runner.load_run(tmp_path).item_encoder.embedding.num_embeddings <= 1 + 150
 
 

@@ -103,6 +103,18 @@ def _cached_towers(settings: Settings) -> CachedTowers:
     return CachedTowers(blocks, projections)
 
 
+def parameters_left_out(settings: Settings) -> dict[backbone.Modality, int]:
+    """How many parameters each backbone has whose hidden states a run reads from a cache."""
+    if not settings.method_options.cached:
+        return {}
+    counts = {}
+    for content, name in settings.model.encoders.items():
+        with torch.device("meta"):
+            model = backbone.build_backbone(backbone.load_config(name, content), content)
+        counts[content] = sum(parameter.numel() for parameter in model.parameters())
+    return counts
+
+
 def load_start(recommender: Recommender, settings: Settings) -> None:
     """Load --checkpoint into a recommender without a method; one over cached states takes all but the backbones.
 

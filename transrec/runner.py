@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from transrec.assembly import apply_method, build_recommender, describe, load_run, load_start
+from transrec.assembly import (
+    apply_method,
+    build_recommender,
+    describe,
+    load_run,
+    load_start,
+    parameters_left_out,
+)
 from transrec.caching import hidden_states
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
@@ -33,7 +40,7 @@ from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
 from transrec.training.threads import considerate
-from transrec.training.trainer import Trainer
+from transrec.training.trainer import SELECTED_BY, Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
 
@@ -110,6 +117,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
     trainable, total = parameter_totals(table)
     result = {
         "method": settings.method,
+        "item_tower": settings.model.item_tower,
+        "name": settings.name,
         "dataset": Path(settings.data.dataset).name,
         **outcome,
         "popularity": trainer.evaluator.popularity("test"),
@@ -125,13 +134,15 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
     run.write_result(result)
     for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
         run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+    if result["test"][SELECTED_BY] < result["popularity"][SELECTED_BY]:
+        run.log("warning     ranks below popularity: train longer, or at other learning rates")
     run.log(f"result      {run.folder / 'result.json'}")
     return result
 
 
 def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[dict[str, Any]]]:
     """All that comes before the first step, every check included: the trainer, and the table of what trains."""
-    run.log(f"{settings.method} on {settings.data.dataset}")
+    run.log(f"{settings.name}, on {settings.data.dataset}")
     if settings.training.compile:
         check_compiler(world.device)
     dataset = _dataset(settings)
@@ -159,7 +170,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         pieces=settings.training.accumulate,
     )
     evaluator = Evaluator(dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision)
-    table = parameter_table(recommender, groups)
+    table = parameter_table(recommender, groups, parameters_left_out(settings))
     trainer = Trainer(
         recommender,
         groups,

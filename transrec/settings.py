@@ -16,6 +16,8 @@ from transrec.paths import resolve
 from transrec.training.run import read_options
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
+# What represents items, by --item_tower.
+ITEMS_BY = {"text": "titles", "image": "images", "multimodal": "titles and images", "id": "item IDs"}
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
     *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir", "profile"),
@@ -35,6 +37,11 @@ class Settings:
     evaluation: EvaluationOptions
     run: RunOptions
     method_options: MethodOptions
+
+    @property
+    def name(self) -> str:
+        """The method and what it reads, for people: full over item IDs."""
+        return f"{self.method} over {ITEMS_BY[self.model.item_tower]}"
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any]) -> "Settings":

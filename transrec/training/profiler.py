@@ -58,8 +58,14 @@ def peak_memory_mib(device: torch.device) -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def parameter_table(module: nn.Module, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
-    """One row for each (module, group): what trains and what is frozen, with parameters and learning rate."""
+def parameter_table(
+    module: nn.Module, groups: list[TrainableGroup], left_out: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """One row for each (module, group): what trains and what is frozen, with parameters and learning rate.
+
+    Args:
+        left_out: parameters of the backbones that the module does without, by what they read.
+    """
     group_of = {name: group for group in groups for name in group.parameters}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
@@ -68,7 +74,11 @@ def parameter_table(module: nn.Module, groups: list[TrainableGroup]) -> list[dic
         key = (part, group.name if group else "frozen")
         row = rows.setdefault(key, {"module": part, "what": key[1], "parameters": 0, "lr": group.lr if group else None})
         row["parameters"] += parameter.numel()
-    return list(rows.values())
+    absent = [
+        {"module": f"item_encoder.{content}", "what": "cached", "parameters": count, "lr": None}
+        for content, count in (left_out or {}).items()
+    ]
+    return [*rows.values(), *absent]
 
 
 def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
