@@ -20,6 +20,7 @@ from transrec.data.catalog import Catalog, check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
 from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
+from transrec.errors import TransrecError
 from transrec.options import DataOptions
 from transrec.paths import atomic_write, make_folder, resolve
 from transrec.reports.tables import markdown

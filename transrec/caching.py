@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from transrec import assembly
 from transrec.data.dataset import Dataset
@@ -18,6 +17,7 @@ from transrec.locks import Lock
 from transrec.models import backbone
 from transrec.models.side import StateReader
 from transrec.paths import file_sha256, make_folder
+from transrec.progress import Bar
 from transrec.settings import Settings
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -90,7 +90,7 @@ def _fill(
     tower = assembly.content_encoder(settings, content).to(world.device).eval()
     reader = StateReader(tower)
     work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
-    for items, read in tqdm(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main):
+    for items, read in Bar(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main):
         with precision.autocast():
             every = reader.read(tower.read_out, *features.inputs(items, read))
         builder.put(int(items[0]) - 1, every[:, states])

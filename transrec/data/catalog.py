@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from transrec.data import tsv
 from transrec.errors import TransrecError
 from transrec.paths import atomic_write, file_sha256
+from transrec.progress import Bar
 
 TOKEN_CACHE_VERSION = 1
 TOKENISE_CHUNK = 4096
@@ -121,7 +121,7 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
     """Cut each text to `length` word pieces, special tokens included."""
     input_ids = np.empty((len(texts), length), dtype=np.int32)
     lengths = np.empty(len(texts), dtype=np.int32)
-    with tqdm(total=len(texts), desc="tokenise", unit="title", disable=not progress, leave=False) as bar:
+    with Bar(total=len(texts), desc="tokenise", unit="title", disable=not progress, leave=False) as bar:
         for start in range(0, len(texts), TOKENISE_CHUNK):
             chunk = slice(start, start + TOKENISE_CHUNK)
             encoded = tokenizer(

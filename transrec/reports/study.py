@@ -30,6 +30,7 @@ from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
 from transrec.errors import Interrupted, TransrecError
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
+from transrec.progress import Bar
 from transrec.reports.tables import (
     COLUMNS,
     comma_separated,
@@ -350,7 +351,7 @@ class Workers:
         """Run all that is not done; tables are rewritten after each. Raises Interrupted after SIGINT or SIGTERM."""
         waiting = [job for job in study.jobs if not job.is_done]
         old = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        bar = tqdm(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
+        bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
         try:
             while (waiting or self.running) and not (self.stop_signal and not self.running):
                 waiting = [] if self.stop_signal else self._start(waiting)
@@ -390,8 +391,7 @@ class Workers:
         self.running[slot] = (process, job, time.monotonic())
 
     def _environment(self, slot: int) -> dict[str, str]:
-        # A bar that is redrawn ten times a second would fill the log.
-        environment = dict(os.environ) | {"TQDM_MININTERVAL": "60"}
+        environment = dict(os.environ)
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
         if gpus:

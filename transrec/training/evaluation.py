@@ -9,13 +9,13 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from transrec.data.features import Features, blocks_ahead
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError
 from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
+from transrec.progress import Bar
 from transrec.training.distributed import World
 from transrec.training.metrics import summarise
 from transrec.training.precision import Precision
@@ -160,9 +160,9 @@ class Evaluator:
         """This rank's share of the blocks."""
         return blocks[self.world.rank :: self.world.size]
 
-    def _progress(self, work: Iterable, blocks: range, what: str) -> tqdm:
+    def _progress(self, work: Iterable, blocks: range, what: str) -> Bar:
         """`work`, with a bar on the main rank once it takes a while."""
-        return tqdm(
+        return Bar(
             work, total=len(blocks), desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main
         )
 

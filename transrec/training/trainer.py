@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
@@ -22,6 +21,7 @@ from transrec.errors import Interrupted, TransrecError
 from transrec.methods import TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
+from transrec.progress import Bar
 from transrec.training import checkpoint
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
@@ -179,7 +179,7 @@ class Trainer:
         started = time.perf_counter()
         self.clock = Clock(self.world.device, self.profile)
         self.clock.enter("feed")
-        bar = tqdm(
+        bar = Bar(
             total=steps,
             initial=state.step,
             desc=f"epoch {state.epoch}",

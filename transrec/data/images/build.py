@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from transrec.data.catalog import read_catalog
 from transrec.data.images.environment import reading
 from transrec.data.images.header import Header, read_header
@@ -18,6 +16,7 @@ from transrec.data.images.sources import Found, Source, open_source
 from transrec.data.images.workers import Chunk, outcomes
 from transrec.errors import TransrecError
 from transrec.paths import file_sha256, make_folder, write_text
+from transrec.progress import Bar
 
 # LMDB's limit.
 LONGEST_ID_BYTES = 511
@@ -140,7 +139,7 @@ def _fill(
     problems = {}
     records, size = [], 0
     todo = [(item, found) for item, found in images.items() if item not in partial.stored]
-    with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress) as bar:
+    with Bar(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress) as bar:
         for chunk in outcomes(source, recipe, _chunks(todo, recipe.size), workers):
             for item, found, record, remark in chunk:
                 if record is None:

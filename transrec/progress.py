@@ -1,0 +1,42 @@
+"""Progress bars, which are lines where nobody watches them move."""
+
+import os
+import sys
+from time import monotonic
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 60
+
+
+class Bar(tqdm):
+    """tqdm's bar on a terminal; elsewhere a line per minute, or per TQDM_MININTERVAL seconds, and one at the end."""
+
+    def __init__(self, *args: Any, **options: Any):
+        self._is_lines = not sys.stderr.isatty()
+        self._since = monotonic()
+        super().__init__(*args, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        if not self._is_lines:
+            return super().display(msg, pos)
+        every = self.mininterval if "TQDM_MININTERVAL" in os.environ else SECONDS_BETWEEN_LINES
+        if msg is None and monotonic() - self._since >= every:
+            self._write_line()
+        return None
+
+    def clear(self, nolock: bool = False) -> None:
+        if not self._is_lines:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        if self._is_lines and self.leave and not self.disable:
+            self._write_line()
+            self.leave = False
+        super().close()
+
+    def _write_line(self) -> None:
+        self._since = monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
