@@ -7,6 +7,7 @@ dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), and NAME-chec
 popularity. Nothing is written into the dataset.
 """
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 

@@ -353,7 +353,7 @@ def test_malformed_preprocessing(fails, backbones, tmp_path, content, message):
 
 @pytest.fixture
 def source(flags, tmp_path) -> Path:
-    run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
+    run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1", "--keep_state"])
     return tmp_path / "source"
 
 
@@ -440,7 +440,7 @@ def test_read_only_output(flags, domain):
 
 
 def test_a_run_that_another_process_is_running(flags, tmp_path):
-    run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1"])
+    run([*flags, "--output", str(tmp_path / "run"), "--epochs", "1", "--keep_state"])
     with (
         closing(Run(tmp_path / "run", resume=True)),
         pytest.raises(TransrecError, match="another process is running this run"),

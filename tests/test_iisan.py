@@ -468,7 +468,7 @@ def test_fp16_states_are_near(both_flags, tmp_path):
 
 def test_a_cached_run_is_saved_loaded_and_resumed(cached_flags, tmp_path):
     run([*cached_flags, "--output", str(tmp_path / "whole"), "--epochs", "3"], "iisan")
-    run([*cached_flags, "--output", str(tmp_path / "parts"), "--epochs", "1"], "iisan")
+    run([*cached_flags, "--output", str(tmp_path / "parts"), "--epochs", "1", "--keep_state"], "iisan")
     run(["--resume", str(tmp_path / "parts"), "--epochs", "3"])
     assert numbers(tmp_path / "whole")["epochs"] == numbers(tmp_path / "parts")["epochs"]
     loaded = load_run(tmp_path / "whole")

@@ -200,7 +200,7 @@ def test_a_gradient_that_spoils_the_weights_never_reaches_a_checkpoint(flags, tm
 
 
 def test_any_script_resumes_any_run(flags, tmp_path):
-    run([*flags, "--output", str(tmp_path)], "full")
+    run([*flags, "--output", str(tmp_path), "--keep_state"], "full")
     runner.execute(runner.parse(["--resume", str(tmp_path), "--epochs", "3"], "houlsby", {"item_bottleneck": 8}))
     assert len(numbers(tmp_path)["epochs"]) == 3
 
@@ -285,9 +285,38 @@ def test_two_processes_stop_together_and_resume_to_the_same_numbers(long_flags, 
 def test_resuming_a_finished_run_with_more_epochs(flags, tmp_path):
     longer = [*flags, "--epochs", "4"]
     run([*longer, "--output", str(tmp_path / "whole")])
-    run([*flags, "--output", str(tmp_path / "parts")])
+    run([*flags, "--output", str(tmp_path / "parts"), "--keep_state"])
     run(["--resume", str(tmp_path / "parts"), "--epochs", "4"])
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_finished_run_keeps_no_optimiser_state_unless_told(flags, tmp_path):
+    """It is resumed to the same result, and refuses to train on; an unfinished one trains on."""
+    run([*flags, "--output", str(tmp_path / "kept"), "--keep_state"])
+    run([*flags, "--output", str(tmp_path / "dropped")])
+    kept, dropped = (tmp_path / name / "checkpoints" / "last.safetensors" for name in ("kept", "dropped"))
+    tensors, description = checkpoint.read(kept)
+    weights, same = checkpoint.read(dropped)
+    assert {name for name in tensors if not name.startswith("optimizer.")} == weights.keys() != tensors.keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in weights.items()), "of the last epoch"
+    assert description["base"] == same["base"] and same["state"]["finished"]
+    assert 2 * dropped.stat().st_size < kept.stat().st_size
+    before = numbers(tmp_path / "dropped"), dropped.read_bytes()
+    run(["--resume", str(tmp_path / "dropped")])
+    assert (numbers(tmp_path / "dropped"), dropped.read_bytes()) == before
+    for more in (["--epochs", "4"], ["--epochs", "4", "--keep_state"]):
+        with pytest.raises(TransrecError, match=r"last\.safetensors: .* without --keep_state.* start a new run"):
+            run(["--resume", str(tmp_path / "dropped"), *more])
+    assert (numbers(tmp_path / "dropped"), dropped.read_bytes()) == before, "a refusal changes nothing"
+
+
+def test_a_run_stopped_early_trains_on_only_with_its_state(flags, tmp_path):
+    standing = [*flags, "--lr", "0", "--backbone_lr", "0", "--epochs", "4", "--patience", "1"]
+    for name, more in (("kept", ["--keep_state"]), ("dropped", [])):
+        assert run([*standing, *more, "--output", str(tmp_path / name)])["epochs_trained"] == 2
+    assert run(["--resume", str(tmp_path / "kept"), "--patience", "2"])["epochs_trained"] == 3
+    with pytest.raises(TransrecError, match="finished without --keep_state"):
+        run(["--resume", str(tmp_path / "dropped"), "--patience", "2"])
 
 
 def test_a_finished_run_resumes_to_the_same_result(flags, tmp_path):
@@ -353,7 +382,7 @@ def test_a_script_runs_from_its_own_folder_with_relative_paths(flags, tmp_path):
         "--output",
         str(tmp_path / "r"),
     ]
-    finish(start("frozen.py", arguments, cwd=SCRIPTS))
+    finish(start("frozen.py", [*arguments, "--keep_state"], cwd=SCRIPTS))
     # Paths are kept absolute: the run means the same from any other folder.
     finish(start("frozen.py", ["--resume", str(tmp_path / "r"), "--epochs", "3"], cwd=tmp_path))
     assert len(numbers(tmp_path / "r")["epochs"]) == 3

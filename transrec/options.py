@@ -183,6 +183,9 @@ class RunOptions(Options):
         const="",
     )
     save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
+    keep_state: bool = flag(
+        False, "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs."
+    )
     timeout: int = flag(
         1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."
     )

@@ -132,6 +132,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
         "environment": environment(world.device, world.size),
     }
     run.write_result(result)
+    if not settings.run.keep_state:
+        trainer.drop_optimizer()
     for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
         run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
     if result["test"][SELECTED_BY] < result["popularity"][SELECTED_BY]:

@@ -20,7 +20,7 @@ GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOpti
 ITEMS_BY = {"text": "titles", "image": "images", "multimodal": "titles and images", "id": "item IDs"}
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
-    *("epochs", "patience", "output", "resume", "save_steps", "tensorboard", "cache_dir", "profile"),
+    *("epochs", "patience", "output", "resume", "save_steps", "keep_state", "tensorboard", "cache_dir", "profile"),
     *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
 }

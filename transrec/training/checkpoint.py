@@ -35,15 +35,15 @@ def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) ->
         raise TransrecError(f"{path}: cannot be written ({error}); make room, then continue with --resume") from error
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and description of a checkpoint.
+def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU), those whose names start with `prefix`, and description of a checkpoint.
 
     Raises TransrecError when the file is missing, damaged, or not one of ours.
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except OSError as error:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from error
     except SafetensorError as error:

@@ -163,15 +163,26 @@ class Trainer:
                 f"restore those, or start a new run"
             )
         checkpoint.load_into(self.recommender, self.run.last, model, frozen)
-        self._load_optimizer(tensors)
-        self.scaler.load_state_dict(description["scaler"])
         self.state = State(**description["state"])
         begun = len(self.state.epochs) + (self.state.step > 0)
         if self.options.epochs < begun:
             raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
         # The run may be given more epochs, or more patience, than it had.
         self.state.finished = self.state.epoch > self.options.epochs or self._out_of_patience()
+        if not self.state.finished:
+            if not any(name.startswith("optimizer.") for name in tensors):
+                raise TransrecError(
+                    f"{self.run.last}: the run finished without --keep_state, so that it cannot be trained further; "
+                    f"start a new run with as many --epochs or as much --patience, and --keep_state if it may go on"
+                )
+            self._load_optimizer(tensors)
+            self.scaler.load_state_dict(description["scaler"])
         return True
+
+    def drop_optimizer(self) -> None:
+        """Take the optimiser's state out of a finished run's last save; resumed, the run gives the same result."""
+        if self.world.is_main:
+            checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
 
     def _train_epoch(self) -> None:
         state, steps = self.state, len(self.batches)
