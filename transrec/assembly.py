@@ -25,7 +25,7 @@ from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.sequence import SASRec
 from transrec.paths import resolve
-from transrec.settings import Settings
+from transrec.settings import Settings, deciding
 from transrec.training import checkpoint
 from transrec.training.run import read_options
 
@@ -129,8 +129,12 @@ def load_start(recommender: Recommender, settings: Settings) -> None:
         _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
 
 
-def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, Any]) -> None:
+def _load_plain(
+    recommender: Recommender, given: str | Path, sizes: dict[str, Any], above: tuple[Path, ...] = ()
+) -> None:
     path = checkpoint_file(given)
+    if path in above:
+        raise TransrecError(f"{path}: names itself as the base that it was trained on; its description is damaged")
     if path.suffix in (".pt", ".pth", ".bin"):
         original = interop.read_original(path)
         if original.adapted:
@@ -154,7 +158,7 @@ def _load_plain(recommender: Recommender, given: str | Path, sizes: dict[str, An
             theirs = theirs | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
     checkpoint.check_sizes(path, theirs, sizes)
     if base["frozen_sha256"] and base["checkpoint"]:
-        _load_plain(recommender, base["checkpoint"], sizes)
+        _load_plain(recommender, base["checkpoint"], sizes, (*above, path))
     checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
 
 
@@ -166,7 +170,7 @@ def load_run(folder: str | Path) -> Recommender:
 
     Raises TransrecError when the run, or the base it needs, is missing or has changed.
     """
-    settings = Settings.from_stored(read_options(folder))
+    settings = Settings.from_stored(read_options(folder), resolve(folder) / "options.json")
     path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
     base = description["base"]
@@ -203,6 +207,7 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
         "method_options": settings.method_options.as_dict(),
         "sizes": _sizes(settings),
         "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
+        "options": deciding(settings.as_dict()),
         "base": {
             "encoders": settings.model.encoders,
             "checkpoint": settings.run.checkpoint,

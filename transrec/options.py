@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from transrec.errors import TransrecError
 from transrec.paths import resolve
@@ -25,7 +25,10 @@ class Options:
     _minimum: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
+        kinds = get_type_hints(type(self))
         for name, value in self.as_dict().items():
+            if not _fits(value, kinds[name]):
+                raise TransrecError(f"--{name} {value!r}: must be {_called(kinds[name])}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise TransrecError(f"--{name} {value}: must be a finite number")
         for owner in type(self).__mro__:
@@ -35,6 +38,29 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type that a field is annotated with."""
+    of = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in of
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, of[0]) for one in value)
+    if of:
+        return any(_fits(value, one) for one in of)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _called(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(str, get_args(kind)))}"
+    if get_origin(kind) is list:
+        return "a list of whole numbers"
+    kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
 
 
 @dataclass(frozen=True)
@@ -181,6 +207,9 @@ class RunOptions(Options):
         "Continue the run in this folder (bare: in --output); other flags default to that run's own.",
         nargs="?",
         const="",
+    )
+    accept_edits: bool = flag(
+        False, "Resume a run whose options.json was edited by hand: it goes on with what the file says now."
     )
     save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
     keep_state: bool = flag(

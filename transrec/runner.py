@@ -30,7 +30,7 @@ from transrec.errors import Interrupted, TransrecError
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
-from transrec.settings import Settings, parse
+from transrec.settings import Settings, digest, parse
 from transrec.training import distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
@@ -193,7 +193,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
     # From here on the folder holds a run; a start that failed before can simply be repeated.
-    run.write_options(settings.as_dict() | {"output": str(run.folder), "resume": None, "files": files})
+    options = settings.as_dict() | {"output": str(run.folder), "resume": None, "accept_edits": False, "files": files}
+    run.write_options(options | {"digest": digest(options)})
     return trainer, table
 
 

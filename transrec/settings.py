@@ -1,8 +1,11 @@
 """The settings of a run, and reading them from the command line."""
 
 import dataclasses
+import hashlib
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transrec import methods
@@ -13,14 +16,26 @@ from transrec.methods import MethodOptions
 from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
 from transrec.options import DataOptions, EvaluationOptions, ModelOptions, RunOptions, TrainingOptions
 from transrec.paths import resolve
-from transrec.training.run import read_options
+from transrec.training import checkpoint
+from transrec.training.run import Run, read_options
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # What represents items, by --item_tower.
 ITEMS_BY = {"text": "titles", "image": "images", "multimodal": "titles and images", "id": "item IDs"}
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
-    *("epochs", "patience", "output", "resume", "save_steps", "keep_state", "tensorboard", "cache_dir", "profile"),
+    *(
+        "epochs",
+        "patience",
+        "output",
+        "resume",
+        "accept_edits",
+        "save_steps",
+        "keep_state",
+        "tensorboard",
+        "cache_dir",
+        "profile",
+    ),
     *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
 }
@@ -44,17 +59,48 @@ class Settings:
         return f"{self.method} over {ITEMS_BY[self.model.item_tower]}"
 
     @classmethod
-    def from_stored(cls, stored: dict[str, Any]) -> "Settings":
-        """The settings that a run's options.json holds."""
-        groups = [
-            options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
-            for options in (*GROUPS, methods.get(stored["method"]).Options)
-        ]
+    def from_stored(cls, stored: dict[str, Any], path: Path | None = None) -> "Settings":
+        """The settings that a run's options.json, at `path`, holds.
+
+        Raises TransrecError for a value that its flag would not take.
+        """
+        try:
+            method = methods.get(stored.get("method", ""))
+            groups = [
+                options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
+                for options in (*GROUPS, method.Options)
+            ]
+        except TransrecError as error:
+            raise TransrecError(f"{path}: {error}; restore the file, or start a new run" if path else error) from error
         return cls(stored["method"], *groups)
 
     def as_dict(self) -> dict[str, Any]:
         groups = (self.data, self.model, self.training, self.evaluation, self.run, self.method_options)
         return {"method": self.method} | {name: value for group in groups for name, value in group.as_dict().items()}
+
+
+def deciding(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a run's stored options that decide its numbers."""
+    return {name: value for name, value in options.items() if name not in MAY_CHANGE | {"digest"}}
+
+
+def digest(options: dict[str, Any]) -> str:
+    """Hex SHA-256 of the stored options that decide a run's numbers."""
+    return hashlib.sha256(json.dumps(deciding(options), sort_keys=True).encode()).hexdigest()
+
+
+def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
+    """Raise TransrecError when what decides a run's numbers was edited in its options.json, naming it where known."""
+    if stored.get("digest") in (None, digest(stored)):
+        return
+    state = Run.last_of(folder)
+    trained_with = checkpoint.describe(state).get("options", {}) if state.exists() else {}
+    edited = [name for name, value in deciding(stored).items() if trained_with.get(name, value) != value]
+    told = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
+    raise TransrecError(
+        f"{folder / 'options.json'}: was edited since the run was started: "
+        f"{told or 'its digest does not fit'}; restore it, or go on with it as it is by --accept_edits"
+    )
 
 
 def flags(method: str) -> set[str]:
@@ -92,7 +138,9 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     stored: dict[str, Any] = {}
     resumed = (early.resume or early.output) if early.resume is not None else None
     if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
-        stored = read_options(resolve(resumed))
+        folder = resolve(resumed)
+        stored = read_options(folder)
+        Settings.from_stored(stored, folder / "options.json")
     chosen = early.method or stored.get("method", method)
 
     parser, known = _parser(chosen), flags(chosen)
@@ -105,6 +153,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
             raise TransrecError(f"{flag}: no flag of method {chosen}, but of {', '.join(of)}")
     *groups, method_options = parser.parse_options(arguments)
     settings = Settings(chosen, *groups, method_options)
+    if stored and not settings.run.accept_edits:
+        _check_unedited(folder, stored)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)

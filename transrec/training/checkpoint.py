@@ -6,6 +6,8 @@ weights that stayed frozen.
 
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from transrec.paths import atomic_write
 
 FORMAT = 1
 HEADER = "transrec"
+DESCRIBED = {"method": str, "method_options": dict, "sizes": dict, "item_count": int, "base": dict}
 
 
 def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
@@ -38,27 +41,60 @@ def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) ->
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU), those whose names start with `prefix`, and description of a checkpoint.
 
-    Raises TransrecError when the file is missing, damaged, or not one of ours.
+    Raises TransrecError when the file is missing, damaged, not one of ours, or holds numbers that are not finite.
     """
+    with _opened(path) as file:
+        description = _description(path, file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+    check_finite(path, tensors)
+    return tensors, description
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The description of a checkpoint alone. Raises TransrecError as `read`."""
+    with _opened(path) as file:
+        return _description(path, file.metadata())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+            yield file
     except OSError as error:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from error
     except SafetensorError as error:
         raise TransrecError(
             f"{path}: truncated or damaged ({error}); copy it again, or take another checkpoint of that run"
         ) from error
-    if header is None:
+
+
+def _description(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    if (header := (metadata or {}).get(HEADER)) is None:
         raise TransrecError(f"{path}: a safetensors file, but not a checkpoint written by transrec")
-    description = json.loads(header)
-    if description["format"] != FORMAT:
-        raise TransrecError(
-            f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
-        )
-    check_finite(path, tensors)
-    return tensors, description
+    try:
+        description = json.loads(header)
+        if description["format"] != FORMAT:
+            raise TransrecError(
+                f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
+            )
+        for name, kind in DESCRIBED.items():
+            if not isinstance(description[name], kind):
+                raise TypeError(f"{name} is {description[name]!r}")
+        base = description["base"]
+        if not (isinstance(base["checkpoint"], str | None) and isinstance(base["frozen_sha256"], str)):
+            raise TypeError(f"base is {base!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, error) from error
+    return description
+
+
+def damaged(path: Path, error: Exception) -> TransrecError:
+    """What to raise for a checkpoint whose description is not as it was written."""
+    return TransrecError(
+        f"{path}: its description is damaged ({type(error).__name__}: {error}); copy the file again, or take another "
+        f"checkpoint of that run"
+    )
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -100,14 +136,27 @@ def check_sizes(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
         raise TransrecError(f"{path}: was trained with {remedy}, this run has {had}; give {remedy}")
 
 
+def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise TransrecError where a tensor's shape or type is not that of the one wanted under its name."""
+    for name, tensor in tensors.items():
+        for what in ("shape", "dtype"):
+            is_, must = (getattr(of, what) for of in (tensor, wanted[name]))
+            if is_ != must:
+                is_, must = (list(of) if what == "shape" else of for of in (is_, must))
+                raise TransrecError(
+                    f"{path}: {name} is {is_}, this model's is {must}; "
+                    f"the checkpoint is of another size or another text encoder, or damaged"
+                )
+
+
 def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen: str | None = None) -> None:
     """Copy `tensors` into the parameters of the same names.
 
     Args:
         frozen: fingerprint that the parameters not among `tensors` must have; None demands that there are none.
 
-    Raises TransrecError when a tensor has no place, has another shape, or when the rest is not the base that the
-    checkpoint was trained on.
+    Raises TransrecError when a tensor has no place, has another shape or type, or when the rest is not the base that
+    the checkpoint was trained on.
     """
     parameters = dict(module.named_parameters())
     if unexpected := sorted(set(tensors) - set(parameters)):
@@ -115,12 +164,7 @@ def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen:
             f"{path}: holds {len(unexpected)} tensors that this model has no place for, {unexpected[0]} for one; "
             f"it is of another method, another text encoder or another item tower"
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != parameters[name].shape:
-            raise TransrecError(
-                f"{path}: {name} is {list(tensor.shape)}, this model's is {list(parameters[name].shape)}; "
-                f"the checkpoint is of another size or another text encoder"
-            )
+    check_shapes(path, tensors, parameters)
     missing = sorted(set(parameters) - set(tensors))
     if missing and frozen is None:
         raise TransrecError(f"{path}: lacks {len(missing)} tensors of this model, {missing[0]} for one")

@@ -23,7 +23,7 @@ class Run:
         self.folder, self.is_main = folder, is_main
         self.checkpoints = folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
-        self.last = self.checkpoints / "last.safetensors"
+        self.last = self.last_of(folder)
         if not is_main:
             return
         if (folder / "options.json").exists() and not resume:
@@ -50,6 +50,11 @@ class Run:
         """Let the folder go."""
         if self.is_main:
             self._held.close()
+
+    @staticmethod
+    def last_of(folder: Path) -> Path:
+        """Where the run in a folder keeps the state that --resume reads."""
+        return folder / "checkpoints" / "last.safetensors"
 
     def log(self, text: str = "") -> None:
         """Print and append to log.txt."""
@@ -85,11 +90,14 @@ class Run:
 
 
 def read_options(folder: str | Path) -> dict[str, Any]:
-    """The options that a run was started with. Raises TransrecError when the folder holds no run."""
+    """The options that a run was started with. Raises TransrecError when the folder holds no run, or a damaged one."""
     path = resolve(folder) / "options.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        options = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(options, dict):
+            raise ValueError(f"{type(options).__name__} instead of an object")
+        return options
     except OSError as error:
         raise TransrecError(f"{folder}: holds no run (cannot read {path.name}); check the path") from error
     except ValueError as error:
-        raise TransrecError(f"{path}: not valid JSON ({error})") from error
+        raise TransrecError(f"{path}: not the options of a run ({error}); restore it, or start a new run") from error

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
 
 SELECTED_BY = "HR@10"
+VALIDATION = "validation "
 # Buffers are constants here, no need to send them each step; newer torch has another name for saying so.
 _BUFFERS_FLAG = next(
     name
@@ -60,6 +62,25 @@ class State:
     best_metrics: dict[str, float] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     finished: bool = False
+
+    @classmethod
+    def from_description(cls, path: Path, description: dict[str, Any]) -> "State":
+        """The state that the description of a checkpoint holds. Raises TransrecError when it makes no sense."""
+        try:
+            state = cls(**description["state"])
+            whole = (state.epoch, state.step, state.best_epoch)
+            if not all(type(number) is int and number >= 0 for number in whole):
+                raise ValueError(f"epoch, step and best_epoch are {whole}")
+            # Every evaluated epoch has a line, and the best is one of them.
+            if state.epoch != len(state.epochs) + 1 or bool(state.best_epoch) != bool(state.epochs):
+                raise ValueError(f"epoch {state.epoch}, best epoch {state.best_epoch}, {len(state.epochs)} metrics")
+            if state.epochs and state.best_metrics != _validation(state.epochs[state.best_epoch - 1]):
+                raise ValueError(f"best_metrics are not those of epoch {state.best_epoch}")
+            if not math.isfinite(state.loss_sum + state.seconds):
+                raise ValueError(f"loss_sum {state.loss_sum}, seconds {state.seconds}")
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise checkpoint.damaged(path, error) from error
+        return state
 
 
 class Trainer:
@@ -133,7 +154,7 @@ class Trainer:
                 self._finish_epoch()
                 self._save_state()
                 self._leave_if_asked()
-            tensors, _ = checkpoint.read(self.run.best)
+            tensors = self._read_best()
             with torch.no_grad():
                 for name, parameter in self.trained.items():
                     parameter.copy_(tensors[name])
@@ -151,19 +172,19 @@ class Trainer:
         }
 
     def resume(self) -> bool:
-        """Go on from the run's last saved state; False if there is none."""
+        """Go on from the run's last saved state; False if there is none.
+
+        Raises TransrecError when it, or the best checkpoint that it names, is missing, damaged or of something else.
+        """
         if not self.run.last.exists():
             return False
         tensors, description = checkpoint.read(self.run.last)
         model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        frozen = self.description["base"]["frozen_sha256"]
-        if description["base"]["frozen_sha256"] != frozen:
-            raise TransrecError(
-                f"{self.run.last}: was trained on other base weights than --text_encoder and --checkpoint give now; "
-                f"restore those, or start a new run"
-            )
-        checkpoint.load_into(self.recommender, self.run.last, model, frozen)
-        self.state = State(**description["state"])
+        self._check_base(self.run.last, description)
+        self.state = State.from_description(self.run.last, description)
+        checkpoint.load_into(self.recommender, self.run.last, model, self.description["base"]["frozen_sha256"])
+        if self.state.best_epoch:
+            self._read_best()
         begun = len(self.state.epochs) + (self.state.step > 0)
         if self.options.epochs < begun:
             raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
@@ -176,8 +197,40 @@ class Trainer:
                     f"start a new run with as many --epochs or as much --patience, and --keep_state if it may go on"
                 )
             self._load_optimizer(tensors)
-            self.scaler.load_state_dict(description["scaler"])
+            try:
+                self.scaler.load_state_dict(description["scaler"])
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise checkpoint.damaged(self.run.last, error) from error
         return True
+
+    def _check_base(self, path: Path, description: dict[str, Any]) -> None:
+        if description["base"]["frozen_sha256"] != self.description["base"]["frozen_sha256"]:
+            raise TransrecError(
+                f"{path}: was trained on other base weights than --text_encoder and --checkpoint give now; "
+                f"restore those, or start a new run"
+            )
+
+    def _read_best(self) -> dict[str, Tensor]:
+        """What trained, as it was after the best epoch. Raises TransrecError when the file holds anything else."""
+        path, state = self.run.best, self.state
+        tensors, description = checkpoint.read(path)
+        self._check_base(path, description)
+        told = description.get("epoch"), description.get("validation")
+        # The run may have been killed after it wrote the checkpoint and before it noted so in its state: that epoch is
+        # evaluated once more, and the checkpoint written again.
+        is_ahead = state.step == len(self.batches) and told[0] == state.epoch
+        if told != (state.best_epoch, state.best_metrics) and not is_ahead:
+            raise TransrecError(
+                f"{path}: is of epoch {told[0]}, and the run's best is epoch {state.best_epoch}, of other weights or "
+                f"metrics; put that epoch's file back, or start a new run"
+            )
+        if tensors.keys() != self.trained.keys():
+            name = min(tensors.keys() ^ self.trained.keys())
+            raise TransrecError(
+                f"{path}: {name} is missing there, or is no tensor that trains; put the right file back"
+            )
+        checkpoint.check_shapes(path, tensors, self.trained)
+        return tensors
 
     def drop_optimizer(self) -> None:
         """Take the optimiser's state out of a finished run's last save; resumed, the run gives the same result."""
@@ -284,7 +337,7 @@ class Trainer:
         line = {
             "epoch": state.epoch,
             "train_loss": state.loss_sum / state.step,
-            **{f"validation {name}": value for name, value in metrics.items()},
+            **{f"{VALIDATION}{name}": value for name, value in metrics.items()},
             "train_seconds": state.seconds,
             "phase_seconds": self.clock.seconds,
             "evaluation_seconds": time.perf_counter() - started,
@@ -338,8 +391,15 @@ class Trainer:
         names = [name for group in self.groups for name in group.parameters]
         saved = self.optimizer.state_dict()
         for index, name in enumerate(names):
-            keys = {key: f"optimizer.{key}.{name}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            saved["state"][index] = {key: tensors[full] for key, full in keys.items() if full in tensors}
+            parameter = self.trained[name]
+            wanted = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+            wanted = {f"optimizer.{key}.{name}": like for key, like in wanted.items()}
+            found = {full: tensors[full] for full in wanted if full in tensors}
+            # A parameter that has had no gradient yet has no state at all.
+            if found and (missing := wanted.keys() - found.keys()):
+                raise TransrecError(f"{self.run.last}: lacks {min(missing)}; it is damaged: put a whole copy back")
+            checkpoint.check_shapes(self.run.last, found, wanted)
+            saved["state"][index] = {full.split(".")[1]: tensor for full, tensor in found.items()}
         self.optimizer.load_state_dict(saved)
 
     @contextmanager
@@ -364,6 +424,11 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         if self.world.any(self._signal is not None):
             raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _validation(epoch: dict[str, Any]) -> dict[str, float]:
+    """The validation metrics in an epoch's line."""
+    return {name.removeprefix(VALIDATION): value for name, value in epoch.items() if name.startswith(VALIDATION)}
 
 
 def _items_of(pieces: list[Batch]) -> list[Tensor]:
