@@ -18,7 +18,7 @@ from transrec import settings
 from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
 from transrec.reports.efficiency import costs, plot, table
 from transrec.reports.tables import read_result
@@ -40,11 +40,14 @@ def synthetic(sizes: str, out: Path, tiny: bool) -> list[str]:
     pixels = 32 if tiny else 224
     if not (dataset / "images.lmdb").exists():
         print(f"making {users:,} users and {items:,} items with titles and {pixels} x {pixels} images ...", flush=True)
-        make_domain_with_store(dataset, Domain("synthetic", users, items, longest=13, seed=0), pixels)
+        with about_file(dataset):
+            make_domain_with_store(dataset, Domain("synthetic", users, items, longest=13, seed=0), pixels)
     if not text.exists():
-        make_text_backbone(text, **({} if tiny else BASE))
+        with about_file(text):
+            make_text_backbone(text, **({} if tiny else BASE))
     if not image.exists():
-        make_image_backbone(image, **({} if tiny else BASE | {"image_size": 224, "patch_size": 16}))
+        with about_file(image):
+            make_image_backbone(image, **({} if tiny else BASE | {"image_size": 224, "patch_size": 16}))
     return ["--dataset", str(dataset), "--text_encoder", str(text), "--image_encoder", str(image)]
 
 

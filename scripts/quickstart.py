@@ -18,7 +18,7 @@ from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import make_demo
 from transrec.errors import TransrecError
-from transrec.paths import REPOSITORY, default_runs_folder
+from transrec.paths import REPOSITORY, default_runs_folder, write_text
 from transrec.reports.efficiency import costs
 from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
 from transrec.reports.tpme import WEIGHTS
@@ -102,7 +102,7 @@ def main() -> None:
         [[title, *result_row(result), f"{of[title]:.2f}"] for title, result in results.items()],
     )
     table = f"{target_table}\n\n{both_table}"
-    (runs / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_text(runs / "table.md", table + "\n")
     print(f"\n{table}\n\nTable and runs: {runs}")
 
 

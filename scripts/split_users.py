@@ -14,7 +14,7 @@ from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
 from transrec.data.dataset import find_file
-from transrec.paths import make_folder, resolve, write_text
+from transrec.paths import atomic_write, make_folder, resolve, write_text
 
 HALVES = ("source", "target")
 
@@ -31,7 +31,8 @@ def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
         folder = out / half
         make_folder(folder, "--out")
         write_text(folder / "users.tsv", "".join(f"{line}\n" for line in lines[half]))
-        shutil.copyfile(items_path, folder / "items.tsv")
+        with atomic_write(folder / "items.tsv") as temporary:
+            shutil.copyfile(items_path, temporary)
     return {half: len(lines[half]) for half in HALVES}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -19,6 +20,7 @@ IMAGE_KINDS = ("vit", "mae")
 DECODER = "llama"
 TEXT_KINDS = (*ENCODERS, DECODER)
 BOTH = "bert+vit"
+FEW_STEPS = ("--batch_size", "20")
 SHARED = REPOSITORY.parent / "shared"
 GOLDEN = SHARED / "golden"
 
@@ -66,8 +68,41 @@ def domain(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(domain, backbones) -> list[str]:
     """Command-line flags of a run that takes seconds."""
+    return _flags(domain, backbones)
+
+
+def _flags(domain: Path, backbones: dict[str, Path]) -> list[str]:
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
     return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "2"]
+
+
+@pytest.fixture
+def command(flags, tmp_path, monkeypatch, capfd):
+    """Runs a script's entry point with few steps; returns its exit status and the last line of its standard error."""
+
+    def call(*more: str, method: str = "houlsby") -> tuple[int, str]:
+        arguments = more if "--resume" in more else (*flags, *FEW_STEPS, "--output", str(tmp_path / "run"), *more)
+        monkeypatch.setattr(sys, "orig_argv", ["python", "adapter.py"])
+        monkeypatch.setattr(sys, "argv", ["adapter.py", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            runner.adapt(method)
+        except SystemExit as exit_:
+            status = exit_.code
+        told = capfd.readouterr().err
+        assert "Traceback" not in told
+        return status, (told.splitlines() or [""])[-1]
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def unbroken_run(domain, backbones, tmp_path_factory) -> Path:
+    """The folder of a run that nothing befell, of the same flags as `command`."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run([*_flags(domain, backbones), *FEW_STEPS, "--output", str(folder)], "houlsby")
+    return folder
 
 
 def encoder_flags(kind: str, backbones: dict[str, Path]) -> list[str]:

@@ -51,9 +51,21 @@ def raises(error: BaseException):
             "error: out of memory ([enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory",
         ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`\nmore"), 2, "error: out of"),
-        (OSError(errno.ENOSPC, "No space left", "/d/f"), 2, "error: /d/f: No space left on device; make room there"),
-        (PermissionError(errno.EACCES, "no", "/d/f"), 2, "error: /d/f: Permission denied; mend its permissions, or"),
-        (OSError(errno.EIO, "no", "/d/f"), 2, "error: /d/f: Input/output error; the disk or the connection to it"),
+        (
+            OSError(errno.ENOSPC, "No space left", "/d/f"),
+            2,
+            "error: /d/f: cannot be used (No space left on device); make room there",
+        ),
+        (
+            PermissionError(errno.EACCES, "no", "/d/f"),
+            2,
+            "error: /d/f: cannot be used (Permission denied); mend its permissions\n",
+        ),
+        (
+            OSError(errno.EIO, "no", "/d/f"),
+            2,
+            "error: /d/f: cannot be used (Input/output error); the disk or the connection to it",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -112,7 +124,7 @@ def test_output_that_cannot_be_written():
             [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, cwd=REPOSITORY, env=BUFFERED
         )
     assert done.returncode == 2
-    assert done.stderr == b"error: standard output: No space left on device; make room there\n"
+    assert done.stderr == b"error: standard output: cannot be written (No space left on device); make room there\n"
 
 
 def test_what_ends_a_command_loads_nothing_heavy():

@@ -12,7 +12,7 @@ from transrec import assembly
 from transrec.data.dataset import Dataset
 from transrec.data.features import Features, blocks_ahead
 from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
-from transrec.errors import TransrecError
+from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.locks import Lock
 from transrec.models import backbone
 from transrec.models.side import StateReader
@@ -23,6 +23,8 @@ from transrec.training.distributed import World
 from transrec.training.precision import Precision
 
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
+STATE_CACHE = "give another folder with --state_cache"
+LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that are done are kept"
 
 
 def hidden_states(
@@ -60,16 +62,19 @@ def hidden_states(
             # Another run may have made the file meanwhile: the main process, which holds the folder, says so for all.
             if world.any(world.is_main and not path.exists()):
                 if world.is_main:
-                    done = builder.begin()
+                    with about_file(path, STATE_CACHE):
+                        done = builder.begin()
                     size = count * builder.row_bytes / 2**20
                     log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
                     if done:
                         log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
                 world.patient_barrier()
-                _fill(builder, settings, content, states, features, world, precision)
+                with about_memory("computing hidden states", LESS_MEMORY):
+                    _fill(builder, settings, content, states, features, world, precision)
                 world.patient_barrier()
                 if world.is_main:
-                    builder.finish()
+                    with about_file(path, STATE_CACHE):
+                        builder.finish()
                 world.patient_barrier()
     return StateFile(path, made_of)
 
@@ -84,16 +89,26 @@ def _fill(
     world: World,
     precision: Precision,
 ) -> None:
-    waiting = builder.waiting(world.rank, world.size)
+    with about_file(builder.path, STATE_CACHE, "cannot be read"):
+        waiting = builder.waiting(world.rank, world.size)
     if not waiting:
         return
     tower = assembly.content_encoder(settings, content).to(world.device).eval()
     reader = StateReader(tower)
     work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
-    for items, read in Bar(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main):
-        with precision.autocast():
-            every = reader.read(tower.read_out, *features.inputs(items, read))
-        builder.put(int(items[0]) - 1, every[:, states])
+    share = len(builder.blocks[world.rank :: world.size])
+    done = share - len(waiting)
+    bar = Bar(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main)
+    try:
+        for items, read in bar:
+            with precision.autocast():
+                every = reader.read(tower.read_out, *features.inputs(items, read))
+            builder.put(int(items[0]) - 1, every[:, states])
+            done += 1
+    except Interrupted as stop:
+        of_whom = " of this process" if world.size > 1 else ""
+        stop.advice = f"{done:,} of {share:,} blocks of {content} states{of_whom} are kept, the same command continues"
+        raise
 
 
 def _made_of(

@@ -1,6 +1,5 @@
 """How a command ends: whatever happened, with one line for its user and an exit status, and never a traceback."""
 
-import errno
 import os
 import shlex
 import signal
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transrec.errors import Interrupted, TransrecError, file_error, is_memory_shortage, memory_shortage
+from transrec.errors import Interrupted, TransrecError, as_told, file_error
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTHING_LOST = "nothing is lost, the same command starts again"
@@ -39,18 +38,13 @@ def reporting() -> Iterator[None]:
         if int(os.environ.get("RANK", 0)):
             sys.exit(128 + stop.signal_number)
         _leave(128 + stop.signal_number, f"stopped by {stop}: {stop.advice or NOTHING_LOST}")
-    except TransrecError as error:
-        _leave(error.exit_status, f"error: {error}")
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) and error.filename is None:
-            _close_output()
-            sys.exit(128 + signal.SIGPIPE)
-        told = memory_shortage(error) if error.errno == errno.ENOMEM else file_error(error)
-        _leave(told.exit_status, f"error: {told}")
+    except BrokenPipeError:
+        _close_output()
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if not is_memory_shortage(error):
+        told = as_told(error)
+        if told is None:
             raise
-        told = memory_shortage(error)
         _leave(told.exit_status, f"error: {told}")
 
 
@@ -131,7 +125,7 @@ def _flush() -> None:
             raise
         except OSError as error:
             _close_output()
-            raise file_error(error, "standard output") from error
+            raise file_error(error, "standard output", what="cannot be written") from error
 
 
 def _close_output() -> None:

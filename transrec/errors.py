@@ -11,11 +11,11 @@ from pathlib import Path
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 REMEDIES = {
     **dict.fromkeys(NO_ROOM, "make room there"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions, or use another place"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "it, or a folder above it, is not there (any more)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "mend its permissions"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE), "it, or a folder above it, is not there"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with ulimit -n"),
     errno.EFBIG: "allow larger files with ulimit -f, or use another file system",
-    errno.EIO: "the disk or the connection to it fails: look at the system's log, or use another place",
+    errno.EIO: "the disk or the connection to it fails, see the system's log",
 }
 OS_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
 MEMORY_TEXT = re.compile(
@@ -56,8 +56,10 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number, self.advice = signal_number, advice
 
 
-def file_error(error: OSError, path: str | Path | None = None, remedy: str = "") -> FileError:
-    """What to tell of an OSError: the file, the system's reason, and the remedy that suits it.
+def file_error(
+    error: OSError, path: str | Path | None = None, remedy: str = "", what: str = "cannot be used"
+) -> FileError:
+    """What to tell of an OSError: the file, what fails, the system's reason, and the remedies that suit it.
 
     Args:
         path: where the error does not name it, or names another one (a temporary name).
@@ -65,33 +67,37 @@ def file_error(error: OSError, path: str | Path | None = None, remedy: str = "")
     """
     place = path or error.filename or "a file, or the output"
     reason = os.strerror(error.errno) if error.errno else _first_line(error)
-    advice = [text for text in (REMEDIES.get(error.errno), remedy) if text]
-    return FileError(f"{place}: {reason}" + (f"; {', or '.join(advice)}" if advice else ""))
+    advice = ", or ".join(text for text in (REMEDIES.get(error.errno), remedy) if text)
+    return FileError(f"{place}: {what} ({reason})" + (f"; {advice}" if advice else ""))
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The OSError that `error` is, or that its text quotes as safetensors' errors do; None where there is none."""
+    """The OSError that `error` is, or that its text quotes, as those of LMDB and safetensors do; None for others."""
     if isinstance(error, OSError):
         return error
-    quoted = OS_ERROR_NUMBER.search(str(error))
-    return OSError(int(quoted[1]), os.strerror(int(quoted[1]))) if quoted else None
+    text = str(error)
+    quoted = OS_ERROR_NUMBER.search(text)
+    number = int(quoted[1]) if quoted else next((number for number in REMEDIES if os.strerror(number) in text), None)
+    return OSError(number, os.strerror(number)) if number else None
 
 
 @contextmanager
-def files(path: str | Path, remedy: str = "") -> Iterator[None]:
-    """Within, an OSError (or one that safetensors quotes) is raised as the FileError of `path`.
+def about_file(path: str | Path, remedy: str = "", what: str = "cannot be written") -> Iterator[None]:
+    """Within, an OSError, or another error that quotes one, is raised as the FileError of `path`.
 
-    A closed pipe stays what it is, and so does a lack of memory.
+    A closed pipe stays what it is; a lack of memory becomes a MemoryError, whoever told of it.
     """
     try:
         yield
     except (TransrecError, BrokenPipeError):
         raise
     except Exception as error:
+        if is_memory_shortage(error):
+            raise MemoryError(_first_line(error)) from error
         cause = os_error(error)
-        if cause is None or is_memory_shortage(error):
+        if cause is None:
             raise
-        raise file_error(cause, path, remedy) from error
+        raise file_error(cause, path, remedy, what) from error
 
 
 def is_memory_shortage(error: BaseException) -> bool:
@@ -102,7 +108,7 @@ def is_memory_shortage(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory(doing: str, remedy: str) -> Iterator[None]:
+def about_memory(doing: str, remedy: str) -> Iterator[None]:
     """Within, running out of memory is raised as a MemoryShortage that says while `doing` what, and the remedy."""
     try:
         yield
@@ -118,6 +124,15 @@ def memory_shortage(error: BaseException, when: str = "", remedy: str = "use a m
     """What to tell of an error that `is_memory_shortage`."""
     reason = _first_line(error)
     return MemoryShortage(f"out of memory{when}{f' ({reason})' if reason else ''}; {remedy}")
+
+
+def as_told(error: Exception) -> TransrecError | None:
+    """What to tell of an error that came as far as this; None for a mistake of ours, which keeps its traceback."""
+    if isinstance(error, TransrecError):
+        return error
+    if is_memory_shortage(error):
+        return memory_shortage(error)
+    return file_error(error) if isinstance(error, OSError) and not isinstance(error, BrokenPipeError) else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import loralib
 import torch
 from torch import nn
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.models.items import ContentItemEncoder
 from transrec.paths import make_folder
 
@@ -47,7 +47,7 @@ def export_backbone(tower: ContentItemEncoder, folder: str | Path, processor=Non
         raise TransrecError(f"{folder}: exists already; give another folder")
     merged = merge(tower.backbone)
     make_folder(folder.parent, "--out")
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with about_file(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         whole = Path(temporary) / folder.name
         merged.save_pretrained(whole)
         if processor is not None:

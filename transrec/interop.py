@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transrec import methods
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.methods.base import MethodOptions
 from transrec.methods.iisan import CachedTowers, IISANOptions, side_network
 from transrec.models.backbone import build_backbone, load_config, view
@@ -286,12 +286,13 @@ def read_original(path: Path) -> Original:
 
 def _load_state(path: Path) -> dict[str, Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-            checkpoint.check_finite(path, state)
-            return state
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError) as error:
+        with about_file(path, what="cannot read the checkpoint"):
+            if path.suffix == ".safetensors":
+                state = load_file(path)
+                checkpoint.check_finite(path, state)
+                return state
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except EOFError as error:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise TransrecError(

@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from transrec.errors import files
+from transrec.errors import about_file
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -52,7 +52,7 @@ class Lock:
 
     def _take(self) -> bool:
         while True:
-            with files(self.path):
+            with about_file(self.path):
                 self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 _lock(self._descriptor)

@@ -3,10 +3,10 @@
 import hashlib
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transrec.errors import TransrecError
+from transrec.errors import about_file, file_error
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,26 +33,31 @@ def make_folder(folder: Path, flag: str) -> None:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
             pass
     except OSError as error:
-        raise TransrecError(
-            f"{folder}: cannot write there ({error.strerror}); give another folder with {flag}, or mend its permissions"
-        ) from error
+        raise file_error(error, folder, f"give another folder with {flag}", "cannot write there") from error
 
 
 @contextmanager
 def atomic_write(path: Path):
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`."""
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
+
+    Raises FileError naming `path` when it cannot be written, also for what fails within; what stood there before stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        # Windows flushes only what may be written.
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
-        # As any other new file: some writers make theirs readable by their owner alone.
-        os.umask(umask := os.umask(0))
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
+        with about_file(path):
+            yield temporary
+            # Windows flushes only what may be written.
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
+            # As any other new file: some writers make theirs readable by their owner alone, and some file systems
+            # know no permissions.
+            os.umask(umask := os.umask(0))
+            with suppress(OSError):
+                temporary.chmod(0o666 & ~umask)
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,6 +67,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
+    """Hex SHA-256 of a file's bytes. Raises FileError when it cannot be read."""
+    with about_file(path, what="cannot be read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

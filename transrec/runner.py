@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from transrec.data.catalog import cached_tokens, check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.states import StateFeatures
-from transrec.errors import Interrupted, TransrecError
+from transrec.errors import FileError, Interrupted, MemoryShortage, TransrecError, about_file, about_memory, as_told
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
@@ -43,6 +43,10 @@ from transrec.training.threads import considerate
 from transrec.training.trainer import SELECTED_BY, Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
+
+LESS_MEMORY = (
+    "free some, use a smaller backbone, give fewer --title_tokens, or, for cached hidden states, --cache_device disk"
+)
 
 
 def pretrain(**defaults: Any) -> None:
@@ -103,17 +107,32 @@ def execute(settings: Settings) -> dict[str, Any]:
 
 
 def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[str, Any]:
+    trainer = None
     try:
-        trainer, table = _prepare(settings, run, world)
-    except TransrecError:
-        run.discard()
-        raise
-    try:
-        outcome = trainer.fit()
+        with about_memory("preparing the run", LESS_MEMORY):
+            trainer, table = _prepare(settings, run, world)
+        return _train(settings, run, world, started, trainer, table)
     except Interrupted as stop:
-        stop.advice = f"saved; continue with: {resume_command(run.folder, world.size)}"
-        run.note(f"stopped by {stop}: {stop.advice}")
+        if run.has_begun:
+            saved = f"{trainer.saved} is saved" if trainer and trainer.saved else "no step is saved yet"
+            stop.advice = stop.advice or f"{saved}; continue with: {resume_command(run.folder, world.size)}"
+            with suppress(FileError):
+                run.note(f"stopped by {stop}: {stop.advice}")
         raise
+    except Exception as error:
+        told = as_told(error)
+        if run.has_begun and isinstance(told, FileError | MemoryShortage):
+            again = resume_command(run.folder, world.size)
+            raise type(told)(f"{told}; the run continues with: {again}") from error
+        raise
+    finally:
+        run.discard()
+
+
+def _train(
+    settings: Settings, run: Run, world: World, started: datetime, trainer: Trainer, table: list[dict[str, Any]]
+) -> dict[str, Any]:
+    outcome = trainer.fit()
     trainable, total = parameter_totals(table)
     result = {
         "method": settings.method,
@@ -336,4 +355,5 @@ def _tensorboard(settings: Settings, run: Run):
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise TransrecError("--tensorboard: pip install tensorboard first") from error
-    return SummaryWriter(run.folder / "tensorboard")
+    with about_file(run.folder / "tensorboard"):
+        return SummaryWriter(run.folder / "tensorboard")

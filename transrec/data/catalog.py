@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from transrec.data import tsv
-from transrec.errors import TransrecError
+from transrec.errors import FileError, TransrecError
 from transrec.paths import atomic_write, file_sha256
 from transrec.progress import Bar
 
@@ -170,8 +170,9 @@ def cached_tokens(
             with atomic_write(folder / name) as temporary:
                 save_file(vars(tokens), temporary, metadata={"key": header})
             break
-        except (OSError, SafetensorError):
-            continue
+        except (OSError, FileError):
+            if cache_dir:
+                raise
     return tokens
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transrec.data.catalog import Catalog, read_catalog
 from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.paths import file_sha256, resolve
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
         return path if path.exists() else resolve(given)
     if described.exists():
         try:
-            name = json.loads(described.read_text(encoding="utf-8")).get(role)
+            with about_file(described, what="cannot be read"):
+                name = json.loads(described.read_text(encoding="utf-8")).get(role)
         except (ValueError, AttributeError) as error:
             raise TransrecError(f'{described}: not JSON like {{"users": "u.tsv", "items": "i.tsv"}}') from error
         if isinstance(name, str):

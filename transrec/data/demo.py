@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from transrec.data.images.build import build_store
+from transrec.errors import about_file
 
 TOPICS = {
     "lamp": "lamp lantern light torch",
@@ -300,8 +301,9 @@ def make_demo(datasets: Path, backbones: Path) -> Demo:
     }
     for folder, make in makers.items():
         if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            with about_file(folder):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            with about_file(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 make(Path(temporary) / folder.name)
                 shutil.move(Path(temporary) / folder.name, folder)
     return Demo(*makers)

@@ -4,7 +4,7 @@ Features give an item encoder's inputs on one device. Some lie in memory (tokens
 decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
+from transrec.errors import MemoryShortage, as_told
 from transrec.processes import holding_signals, serve_parent
 
 if TYPE_CHECKING:
@@ -130,9 +131,18 @@ class _Ahead(Dataset):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, index: int) -> tuple[Any, list[tuple[Tensor, ...]]]:
-        made = self.make(self.numbers[index])
-        return made, [self.features.read(items) for items in self.items_of(made)]
+    def __getitem__(self, index: int) -> tuple[Any, list[tuple[Tensor, ...]]] | Exception:
+        """What is made and what is read, or the error that a user is to be told of.
+
+        Thrown in a worker process it would arrive with a traceback for its text.
+        """
+        try:
+            made = self.make(self.numbers[index])
+            return made, [self.features.read(items) for items in self.items_of(made)]
+        except Exception as error:
+            if as_told(error) is None:
+                raise
+            return error
 
 
 def ahead(
@@ -143,20 +153,29 @@ def ahead(
     With `features.workers` both happen in worker processes, some numbers ahead; the order and the results are the same.
     """
     dataset = _Ahead(make, items_of, features, numbers)
-    if not (features.workers and len(dataset)):
-        yield from (dataset[index] for index in range(len(dataset)))
-        return
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=min(features.workers, len(dataset), usable_cpus()),
-        worker_init_fn=serve_parent,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-    with holding_signals():
-        prefetched = iter(loader)
-    yield from prefetched
+    results: Iterable = (dataset[index] for index in range(len(dataset)))
+    if features.workers and len(dataset):
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=min(features.workers, len(dataset), usable_cpus()),
+            worker_init_fn=serve_parent,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )
+        with holding_signals():
+            results = iter(loader)
+    try:
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise MemoryShortage(
+            f"a process that reads images was lost, perhaps for lack of memory ({error}); give fewer --image_workers"
+        ) from error
 
 
 def blocks_ahead(

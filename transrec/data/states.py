@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transrec.errors import TransrecError
+from transrec.errors import NO_ROOM, TransrecError, about_file, file_error
 from transrec.finite import is_finite
 
 FORMAT = 1
@@ -73,7 +73,9 @@ class StateFile:
             told = json.loads(header["__metadata__"]["transrec"])
             tensor = header["states"]
             dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
-        except (OSError, ValueError, KeyError, StopIteration) as error:
+        except OSError as error:
+            raise file_error(error, path, what="cannot read the hidden states") from error
+        except (ValueError, KeyError, StopIteration) as error:
             raise TransrecError(
                 f"{path}: not a file of hidden states ({error!r}); delete it, it is made again"
             ) from error
@@ -93,7 +95,7 @@ class StateFile:
                 f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
             )
         self._start = 8 + length
-        with open(path, "rb") as file:
+        with about_file(path, what="cannot read the hidden states"), open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.states = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)
 
@@ -200,6 +202,8 @@ class StateBuilder:
             raise self._no_room(error) from error
 
     def _no_room(self, error: OSError) -> TransrecError:
+        if error.errno not in NO_ROOM:
+            return file_error(error, self.path, "give another folder with --state_cache", "cannot be written")
         return TransrecError(
             f"{self.path}: no room for {self.length / 2**20:,.1f} MiB of hidden states ({error.strerror}); make room, "
             f"give another folder with --state_cache, read fewer layers, or use --state_dtype fp16"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Usual names of columns, as `_plain` writes them.
@@ -21,12 +21,8 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
     Raises TransrecError for a missing or unreadable file, a file without any line, and bytes that are not UTF-8.
     """
-    try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise TransrecError(f"{path}: cannot read the {what} file ({error.strerror}); check the path") from error
     empty = True
-    with file:
+    with about_file(path, what=f"cannot read the {what} file"), open(path, "rb") as file:
         for number, raw in enumerate(file, start=1):
             if number == 1:
                 raw = raw.removeprefix(BYTE_ORDER_MARK)

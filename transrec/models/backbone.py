@@ -5,6 +5,7 @@ sub-layers, attention and feed-forward. Sites are found by structure, so that a 
 nobody listed, needs nothing here as long as it is built from such blocks. Our SASRec is one of them.
 """
 
+import errno
 import inspect
 import json
 import math
@@ -19,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
 from transrec.paths import resolve
 
@@ -213,6 +214,11 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
         raise
     # Loading runs foreign code over foreign files: what it may raise has no end.
     except Exception as error:
+        if is_memory_shortage(error):
+            raise
+        cause = os_error(error)
+        if cause and cause.errno not in (None, errno.ENOENT) and Path(place).is_dir():
+            raise file_error(cause, cause.filename or place, what="cannot be read") from error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if Path(place).is_dir():
             raise TransrecError(f"{place}: holds no {what} that can be loaded ({reason}); fetch it again") from error

@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from transrec import methods, settings
 from transrec.arguments import Parser
-from transrec.command import reporting
+from transrec.command import reporting, say
 from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
-from transrec.errors import Interrupted, TransrecError
+from transrec.errors import Interrupted, TransrecError, about_file
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
 from transrec.progress import Bar
 from transrec.reports.tables import (
@@ -362,6 +362,11 @@ class Workers:
                     study.write_tables()
         finally:
             bar.close()
+            # Where the study itself cannot go on, its runs stop too.
+            for process, *_ in self.running.values():
+                process.terminate()
+            for process, *_ in self.running.values():
+                process.wait()
             for number, handler in old.items():
                 signal.signal(number, handler)
         if self.stop_signal:
@@ -383,7 +388,7 @@ class Workers:
 
     def _launch(self, slot: int, job: Job) -> None:
         tqdm.write(f"$ {shlex.join(job.command)}")
-        with open(self._log(job), "ab") as log:
+        with about_file(self._log(job)), open(self._log(job), "ab") as log:
             # A session of its own: Ctrl-C reaches the study alone, which passes it on once.
             process = subprocess.Popen(
                 job.command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
@@ -422,7 +427,7 @@ class Workers:
 
     def _stop(self, number: int, frame: Any) -> None:
         if not self.stop_signal:
-            tqdm.write(f"{signal.Signals(number).name}: the runs save and stop ...")
+            say(f"{signal.Signals(number).name}: the runs save and stop ...")
         self.stop_signal = number
         for process, *_ in self.running.values():
             process.send_signal(signal.SIGTERM)

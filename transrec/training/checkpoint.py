@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.finite import first_not_finite
 from transrec.paths import atomic_write
 
@@ -28,14 +28,11 @@ DESCRIBED = {"method": str, "method_options": dict, "sizes": dict, "item_count":
 def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write tensors and description under a temporary name, then rename.
 
-    Raises TransrecError when it cannot be written; what stood under the name before stays.
+    Raises FileError when it cannot be written; what stood under the name before stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
-    except (OSError, SafetensorError) as error:
-        raise TransrecError(f"{path}: cannot be written ({error}); make room, then continue with --resume") from error
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,10 +56,8 @@ def describe(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with about_file(path, what="cannot read the checkpoint"), safe_open(path, framework="pt") as file:
             yield file
-    except OSError as error:
-        raise TransrecError(f"{path}: cannot read the checkpoint ({error.strerror or error})") from error
     except SafetensorError as error:
         raise TransrecError(
             f"{path}: truncated or damaged ({error}); copy it again, or take another checkpoint of that run"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transrec.data.features import Features, blocks_ahead
 from transrec.data.interactions import Sequences, Split
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
 from transrec.progress import Bar
@@ -117,7 +117,8 @@ class Evaluator:
         """
         was_training = recommender.training
         recommender.eval()
-        items = self.encode_items(recommender)
+        with about_memory("encoding the items", f"give a smaller --eval_batch than {self.options.eval_batch}"):
+            items = self.encode_items(recommender)
         context = getattr(self.split, part).without_last(1)
 
         def user_vectors(users: np.ndarray) -> Tensor:
@@ -139,6 +140,10 @@ class Evaluator:
 
     def _all_ranks(self, items: Tensor, user_vectors, part: str) -> np.ndarray:
         """Rank of every user's target, float64 [U], equal on every rank."""
+        with about_memory("ranking", f"give a smaller --eval_memory than {self.options.eval_memory} (MiB)"):
+            return self._ranks_in_blocks(items, user_vectors, part)
+
+    def _ranks_in_blocks(self, items: Tensor, user_vectors, part: str) -> np.ndarray:
         self._check_finite(items, "item embeddings")
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history)
         sequences: Sequences = getattr(self.split, part)

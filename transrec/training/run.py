@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from transrec.errors import TransrecError
+from transrec.errors import FileError, TransrecError, about_file
 from transrec.locks import Lock
 from transrec.paths import make_folder, resolve, write_text
 
@@ -24,18 +24,21 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
         self.last = self.last_of(folder)
+        # Whether there is something that --resume continues.
+        self.has_begun = (folder / "options.json").exists()
         if not is_main:
             return
-        if (folder / "options.json").exists() and not resume:
+        if self.has_begun and not resume:
             raise TransrecError(
                 f"{folder}: holds a run already; continue it with --resume {folder}, or give another --output"
             )
         self.is_new = not folder.exists()
         make_folder(self.checkpoints, "--output")
-        self._lock()
-        # Left by a process that was killed while it, or safetensors for it, wrote.
-        for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
-            leftover.unlink(missing_ok=True)
+        with about_file(folder):
+            self._lock()
+            # Left by a process that was killed while it, or safetensors for it, wrote.
+            for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
+                leftover.unlink(missing_ok=True)
 
     def _lock(self) -> None:
         """Hold the folder until this process ends, so that no other writes to it meanwhile."""
@@ -59,22 +62,25 @@ class Run:
     def log(self, text: str = "") -> None:
         """Print and append to log.txt."""
         if self.is_main:
-            tqdm.write(text)
+            with about_file("standard output"):
+                tqdm.write(text)
             self.note(text)
 
     def note(self, text: str) -> None:
         """Append to log.txt alone."""
         if self.is_main:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+            path = self.folder / "log.txt"
+            with about_file(path), open(path, "a", encoding="utf-8") as file:
                 file.writelines(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n" for line in text.splitlines())
 
     def discard(self) -> None:
         """Take back a folder that this object made and in which no run has started."""
-        if self.is_main and self.is_new and not (self.folder / "options.json").exists():
+        if self.is_main and self.is_new and not self.has_begun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_options(self, options: dict[str, Any]) -> None:
         self._write_json("options.json", options)
+        self.has_begun = True
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """One line an epoch; all lines are written each time, so that a resumed run leaves none of its past behind."""
@@ -93,11 +99,14 @@ def read_options(folder: str | Path) -> dict[str, Any]:
     """The options that a run was started with. Raises TransrecError when the folder holds no run, or a damaged one."""
     path = resolve(folder) / "options.json"
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        with about_file(path, what="cannot be read"):
+            options = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(options, dict):
             raise ValueError(f"{type(options).__name__} instead of an object")
         return options
-    except OSError as error:
+    except FileError as error:
+        if path.exists():
+            raise
         raise TransrecError(f"{folder}: holds no run (cannot read {path.name}); check the path") from error
     except ValueError as error:
         raise TransrecError(f"{path}: not the options of a run ({error}); restore it, or start a new run") from error

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from transrec.command import say
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
-from transrec.errors import Interrupted, TransrecError
+from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.methods import TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
@@ -130,6 +131,7 @@ class Trainer:
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             self.model = DistributedDataParallel(recommender, device_ids=devices, **{_BUFFERS_FLAG: False})
+        self.saved: str | None = None
         self._signal: int | None = None
         self._may_leave_at_once = False
         self._pending: list[Tensor] = []
@@ -147,7 +149,8 @@ class Trainer:
         """
         with self._catch_signals():
             while not self.state.finished:
-                self._train_epoch()
+                with about_memory("training", self._needs_less_memory()):
+                    self._train_epoch()
                 # Evaluation may take long: it must not be what a kill costs the epoch for.
                 self._save_state()
                 self._leave_if_asked()
@@ -188,6 +191,7 @@ class Trainer:
         begun = len(self.state.epochs) + (self.state.step > 0)
         if self.options.epochs < begun:
             raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
+        self.saved = self._position()
         # The run may be given more epochs, or more patience, than it had.
         self.state.finished = self.state.epoch > self.options.epochs or self._out_of_patience()
         if not self.state.finished:
@@ -236,6 +240,13 @@ class Trainer:
         """Take the optimiser's state out of a finished run's last save; resumed, the run gives the same result."""
         if self.world.is_main:
             checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
+
+    def _needs_less_memory(self) -> str:
+        options = self.options
+        return (
+            f"free some, or start a new run with a larger --accumulate than {options.accumulate}, --precision bf16, "
+            f"fewer --title_tokens or a smaller --batch_size than {options.batch_size}"
+        )
 
     def _train_epoch(self) -> None:
         state, steps = self.state, len(self.batches)
@@ -357,10 +368,11 @@ class Trainer:
             + ("  best" if better else "")
         )
         if self.writer:
-            for name, value in line.items():
-                if isinstance(value, dict):
-                    continue
-                self.writer.add_scalar(name.replace(" ", "/"), value, state.epoch)
+            with about_file(self.run.folder / "tensorboard"):
+                for name, value in line.items():
+                    if isinstance(value, dict):
+                        continue
+                    self.writer.add_scalar(name.replace(" ", "/"), value, state.epoch)
         self.run.write_metrics(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
@@ -385,6 +397,15 @@ class Trainer:
                 tensors[f"optimizer.{key}.{name}"] = value
         description = {**self.description, "state": asdict(self.state), "scaler": self.scaler.state_dict()}
         checkpoint.save(self.run.last, tensors, description)
+        self.saved = self._position()
+
+    def _position(self) -> str:
+        state, steps = self.state, len(self.batches)
+        return (
+            f"epoch {state.epoch}, step {state.step} of {steps}"
+            if state.step
+            else f"the end of epoch {state.epoch - 1}"
+        )
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         # The optimiser numbers its parameters in the order in which it was given the groups.
@@ -412,6 +433,8 @@ class Trainer:
             signal.signal(number, previous[number])
             if self._may_leave_at_once:
                 raise Interrupted(number)
+            if self.world.is_main:
+                say(f"{signal.Signals(number).name}: stops after this step and saves; the same again stops at once")
 
         try:
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,7 +14,7 @@ from transrec.data.images.partial import Partial, Stored
 from transrec.data.images.pictures import UNCOMMON, Recipe
 from transrec.data.images.sources import Found, Source, open_source
 from transrec.data.images.workers import Chunk, outcomes
-from transrec.errors import TransrecError
+from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.paths import file_sha256, make_folder, write_text
 from transrec.progress import Bar
 
@@ -139,19 +139,25 @@ def _fill(
     problems = {}
     records, size = [], 0
     todo = [(item, found) for item, found in images.items() if item not in partial.stored]
-    with Bar(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress) as bar:
-        for chunk in outcomes(source, recipe, _chunks(todo, recipe.size), workers):
-            for item, found, record, remark in chunk:
-                if record is None:
-                    problems[item] = remark
-                else:
-                    records.append((item, record, Stored(found, remark)))
-                    size += len(record)
-            if len(records) >= COMMIT_IMAGES or size >= COMMIT_BYTES:
-                partial.put(records)
-                records, size = [], 0
-            bar.update(len(chunk))
+    bar = Bar(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress)
+    try:
+        with bar, about_memory("making images small", "give fewer --workers; the same command continues"):
+            for chunk in outcomes(source, recipe, _chunks(todo, recipe.size), workers):
+                for item, found, record, remark in chunk:
+                    if record is None:
+                        problems[item] = remark
+                    else:
+                        records.append((item, record, Stored(found, remark)))
+                        size += len(record)
+                if len(records) >= COMMIT_IMAGES or size >= COMMIT_BYTES:
+                    partial.put(records)
+                    records, size = [], 0
+                bar.update(len(chunk))
+    except Interrupted as stop:
         partial.put(records)
+        stop.advice = f"{len(partial.stored):,} of {len(images):,} images are kept, the same command continues"
+        raise
+    partial.put(records)
     return problems
 
 
@@ -187,7 +193,8 @@ def _write_report(out: Path, listed: list[Listed]) -> Path:
         table = [("item_id", "outcome", "reason", "file"), *lines]
         write_text(report, "".join("\t".join(map(_printable, line)) + "\n" for line in table))
     else:
-        report.unlink(missing_ok=True)
+        with about_file(report, what="cannot be removed"):
+            report.unlink(missing_ok=True)
     return report
 
 

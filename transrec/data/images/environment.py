@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lmdb
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file, file_error
 
 _lock = threading.RLock()
 _open: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
@@ -29,7 +29,7 @@ def _environment(path: Path) -> lmdb.Environment:
     try:
         status = os.stat(data)
     except OSError as error:
-        raise TransrecError(f"{path}: cannot read it as an image store ({error.strerror}); check the path") from error
+        raise file_error(error, path, what="cannot read it as an image store") from error
     file = (status.st_dev, status.st_ino)
     place = path.resolve()
     # A file that another has replaced is not the one to read.
@@ -42,9 +42,10 @@ def _environment(path: Path) -> lmdb.Environment:
 
 def _opened(path: Path, length: int) -> lmdb.Environment:
     try:
-        environment = lmdb.open(
-            str(path), subdir=path.is_dir(), readonly=True, create=False, lock=False, readahead=False
-        )
+        with about_file(path, what="cannot read it as an image store"):
+            environment = lmdb.open(
+                str(path), subdir=path.is_dir(), readonly=True, create=False, lock=False, readahead=False
+            )
     except lmdb.Error as error:
         raise TransrecError(f"{path}: not an LMDB, or a damaged one ({error}); make or copy it again") from error
     # Reading a page that the file has lost would kill the process, without a message.

@@ -44,6 +44,8 @@ def read_original(value: bytes) -> np.ndarray:
     try:
         record = _RecordUnpickler(io.BytesIO(value)).load()
         attributes = vars(record) if isinstance(record, OriginalRecord) else {}
+    except MemoryError:
+        raise
     # A pickle that was not written by pickle can raise anything.
     except Exception as error:
         raise TransrecError(f"not an image record: {error}") from error

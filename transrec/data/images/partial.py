@@ -10,13 +10,14 @@ import lmdb
 
 from transrec.data.images.header import HEADER_KEY, Header
 from transrec.data.images.sources import Found
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file
 from transrec.locks import Lock
 
 # Item ids contain no spaces.
 PROGRESS_KEY = b" progress"
 SETTINGS_KEY = b" settings"
 FIRST_MAP_BYTES = 2**26
+CONTINUES = "give the same command again, it continues"
 
 
 class Stored(NamedTuple):
@@ -48,12 +49,20 @@ class Partial:
             raise TransrecError(f"{self.path}: another process is building this store; wait for it") from error
         self.stored: dict[str, Stored] = {}
         self.discarded = False
+        try:
+            self._begin(settings)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _begin(self, settings: dict) -> None:
         header = json.dumps(settings, sort_keys=True).encode()
         if not self._continue(header):
-            self.discarded = self._is_begun()
-            self.path.unlink(missing_ok=True)
-            self.path.touch()
-            self._open()
+            with about_file(self.path):
+                self.discarded = self._is_begun()
+                self.path.unlink(missing_ok=True)
+                self.path.touch()
+                self._open()
             self._write(lambda transaction: transaction.put(SETTINGS_KEY, header, db=self._progress))
 
     def __enter__(self) -> "Partial":
@@ -98,13 +107,14 @@ class Partial:
             transaction.put(HEADER_KEY, header.to_bytes())
 
         self._write(write)
-        self._environment.sync(True)
-        pages = self._environment.info()["last_pgno"] + 1
-        length = max(pages * self._environment.stat()["psize"], self.path.stat().st_size)
-        self._environment.close()
-        # LMDB may leave its last pages unwritten where they are unused; readers tell a cut file by its length.
-        os.truncate(self.path, length)
-        os.replace(self.path, self.out)
+        with about_file(self.out, CONTINUES):
+            self._environment.sync(True)
+            pages = self._environment.info()["last_pgno"] + 1
+            length = max(pages * self._environment.stat()["psize"], self.path.stat().st_size)
+            self._environment.close()
+            # LMDB may leave its last pages unwritten where they are unused; readers tell a cut file by its length.
+            os.truncate(self.path, length)
+            os.replace(self.path, self.out)
 
     def _open(self) -> None:
         # One process writes, by the lock beside the file, and none reads: LMDB's own lock file is not needed.
@@ -119,7 +129,9 @@ class Partial:
         if not self._is_begun():
             return False
         try:
-            self._open()
+            # A file that cannot be read just now is not one to begin anew.
+            with about_file(self.path, what="cannot be read"):
+                self._open()
         except lmdb.Error:
             return False
         with self._environment.begin(db=self._progress) as transaction:
@@ -135,12 +147,11 @@ class Partial:
     def _write(self, write: Callable[[lmdb.Transaction], object]) -> None:
         while True:
             try:
-                with self._environment.begin(write=True) as transaction:
+                with about_file(self.path, CONTINUES), self._environment.begin(write=True) as transaction:
                     write(transaction)
                 return
             except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+                with about_file(self.path, CONTINUES):
+                    self._environment.set_mapsize(2 * self._environment.info()["map_size"])
             except lmdb.Error as error:
-                raise TransrecError(
-                    f"{self.path}: cannot write ({error}); make room, the same command continues"
-                ) from error
+                raise TransrecError(f"{self.path}: cannot be written ({error}); {CONTINUES}") from error

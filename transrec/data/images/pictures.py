@@ -94,7 +94,7 @@ def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:
                     raise Problem(uncommon)
                 ImageOps.exif_transpose(picture, in_place=True)
                 return _to_rgb(picture), uncommon
-        except Problem:
+        except (Problem, MemoryError):
             raise
         except Image.DecompressionBombError as error:
             raise Problem(f"huge: {error}") from error

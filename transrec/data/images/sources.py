@@ -15,7 +15,7 @@ from PIL import Image
 from transrec.data.images.environment import reading
 from transrec.data.images.original import read_original
 from transrec.data.images.pictures import Problem, check_pixels, decode
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file, file_error, is_memory_shortage
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp"}
 HUGE_BYTES = 2**29
@@ -54,13 +54,15 @@ class Folder:
         return found
 
     def _unreadable(self, error: OSError) -> None:
-        raise TransrecError(f"{error.filename}: cannot read the folder ({error.strerror}); mend its permissions")
+        raise file_error(error, what="cannot read the folder")
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
         _check_bytes(found)
         try:
             data = (self.path / found.name).read_bytes()
         except OSError as error:
+            if is_memory_shortage(error):
+                raise
             raise Problem(f"unreadable: {error.strerror}") from error
         return decode(data, convert)
 
@@ -91,9 +93,12 @@ class Zip:
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
         _check_bytes(found)
-        self._archive = self._archive or zipfile.ZipFile(self.path)
+        with about_file(self.path, what="cannot be read"):
+            self._archive = self._archive or zipfile.ZipFile(self.path)
         try:
             data = self._archive.read(found.name)
+        except MemoryError:
+            raise
         # Besides its own errors: RuntimeError if encrypted, NotImplementedError, and those of each compression.
         except Exception as error:
             raise Problem(f"unreadable: {error}") from error

@@ -11,7 +11,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from transrec.data.images.environment import reading
 from transrec.data.images.header import HEADER_KEY, read_header
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, is_memory_shortage
 
 NAMED_IN_MESSAGES = 5
 
@@ -95,6 +95,8 @@ class ImageStore:
             try:
                 decoded = decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB)
             except (RuntimeError, ValueError) as error:
+                if is_memory_shortage(error):
+                    raise
                 raise self._damaged(item, str(error)) from error
             if decoded.shape != image.shape:
                 raise self._damaged(item, f"its shape is {list(decoded.shape)}")

@@ -1,0 +1,327 @@
+"""What the system refuses a run (room, permissions, memory) is one line that says what to do, and the run goes on."""
+
+import errno
+import os
+import re
+from contextlib import closing
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import encoder_flags
+from test_training import assert_same_run
+
+from transrec.data import catalog
+from transrec.data.catalog import cached_tokens
+from transrec.data.images.build import build_store
+from transrec.data.images.partial import Partial, Stored
+from transrec.data.images.sources import Found
+from transrec.data.images.store import ImageStore
+from transrec.data.states import StateBuilder, StateFile
+from transrec.errors import FileError, TransrecError
+from transrec.models.backbone import load_tokenizer
+from transrec.paths import file_sha256, make_folder, write_text
+from transrec.training import checkpoint
+from transrec.training.evaluation import Evaluator, Ranker
+from transrec.training.run import Run, read_options
+from transrec.training.trainer import Trainer
+
+NUMBERS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "EFBIG", "EMFILE", "ESTALE")
+ADVICE = {
+    **dict.fromkeys(("ENOSPC", "EDQUOT"), "make room"),
+    **dict.fromkeys(("EACCES", "EROFS"), "mend its permissions"),
+    "EIO": "the disk or the connection to it fails",
+    "EFBIG": "ulimit -f",
+    "EMFILE": "ulimit -n",
+    "ESTALE": "is not there",
+}
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Have a system call refuse files of a name, from now on: `refuse("replace", "log.txt", errno.EIO)`."""
+
+    def patch(call: str, name: str, number: int, when=lambda: True) -> None:
+        def guarded(original, path_of, *arguments, **keywords):
+            if re.search(name, str(path_of(*arguments))) and when():
+                raise OSError(number, os.strerror(number))
+            return original(*arguments, **keywords)
+
+        if call == "open":
+            for place in ("builtins.open", "io.open"):
+                monkeypatch.setattr(place, partial(guarded, open, lambda path, *_, **__: path))
+        elif call == "replace":
+            monkeypatch.setattr("os.replace", partial(guarded, os.replace, lambda source, target: target))
+        else:
+            of_descriptor = lambda number, *_: os.readlink(f"/proc/self/fd/{number}")  # noqa: E731
+            monkeypatch.setattr(f"os.{call}", partial(guarded, getattr(os, call), of_descriptor))
+
+    return patch
+
+
+def write_log(folder):
+    with closing(Run(folder / "run")) as one:
+        one.log("something")
+
+
+def write_json(folder):
+    with closing(Run(folder / "run")) as one:
+        one.write_result({"a": 1})
+
+
+def write_metrics(folder):
+    with closing(Run(folder / "run")) as one:
+        one.write_metrics([{"a": 1}])
+
+
+def put_states(folder):
+    builder = StateBuilder(folder / "s.safetensors", (4, 2, 4), "fp32", {})
+    builder.begin()
+    builder.put(0, torch.zeros(4, 2, 4))
+
+
+def make_store(folder):
+    with Partial(folder / "i.lmdb", {}):
+        pass
+
+
+WRITERS = {
+    "log": (write_log, "open", r"log\.txt"),
+    "result": (write_json, "replace", r"result\.json"),
+    "metrics": (write_metrics, "fsync", r"metrics\.jsonl"),
+    "checkpoint": (lambda folder: checkpoint.save(folder / "c", {"a": torch.ones(1)}, {}), "replace", r"/c$"),
+    "table": (lambda folder: write_text(folder / "table.md", "x"), "open", r"table\.md"),
+    "states": (put_states, "fsync", r"s\.safetensors"),
+    "states begun": (put_states, "open", r"s\.safetensors"),
+    "image store": (make_store, "open", r"i\.lmdb"),
+    "folder": (lambda folder: make_folder(folder / "new", "--out"), "open", "new"),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_what_cannot_be_written(kind, number, tmp_path, refuse, monkeypatch):
+    write, call, name = WRITERS[kind]
+    if kind == "folder":
+        monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda dir, **_: open(dir / "new"))
+    refuse(call, name, getattr(errno, number))
+    with pytest.raises(TransrecError) as caught:
+        write(tmp_path)
+    told = str(caught.value)
+    assert re.search(name.strip("$/"), told) and "\n" not in told and os.strerror(getattr(errno, number)) in told
+    assert ADVICE[number] in told
+    assert ("make room" in told) == (number in ("ENOSPC", "EDQUOT"))
+    assert ("permissions" in told) == (number in ("EACCES", "EROFS"))
+    assert not list(tmp_path.rglob("*.tmp")), "no half-written file stays"
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 4 KiB, for Rust and C as for Python, until it is called."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def lift():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, hard))
+    yield lift
+    lift()
+
+
+def test_a_checkpoint_that_the_system_refuses(tmp_path, small_files):
+    """The Rust below safetensors quotes the system."""
+    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, {})
+    with pytest.raises(FileError, match=r"/c: cannot be written \(File too large\); allow larger files with ulimit -f"):
+        checkpoint.save(tmp_path / "c", {"a": torch.ones(2**14)}, {})
+    assert torch.equal(checkpoint.read(tmp_path / "c")[0]["a"], torch.zeros(8)), "the one before stays"
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_an_image_store_that_the_system_refuses(domain, tmp_path, small_files):
+    """LMDB too; what is in the store stays in it."""
+    build = partial(build_store, domain / "items.tsv", domain / "images", tmp_path / "s.lmdb", 32, "raw")
+    with pytest.raises(FileError, match=r"s\.lmdb\S*: cannot be written \((File too large|No space left).*\); [^\n]+$"):
+        build()
+    small_files()
+    assert build().count == 150
+
+
+READERS = {
+    "data": (file_sha256, "open"),
+    "options": (lambda path: read_options(path.parent), "open"),
+    "states": (lambda path: StateFile(path, {}), "open"),
+}
+
+
+@pytest.mark.parametrize("number", ["EIO", "EACCES", "EMFILE"])
+@pytest.mark.parametrize("kind", READERS)
+def test_what_cannot_be_read(kind, number, tmp_path, refuse):
+    read, call = READERS[kind]
+    path = tmp_path / "options.json"
+    path.write_text("{}")
+    refuse(call, "options", getattr(errno, number))
+    with pytest.raises(FileError) as caught:
+        read(path)
+    assert str(path) in str(caught.value) and ADVICE[number] in str(caught.value)
+    assert "delete" not in str(caught.value) and "make room" not in str(caught.value)
+
+
+def test_a_store_that_cannot_be_read_just_now_is_not_begun_anew(domain, tmp_path, monkeypatch):
+    import lmdb
+
+    with Partial(tmp_path / "s.lmdb", {}) as begun:
+        begun.put([("a", b"x", Stored(Found("a.png", 1), ""))])
+    size = (tmp_path / ".s.lmdb.partial").stat().st_size
+    with monkeypatch.context() as patched:
+        patched.setattr("lmdb.open", lambda *_, **__: (_ for _ in ()).throw(lmdb.Error("x: Input/output error")))
+        with pytest.raises(FileError, match=r"Input/output error\); the disk"):
+            Partial(tmp_path / "s.lmdb", {})
+    assert (tmp_path / ".s.lmdb.partial").stat().st_size == size
+    with Partial(tmp_path / "s.lmdb", {}) as begun:
+        assert list(begun.stored) == ["a"]
+
+
+@pytest.mark.parametrize("call", ["os.chmod", "fcntl.flock"])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_file_systems_that_know_no_permissions_or_locks(call, number, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(call, refused)
+    write_log(tmp_path)
+    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, {})
+    write_json(tmp_path)
+
+
+def test_tokens_go_without_a_cache_but_not_without_the_one_asked_for(domain, backbones, tmp_path, refuse):
+    items, tokenizer = catalog.read_catalog(domain / "items.tsv"), load_tokenizer(backbones["bert"])
+    refuse("replace", "tokens-", errno.ENOSPC)
+    assert len(cached_tokens(items, tokenizer, 7, True).lengths) == 150
+    with pytest.raises(FileError, match=r"tokens-.*make room"):
+        cached_tokens(items, tokenizer, 7, True, tmp_path)
+
+
+# File, system call, error, how often it succeeds first, and whether the run has begun.
+MOMENTS = [
+    ("log.txt", "open", "EACCES", 0, False),
+    ("options.json", "replace", "ENOSPC", 0, False),
+    ("log.txt", "open", "ENOSPC", 0, True),
+    ("last.safetensors", "fsync", "EIO", 0, True),
+    ("best.safetensors", "replace", "EDQUOT", 0, True),
+    ("metrics.jsonl", "open", "EROFS", 1, True),
+    ("last.safetensors", "replace", "ESTALE", 3, True),
+    ("result.json", "fsync", "EMFILE", 0, True),
+]
+
+
+@pytest.mark.parametrize("name,call,number,spared,begun", MOMENTS, ids=lambda value: str(value))
+def test_a_run_goes_on_after_a_file_failed(name, call, number, spared, begun, command, unbroken_run, tmp_path, refuse):
+    folder = tmp_path / "run"
+    failing, calls = [True], iter(range(10**6))
+
+    def due() -> bool:
+        return failing[0] and (not begun or (folder / "options.json").exists()) and next(calls) >= spared
+
+    refuse(call, re.escape(name), getattr(errno, number), due)
+    status, told = command()
+    assert status == 2 and told.startswith(f"error: {folder}") and name in told and ADVICE[number] in told
+    failing[0] = False
+    if begun:
+        assert told.endswith(f"; the run continues with: python adapter.py --resume {folder}")
+        assert command("--resume", str(folder))[0] == 0
+    else:
+        assert "continues" not in told and not folder.exists()
+        assert command()[0] == 0
+    assert_same_run(unbroken_run, folder)
+    assert not list(folder.rglob(".*"))
+
+
+def real_shortage(of):
+    """Raises what torch's or numpy's own allocator raises."""
+    return torch.empty(2**50) if of == "torch" else np.empty(2**50)
+
+
+def cuda_shortage():
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore to read")
+
+
+def after(spared: int, original, fail):
+    """`original`, until it was called so often."""
+    calls = iter(range(10**6))
+    return lambda *arguments: fail() if next(calls) >= spared else original(*arguments)
+
+
+def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", after(1, Trainer._step, cuda_shortage))
+        status, told = command()
+    assert status == 2 and told.startswith(
+        "error: out of memory while training (CUDA out of memory. Tried to allocate 2.00 GiB.); "
+    )
+    assert all(flag in told for flag in ("--accumulate", "--precision bf16", "--title_tokens", "--batch_size"))
+    assert told.endswith(f"; the run continues with: python adapter.py --resume {tmp_path / 'run'}")
+    assert command("--resume", str(tmp_path / "run"))[0] == 0
+    assert_same_run(unbroken_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "owner,name,flag", [(Evaluator, "encode_items", "--eval_batch"), (Ranker, "ranks", "--eval_memory")]
+)
+def test_out_of_memory_in_evaluation(command, unbroken_run, tmp_path, monkeypatch, owner, name, flag):
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, lambda *_: real_shortage("torch"))
+        status, told = command()
+    assert status == 2 and "DefaultCPUAllocator" in told and f"give a smaller {flag} than" in told
+    assert command("--resume", str(tmp_path / "run"), flag, "32")[0] == 0
+    assert_same_run(unbroken_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("of", ["torch", "numpy"])
+def test_out_of_memory_while_a_backbone_is_loaded(command, tmp_path, monkeypatch, of):
+    from transformers import AutoModel
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: real_shortage(of))
+    status, told = command()
+    assert status == 2 and told.startswith("error: out of memory while preparing the run (")
+    assert "fetch it again" not in told and "smaller backbone" in told and not (tmp_path / "run").exists()
+
+
+def test_a_backbone_that_cannot_be_read_just_now(command, backbones, refuse):
+    refuse("open", rf"{backbones['bert']}/config\.json", errno.EIO)
+    status, told = command()
+    assert status == 2 and "Input/output error" in told and "fetch it again" not in told
+
+
+def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_path, monkeypatch):
+    for module in ("transrec.data.states", "transrec.caching"):
+        monkeypatch.setattr(f"{module}.BLOCK_ITEMS", 64)
+    flags = [*encoder_flags("bert+vit", backbones), "--cached", "true", "--state_cache", str(tmp_path / "states")]
+    flags += ["--text_layers", "0", "1", "--image_layers", "0", "1", "--adapter_lr", "1e-3"]
+    with monkeypatch.context() as patched:
+        patched.setattr(StateBuilder, "put", after(1, StateBuilder.put, lambda: real_shortage("numpy")))
+        status, told = command(*flags, method="iisan")
+    assert status == 2 and told.startswith("error: out of memory while computing hidden states (Unable to allocate")
+    assert "--precision bf16" in told and not (tmp_path / "run").exists()
+    kept, begin = [], StateBuilder.begin
+    monkeypatch.setattr(StateBuilder, "begin", lambda self: kept.append(begin(self)) or kept[-1])
+    assert command(*flags, method="iisan")[0] == 0
+    assert kept == [1, 0], "of the text's states one block was kept"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_fails_in_a_worker_is_told_alike(command, backbones, domain, tmp_path, monkeypatch, workers):
+    def damaged(self, ids):
+        raise self._damaged(ids[0], "its bytes are gone")
+
+    monkeypatch.setattr(ImageStore, "read", damaged)
+    status, told = command(*encoder_flags("vit", backbones), "--image_workers", str(workers))
+    assert status == 2 and re.match(r"error: \S*images\.lmdb: the image of \S+ is damaged \(its bytes are gone\)", told)
+
+
+def test_a_worker_that_is_lost(command, backbones, monkeypatch):
+    monkeypatch.setattr(ImageStore, "read", lambda self, ids: os.kill(os.getpid(), 9))
+    status, told = command(*encoder_flags("vit", backbones), "--image_workers", "1")
+    assert status == 2 and "a process that reads images was lost, perhaps for lack of memory" in told
+    assert "give fewer --image_workers; the run continues with: " in told
