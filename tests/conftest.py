@@ -78,7 +78,10 @@ def _flags(domain: Path, backbones: dict[str, Path]) -> list[str]:
 
 @pytest.fixture
 def command(flags, tmp_path, monkeypatch, capfd):
-    """Runs a script's entry point with few steps; returns its exit status and the last line of its standard error."""
+    """Runs a script's entry point with few steps; returns its exit status and the last line of its standard error.
+
+    All of that is in `errors` of this.
+    """
 
     def call(*more: str, method: str = "houlsby") -> tuple[int, str]:
         arguments = more if "--resume" in more else (*flags, *FEW_STEPS, "--output", str(tmp_path / "run"), *more)
@@ -90,9 +93,9 @@ def command(flags, tmp_path, monkeypatch, capfd):
             runner.adapt(method)
         except SystemExit as exit_:
             status = exit_.code
-        told = capfd.readouterr().err
-        assert "Traceback" not in told
-        return status, (told.splitlines() or [""])[-1]
+        call.errors = capfd.readouterr().err
+        assert "Traceback" not in call.errors
+        return status, (call.errors.splitlines() or [""])[-1]
 
     return call
 
