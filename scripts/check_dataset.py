@@ -17,11 +17,10 @@ from matplotlib.ticker import StrMethodFormatter
 
 from transrec.arguments import Parser
 from transrec.command import reporting
-from transrec.data.catalog import Catalog, check_titles
+from transrec.data.catalog import check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
 from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
-from transrec.errors import TransrecError
 from transrec.options import DataOptions
 from transrec.paths import atomic_write, make_folder, resolve
 from transrec.reports.tables import markdown
@@ -44,14 +43,6 @@ def without_image(folder: Path, images: str | None, ids: list[str]) -> set[str] 
         store = find_images(folder, images)
         return {*store.missing(ids), *store.header.grey}
     return None
-
-
-def about_titles(catalog: Catalog) -> list[str]:
-    """What stands in the way of reading the titles, if there are any."""
-    try:
-        return check_titles(catalog) if any(catalog.titles) else []
-    except TransrecError as error:
-        return [str(error)]
 
 
 def table(dataset: Dataset, lacking: dict[str, set[str]]) -> str:
@@ -140,7 +131,7 @@ if __name__ == "__main__":
         lacking = {
             "a title": {item for item, title in zip(catalog.ids, catalog.titles, strict=True) if not title.strip()}
         }
-        for warning in about_titles(catalog):
+        for warning in check_titles(catalog) if any(catalog.titles) else ():
             print(f"warning: {warning}", file=sys.stderr)
         no_image = without_image(resolve(options.dataset), options.images, catalog.ids)
         if no_image is not None:

@@ -1,5 +1,6 @@
 """How a command ends: whatever happened, with one line for its user and an exit status, and never a traceback."""
 
+import math
 import os
 import shlex
 import signal
@@ -12,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transrec.errors import Interrupted, TransrecError, as_told, file_error
+from transrec.processes import STOP_SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTHING_LOST = "nothing is lost, the same command starts again"
 SECONDS_FOR_MAIN_TO_SPEAK = 3
+SECONDS_OF_ONE_SIGNAL = 1
 
 
 @contextmanager
@@ -26,26 +28,27 @@ def reporting() -> Iterator[None]:
     one that asked it to stop, which is raised as Interrupted wherever the command is, and as if killed by SIGPIPE when
     nobody reads its output any more.
     """
-    try:
-        with _interruptible():
+    with _interruptible():
+        try:
             try:
                 yield
             except SystemExit:
                 _flush()
                 raise
             _flush()
-    except Interrupted as stop:
-        if int(os.environ.get("RANK", 0)):
-            sys.exit(128 + stop.signal_number)
-        _leave(128 + stop.signal_number, f"stopped by {stop}: {stop.advice or NOTHING_LOST}")
-    except BrokenPipeError:
-        _close_output()
-        sys.exit(128 + signal.SIGPIPE)
-    except Exception as error:
-        told = as_told(error)
-        if told is None:
-            raise
-        _leave(told.exit_status, f"error: {told}")
+        except Interrupted as stop:
+            _ignore_signals()
+            if int(os.environ.get("RANK", 0)):
+                sys.exit(128 + stop.signal_number)
+            _leave(128 + stop.signal_number, f"stopped by {stop}: {stop.advice or NOTHING_LOST}")
+        except BrokenPipeError:
+            _close_output()
+            sys.exit(128 + signal.SIGPIPE)
+        except Exception as error:
+            told = as_told(error)
+            if told is None:
+                raise
+            _leave(told.exit_status, f"error: {told}")
 
 
 def resume_command(folder: Path, processes: int = 1) -> str:
@@ -81,15 +84,23 @@ def run_script(command: list[str]) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise Interrupted, unless whoever started this process had it ignore them."""
+    """Within, SIGINT and SIGTERM raise Interrupted, unless whoever started this process had it ignore them.
+
+    One that comes within a second of another is the same, sent to a job as a whole and passed on by its launcher too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def stop(number, frame):
-        raise Interrupted(number)
+    last = -math.inf
 
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    def stop(number, frame):
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > SECONDS_OF_ONE_SIGNAL:
+            raise Interrupted(number)
+
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
         for number, handler in previous.items():
             if handler not in (signal.SIG_IGN, None):
@@ -99,6 +110,13 @@ def _interruptible() -> Iterator[None]:
         for number, handler in previous.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+def _ignore_signals() -> None:
+    """What is asked for is being done: a second signal must not cut off the line that says so."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _leave(status: int, line: str) -> None:

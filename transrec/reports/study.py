@@ -30,6 +30,7 @@ from transrec.cpus import usable_cpus
 from transrec.data.dataset import load_dataset
 from transrec.errors import Interrupted, TransrecError, about_file
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
+from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
 from transrec.reports.tables import (
     COLUMNS,
@@ -350,7 +351,7 @@ class Workers:
     def run(self, study: Study) -> None:
         """Run all that is not done; tables are rewritten after each. Raises Interrupted after SIGINT or SIGTERM."""
         waiting = [job for job in study.jobs if not job.is_done]
-        old = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
         try:
             while (waiting or self.running) and not (self.stop_signal and not self.running):

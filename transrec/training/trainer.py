@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from transrec.command import say
+from transrec.command import SECONDS_OF_ONE_SIGNAL, say
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.methods import TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
+from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
 from transrec.training import checkpoint
 from transrec.training.distributed import World
@@ -425,19 +426,24 @@ class Trainer:
 
     @contextmanager
     def _catch_signals(self):
-        """Note the first SIGINT or SIGTERM; a second one acts at once."""
-        previous = {}
+        """Note the first SIGINT or SIGTERM; a second one acts at once, unless it is the first told twice."""
+        previous, since = {}, 0.0
 
         def note(number, frame):
-            self._signal = number
-            signal.signal(number, previous[number])
+            nonlocal since
+            if self._signal is not None:
+                if time.monotonic() - since > SECONDS_OF_ONE_SIGNAL:
+                    signal.signal(number, previous[number])
+                    signal.raise_signal(number)
+                return
+            self._signal, since = number, time.monotonic()
             if self._may_leave_at_once:
                 raise Interrupted(number)
             if self.world.is_main:
                 say(f"{signal.Signals(number).name}: stops after this step and saves; the same again stops at once")
 
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 previous[number] = signal.signal(number, note)
             yield
         finally:
