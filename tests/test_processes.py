@@ -100,8 +100,9 @@ def test_ranks_end_with_their_launcher(flags, tmp_path):
 def test_a_signal_to_all_ends_like_that_of_one_process(flags, tmp_path, number):
     process = launched(flags, tmp_path / "run")
     os.killpg(process.pid, number)
-    (line,) = messages(process)
+    first, line = messages(process)
     assert process.returncode == 128 + number
+    assert first == f"{number.name}: stops after this step and saves; the same again stops at once"
     assert line.startswith(f"stopped by {number.name}: saved; continue with: ")
     assert line.endswith(f"frozen.py --resume {tmp_path / 'run'} --nproc 2")
 
@@ -137,7 +138,7 @@ def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(doma
     until(metrics.exists)
     workers = until(lambda: children(process.pid))
     os.killpg(process.pid, signal.SIGTERM)
-    (line,) = messages(process)
+    *_, line = messages(process)
     assert process.returncode == 128 + signal.SIGTERM
     assert line.startswith("stopped by SIGTERM: saved")
     until(lambda: not any(map(is_alive, workers)), seconds=10)
