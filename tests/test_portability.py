@@ -1,20 +1,28 @@
 """Where transrec runs: the CPUs it may use, and systems that lack what Linux has."""
 
 import importlib.util
+import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import types
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
 
 from transrec import cpus, locks
-from transrec.data import states
+from transrec.data import features, states
+from transrec.data.catalog import Tokens
+from transrec.data.dataset import find_images, load_dataset
+from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures, blocks_ahead
 from transrec.errors import TransrecError
 from transrec.locks import Lock
 from transrec.training import distributed, profiler
@@ -188,6 +196,22 @@ def test_where_no_locks_are_known_none_is_held(tmp_path, monkeypatch, error):
     assert not list(tmp_path.iterdir())
 
 
+def test_workers_that_are_not_forked_read_the_same(domain, monkeypatch):
+    """macOS and Windows start workers anew and send them the features: none but what reads, and nothing of a GPU."""
+    store = find_images(domain)
+    ids = load_dataset(domain, 6, 5).catalog.ids[:6]
+    tokens = Tokens(np.ones((6, 4), np.int32), np.full(6, 4, np.int32))
+    text, image = TextFeatures(tokens, np.arange(6)), ImageFeatures(store, ids, workers=1)
+    assert not vars(pickle.loads(pickle.dumps(text)))
+    expected = [read for _, read in blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, ImageFeatures(store, ids)]))]
+    context = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(features, "DataLoader", partial(DataLoader, multiprocessing_context=context))
+    reads = [read for _, read in blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, image]))]
+    assert len(reads) == 2
+    for (of_text, (pixels,)), (_, (wanted,)) in zip(reads, expected, strict=True):
+        assert not of_text and torch.equal(pixels, wanted)
+
+
 @pytest.fixture
 def apple(monkeypatch):
     """A machine with an Apple GPU, as far as torch tells; nothing can be computed on it."""
@@ -214,7 +238,7 @@ def test_auto_is_apples_gpu_where_there_is_one(apple, monkeypatch):
 
 def test_several_processes_leave_apples_gpu_alone(apple, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "_join", lambda alone: alone)
     assert distributed.start("auto").device == torch.device("cpu")
     with pytest.raises(TransrecError, match="--device mps: an Apple GPU takes one process; use --device cpu"):
         distributed.start("mps")

@@ -53,6 +53,10 @@ class TextFeatures:
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is sent to a worker process only reads, and an accelerator's tensors cannot be sent on every system.
+        return {}
+
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
         """Nothing."""
         return ()
