@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import BOTH, encoder_flags, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -109,6 +109,7 @@ def test_without_what_linux_has(flags, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     here = run([*ids, "--output", str(tmp_path / "here")])
+    assert not list(tmp_path.glob("*/.lock"))
     assert float(done.stdout.splitlines()[-1]) == here["test"]["HR@10"]
 
 
@@ -264,10 +265,19 @@ class NoDoubles(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("tower", ["id", "text"])
-def test_a_run_computes_nothing_in_float64(flags, tmp_path, tower):
+@pytest.mark.parametrize(
+    ("method", "kind", "objective"),
+    [
+        ("full", "bert", "cpc"),
+        ("compacter", "vit", "sasrec"),
+        ("prompt", "llama", "sasrec"),
+        ("iisan", BOTH, "in_batch"),
+    ],
+)
+def test_a_run_computes_nothing_in_float64(flags, backbones, tmp_path, method, kind, objective):
+    more = ["--epochs", "1", "--clip_grad_norm", "1", "--objective", objective, "--output", str(tmp_path)]
     with NoDoubles():
-        run([*flags, "--item_tower", tower, "--epochs", "1", "--clip_grad_norm", "1", "--output", str(tmp_path)])
+        run([*flags, *encoder_flags(kind, backbones), *more], method)
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")

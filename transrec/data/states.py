@@ -138,7 +138,7 @@ class StateBuilder:
         self.length = len(self.header) + shape[0] * self.row_bytes
 
     def begin(self) -> int:
-        """Continue what is there of exactly this, or begin anew; returns the number of blocks that are done."""
+        """Continue what is there of exactly this, or begin anew; returns `kept`."""
         try:
             if not self._is_begun():
                 if self.partial.is_dir():
@@ -150,7 +150,7 @@ class StateBuilder:
             with suppress(OSError):
                 self.partial.unlink()
             raise self._no_room(error) from error
-        return len(self.blocks) - len(self.waiting(0, 1))
+        return self.kept()
 
     def _is_begun(self) -> bool:
         if not self.partial.is_file() or self.partial.stat().st_size != self.length:
@@ -160,6 +160,12 @@ class StateBuilder:
             header = bytearray(file.read(len(self.header)))
         header[digests] = self.header[digests]
         return header == self.header
+
+    def kept(self) -> int:
+        """Blocks that have a digest; their states are not read."""
+        with open(self.partial, "rb") as file:
+            file.seek(self._digests_at)
+            return sum(file.read(DIGEST_BYTES) != NO_DIGEST for _ in self.blocks)
 
     def waiting(self, rank: int, ranks: int) -> list[int]:
         """First rows of the blocks that a process of so many still has to make."""
