@@ -3,13 +3,15 @@
 import errno
 import os
 import re
+import subprocess
+import sys
 from contextlib import closing
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import encoder_flags
+from conftest import REPOSITORY, encoder_flags
 from test_training import assert_same_run
 
 from transrec.data import catalog
@@ -51,6 +53,8 @@ def refuse(monkeypatch):
         if call == "open":
             for place in ("builtins.open", "io.open"):
                 monkeypatch.setattr(place, partial(guarded, open, lambda path, *_, **__: path))
+        elif call == "os.open":
+            monkeypatch.setattr("os.open", partial(guarded, os.open, lambda path, *_, **__: path))
         elif call == "replace":
             monkeypatch.setattr("os.replace", partial(guarded, os.replace, lambda source, target: target))
         else:
@@ -94,7 +98,7 @@ WRITERS = {
     "table": (lambda folder: write_text(folder / "table.md", "x"), "open", r"table\.md"),
     "states": (put_states, "fsync", r"s\.safetensors"),
     "states begun": (put_states, "open", r"s\.safetensors"),
-    "image store": (make_store, "open", r"i\.lmdb"),
+    "image store": (make_store, "os.open", r"i\.lmdb"),
     "folder": (lambda folder: make_folder(folder / "new", "--out"), "open", "new"),
 }
 
@@ -325,3 +329,33 @@ def test_a_worker_that_is_lost(command, backbones, monkeypatch):
     status, told = command(*encoder_flags("vit", backbones), "--image_workers", "1")
     assert status == 2 and "a process that reads images was lost, perhaps for lack of memory" in told
     assert "give fewer --image_workers; the run continues with: " in told
+
+
+A_LOST_WORKER = """
+import os, signal, sys
+from pathlib import Path
+from transrec.command import reporting
+from transrec.data.images import sources
+from transrec.data.images.build import build_store
+load = sources.Folder.load
+def lost(self, found, convert):
+    if "00070" in found.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return load(self, found, convert)
+sources.Folder.load = lost
+if __name__ == "__main__":
+    with reporting():
+        build_store(*map(Path, sys.argv[1:]), 32, workers=3)
+"""
+
+
+def test_a_worker_of_an_image_store_that_is_lost(domain, tmp_path):
+    """The others are ended, and not waited for."""
+    (tmp_path / "driver.py").write_text(A_LOST_WORKER)
+    files = [domain / "items.tsv", domain / "images", tmp_path / "s.lmdb"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "driver.py", *files], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "a worker process was lost, perhaps for lack of memory; give fewer --workers" in done.stderr

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from multiprocessing import connection, parent_process
 
@@ -12,13 +12,13 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_SECONDS = 1
 
 
-def serve_parent(worker: int = 0) -> None:
+def serve_parent(worker: int = 0, ignored: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
     """Called by a worker of `multiprocessing`: the parent decides when it stops, and its end is the worker's.
 
     Ctrl-C reaches all processes of a terminal, SIGTERM of SLURM or systemd all of a job: the parent, which saves first,
     needs its workers until then. A parent that is killed cannot end them.
     """
-    for number in STOP_SIGNALS:
+    for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     _mask_signals("SIG_UNBLOCK")
     threading.Thread(target=_leave_with_parent, daemon=True).start()

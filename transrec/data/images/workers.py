@@ -1,5 +1,6 @@
 """Making records in several processes, with little in memory. The processes load neither torch nor a dataset."""
 
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +12,7 @@ from typing import NamedTuple
 from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.images.sources import Found, Source
 from transrec.errors import TransrecError
-from transrec.processes import serve_parent
+from transrec.processes import holding_signals, serve_parent
 
 CHUNKS_AHEAD = 4
 
@@ -58,11 +59,18 @@ def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: i
     # Forked processes would share what this one has open.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (source, recipe))
     chunks = iter(chunks)
+    waiting: deque = deque()
+
+    def submit(count: int) -> None:
+        for chunk in islice(chunks, count):
+            with holding_signals():
+                waiting.append(pool.submit(_work, chunk))
+
     try:
-        waiting = deque(pool.submit(_work, chunk) for chunk in islice(chunks, CHUNKS_AHEAD * workers))
+        submit(CHUNKS_AHEAD * workers)
         while waiting:
             yield waiting.popleft().result()
-            waiting.extend(pool.submit(_work, chunk) for chunk in islice(chunks, 1))
+            submit(1)
     except BrokenProcessPool as error:
         raise TransrecError(
             "a worker process was lost, perhaps for lack of memory; give fewer --workers, the same command continues"
@@ -77,7 +85,8 @@ _worker: Worker | None = None
 def _start(source: Source, recipe: Recipe) -> None:
     global _worker
     _worker = Worker(source, recipe)
-    serve_parent()
+    # The pool ends the others by SIGTERM when one is lost, and would wait for good for those that ignore it.
+    serve_parent(ignored=[signal.SIGINT])
 
 
 def _work(chunk: Chunk) -> list[Outcome]:
