@@ -272,7 +272,8 @@ def test_lora_equals_peft(kind, backbones, batch):
         pytest.skip("compared over text, where both name their target modules alike")
     ours = Recommender(make_encoder(kind, backbones), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
     apply(ours, "lora", insert="item", item_rank=3, lora_scaling=2.0)
-    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["query", "value"], lora_dropout=0.0)
+    targets = ["q_proj", "v_proj"] if kind == DECODER else ["query", "value"]
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets, lora_dropout=0.0)
     theirs = peft.get_peft_model(load_backbone(backbones[kind]), config).eval()
     copied = 0
     for path, module in theirs.named_modules():

@@ -124,7 +124,11 @@ def test_check_dataset_counts_what_lacks_a_title_or_an_image(domain, tmp_path):
     (tmp_path / "images").mkdir()
     for item in ids[:140]:
         (tmp_path / "images" / f"{item}.jpg").touch()
-    shown = cells(check(tmp_path, "--images", tmp_path / "images", "--out", tmp_path).stdout)
+    done = check(tmp_path, "--images", tmp_path / "images", "--out", tmp_path)
+    shown = cells(done.stdout)
+    first, second = done.stderr.splitlines()
+    assert first.startswith("warning: ") and "3 of 150 items have no title" in first
+    assert second.startswith("warning: ") and "only 2 different titles for 150 items" in second
     assert shown["items without a title"][0] == "3"
     assert shown["items without an image"][0] == "10"
 

@@ -63,6 +63,8 @@ class KAdapter(nn.Module):
             with torch.no_grad():
                 self.fusion.weight.copy_(torch.eye(width, 2 * width))
                 self.fusion.bias.zero_()
+        # A decoder's blocks are given no mask where no text is padded, and are causal all the same.
+        self._is_causal = getattr(place.stack.blocks[0].query.parent, "is_causal", False)
         self._hidden: dict[int, Tensor] = {}
         self._last = len(place.stack.blocks) - 1
         for number, block in enumerate(place.stack.blocks):
@@ -84,10 +86,13 @@ class KAdapter(nn.Module):
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
     def _added(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """The blocks' mask as something to add to logits; blocks are given it so, or boolean, or not at all."""
+        """The blocks' mask as something to add to logits; blocks are given it so, or as truth values, or not at all."""
+        length = hidden.shape[1]
+        if self.masked and mask is None and self._is_causal:
+            mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
         if not self.masked or mask is None:
-            return hidden.new_zeros(1, 1, 1, hidden.shape[1])
-        return torch.where(mask, 0.0, MASKED) if mask.dtype == torch.bool else mask
+            return hidden.new_zeros(1, 1, 1, length)
+        return mask if mask.is_floating_point() else torch.where(mask.bool(), 0.0, MASKED)
 
 
 @dataclass(frozen=True)
