@@ -420,3 +420,21 @@ def test_a_pooling_that_we_lack(flags, sentence_encoder, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert "declares the pooling max, mean, and only cls, last, mean are known here: titles are read by" in line
     assert read_options(tmp_path / "run")["text_pooling"] == "auto"
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_the_image_encoder_of_a_model_of_images_and_texts(kind, tmp_path):
+    """The folder of the whole model serves; SigLIP's texts have no model of their own in transformers."""
+    texts = WORDS | {"projection_size": 32, "bos_token_id": 1, "eos_token_id": 2}
+    save(tmp_path, kind, {"text_config": texts, "vision_config": PATCHES, "projection_dim": 32})
+    whole, part = AutoModel.from_pretrained(tmp_path).eval(), load_backbone(tmp_path, "image").eval()
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        told = whole.vision_model(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(part(pixel_values=pixels).last_hidden_state, told)
+    if kind == "clip":
+        text = load_backbone(tmp_path, "text")
+        assert (text.config.hidden_size, pooling(text.config, "auto")) == (32, "last")
+    else:
+        with pytest.raises(TransrecError, match="holds no text encoder that can be loaded"):
+            load_backbone(tmp_path, "text")
