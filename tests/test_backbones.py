@@ -383,7 +383,7 @@ def test_a_run_reads_as_its_encoder_declares(flags, sentence_encoder, tmp_path, 
 def test_runs_begun_before_declarations_were_read_stay_what_they_were(flags, sentence_encoder, tmp_path, capsys):
     """Theirs says auto, which meant [CLS]: resumed and loaded so; who starts from them is told."""
     declaration = (sentence_encoder / "modules.json").rename(tmp_path / "modules.json")
-    encoder = ["--text_encoder", str(sentence_encoder)]
+    encoder = ["--text_encoder", str(sentence_encoder), "--keep_state"]
     run([*flags, *encoder, "--output", str(tmp_path / "whole")])
     run([*flags, *encoder, "--output", str(tmp_path / "old"), "--epochs", "1"])
     for file in (tmp_path / "old" / "checkpoints").glob("*.safetensors"):
