@@ -18,6 +18,7 @@ from transrec import runner
 from transrec.data.demo import Domain, make_domain
 from transrec.errors import TransrecError
 from transrec.training import checkpoint
+from transrec.training.precision import Precision
 
 SCRIPTS = REPOSITORY / "Downstream" / "Text" / "script"
 # One thread each: sums over threads may round otherwise, and these tests compare bit by bit.
@@ -138,6 +139,17 @@ def test_mixed_precision_follows_fp32(flags, tmp_path, precision):
     losses = [epoch["train_loss"] for epoch in numbers(tmp_path / "moving")["epochs"]]
     assert losses[-1] < losses[0]
     assert all(tensor.dtype == torch.float32 for tensor in best(tmp_path / "moving").values())
+
+
+def test_float32_on_a_gpu_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        Precision("fp32", torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_tensorboard(flags, tmp_path):
