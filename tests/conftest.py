@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from transrec import runner
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
@@ -21,8 +22,10 @@ DECODER = "llama"
 TEXT_KINDS = (*ENCODERS, DECODER)
 BOTH = "bert+vit"
 FEW_STEPS = ("--batch_size", "20")
-SHARED = REPOSITORY.parent / "shared"
+SHARED = Path(os.environ.get("TRANSREC_SHARED", REPOSITORY.parent / "shared"))
 GOLDEN = SHARED / "golden"
+# How far numbers may be from the recorded ones.
+TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4}
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +41,18 @@ def scientific() -> Path:
     if not folder.exists():
         pytest.skip(f"the Scientific dataset is not at {folder}")
     return folder
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where recorded cases are computed."""
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def tolerance(device) -> float:
+    """How far what is computed there may be from the record."""
+    return TOLERANCES[device.type]
 
 
 def read_case(folder: Path) -> tuple[dict, dict]:

@@ -25,7 +25,7 @@ from transrec.data.batches import Batch
 from transrec.data.catalog import tokenise
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.demo import make_text_backbone
-from transrec.data.features import TextFeatures
+from transrec.data.features import IdFeatures, TextFeatures
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.interop import load_original, load_side
@@ -51,29 +51,30 @@ def backbones(backbones, tmp_path_factory):
     return backbones | {"wide": wide}
 
 
-def states_of(io):
+def states_of(io, device):
     kept = [0, 2, 4, 6, 8, 10, 12]
-    return {"image": torch.from_numpy(io["hs_cv"])[:, kept], "text": torch.from_numpy(io["hs_text"])[:, kept]}
+    every = {"image": io["hs_cv"], "text": io["hs_text"]}
+    return {kind: torch.from_numpy(states)[:, kept].to(device) for kind, states in every.items()}
 
 
-def test_side_network_equals_the_original(golden):
+def test_side_network_equals_the_original(golden, device, tolerance):
     folder = golden / "iisan" / "side_uncached" / "default"
     _, io = read_case(folder)
-    side = load_side(folder / "weights.safetensors")
-    states = states_of(io)
+    side = load_side(folder / "weights.safetensors").to(device)
+    states = states_of(io, device)
     ends = side.ends(states)
     for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
-        np.testing.assert_allclose(ends[ours].detach(), io[theirs], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(ends[ours].detach().cpu(), io[theirs], atol=tolerance, rtol=0)
     fused = side(states)
-    np.testing.assert_allclose(fused.detach(), io["fused"], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(fused.detach().cpu(), io["fused"], atol=tolerance, rtol=0)
 
-    (fused * torch.from_numpy(io["grad_R"])).sum().backward()
+    (fused * torch.from_numpy(io["grad_R"]).to(device)).sum().backward()
     recorded = load_side_gradients(folder / "grads.safetensors")
     for name, parameter in side.named_parameters():
         # Sums over 20 items of products of that many terms: float32 rounding grows with the gradient.
         gradient = recorded[name].detach()
-        bound = TOLERANCE * max(1.0, gradient.abs().max().item())
-        np.testing.assert_allclose(parameter.grad, gradient, atol=bound, rtol=0, err_msg=name)
+        bound = tolerance * max(1.0, gradient.abs().max().item())
+        np.testing.assert_allclose(parameter.grad.cpu(), gradient, atol=bound, rtol=0, err_msg=name)
 
 
 def load_side_gradients(path):
@@ -102,19 +103,19 @@ def tiny(golden, tmp_path):
     return meta, io, recommender
 
 
-def test_a_whole_model_equals_the_original(tiny):
+def test_a_whole_model_equals_the_original(tiny, device, tolerance):
     meta, io, recommender = tiny
-    encoder = recommender.item_encoder
+    encoder = recommender.to(device).item_encoder
     assert encoder.states == {"text": [0, 2, 4], "image": [0, 2, 4]}
-    ids, mask = torch.from_numpy(io["item_text"]).long().chunk(2, dim=1)
-    pixels = torch.from_numpy(io["item_images"])
+    ids, mask = torch.from_numpy(io["item_text"]).to(device).long().chunk(2, dim=1)
+    pixels = torch.from_numpy(io["item_images"]).to(device)
     every = {
         "text": encoder.readers["text"].read(encoder.encoders["text"].read_out, ids, mask),
         "image": encoder.readers["image"].read(encoder.encoders["image"].encode, pixels),
     }
     # Item 0 is padding, of which the record has whatever the original computed.
-    np.testing.assert_allclose(every["text"][1:], io["bert_hidden_cls"][1:], atol=TOLERANCE, rtol=0)
-    np.testing.assert_allclose(every["image"][1:], io["vit_hidden_cls"][1:], atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(every["text"][1:].cpu(), io["bert_hidden_cls"][1:], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(every["image"][1:].cpu(), io["vit_hidden_cls"][1:], atol=tolerance, rtol=0)
 
     states = {kind: values[1:, encoder.states[kind]] for kind, values in every.items()}
     items = io["sample_items_id"]
@@ -122,17 +123,17 @@ def test_a_whole_model_equals_the_original(tiny):
     with torch.no_grad():
         ends, embeddings = encoder.side.ends(states), encoder.side(states)
         for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
-            of_slots = ends[ours][items.reshape(-1)[real] - 1]
-            np.testing.assert_allclose(of_slots, io[theirs][real], atol=TOLERANCE, rtol=0)
+            of_slots = ends[ours].cpu()[items.reshape(-1)[real] - 1]
+            np.testing.assert_allclose(of_slots, io[theirs][real], atol=tolerance, rtol=0)
         batch = Batch(
             items=torch.arange(1, len(embeddings) + 1),
             sequences=torch.from_numpy(items),
             negatives=torch.zeros_like(torch.from_numpy(items[:, :-1])),
             log_popularity=torch.from_numpy(np.log(io["pop_prob_list"][1:])).float(),
             predictions=int(io["log_mask"].sum()),
-        )
+        ).to(device, IdFeatures())
         loss = recommender.objective(embeddings, batch, recommender.user_encoder) / batch.predictions
-    assert loss.item() == pytest.approx(meta["loss"], abs=TOLERANCE)
+    assert loss.item() == pytest.approx(meta["loss"], abs=tolerance)
 
 
 def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):

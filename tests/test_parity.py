@@ -30,7 +30,6 @@ from transrec.models.sequence import SASRec
 from transrec.training.evaluation import Ranker
 from transrec.training.metrics import summarise
 
-TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4}
 TEXT_CASES = [
     ("base_sasrec", "sasrec", None),
     ("base_cpc", "cpc", None),
@@ -56,18 +55,6 @@ def batch_of(item_ids, log_mask) -> Batch:
         log_popularity=torch.zeros(item_ids.numel()),
         predictions=int(mask.sum()),
     )
-
-
-@pytest.fixture
-def device() -> torch.device:
-    """Where the recorded cases are computed."""
-    return torch.device("cpu")
-
-
-@pytest.fixture
-def tolerance(device) -> float:
-    """How far numbers computed there may be from the recorded ones."""
-    return TOLERANCES[device.type]
 
 
 @pytest.fixture(params=TEXT_CASES, ids=lambda case: case[0])
