@@ -1,12 +1,16 @@
-# make demo    the whole job on built-in data, one table at the end
-# make test    the whole test suite
-# make lint    style
-# make clean   removes .venv and all that these made; other runs and data stay
+# make demo       the whole job on built-in data, one table at the end
+# make test       the whole test suite
+# make lint       style
+# make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
+# make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it
+# make clean      removes .venv and all that these made; other runs and data stay
 #
-# Each of the first three sets up .venv first, once, with the first Python of 3.11 or newer that is there, or with
+# Each but the last sets up .venv first, once, with the first Python of 3.11 or newer that is there, or with
 #     make demo PYTHON=/path/to/python
 # On Linux PyPI's torch brings CUDA's libraries, several gigabytes; without a GPU a much smaller one does:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The tests of a GPU and of faults take an interpreter that has all they need already, without a .venv:
+#     make test-gpu INTERPRETER=python3
 
 PYTHONS := python3.13 python3.12 python3.11 python3 python
 PYTHON ?= $(firstword $(foreach each,$(PYTHONS),$(if $(call unfit,$(each)),,$(each))))
@@ -19,13 +23,24 @@ CHECK := import sys; from importlib.util import find_spec as find; \
 	"without its venv module (on Debian and Ubuntu: apt install python3-venv)")
 unfit = $(shell $(1) -c '$(CHECK)' 2>/dev/null || echo not there)
 
-.PHONY: demo test lint clean
+# Named by the user, it finds the checkout as an installed package would be found.
+INTERPRETER ?=
+SETUP := $(if $(INTERPRETER),,$(READY))
+RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$(BIN)/python)
+
+.PHONY: demo test test-gpu faults lint clean
 
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-gpu: $(SETUP)
+	$(RUN) -m pytest tests/gpu -ra --tb=short --junitxml "$${TRANSREC_GPU_REPORT:-runs/gpu}/tests.xml"
+
+faults: $(SETUP)
+	$(RUN) tests/faults/campaign.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

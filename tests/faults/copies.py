@@ -1,6 +1,7 @@
 """Run scripts as told on standard input, each in a copy of this process, which has imported all they need.
 
-A line {"argv", "out", "err", "seconds"} is answered with {"status", "mebibytes"}; status null: it took longer.
+A line {"argv", "out", "err", "seconds"} is answered with {"status", "mebibytes"}: a status of null when it took longer,
+and the memory that it took beyond this process's.
 """
 
 import json
@@ -41,6 +42,11 @@ def run(order: dict) -> None:
     os._exit(status)
 
 
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def wait(pid: int, seconds: float) -> dict:
     """How the copy ended; after so many seconds it is ended."""
     deadline = time.monotonic() + seconds
@@ -50,7 +56,7 @@ def wait(pid: int, seconds: float) -> dict:
         if ended:
             return {
                 "status": None if late else os.waitstatus_to_exitcode(status),
-                "mebibytes": used.ru_maxrss / 1024,
+                "mebibytes": (used.ru_maxrss * 1024 - resident()) / 2**20,
             }
         if time.monotonic() > deadline:
             late = True

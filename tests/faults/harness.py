@@ -266,7 +266,7 @@ class Launcher:
             )
 
     def run(self, command: list[str], folder: Path, seconds: float) -> tuple[Ended, float]:
-        """A command of `script`; how it ended, and its peak memory in MiB. Raises Failed when it takes longer."""
+        """A command of `script`; how it ended, and MiB that it took. Raises Failed when it takes longer."""
         folder.mkdir(parents=True, exist_ok=True)
         out, err = folder / "out", folder / "err"
         (folder / "command").write_text(" ".join(command) + "\n")
