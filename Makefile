@@ -61,6 +61,6 @@ $(READY): requirements.txt setup.py
 
 clean:
 	rm -rf .venv transrec.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf runs/quickstart Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
+	rm -rf runs/quickstart runs/gpu runs/faults Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
 	find transrec tests -name __pycache__ -prune -exec rm -rf {} +
 	@rmdir runs 2>/dev/null || true

@@ -152,6 +152,25 @@ def test_float32_on_a_gpu_is_float32(monkeypatch):
         torch.set_float32_matmul_precision(before)
 
 
+def test_an_operation_without_a_deterministic_algorithm_is_named(flags, tmp_path, monkeypatch):
+    from transrec.training.trainer import Trainer
+
+    original = Trainer._step
+
+    def step(self, *arguments):
+        torch.zeros(2).put_(torch.tensor([0, 0]), torch.ones(2))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(TransrecError, match=r"^put_: this device cannot .*; add --deterministic false"):
+            run([*flags, "--output", str(tmp_path / "run")])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert run([*flags, "--deterministic", "false", "--output", str(tmp_path / "other")])["epochs_trained"] == 2
+
+
 def test_tensorboard(flags, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     run([*flags, "--output", str(tmp_path), "--tensorboard"])

@@ -132,7 +132,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
 def _train(
     settings: Settings, run: Run, world: World, started: datetime, trainer: Trainer, table: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    outcome = trainer.fit()
+    with distributed.only_deterministic_algorithms():
+        outcome = trainer.fit()
     trainable, total = parameter_totals(table)
     result = {
         "method": settings.method,

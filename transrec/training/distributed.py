@@ -218,6 +218,21 @@ def _accelerator(size: int) -> str:
     return "mps" if size == 1 and torch.backends.mps.is_available() else "cpu"
 
 
+@contextmanager
+def only_deterministic_algorithms() -> Iterator[None]:
+    """Within, an operation that has no such algorithm on the device is raised as a TransrecError that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        name, _, rest = str(error).partition(" ")
+        if not rest.startswith("does not have a deterministic implementation"):
+            raise
+        raise TransrecError(
+            f"{name}: this device cannot compute it so that it gives the same numbers each time; add --deterministic "
+            f"false, and numbers will differ in their last digits from run to run"
+        ) from error
+
+
 def stop() -> None:
     """Leave the ranks."""
     if distributed.is_available() and distributed.is_initialized():
