@@ -17,16 +17,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import BOTH, REPOSITORY, encoder_flags, run
+from safetensors.torch import load_file
 from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, best, finish, numbers, wait_for_state
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from transrec import methods
+from transrec import methods, runner
+from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import load_dataset
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
+from transrec.data.features import TextFeatures
 from transrec.errors import TransrecError
+from transrec.models.backbone import load_tokenizer
+from transrec.options import EvaluationOptions
 from transrec.runner import load_run
 from transrec.training import evaluation
 from transrec.training.compiling import check_compiler
+from transrec.training.distributed import World
 from transrec.training.evaluation import Ranker
 from transrec.training.precision import Precision
 
@@ -182,17 +188,16 @@ def test_places_of_cached_states_change_no_number(flags, backbones, tmp_path):
 
 
 def test_states_are_those_of_the_cpu(flags, backbones, tmp_path):
-    from safetensors.torch import load_file
-
     arguments = [*flags, *encoder_flags(BOTH, backbones), "--objective", "in_batch", "--cached", "--epochs", "1"]
     arguments += ["--state_dtype", "fp32"]
-    for device in (DEVICE.type, "cpu"):
-        more = ["--device", device, "--state_cache", str(tmp_path / f"states-{device}")]
-        run([*arguments, *more, "--output", str(tmp_path / f"run-{device}")], "iisan")
-    made = sorted((tmp_path / f"states-{DEVICE.type}").glob("*.safetensors"))
+    places = {"ours": DEVICE.type, "theirs": "cpu"}
+    for name, device in places.items():
+        more = ["--device", device, "--state_cache", str(tmp_path / name), "--output", str(tmp_path / f"run-{name}")]
+        run([*arguments, *more], "iisan")
+    made = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert len(made) == 2
-    for path in made:
-        ours, theirs = (load_file(folder / path.name)["states"] for folder in (path.parent, tmp_path / "states-cpu"))
+    for file in made:
+        ours, theirs = (load_file(tmp_path / name / file)["states"] for name in places)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -290,16 +295,20 @@ def test_more_processes_than_cards(flags, tmp_path):
 
 
 @needs_cuda
-def test_too_little_memory_is_told_in_a_line(flags, tmp_path):
-    """As on a card that another program has filled."""
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(64 * 2**20 / total)
+def test_too_little_memory_is_told_in_a_line(flags, tmp_path, monkeypatch, capsys):
+    """As on a card that other programs have filled."""
+    torch.cuda.empty_cache()
+    most = torch.cuda.memory_reserved() + 4 * 2**20
+    torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(0).total_memory)
+    monkeypatch.setattr(sys, "argv", ["finetune.py", *flags, "--batch_size", "64", "--output", str(tmp_path / "run")])
     try:
-        with pytest.raises(TransrecError, match="out of memory"):
-            run([*flags, "--batch_size", "64", "--eval_memory", "4096", "--output", str(tmp_path / "run")], "full")
+        with pytest.raises(SystemExit) as stop:
+            runner.adapt("full")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+    told = capsys.readouterr().err
+    assert stop.value.code == 2 and told.count("error: out of memory") == 1, told
 
 
 def on_device(*arrays: torch.Tensor) -> list[torch.Tensor]:
@@ -335,7 +344,7 @@ def test_ranks_of_rounded_scores_are_the_cpus_but_for_near_ties(report):
     target = scores.gather(1, (targets - 1).unsqueeze(1))
     # 64 products, each rounded once and summed in any order.
     rounding = 64 * torch.finfo(torch.float32).eps * (users.abs().double() @ items.abs().double().T).max()
-    least, most = (1 + (scores > target + sign * rounding).sum(1) for sign in (1, -1))
+    least, most = 1 + (scores > target + rounding).sum(1), (scores > target - rounding).sum(1)
     assert (ranks >= least).all() and (ranks <= most).all()
     moved = (ranks != 1 + (scores > target).sum(1)).double().mean().item()
     report.find("share of ranks that rounding moved", moved)
@@ -345,38 +354,26 @@ def test_ranks_of_rounded_scores_are_the_cpus_but_for_near_ties(report):
 def test_evaluation_is_the_cpus(flags, backbones, tmp_path, monkeypatch, domain, report):
     """The same weights, in float32: embeddings within 1e-4, ranks but for scores that near each other."""
     run([*flags, *encoder_flags("bert", backbones), "--lr", "1e-2", "--output", str(tmp_path / "run")], "full")
-    split = load_dataset(domain, 6, 5).split
-    ranks, items = {}, {}
+    dataset = load_dataset(domain, 6, 5)
+    tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones["bert"]), 10, lower_case=True)
+    ranks, items = [], []
     # What `summarise` is given are the ranks.
     monkeypatch.setattr(evaluation, "summarise", lambda ranks, cutoffs: ranks)
     for device in (DEVICE, torch.device("cpu")):
-        evaluator = evaluator_of(tmp_path / "run", device)
+        features = TextFeatures(tokens, dataset.split.item_rows, device)
+        world = World(rank=0, size=1, device=device)
+        evaluator = evaluation.Evaluator(dataset.split, features, EvaluationOptions(), "seen", world)
         recommender = load_run(tmp_path / "run").to(device)
-        items[device] = evaluator.encode_items(recommender).cpu()
-        ranks[device] = evaluator.evaluate(recommender, "test")
-    ours, theirs = items.values()
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
-    ours, theirs = ranks.values()
-    assert len(ours) == split.user_count and np.array_equal(np.isinf(ours), np.isinf(theirs))
+        items.append(evaluator.encode_items(recommender).cpu())
+        ranks.append(evaluator.evaluate(recommender, "test"))
+    torch.testing.assert_close(*items, atol=1e-4, rtol=0)
+    ours, theirs = ranks
+    assert len(ours) == dataset.split.user_count and np.array_equal(np.isinf(ours), np.isinf(theirs))
     reachable = np.isfinite(theirs)
     moved = np.abs(ours[reachable] - theirs[reachable])
     report.find("ranks that evaluation on the device moved", {"share": float((moved > 0).mean()), "by": moved.max()})
     # A perturbation of 1e-4 in 16 coordinates passes few of 150 scores.
     assert moved.max(initial=0) <= 2 and (moved > 0).mean() <= 0.05
-
-
-def evaluator_of(folder: Path, device: torch.device) -> evaluation.Evaluator:
-    """An evaluator of a finished run's dataset on a device."""
-    from transrec import runner
-    from transrec.settings import Settings
-    from transrec.training.distributed import World
-    from transrec.training.run import read_options
-
-    settings = Settings.from_stored(read_options(folder))
-    world, precision = World(0, 1, device), Precision("fp32", device)
-    dataset = runner._dataset(settings)
-    features = runner._features(settings, dataset, world, precision, print)
-    return evaluation.Evaluator(dataset.split, features, settings.evaluation, "seen", world, precision)
 
 
 AT_BASE_SIZE = ("full", "houlsby", "frozen", "iisan", "iisan cached")
