@@ -121,7 +121,7 @@ class Bench:
         caches = caches or folder.with_name("caches")
         flags = ["--dataset", str(self.good["dataset"]), "--embedding_dim", "16", "--max_seq_len", "6"]
         flags += ["--title_tokens", "10", "--batch_size", "4", "--epochs", str(self.epochs), "--lr", "1e-2"]
-        flags += ["--device", "cpu", "--save_steps", "7", "--cache_dir", str(caches)]
+        flags += ["--device", "cpu", "--save_steps", "7", "--keep_state", "--cache_dir", str(caches)]
         for encoder in KINDS[kind].encoders:
             flags += [f"--{encoder}_encoder", str(self.good[encoder])]
         if kind == "cached":
