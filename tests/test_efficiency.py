@@ -79,7 +79,8 @@ def test_the_efficiency_script(tmp_path):
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out" / "efficiency.json").read_text())
     assert list(content) == ["run_frozen", "run_IISAN_cached"]
-    assert (tmp_path / "out" / "efficiency.md").read_text().strip() in done.stdout
+    table = (tmp_path / "out" / "efficiency.md").read_text().strip()
+    assert table in done.stdout and "iisan over titles and images" in table
     assert (tmp_path / "out" / "efficiency.png").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0 and "$ " not in again.stdout, "what is done is not run again"

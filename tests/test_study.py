@@ -3,22 +3,29 @@
 import csv
 import json
 import os
+import re
+import runpy
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import ENCODERS, REPOSITORY
 
+from transrec.data.dataset import load_dataset
+from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
 from transrec.reports import study
 from transrec.reports.study import Axis, Grid
-from transrec.reports.tables import comma_separated, latex, mean_and_spread
+from transrec.reports.tables import NUMBERS, comma_separated, latex, mean_and_spread, read_result
+from transrec.training.run import Run
 
+STUDY_IISAN = str(REPOSITORY / "scripts" / "study_iisan.py")
 GRID = Grid((Axis("objective", ("sasrec", "cpc")), Axis("method", ("frozen", "houlsby"))))
 
 
@@ -70,6 +77,36 @@ def test_runs_get_the_flags_that_are_theirs(domain, encoder, tmp_path):
             assert Path(job.command[1]).exists()
 
 
+def test_an_axis_that_does_not_touch_a_method_gives_one_row(domain, encoder, tmp_path):
+    grid = Grid(
+        (
+            Axis("insert", ("all", "user")),
+            Axis("method", ("full", "houlsby", "lora:published")),
+            Axis("bottleneck", ("8/2", "4/2"), flags=("item_bottleneck", "user_bottleneck")),
+            Axis("part", ("1", "0.5"), flags=("source.user_fraction",)),
+        )
+    )
+    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    assert [tuple(point.values()) for point, _ in made.rows] == [
+        ("-", "full", "-", "-"),
+        ("all", "houlsby", "8/2", "-"),
+        ("all", "houlsby", "4/2", "-"),
+        ("all", "lora:published", "-", "-"),
+        ("user", "houlsby", "8/2", "-"),
+        ("user", "houlsby", "4/2", "-"),
+        ("user", "lora:published", "-", "-"),
+    ]
+    assert len({job.folder for job in made.jobs}) == len(made.jobs) == 14
+    assert made.rows[0][1][1].name == "full-seed1"
+    assert made.once == {
+        "full": {"insert", "bottleneck", "part"},
+        "houlsby": {"part"},
+        "lora": {"bottleneck", "part"},
+    }
+    # With a source, how much of it is trained on matters to all.
+    assert len(make(domain, domain, tmp_path, grid, **encoder).rows) == 2 * 7
+
+
 def test_a_folder_is_named_after_what_decides_the_numbers(domain, encoder, tmp_path):
     def folders(source=domain, target=domain, **more):
         return [job.folder.name for job in make(source, target, tmp_path, **(encoder | more)).jobs]
@@ -110,6 +147,9 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
         (["--target.objective", "cpc"], "is an axis of this study; give its values with --objective"),
         (["--workers", "1", "stray"], "unknown: stray"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
+        (["--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
+        (["--heads", "3"], "--embedding_dim 64 cannot be shared among --heads 3; choose a divisor (run "),
+        (["--title_tokens", "99"], "99 tokens a text, prompts included, and the text encoder takes 40 (run "),
         (["--method", "hulsby"], "--method hulsby: unknown; choose from"),
         (["--houlsby.item_bottleneck", "0"], "--item_bottleneck 0: must be at least 1"),
         (["--target", "/nowhere"], "/nowhere: no such dataset folder"),
@@ -132,18 +172,30 @@ def test_a_value_for_several_flags():
         axis.settings("8")
 
 
+@pytest.fixture
+def dry_run(domain, tmp_path, monkeypatch, capsys):
+    """Has a study's script say in this process what it would run; returns status, output and errors."""
+
+    def call(name: str, *words: str):
+        command = [name, "--target", str(domain), "--out", str(tmp_path), "--dry_run", *words]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(REPOSITORY / "scripts" / f"{name}.py"), run_name="__main__")
+        return left.value.code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
-def test_the_studies_of_the_paper(name, domain, backbones, tmp_path):
+def test_the_studies_of_the_paper(name, dry_run, domain, backbones, tmp_path):
     """Every flag of each grid is one that its runs have; what is to be run is said and not run."""
     chosen = [backbones[kind] for kind in ENCODERS] if name == "study_adapters" else [backbones["bert"]]
     flag = "--encoder" if name == "study_adapters" else "--text_encoder"
-    encoder = [flag, *map(str, chosen)]
-    command = [sys.executable, str(REPOSITORY / "scripts" / f"{name}.py"), "--source", str(domain), *encoder]
-    command += ["--target", str(domain), "--out", str(tmp_path), "--dry_run"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    few_tokens = ["--title_tokens", "9", *(["--prompt.n_tokens", "9"] if name == "study_adapters" else [])]
+    status, said, errors = dry_run(name, "--source", str(domain), flag, *map(str, chosen), *few_tokens)
+    assert status == 0, errors
     rows, sources = {"study_adapters": (52, 4), "study_insertion": (60, 1), "study_scaling": (24, 4)}[name]
-    assert f"{rows} rows, {rows + sources} runs of which 0 are done" in done.stdout
+    assert f"{rows} rows, {rows + sources} runs of which 0 are done" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -157,9 +209,10 @@ def test_a_study_over_images(domain, backbones, tmp_path, capsys):
     assert "CV/script/sm_vit_sasrec.py" in source and "sm_vit_adapter.py" in targets[0]
     assert "sm_vit.py" in targets[1] and "--method pfeiffer" in targets[1], "a method without a script of its own"
     assert all(f"--image_encoder {backbones['vit']}" in line for line in (source, *targets))
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as left:
         study.main("", grid, [*words, "--dry_run"])
-    assert "--image_encoder google/vit-base-patch16-224" in capsys.readouterr().out
+    assert left.value.code == 2
+    assert "no image encoder found for 'google/vit-base-patch16-224'" in capsys.readouterr().err
 
 
 def test_the_ablations_of_iisan(domain, backbones, tmp_path):
@@ -188,6 +241,182 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert [row["layers"] for row in rows] == ["1/1", "0,1/0,1"]
     assert rows[0]["trainable_parameters"] < rows[1]["trainable_parameters"]
+
+
+@pytest.fixture
+def iisan_study(dry_run, backbones):
+    encoders = ["--text_encoder", str(backbones["bert"]), "--image_encoder", str(backbones["vit"])]
+    return lambda *words: dry_run("study_iisan", *encoders, *words)
+
+
+def test_the_layers_of_iisan_fit_the_given_backbones(iisan_study, tmp_path):
+    make_text_backbone(tmp_path / "deep", hidden_size=32, layers=6)
+    status, said, _ = iisan_study("--text_encoder", str(tmp_path / "deep"))
+    assert status == 0
+    runs = [line for line in said.splitlines() if line.startswith("$ ")]
+    told = {
+        (line.split("--text_layers ")[1].split(" --")[0], line.split("--image_layers ")[1].split(" --")[0])
+        for line in runs
+    }
+    assert told == {("1 3 5", "1"), ("0 1 2 3 4 5", "0 1"), ("3 4 5", "1"), ("2 5", "1")}
+    twelve = {name: ",".join(map(str, choice(12))) for name, choice in runpy.run_path(STUDY_IISAN)["CHOICES"].items()}
+    assert list(twelve.values()) == ["1,3,5,7,9,11", "0,1,2,3,4,5,6,7,8,9,10,11", "6,7,8,9,10,11", "2,5,8,11"]
+    # Choices that mean the same layers are one row.
+    assert "8 rows" in iisan_study()[1]
+
+
+def test_layers_that_a_backbone_does_not_have_are_told_before_anything_starts(iisan_study):
+    status, said, errors = iisan_study("--layers", "1/1", "1,3/1")
+    assert status == 2 and "$ " not in said
+    assert "error: --text_layers [1, 3]: the text encoder has layers 0 to 1 (run " in errors
+
+
+def test_the_header_counts_what_a_fraction_leaves(domain, backbones, tmp_path, capsys):
+    words = ["--target", str(domain), "--out", str(tmp_path), "--text_encoder", str(backbones["bert"])]
+    grid = Grid((Axis("part", ("1", "0.5"), flags=("target.user_fraction",)), Axis("method", ("frozen",))))
+    with pytest.raises(SystemExit):
+        study.main("", grid, [*words, "--max_seq_len", "6", "--dry_run"])
+    summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
+    whole = load_dataset(domain, 6, 5)
+    assert summaries == [f"data        {whole.summary}", f"data        {whole.with_fraction(0.5, 0).summary}"]
+    with pytest.raises(SystemExit):
+        study.main(
+            "",
+            GRID,
+            [
+                *words,
+                "--modality",
+                "multimodal",
+                "--method",
+                "frozen",
+                "--image_encoder",
+                str(backbones["vit"]),
+                "--dry_run",
+            ],
+        )
+    assert load_dataset(domain, 10, 5).summary in capsys.readouterr().out, "the length that the scripts cut at"
+
+
+def result_of(hit_rate: float, popularity: float = 0.2) -> dict:
+    scores = {
+        part: {"HR@10": value, "NDCG@10": value / 2} for part, value in (("test", hit_rate), ("popularity", popularity))
+    }
+    return {
+        **scores,
+        "validation": {"HR@10": hit_rate + 0.1, "NDCG@10": hit_rate},
+        "phase_seconds": {"feed": 0.5},
+        "item_tower": "text",
+        "method": "houlsby",
+        **dict.fromkeys(NUMBERS, 7),
+    }
+
+
+def write_result(folder: Path, content) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain, encoder, tmp_path):
+    made = make(
+        None,
+        domain,
+        tmp_path,
+        Grid(
+            (
+                Axis(
+                    "method",
+                    ("full", "houlsby"),
+                ),
+            )
+        ),
+        seeds=(0, 1),
+        **encoder,
+    )
+    for job, hit_rate in zip(made.jobs, (0.1, 0.2, 0.3, 0.5), strict=True):
+        write_result(job.folder, result_of(hit_rate))
+    tables = made.tables()
+    full, houlsby = csv.DictReader(tables["table.csv"].splitlines())
+    assert (houlsby["item_tower"], houlsby["method"], houlsby["HR@10"], houlsby["validation HR@10"]) == (
+        "text",
+        "houlsby",
+        "0.4",
+        "0.5",
+    )
+    assert float(houlsby["validation NDCG@10 deviation"]) == pytest.approx(statistics.stdev([0.3, 0.5]))
+    assert float(full["validation HR@10"]) == pytest.approx(0.25)
+    rows = {line.split("|")[1].strip(): line for line in tables["table.md"].splitlines() if line.startswith("|")}
+    assert "(below)" in rows["full"] and "(below)" not in rows["houlsby"]
+    assert "Item tower: text." in tables["table.md"]
+    assert "(below): ranks below popularity." in tables["table.md"]
+
+
+@pytest.mark.parametrize(
+    "damage,why",
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "holds no result"),
+        ({"test": {"HR@10": float("nan"), "NDCG@10": 0.1}}, "'test' must be numbers by name"),
+        ({"test": {"HR@10": "0.3", "NDCG@10": 0.1}}, "'test' must be numbers by name"),
+        ({"test": {"HR@10": 0.3}}, "'test' lacks HR@10 or NDCG@10"),
+        ({"validation": None}, "'validation' must be numbers by name"),
+        ({"wall_seconds": float("inf")}, "'wall_seconds' must be a number"),
+        ({"trainable_parameters": None}, "'trainable_parameters' must be a number"),
+        ({"total_parameters": True}, "'total_parameters' must be a number"),
+    ],
+    ids=str,
+)
+def test_a_damaged_result_is_named_and_not_counted(domain, backbones, encoder, tmp_path, capsys, damage, why):
+    grid = Grid((Axis("method", ("frozen",)),))
+    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    for job in made.jobs:
+        write_result(job.folder, result_of(0.3))
+    assert made.tables()["table.csv"].splitlines()[1].split(",")[3] == "2"
+    spoilt = made.jobs[1].folder
+    write_result(spoilt, damage if isinstance(damage, str) else result_of(0.9) | damage)
+    (row,) = csv.DictReader(made.tables()["table.csv"].splitlines())
+    assert (row["seeds"], row["HR@10"]) == ("1", "0.3") and "nan" not in made.tables()["table.md"].lower()
+    with pytest.raises(TransrecError, match=rf"result\.json: damaged, {re.escape(why)}; --resume .* writes it anew"):
+        read_result(spoilt)
+    words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
+    with pytest.raises(SystemExit):
+        study.main("", grid, [*words, "--max_seq_len", "6", "--seeds", "0", "1", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "2 runs of which 1 are done" in said and f"again       {spoilt}/result.json: damaged, {why}\n" in said
+
+
+def test_a_run_that_another_process_runs_is_waited_for(domain, encoder, tmp_path):
+    (job,) = make(None, domain, tmp_path, Grid((Axis("method", ("frozen",)),)), **encoder).jobs
+    workers = study.Workers(1, tmp_path)
+    with closing(Run(job.folder)):
+        assert workers._start([job]) == ([job], 0)
+    write_result(job.folder, result_of(0.3))
+    assert workers._start([job]) == ([], 1)
+    assert not workers.running and not workers.failed
+
+
+def test_two_processes_share_a_study(domain, backbones, tmp_path, capsys):
+    """Each run is run once, one with a damaged result again, and both processes end well."""
+    sizes = ["--epochs", "1", "--embedding_dim", "16", "--max_seq_len", "6"]
+    words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"]), *sizes]
+    words += ["--seeds", "0", "1", "--insert", "all", "--method", "full", "--bottleneck", "8/2"]
+    with pytest.raises(SystemExit):
+        study.main(
+            "", Grid((Axis("method", ("full",)),)), [*words[:-8], "--seeds", "0", "--method", "full", "--dry_run"]
+        )
+    damaged = Path(capsys.readouterr().out.split()[-1])
+    write_result(damaged, {"test": {"HR@10": float("nan")}})
+    command = [sys.executable, str(REPOSITORY / "scripts" / "study_insertion.py"), *words]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    started = [line for output in outputs for line in output.splitlines() if line.startswith("$ ")]
+    assert len(started) == len(set(started)) == 2
+    assert all(f"again       {damaged}/result.json: damaged, 'test' must be numbers" in output for output in outputs)
+    scores = [json.loads(path.read_text())["test"]["HR@10"] for path in (tmp_path / "out").glob("runs/*/result.json")]
+    assert len(scores) == 2 and all(f" {mean_and_spread(scores)} " in output for output in outputs), "both print all"
 
 
 @pytest.mark.parametrize("modality", study.MODALITIES)

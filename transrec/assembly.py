@@ -103,6 +103,15 @@ def _cached_towers(settings: Settings) -> CachedTowers:
     return CachedTowers(blocks, projections)
 
 
+def check_fit(settings: Settings) -> None:
+    """Build and adapt the recommender without memory for its weights, reading nothing but configurations.
+
+    Raises TransrecError where backbones, method and sizes do not fit together.
+    """
+    with torch.device("meta"):
+        apply_method(build_recommender(settings, item_count=1, load_weights=False), settings)
+
+
 def parameters_left_out(settings: Settings) -> dict[backbone.Modality, int]:
     """How many parameters each backbone has whose hidden states a run reads from a cache."""
     if not settings.method_options.cached:

@@ -1,7 +1,7 @@
 """A dataset is a folder: finding its files and reading them."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,13 @@ class Dataset:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each of its files, by path."""
         return {str(path): file_sha256(path) for path in (self.catalog.path, self.interactions.path)}
+
+    def with_fraction(self, user_fraction: float, subset_seed: int) -> "Dataset":
+        """The same with only that fraction of the users to train on."""
+        if user_fraction == 1:
+            return self
+        users = self.interactions.users
+        return replace(self, split=train_on_fraction(self.split, users, user_fraction, subset_seed))
 
     @property
     def summary(self) -> str:
@@ -119,7 +126,5 @@ def load_dataset(
     users_path = find_file(folder, "users", users_file)
     catalog = read_catalog(items_path)
     interactions = read_interactions(users_path, catalog)
-    split = leave_one_out(interactions, max_seq_len, min_seq_len)
-    if user_fraction < 1:
-        split = train_on_fraction(split, interactions.users, user_fraction, subset_seed)
-    return Dataset(folder.name, catalog, interactions, split)
+    whole = Dataset(folder.name, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))
+    return whole.with_fraction(user_fraction, subset_seed)

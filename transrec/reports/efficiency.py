@@ -23,10 +23,11 @@ def costs(results: dict[str, dict[str, Any]], weights: tuple[float, float, float
 def table(results: dict[str, dict[str, Any]], weights: tuple[float, float, float]) -> str:
     """Markdown: what each method scores and costs, the seconds of an epoch by phase, and TPME."""
     of = costs(results, weights)
-    header = ["method", *COLUMNS, "host memory, MiB", *(f"{phase}, s" for phase in PHASES), "TPME"]
+    header = ["script", "method", *COLUMNS, "host memory, MiB", *(f"{phase}, s" for phase in PHASES), "TPME"]
     rows = [
         [
             name,
+            result.get("name", "-"),
             *result_row(result),
             f"{result['peak_host_memory_mib']:,.0f}",
             *(f"{result['phase_seconds'].get(phase, 0.0):.2f}" for phase in PHASES),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,54 @@ from transrec.errors import TransrecError
 from transrec.paths import resolve
 
 METRICS = ("HR@10", "NDCG@10")
+# What every result.json holds: scores by metric, and numbers.
+SCORES = ("test", "validation", "popularity")
+NUMBERS = (
+    *("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes"),
+    *("seconds_per_epoch", "wall_seconds", "peak_memory_mib", "peak_host_memory_mib"),
+)
 COLUMNS = (*METRICS, "trainable parameters", "seconds an epoch", "peak memory, MiB")
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:
-    """result.json of a run. Raises TransrecError when the run has not finished."""
+    """result.json of a run. Raises TransrecError when the run has not finished, or the file is damaged."""
     path = resolve(folder) / "result.json"
     if not path.exists():
         raise TransrecError(
             f"{folder}: has no result.json, the run has not finished; continue it with --resume {folder}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        damage = _damage(result)
+    except (ValueError, RecursionError):
+        damage = "is not JSON"
+    if damage:
+        raise TransrecError(f"{path}: damaged, {damage}; --resume {folder} writes it anew")
+    return result
+
+
+def _damage(result: Any) -> str:
+    """What is wrong with the content of a result.json; "" when nothing is."""
+    if not isinstance(result, dict):
+        return "holds no result"
+    for name in (*SCORES, "phase_seconds"):
+        scores = result.get(name)
+        if not isinstance(scores, dict) or not all(map(_is_number, scores.values())):
+            return f"{name!r} must be numbers by name"
+        if name in SCORES and not scores.keys() >= {*METRICS}:
+            return f"{name!r} lacks {' or '.join(METRICS)}"
+    wrong = [name for name in NUMBERS if not _is_number(result.get(name))]
+    return f"{wrong[0]!r} must be a number" if wrong else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def below_popularity(*results: dict[str, Any]) -> bool:
+    """Whether the mean HR@10 of the results is less than that of ranking by popularity."""
+    test, popularity = (sum(result[part]["HR@10"] for result in results) for part in ("test", "popularity"))
+    return test < popularity
 
 
 def result_row(*results: dict[str, Any]) -> list[str]:
@@ -48,10 +86,11 @@ def mean_and_spread(values: list[float]) -> str:
 def result_numbers(*results: dict[str, Any]) -> dict[str, float | int | str]:
     """What a table's row says, as numbers for other programs; an empty deviation where there is one seed."""
     numbers: dict[str, float | int | str] = {"seeds": len(results)}
-    for name in results[0]["test"]:
-        values = [result["test"][name] for result in results]
-        numbers[name] = statistics.mean(values)
-        numbers[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
+    for part, prefix in (("test", ""), ("validation", "validation ")):
+        for name in results[0][part]:
+            values = [result[part][name] for result in results if name in result[part]]
+            numbers[f"{prefix}{name}"] = statistics.mean(values)
+            numbers[f"{prefix}{name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
     for name in results[0]["popularity"]:
         numbers[f"popularity {name}"] = results[0]["popularity"][name]
     return numbers | {
