@@ -180,6 +180,9 @@ def ahead(
         raise MemoryShortage(
             f"a process that reads images was lost, perhaps for lack of memory ({error}); give fewer --image_workers"
         ) from error
+    finally:
+        # Ends the workers now: an error's traceback would keep them until it is collected, and then for seconds each.
+        del results
 
 
 def blocks_ahead(
