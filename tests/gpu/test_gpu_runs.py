@@ -40,8 +40,8 @@ DEVICE = accelerator.chosen()
 ON_CUDA = DEVICE.type == "cuda"
 needs_cuda = pytest.mark.skipif(not ON_CUDA, reason="means nothing without CUDA")
 PRECISIONS = ("fp32", "bf16", "fp16")
-# A first epoch's mean loss beside that of float32 on the CPU: other sums, which Adam's steps amplify; 8 bits of
-# mantissa; and fp16 leaves out its first steps, until its loss scale fits.
+# How near a first epoch's mean loss is to that of float32 on the CPU: sums are taken in another order, and of fewer
+# bits, which Adam's steps amplify; fp16 leaves out its first steps, until its loss scale fits.
 NEAR = {"fp32": 5e-4, "bf16": 0.02, "fp16": 0.1}
 STILL = ["--dropout", "0", "--backbone_dropout", "off"]
 SMALL = {"kadapter": ["--item_size", "8", "--item_heads", "2", "--user_size", "8"], "prompt": ["--n_tokens", "3"]}
