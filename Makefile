@@ -36,8 +36,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
+# pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)
-	$(RUN) -m pytest tests/gpu -ra --tb=short --junitxml "$${TRANSREC_GPU_REPORT:-runs/gpu}/tests.xml"
+	$(RUN) -m pytest tests/gpu -ra --tb=short --junitxml "$${TRANSREC_GPU_REPORT:-runs/gpu}/tests.xml" || [ $$? = 5 ]
 
 faults: $(SETUP)
 	$(RUN) tests/faults/campaign.py
