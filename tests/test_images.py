@@ -520,7 +520,7 @@ def test_what_is_not_a_store(ten, tmp_path):
 def test_bad_arguments(ten, tmp_path):
     items, images, out = ten
     for change, message in (
-        ({"size": 0}, "--size 0: must be at least 1"),
+        ({"size": 0}, "--size 0: must be from 1 to 4096 pixels"),
         ({"kind": "png"}, "--store png: must be one of jpeg, raw"),
         ({"quality": 101}, "--quality 101: must be from 1 to 100"),
         ({"workers": 0}, "--workers 0: must be at least 1"),

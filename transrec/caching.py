@@ -52,10 +52,10 @@ def hidden_states(
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
     path = folder / f"states-{content}-{Path(name).name}{which}.safetensors"
+    shape = (len(dataset.catalog.ids), len(states), config.hidden_size)
     if world.any(not path.exists()):
         make_folder(folder, "--state_cache")
-        count = len(dataset.catalog.ids)
-        builder = StateBuilder(path, (count, len(states), config.hidden_size), options.state_dtype, made_of)
+        builder = StateBuilder(path, shape, options.state_dtype, made_of)
         # Several runs may start at once: one makes hidden states, the others wait.
         with closing(Lock(folder / ".lock", wait=True)) if world.is_main else nullcontext():
             world.patient_barrier()
@@ -64,8 +64,9 @@ def hidden_states(
                 if world.is_main:
                     with about_file(path, STATE_CACHE):
                         done = builder.begin()
-                    size = count * builder.row_bytes / 2**20
-                    log(f"caching     {content}: {len(states)} states of {count:,} items, {size:,.0f} MiB, to {path}")
+                    size = shape[0] * builder.row_bytes / 2**20
+                    items = f"{len(states)} states of {shape[0]:,} items"
+                    log(f"caching     {content}: {items}, {size:,.0f} MiB, to {path}")
                     if done:
                         log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
                 world.patient_barrier()
@@ -76,7 +77,12 @@ def hidden_states(
                     with about_file(path, STATE_CACHE):
                         builder.finish()
                 world.patient_barrier()
-    return StateFile(path, made_of)
+    file = StateFile(path, made_of)
+    if file.states.shape != shape:
+        raise TransrecError(
+            f"{path}: has states {list(file.states.shape)}, not {list(shape)}; delete it, it is made again"
+        )
+    return file
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from transrec.models.sequence import SASRec
 from transrec.models.side import SideNetwork
 from transrec.paths import resolve
 from transrec.training import checkpoint
+from transrec.untrusted import check_torch_file, safetensors_header
 
 TEXT = r"^bert_encoder\.text_encoders\.title\."
 IMAGE = r"^cv_encoder\.image_net\."
@@ -272,7 +272,7 @@ def read_original(path: Path) -> Original:
         # Image prompts carry an axis for the batch.
         tensors["item_encoder.backbone.prompt.vectors"] = prompt.reshape(prompt.shape[-2:])
     positions = tensors.get("user_encoder.position_embedding.weight")
-    if positions is None:
+    if positions is None or positions.dim() != 2:
         raise TransrecError(
             f"{path}: not an original recommender: it has no user_encoder.transformer_encoder.position_embedding"
             + ("; load_side reads a side network alone" if any(SIDE.search(key) for key in state) else "")
@@ -288,9 +288,11 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     try:
         with about_file(path, what="cannot read the checkpoint"):
             if path.suffix == ".safetensors":
+                safetensors_header(path)
                 state = load_file(path)
                 checkpoint.check_finite(path, state)
                 return state
+            check_torch_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except EOFError as error:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error})") from error
@@ -298,17 +300,35 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         raise TransrecError(
             f"{path}: damaged, or holds objects other than tensors, which are never unpickled ({_first_line(error)})"
         ) from error
-    except (SafetensorError, RuntimeError) as error:
+    except (TransrecError, MemoryError):
+        raise
+    # A pickle that was not written by pickle can raise anything.
+    except Exception as error:
         raise TransrecError(f"{path}: truncated or damaged ({_first_line(error)}); copy it again") from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise TransrecError(f"{path}: no model_state_dict of tensors in it")
+    for name, tensor in state.items():
+        # Sparse, quantised or expanded ones may declare any size; nobody trains such.
+        if not _is_plain(tensor):
+            raise TransrecError(f"{path}: {name} is no plain tensor of numbers; save it as one")
     checkpoint.check_finite(path, dict(state))
     return dict(state)
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        tensor.layout == torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def load_original(

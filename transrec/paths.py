@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from transrec.errors import about_file, file_error
+from transrec.untrusted import open_regular
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -68,5 +69,5 @@ def write_text(path: Path, text: str) -> None:
 
 def file_sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes. Raises FileError when it cannot be read."""
-    with about_file(path, what="cannot be read"), open(path, "rb") as file:
+    with about_file(path, what="cannot be read"), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ from transrec.data import tsv
 from transrec.errors import FileError, TransrecError
 from transrec.paths import atomic_write, file_sha256
 from transrec.progress import Bar
+from transrec.untrusted import check_regular
 
 TOKEN_CACHE_VERSION = 1
 TOKENISE_CHUNK = 4096
@@ -190,9 +191,10 @@ def user_cache_folder() -> Path:
 def _read_tokens(path: Path, header: str) -> Tokens | None:
     """The cache at `path`; None if there is none, it is damaged, or it was made for something else."""
     try:
+        check_regular(path)
         with safe_open(path, framework="np") as file:
             if (file.metadata() or {}).get("key") != header:
                 return None
             return Tokens(file.get_tensor("input_ids"), file.get_tensor("lengths"))
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, TransrecError):
         return None

@@ -1,6 +1,6 @@
 """A dataset is a folder: finding its files and reading them."""
 
-import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from transrec.data.catalog import Catalog, read_catalog
 from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
 from transrec.errors import TransrecError, about_file
 from transrec.paths import file_sha256, resolve
+from transrec.untrusted import read_json
 
 if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
@@ -63,10 +64,10 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     if given:
         path = folder / given
         return path if path.exists() else resolve(given)
-    if described.exists():
+    if os.path.lexists(described):
         try:
             with about_file(described, what="cannot be read"):
-                name = json.loads(described.read_text(encoding="utf-8")).get(role)
+                name = read_json(described).get(role)
         except (ValueError, AttributeError) as error:
             raise TransrecError(f'{described}: not JSON like {{"users": "u.tsv", "items": "i.tsv"}}') from error
         if isinstance(name, str):

@@ -7,6 +7,7 @@ block by block, by one process or several, and renamed when it is whole.
 
 import hashlib
 import json
+import math
 import mmap
 import os
 from contextlib import suppress
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from transrec.errors import NO_ROOM, TransrecError, about_file, file_error
 from transrec.finite import is_finite
+from transrec.untrusted import parse_json, safetensors_header
 
 FORMAT = 1
 DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
@@ -67,15 +69,14 @@ class StateFile:
     def __init__(self, path: Path, made_of: dict[str, Any]):
         self.path = path
         try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length)) if 0 < length < 2**24 else {}
-            told = json.loads(header["__metadata__"]["transrec"])
+            header, self._start = safetensors_header(path)
+            told = dict(parse_json(header["__metadata__"]["transrec"]))
             tensor = header["states"]
             dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
+            shape = tuple(int(length) for length in tensor["shape"])
         except OSError as error:
             raise file_error(error, path, what="cannot read the hidden states") from error
-        except (ValueError, KeyError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
             raise TransrecError(
                 f"{path}: not a file of hidden states ({error!r}); delete it, it is made again"
             ) from error
@@ -88,13 +89,11 @@ class StateFile:
                 f"{path}: was made of something else: {'; '.join(different)}; delete it, or give another folder with "
                 f"--state_cache"
             )
-        shape = tuple(tensor["shape"])
-        whole = 8 + length + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        whole = self._start + math.prod(shape) * np.dtype(dtype).itemsize
         if path.stat().st_size != whole:
             raise TransrecError(
                 f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
             )
-        self._start = 8 + length
         with about_file(path, what="cannot read the hidden states"), open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.states = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from transrec.errors import TransrecError, about_file
+from transrec.untrusted import open_regular
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Usual names of columns, as `_plain` writes them.
@@ -12,6 +14,8 @@ ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?i
 USER_NAME = re.compile(r"user|(?:user|customer|reviewer|visitor|session)?id|uid")
 ITEMS_NAME = re.compile(rf"{ITEM_NAME.pattern}|(?:item|itemid)?(?:list|history|sequences?|behaviou?rs|interactions)")
 TITLE_NAME = re.compile(r"(?:item)?(?:titles?|names?|texts?)|category|description|url|")
+# A million interactions of one user.
+LONGEST_LINE = 2**24
 
 
 def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
@@ -19,11 +23,17 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
     Lines end at \\n only, so that other Unicode line separators inside a title stay part of it.
 
-    Raises TransrecError for a missing or unreadable file, a file without any line, and bytes that are not UTF-8.
+    Raises TransrecError for a missing or unreadable file, one without any line, a line of more than LONGEST_LINE bytes,
+    and bytes that are not UTF-8.
     """
     empty = True
-    with about_file(path, what=f"cannot read the {what} file"), open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
+    with about_file(path, what=f"cannot read the {what} file"), open_regular(path) as file:
+        for number, raw in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), start=1):
+            if len(raw) > LONGEST_LINE:
+                raise TransrecError(
+                    f"{path}, line {number}: has more than {LONGEST_LINE:,} bytes; check that the file is text, "
+                    f"with one line for each {what.rstrip('s')}"
+                )
             if number == 1:
                 raw = raw.removeprefix(BYTE_ORDER_MARK)
             try:

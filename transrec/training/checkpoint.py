@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError, about_file
 from transrec.finite import first_not_finite
 from transrec.paths import atomic_write
+from transrec.untrusted import parse_json, safetensors_header
 
 FORMAT = 1
 HEADER = "transrec"
@@ -56,9 +57,11 @@ def describe(path: Path) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with about_file(path, what="cannot read the checkpoint"), safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
+        with about_file(path, what="cannot read the checkpoint"):
+            safetensors_header(path)
+            with safe_open(path, framework="pt") as file:
+                yield file
+    except (SafetensorError, ValueError) as error:
         raise TransrecError(
             f"{path}: truncated or damaged ({error}); copy it again, or take another checkpoint of that run"
         ) from error
@@ -68,7 +71,7 @@ def _description(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if (header := (metadata or {}).get(HEADER)) is None:
         raise TransrecError(f"{path}: a safetensors file, but not a checkpoint written by transrec")
     try:
-        description = json.loads(header)
+        description = parse_json(header)
         if description["format"] != FORMAT:
             raise TransrecError(
                 f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
@@ -79,7 +82,7 @@ def _description(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         base = description["base"]
         if not (isinstance(base["checkpoint"], str | None) and isinstance(base["frozen_sha256"], str)):
             raise TypeError(f"base is {base!r}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
     return description
 

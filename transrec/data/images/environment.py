@@ -9,6 +9,7 @@ from pathlib import Path
 import lmdb
 
 from transrec.errors import TransrecError, about_file, file_error
+from transrec.untrusted import check_regular
 
 _lock = threading.RLock()
 _open: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
@@ -20,13 +21,19 @@ def reading(path: Path) -> Iterator[lmdb.Transaction]:
 
     Raises TransrecError when there is nothing at `path`, or something else than a whole LMDB.
     """
-    with _lock, _environment(path).begin(buffers=True) as transaction:
-        yield transaction
+    with _lock:
+        environment = _environment(path)
+        try:
+            with environment.begin(buffers=True) as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise TransrecError(f"{path}: a damaged LMDB ({error}); make or copy it again") from error
 
 
 def _environment(path: Path) -> lmdb.Environment:
     data = path / "data.mdb" if path.is_dir() else path
     try:
+        check_regular(data)
         status = os.stat(data)
     except OSError as error:
         raise file_error(error, path, what="cannot read it as an image store") from error
@@ -49,13 +56,17 @@ def _opened(path: Path, length: int) -> lmdb.Environment:
     except lmdb.Error as error:
         raise TransrecError(f"{path}: not an LMDB, or a damaged one ({error}); make or copy it again") from error
     # Reading a page that the file has lost would kill the process, without a message.
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if length < needed:
+    if length < (needed := whole_length(environment)):
         environment.close()
         raise TransrecError(
             f"{path}: the file is cut off, {length:,} of at least {needed:,} bytes are left; make or copy it again"
         )
     return environment
+
+
+def whole_length(environment: lmdb.Environment) -> int:
+    """Bytes of the pages that an open LMDB says to have."""
+    return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 
 def _before_fork() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import lmdb
 
+from transrec.data.images.pictures import KINDS, LARGEST_SIZE
 from transrec.errors import TransrecError
+from transrec.untrusted import parse_json
 
 # Item ids contain no spaces.
 HEADER_KEY = b" header"
@@ -54,12 +56,21 @@ def read_header(transaction: lmdb.Transaction, path: Path) -> Header:
             f"(--import_original takes the LMDBs of Adapter4Rec and IISAN)"
         )
     try:
-        values = json.loads(bytes(value))
+        values = parse_json(bytes(value))
         if values["format"] > FORMAT:
             raise TransrecError(
                 f"{path}: image store of format {values['format']}, this transrec reads up to {FORMAT}; "
                 f"update transrec, or make the store again with Dataset/build_lmdb.py"
             )
-        return Header(**values)
+        header = Header(**values)
+        if not (
+            isinstance(header.size, int)
+            and 1 <= header.size <= LARGEST_SIZE
+            and header.kind in KINDS
+            and isinstance(header.count, int)
+            and all(isinstance(item, str) for item in (header.source_hash, *header.grey, *header.converted))
+        ):
+            raise ValueError("it describes no images")
+        return header
     except (ValueError, KeyError, TypeError) as error:
         raise TransrecError(f"{path}: the header is damaged ({error}); make or copy the store again") from error

@@ -1,12 +1,12 @@
 """The pickled image records in the LMDBs of the original Adapter4Rec and IISAN programs, read without trusting them."""
 
 import io
-import pickle
 from typing import Any
 
 import numpy as np
 
 from transrec.errors import TransrecError
+from transrec.untrusted import Unpickler
 
 RECORD_CLASS = "LMDB_Image"
 
@@ -15,7 +15,7 @@ class OriginalRecord:
     """What a pickled `LMDB_Image` becomes: a bare object that takes the attributes `channels`, `size`, `image`."""
 
 
-class _RecordUnpickler(pickle.Unpickler):
+class _RecordUnpickler(Unpickler):
     """Makes `OriginalRecord`s of plain values; every other name in the pickle is refused.
 
     A pickle may set attributes of whatever it names, so each name gives a new object: no pickle can prepare the ground
@@ -33,7 +33,7 @@ class _RecordUnpickler(pickle.Unpickler):
                 return object
             case ("_codecs", "encode"):
                 return lambda text, encoding: str.encode(text, "latin1")
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
 
 
 def read_original(value: bytes) -> np.ndarray:

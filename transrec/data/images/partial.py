@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import lmdb
 
+from transrec.data.images.environment import whole_length
 from transrec.data.images.header import HEADER_KEY, Header
 from transrec.data.images.sources import Found
 from transrec.errors import TransrecError, about_file
 from transrec.locks import Lock
+from transrec.untrusted import parse_json
 
 # Item ids contain no spaces.
 PROGRESS_KEY = b" progress"
@@ -109,8 +111,7 @@ class Partial:
         self._write(write)
         with about_file(self.out, CONTINUES):
             self._environment.sync(True)
-            pages = self._environment.info()["last_pgno"] + 1
-            length = max(pages * self._environment.stat()["psize"], self.path.stat().st_size)
+            length = max(whole_length(self._environment), self.path.stat().st_size)
             self._environment.close()
             # LMDB may leave its last pages unwritten where they are unused; readers tell a cut file by its length.
             os.truncate(self.path, length)
@@ -119,7 +120,14 @@ class Partial:
     def _open(self) -> None:
         # One process writes, by the lock beside the file, and none reads: LMDB's own lock file is not needed.
         self._environment = lmdb.open(str(self.path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=1)
-        self._progress = self._environment.open_db(PROGRESS_KEY)
+        try:
+            # Reading a page that a cut file has lost would kill the process; as zeros it is told to be damaged.
+            if self.path.stat().st_size < (length := whole_length(self._environment)):
+                os.truncate(self.path, length)
+            self._progress = self._environment.open_db(PROGRESS_KEY)
+        except (lmdb.Error, OSError):
+            self._environment.close()
+            raise
 
     def _is_begun(self) -> bool:
         return self.path.is_file() and self.path.stat().st_size > 0
@@ -134,13 +142,16 @@ class Partial:
                 self._open()
         except lmdb.Error:
             return False
-        with self._environment.begin(db=self._progress) as transaction:
-            if transaction.get(SETTINGS_KEY) == header:
-                for key, value in transaction.cursor():
-                    if key != SETTINGS_KEY:
-                        found, remark = json.loads(value)
-                        self.stored[key.decode()] = Stored(Found(*found), remark)
-                return True
+        try:
+            with self._environment.begin(db=self._progress) as transaction:
+                if transaction.get(SETTINGS_KEY) == header:
+                    for key, value in transaction.cursor():
+                        if key != SETTINGS_KEY:
+                            found, remark = parse_json(bytes(value))
+                            self.stored[key.decode()] = Stored(Found(*found), remark)
+                    return True
+        except (lmdb.Error, ValueError, TypeError):
+            self.stored.clear()
         self._environment.close()
         return False
 

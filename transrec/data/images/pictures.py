@@ -12,6 +12,8 @@ from transrec.errors import TransrecError
 KINDS = ("jpeg", "raw")
 FORMATS = ("JPEG", "PNG", "WEBP")
 HUGE_PIXELS = 64 * 2**20
+# Vision transformers read 224 to 1024 pixels a side; a batch of 256 images of this size fills 12 GiB.
+LARGEST_SIZE = 4096
 GREY = (128, 128, 128)
 PNG_BIT_DEPTH = 24  # Where a PNG says it: every PNG begins with the same chunk.
 
@@ -53,8 +55,10 @@ class Recipe:
     convert: bool = False
 
     def __post_init__(self):
-        if self.size < 1:
-            raise TransrecError(f"--size {self.size}: must be at least 1")
+        if not 1 <= self.size <= LARGEST_SIZE:
+            raise TransrecError(
+                f"--size {self.size}: must be from 1 to {LARGEST_SIZE} pixels a side; image backbones read 224 to 1024"
+            )
         if self.kind not in KINDS:
             raise TransrecError(f"--store {self.kind}: must be one of {', '.join(KINDS)}")
         if not 1 <= self.quality <= 100:
@@ -74,6 +78,21 @@ class Recipe:
     def grey(self) -> bytes:
         """The record that stands in for an image that cannot be used."""
         return self.record(Image.new("RGB", (self.size, self.size), GREY))
+
+
+def jpeg_size(data: bytes | bytearray) -> tuple[int, int]:
+    """Width and height that a JPEG declares, read without decoding it.
+
+    Raises ValueError when its segments do not follow one another as they must.
+    """
+    position = 2
+    while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[position + at : position + at + 2]) for at in (5, 7))
+            return width, height
+        position += 2 + length
+    raise ValueError("not a JPEG")
 
 
 def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:

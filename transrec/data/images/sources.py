@@ -16,6 +16,7 @@ from transrec.data.images.environment import reading
 from transrec.data.images.original import read_original
 from transrec.data.images.pictures import Problem, check_pixels, decode
 from transrec.errors import TransrecError, about_file, file_error, is_memory_shortage
+from transrec.untrusted import check_regular, read_regular
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp"}
 HUGE_BYTES = 2**29
@@ -59,11 +60,11 @@ class Folder:
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
         _check_bytes(found)
         try:
-            data = (self.path / found.name).read_bytes()
-        except OSError as error:
+            data = read_regular(self.path / found.name, HUGE_BYTES)
+        except (OSError, TransrecError) as error:
             if is_memory_shortage(error):
                 raise
-            raise Problem(f"unreadable: {error.strerror}") from error
+            raise Problem(f"unreadable: {getattr(error, 'strerror', None) or error}") from error
         return decode(data, convert)
 
 
@@ -80,6 +81,7 @@ class Zip:
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
         found = defaultdict(list)
         try:
+            check_regular(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for member in archive.infolist():
                     name = PurePosixPath(member.filename)
@@ -96,8 +98,12 @@ class Zip:
         with about_file(self.path, what="cannot be read"):
             self._archive = self._archive or zipfile.ZipFile(self.path)
         try:
-            data = self._archive.read(found.name)
-        except MemoryError:
+            if self._archive.getinfo(found.name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                # Of the others zipfile unpacks whatever there is before it counts.
+                raise Problem("unreadable: packed neither by deflate nor not at all; make the zip anew")
+            with self._archive.open(found.name) as member:
+                data = member.read(found.bytes + 1)
+        except (MemoryError, Problem):
             raise
         # Besides its own errors: RuntimeError if encrypted, NotImplementedError, and those of each compression.
         except Exception as error:
@@ -117,6 +123,7 @@ class OriginalStore:
             return {item: [Found(item, len(value))] for item, value in sizes.items() if value is not None}
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(found)
         with reading(self.path) as transaction:
             value = bytes(transaction.get(found.name.encode()))
         try:

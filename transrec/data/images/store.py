@@ -11,6 +11,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from transrec.data.images.environment import reading
 from transrec.data.images.header import HEADER_KEY, read_header
+from transrec.data.images.pictures import jpeg_size
 from transrec.errors import TransrecError, is_memory_shortage
 
 NAMED_IN_MESSAGES = 5
@@ -93,13 +94,14 @@ class ImageStore:
             values = [bytearray(value) for value in self._values(transaction, ids)]
         for item, image, value in zip(ids, pixels, values, strict=True):
             try:
+                # A few bytes may declare gigabytes of pixels.
+                if (size := jpeg_size(value)) != (self.size, self.size):
+                    raise ValueError(f"it has {size[0]} x {size[1]} pixels")
                 decoded = decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB)
             except (RuntimeError, ValueError) as error:
                 if is_memory_shortage(error):
                     raise
                 raise self._damaged(item, str(error)) from error
-            if decoded.shape != image.shape:
-                raise self._damaged(item, f"its shape is {list(decoded.shape)}")
             image.copy_(decoded)
 
     def _values(self, transaction: lmdb.Transaction, ids: Sequence[str]) -> Iterator[memoryview]:
