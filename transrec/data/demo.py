@@ -244,7 +244,7 @@ def make_text_backbone(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModel.from_config(config)
+        model = AutoModel.from_config(config, trust_remote_code=False)
     model.save_pretrained(folder)
     fast.save_pretrained(folder)
 

@@ -7,11 +7,12 @@ nobody listed, needs nothing here as long as it is built from such blocks. Our S
 
 import errno
 import inspect
-import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from torch import nn
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
 from transrec.paths import resolve
+from transrec.untrusted import check_model_folder, read_json
 
 Modality = Literal["text", "image"]
 Pooling = Literal["cls", "last", "mean"]
@@ -40,6 +42,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 MOSTLY_UNKNOWN = 0.5
 LARGEST_IMAGE = 4096
 OFFSET_POSITIONS = re.compile(r"roberta|camembert|mpnet")
+# Several times the deepest there are.
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -209,11 +213,16 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
     """`load(place)`, with whatever goes wrong said in one line."""
     place = find_backbone(name)
     try:
-        return load(place)
+        if Path(place).is_dir():
+            check_model_folder(Path(place))
+        with _quietly():
+            return load(place)
     except TransrecError:
         raise
     # Loading runs foreign code over foreign files: what it may raise has no end.
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise _needs_code(name, place) from error
         if is_memory_shortage(error):
             raise
         cause = os_error(error)
@@ -228,14 +237,60 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
         ) from error
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within, transformers logs nothing: it quotes what a folder says as it is, and what matters is checked here."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _needs_code(name: str | Path, place: str) -> TransrecError:
+    """What to tell of a model whose own Python would have to run."""
+    files = [path.name for path in sorted(Path(place).glob("*.json")) if _asks_for_code(path)]
+    asking = " and ".join(files) or "its configuration"
+    return TransrecError(
+        f"{name}: {asking} asks for Python code that comes with the model (auto_map), and no such code is ever run; "
+        f"give a model whose model_type transformers itself knows"
+    )
+
+
+def _asks_for_code(path: Path) -> bool:
+    try:
+        return "auto_map" in read_json(path)
+    except (OSError, ValueError, TypeError, TransrecError):
+        return False
+
+
+def _check_kernels(config, name: str | Path) -> None:
+    """Raise TransrecError when a configuration or a part of it names a program of a hub to compute attention with."""
+    from transformers import PreTrainedConfig
+
+    for key in ("attn_implementation", "experts_implementation"):
+        if "/" in str(value := getattr(config, f"_{key}", None)):
+            raise TransrecError(
+                f"{name}: config.json asks for code from a hub ({key} {value}), and no such code is ever run; "
+                f"remove {key} from config.json"
+            )
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            _check_kernels(part, name)
+
+
 def load_config(name: str | Path, modality: Modality = "text"):
     """The configuration of a backbone; of a model of text and images the part for `modality`.
 
-    Raises TransrecError when there is none.
+    Raises TransrecError when there is none, and when it asks for code.
     """
     from transformers import AutoConfig
 
-    config = _load(name, f"{modality} encoder", AutoConfig.from_pretrained)
+    config = _load(name, f"{modality} encoder", partial(AutoConfig.from_pretrained, trust_remote_code=False))
+    _check_kernels(config, name)
     config = getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
     # Hierarchical models (Swin) and convolutions (ResNet): stages, each of a width of its own.
     sizes = [getattr(config, size, None) for size in ("hidden_size", "num_hidden_layers")]
@@ -244,6 +299,9 @@ def load_config(name: str | Path, modality: Modality = "text"):
             f"{name}: a model of type {config.model_type} is no plain stack of transformer blocks of one width; "
             f"pretrained_models/README.md names the backbones that work"
         )
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise TransrecError(f"{name}: config.json asks for {layers:,} layers; at most {MOST_LAYERS:,} are built")
     # Decoders would keep the keys and values of every text for a next word that nobody asks for.
     config.use_cache = False
     return config
@@ -274,10 +332,10 @@ def declared_pooling(name: str | Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        places = [one["path"] for one in json.loads(path.read_bytes()) if one["type"].rpartition(".")[2] == "Pooling"]
+        places = [one["path"] for one in read_json(path) if one["type"].rpartition(".")[2] == "Pooling"]
         modes: list[str] = []
         for path in (folder / place / "config.json" for place in places):
-            stored = json.loads(path.read_bytes())
+            stored = read_json(path)
             named = stored.get("pooling_mode")
             keys = [match[1] for key, on in stored.items() if on is True and (match := POOLING_KEY.fullmatch(key))]
             modes += (keys or ["mean"]) if named is None else [named] if isinstance(named, str) else map(str, named)
@@ -297,7 +355,7 @@ def load_tokenizer(name: str | Path):
         # Without any of these transformers makes up an empty vocabulary, in which every word is unknown.
         if Path(place).is_dir() and not any(file for p in TOKENIZER_FILES for file in Path(place).glob(p)):
             raise TransrecError(f"{place}: no tokenizer there ({', '.join(TOKENIZER_FILES)}); copy its files too")
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         if tokenizer.pad_token is None:
             # Decoders' often have none; what stands behind a text is masked, whatever it is.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -310,7 +368,9 @@ def build_backbone(config, modality: Modality = "text") -> nn.Module:
     """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`."""
     from transformers import AutoModel
 
-    return _of_modality(AutoModel.from_config(config, dtype=torch.float32), config.model_type, modality)
+    with _quietly():
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return _of_modality(model, config.model_type, modality)
 
 
 def load_backbone(name: str | Path, modality: Modality = "text") -> nn.Module:
@@ -324,7 +384,9 @@ def load_backbone(name: str | Path, modality: Modality = "text") -> nn.Module:
     config = load_config(name, modality)
 
     def load(place: str):
-        model, info = AutoModel.from_pretrained(place, config=config, dtype=torch.float32, output_loading_info=True)
+        model, info = AutoModel.from_pretrained(
+            place, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise TransrecError(
@@ -383,7 +445,7 @@ def image_pooling(config) -> Pooling:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        return "cls" if has_cls(AutoModel.from_config(config)) else "mean"
+        return "cls" if has_cls(AutoModel.from_config(config, trust_remote_code=False)) else "mean"
 
 
 def set_mask_ratio(backbone: nn.Module, ratio: float) -> None:
@@ -404,13 +466,21 @@ class Preprocessing:
 
 
 def load_image_processor(name: str | Path):
-    """The image processor that lies beside an image backbone; None if there is none."""
+    """The image processor that lies beside an image backbone; None if there is none.
+
+    Raises TransrecError when it asks for code.
+    """
     from transformers import AutoImageProcessor
 
-    try:
-        return AutoImageProcessor.from_pretrained(find_backbone(name))
-    except (OSError, ValueError):
-        return None
+    def load(place: str):
+        try:
+            return AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            if "trust_remote_code" in str(error):
+                raise
+            return None
+
+    return _load(name, "image processor", load)
 
 
 def load_preprocessing(name: str | Path, config) -> Preprocessing:
@@ -422,12 +492,18 @@ def load_preprocessing(name: str | Path, config) -> Preprocessing:
 
     place = find_backbone(name)
     file = Path(place) / "preprocessor_config.json"
-    try:
-        stored, _ = BaseImageProcessor.get_image_processor_dict(place)
-    except (OSError, ValueError, TypeError) as error:
-        if file.exists():
-            raise TransrecError(f"{file}: not a JSON object that can be read; fetch it again, or delete it") from error
-        stored = {}
+
+    def load(place: str) -> dict[str, Any]:
+        try:
+            return BaseImageProcessor.get_image_processor_dict(place)[0]
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            if file.exists():
+                raise TransrecError(
+                    f"{file}: not a JSON object that can be read; fetch it again, or delete it"
+                ) from error
+            return {}
+
+    stored = _load(name, "image processor", load)
 
     if not isinstance(stored, dict):
         raise TransrecError(f"{file}: not a JSON object; fetch it again, or delete it")
