@@ -7,7 +7,6 @@ dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), and NAME-chec
 popularity. Nothing is written into the dataset.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from transrec.data.catalog import check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
 from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
+from transrec.errors import printable, warn
 from transrec.options import DataOptions
 from transrec.paths import atomic_write, make_folder, resolve
 from transrec.reports.tables import markdown
@@ -90,15 +90,17 @@ def plot(dataset: Dataset, path: Path) -> None:
     bins = np.arange(shortest, longest + width + 1, width) - 0.5
     lengths.hist(read.lengths, bins=bins, color="0.75", label="read")
     lengths.hist(kept.lengths, bins=bins, histtype="step", color="C0", linewidth=1.5, label="kept")
-    lengths.set(xlabel="interactions of a user", ylabel="users", yscale="log", title=f"{dataset.name}: sequences")
+    lengths.set(xlabel="interactions of a user", ylabel="users", yscale="log")
 
     for activity, colour, label, linewidth in ((read, "0.75", "read", 5), (kept, "C0", "kept", 1.5)):
         counts = activity.ranked[activity.ranked > 0]
         popularity.plot(np.arange(1, len(counts) + 1), counts, color=colour, label=label, linewidth=linewidth)
-    popularity.set(xlabel="rank of an item", ylabel="interactions with it", title=f"{dataset.name}: popularity")
+    popularity.set(xlabel="rank of an item", ylabel="interactions with it")
     popularity.set(xscale="log", yscale="log")
 
-    for panel in (lengths, popularity):
+    for panel, what in ((lengths, "sequences"), (popularity, "popularity")):
+        # A name may hold signs that would be read as a formula.
+        panel.set_title(f"{printable(dataset.name)}: {what}", parse_math=False)
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
         panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -132,7 +134,7 @@ if __name__ == "__main__":
             "a title": {item for item, title in zip(catalog.ids, catalog.titles, strict=True) if not title.strip()}
         }
         for warning in check_titles(catalog) if any(catalog.titles) else ():
-            print(f"warning: {warning}", file=sys.stderr)
+            warn(warning)
         no_image = without_image(resolve(options.dataset), options.images, catalog.ids)
         if no_image is not None:
             lacking["an image"] = no_image
@@ -143,5 +145,5 @@ if __name__ == "__main__":
         print(
             f"kept: users of {options.min_seq_len} interactions or more, their last {options.max_seq_len + 3}\n"
             f"targets that repeat an earlier item of their user are misses under --mask_history seen\n"
-            f"plot: {plot_path}"
+            f"plot: {printable(str(plot_path))}"
         )

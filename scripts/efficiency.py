@@ -18,7 +18,7 @@ from transrec import settings
 from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
-from transrec.errors import TransrecError, about_file
+from transrec.errors import TransrecError, about_file, printable
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
 from transrec.reports.efficiency import costs, plot, table
 from transrec.reports.tables import read_result
@@ -62,7 +62,7 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
         if not (folder / "result.json").exists():
             where = ["--resume" if (folder / "options.json").exists() else "--output", str(folder)]
             command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--profile", *flags, *where]
-            print(f"$ {shlex.join(command)}", flush=True)
+            print(printable(f"$ {shlex.join(command)}"), flush=True)
             if run_script(command):
                 raise TransrecError(f"{name} failed, see above; the same command continues")
         results[name] = read_result(folder)

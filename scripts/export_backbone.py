@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transrec.arguments import Parser
 from transrec.command import reporting
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, printable
 from transrec.export import export_backbone
 from transrec.models.backbone import load_image_processor, load_tokenizer
 from transrec.paths import resolve
@@ -49,4 +49,4 @@ if __name__ == "__main__":
             load = {"text": load_tokenizer, "image": load_image_processor}[tower.content]
             out = arguments.out / tower.content if len(towers) > 1 else arguments.out
             export_backbone(tower, out, load(settings.model.encoders[tower.content]))
-            print(out)
+            print(printable(str(out)))

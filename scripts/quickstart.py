@@ -17,7 +17,7 @@ from pathlib import Path
 from transrec.arguments import Parser
 from transrec.command import reporting, run_script
 from transrec.data.demo import make_demo
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, printable
 from transrec.paths import REPOSITORY, default_runs_folder, write_text
 from transrec.reports.efficiency import costs
 from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
@@ -30,7 +30,7 @@ FULL, ADAPTED = ["--lr", "3e-4", "--backbone_lr", "1e-4"], ["--adapter_lr", "1e-
 
 def run(title: str, script: str, folder: Path, *flags: str) -> Path:
     command = [sys.executable, str(REPOSITORY / script), *flags, *SIZES, "--output", str(folder)]
-    print(f"\n## {title}\n$ {shlex.join(command)}", flush=True)
+    print(f"\n## {title}\n{printable(f'$ {shlex.join(command)}')}", flush=True)
     if run_script(command):
         raise TransrecError(f"{script} failed, see above")
     return folder

@@ -14,6 +14,7 @@ from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
 from transrec.data.dataset import find_file
+from transrec.errors import printable
 from transrec.paths import atomic_write, make_folder, resolve, write_text
 
 HALVES = ("source", "target")
@@ -46,4 +47,4 @@ if __name__ == "__main__":
         if not 0 < arguments.share <= 1:
             parser.error(f"--share {arguments.share}: must be above 0 and at most 1")
         for name, count in split_users(resolve(arguments.dataset), arguments.out, arguments.share).items():
-            print(f"{arguments.out / name}: {count:,} users")
+            print(printable(f"{arguments.out / name}: {count:,} users"))

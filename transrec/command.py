@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transrec.errors import Interrupted, TransrecError, as_told, file_error
+from transrec.errors import Interrupted, TransrecError, as_told, file_error, printable
 from transrec.processes import STOP_SIGNALS
 
 NOTHING_LOST = "nothing is lost, the same command starts again"
@@ -128,7 +128,7 @@ def _leave(status: int, line: str) -> None:
     with suppress(OSError, TransrecError):
         _flush()
     try:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:
         _close_output()
     sys.exit(status)

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,16 +24,24 @@ MEMORY_TEXT = re.compile(
     re.IGNORECASE,
 )
 REASON_LENGTH = 160
+LONGEST_MESSAGE = 4000
 
 
 class TransrecError(Exception):
     """A mistake the user can mend.
 
     The message names the file, line or option and its value, and says what to do. Scripts print it without a
-    traceback and leave with `exit_status`.
+    traceback and leave with `exit_status`. Whatever it quotes, it is one printable line.
     """
 
     exit_status = 2
+
+    def __init__(self, message: str):
+        message = printable(message)
+        if len(message) > LONGEST_MESSAGE:
+            # What to do stands at the end.
+            message = f"{message[: LONGEST_MESSAGE // 2]} [...] {message[-LONGEST_MESSAGE // 2 :]}"
+        super().__init__(message)
 
 
 class FileError(TransrecError):
@@ -137,3 +146,17 @@ def as_told(error: Exception) -> TransrecError | None:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:REASON_LENGTH]
+
+
+def warn(text: str) -> None:
+    """Print a line of warning on standard error."""
+    print(printable(f"warning: {text}"), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal, a log or a table, on one line.
+
+    Control characters, terminal escapes, line ends, what changes the direction of writing, and bytes that are no text
+    are shown as Python writes them: \\x1b.
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

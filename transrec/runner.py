@@ -26,7 +26,17 @@ from transrec.data.catalog import cached_tokens, check_titles
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.states import StateFeatures
-from transrec.errors import FileError, Interrupted, MemoryShortage, TransrecError, about_file, about_memory, as_told
+from transrec.errors import (
+    FileError,
+    Interrupted,
+    MemoryShortage,
+    TransrecError,
+    about_file,
+    about_memory,
+    as_told,
+    printable,
+    warn,
+)
 from transrec.models import backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
@@ -84,7 +94,7 @@ def cache(**defaults: Any) -> None:
             features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
             for part in _parts(features):
                 if world.is_main:
-                    print(f"cached      {part.file.path}")
+                    print(printable(f"cached      {part.file.path}"))
 
     _command_line("iisan", defaults | {"cached": True}, make)
 
@@ -258,7 +268,7 @@ def _image_features(settings: Settings, dataset: Dataset, rows: np.ndarray, worl
     ids = [dataset.catalog.ids[row] for row in rows]
     store.check(ids)
     if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
-        print(f"warning: {grey:,} of {len(ids):,} items have a grey image in {store.path}", file=sys.stderr)
+        warn(f"{grey:,} of {len(ids):,} items have a grey image in {store.path}")
     return ImageFeatures(store, ids, world.device, data.image_workers)
 
 
@@ -266,7 +276,7 @@ def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world
     data, name = settings.data, settings.model.text_encoder
     for warning in check_titles(dataset.catalog):
         if world.is_main:
-            print(f"warning: {warning}", file=sys.stderr)
+            warn(warning)
     cache_dir = Path(data.cache_dir) if data.cache_dir else None
     if cache_dir and world.is_main:
         make_folder(cache_dir, "--cache_dir")
@@ -342,10 +352,9 @@ def _announce_pooling(run: Run, settings: Settings) -> None:
         run.log(f"titles      read by --text_pooling {read}, as this run's options say; {which} {declared}")
     elif run.is_main:
         known = f"only {', '.join(backbone.POOLINGS)} are known here"
-        print(
-            f"warning: {which} the pooling {declared}, and {known}: titles are read by --text_pooling {read}; "
-            f"choose another with that flag, or another encoder",
-            file=sys.stderr,
+        warn(
+            f"{which} the pooling {declared}, and {known}: titles are read by --text_pooling {read}; "
+            f"choose another with that flag, or another encoder"
         )
 
 

@@ -32,7 +32,7 @@ from transrec.arguments import Parser
 from transrec.command import reporting, say
 from transrec.cpus import usable_cpus
 from transrec.data.dataset import Dataset, load_dataset
-from transrec.errors import Interrupted, TransrecError, about_file
+from transrec.errors import Interrupted, TransrecError, about_file, printable
 from transrec.locks import Lock
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
 from transrec.processes import STOP_SIGNALS
@@ -370,7 +370,7 @@ class Study:
         summary = dataset.with_fraction(data.user_fraction, data.subset_seed).summary
         if summary not in self._summaries:
             self._summaries.add(summary)
-            print(f"data        {summary}", flush=True)
+            print(printable(f"data        {summary}"), flush=True)
         return content
 
     def tables(self) -> dict[str, str]:
@@ -443,7 +443,12 @@ def _call_of(script: str) -> tuple[str, dict[str, Any]]:
 
 def _short(value: str) -> str:
     """A value as a cell or in a name: of a folder only the last part."""
-    return Path(value).name if resolve(value).is_dir() else value
+    return printable(Path(value).name if resolve(value).is_dir() else value)
+
+
+def _tell(text: str) -> None:
+    """Print a line between the bars."""
+    tqdm.write(printable(text))
 
 
 class Workers:
@@ -491,7 +496,7 @@ class Workers:
             free = [slot for slot in range(self.count) if slot not in self.running]
             if job.start in self.failed:
                 self.failed.append(job)
-                tqdm.write(f"left out    {job.name}: needs {job.start.name}, which failed")
+                _tell(f"left out    {job.name}: needs {job.start.name}, which failed")
             elif not free or not (job.start is None or job.start.is_done):
                 later.append(job)
             elif self._launch(free[0], job):
@@ -507,13 +512,13 @@ class Workers:
         if lock is None:
             if job.folder not in self.elsewhere:
                 self.elsewhere.add(job.folder)
-                tqdm.write(f"waiting     {job.name}: another process runs it")
+                _tell(f"waiting     {job.name}: another process runs it")
             return False
         if job.is_done:
             lock.close()
-            tqdm.write(f"done        {job.name}, by another process")
+            _tell(f"done        {job.name}, by another process")
             return True
-        tqdm.write(f"$ {shlex.join(job.command)}")
+        _tell(f"$ {shlex.join(job.command)}")
         with about_file(self._log(job)), open(self._log(job), "ab") as log:
             # A session of its own: Ctrl-C reaches the study alone, which passes it on once.
             process = subprocess.Popen(
@@ -554,12 +559,14 @@ class Workers:
         lock.close()
         if process.returncode == 0 and (result := job.result):
             seconds = time.monotonic() - started
-            tqdm.write(f"done        {job.name}: HR@10 {_cells(result)[0]}, {seconds:.0f} s")
+            _tell(f"done        {job.name}: HR@10 {_cells(result)[0]}, {seconds:.0f} s")
             return 1
         if not self.stop_signal:
             self.failed.append(job)
             last = self._log(job).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
-            tqdm.write("\n  ".join([f"failed      {job.name} (status {process.returncode}), {self._log(job)}:", *last]))
+            _tell(f"failed      {job.name} (status {process.returncode}), {self._log(job)}:")
+            for line in last:
+                _tell(f"  {line}")
         return 0
 
     def _log(self, job: Job) -> Path:
@@ -632,18 +639,19 @@ def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
         print(f"once        {method}: does not depend on {', '.join(sorted(names))}; one row for all their values")
     for job in jobs:
         if (job.folder / "result.json").exists() and not job.is_done:
-            print(f"again       {_why_damaged(job)}")
-    print(f"results     {out}", flush=True)
+            print(printable(f"again       {_why_damaged(job)}"))
+    print(printable(f"results     {out}"), flush=True)
     if options.dry_run:
         for job in jobs:
-            print(f"{'done        ' if job.is_done else ''}$ {shlex.join(job.command)}")
+            print(printable(f"{'done        ' if job.is_done else ''}$ {shlex.join(job.command)}"))
         return 0
     make_folder(out / "logs", "--out")
     workers = Workers(options.workers, out / "logs")
     study.write_tables()
     workers.run(study)
     study.write_tables()
-    print(f"\n{study.tables()['table.md']}\nTables: {out}/table.md, table.csv, table.tex")
+    print(f"\n{study.tables()['table.md']}")
+    print(printable(f"Tables: {out}/table.md, table.csv, table.tex"))
     if workers.failed:
         print(f"error: {len(workers.failed)} of {len(jobs)} runs failed, see above", file=sys.stderr)
     return 1 if workers.failed else 0

@@ -2,14 +2,14 @@
 
 import csv
 import io
-import json
 import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, printable
 from transrec.paths import resolve
+from transrec.untrusted import read_json
 
 METRICS = ("HR@10", "NDCG@10")
 # What every result.json holds: scores by metric, and numbers.
@@ -29,9 +29,9 @@ def read_result(folder: str | Path) -> dict[str, Any]:
             f"{folder}: has no result.json, the run has not finished; continue it with --resume {folder}"
         )
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         damage = _damage(result)
-    except (ValueError, RecursionError):
+    except ValueError:
         damage = "is not JSON"
     if damage:
         raise TransrecError(f"{path}: damaged, {damage}; --resume {folder} writes it anew")
@@ -105,7 +105,11 @@ def result_numbers(*results: dict[str, Any]) -> dict[str, float | int | str]:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table with aligned columns: the first to the left, numbers to the right."""
+    """A Markdown table with aligned columns: the first to the left, numbers to the right.
+
+    Cells are plain text: what Markdown or HTML would make of them is escaped.
+    """
+    header, *rows = [[_markdown_cell(cell) for cell in line] for line in (header, *rows)]
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -118,6 +122,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
     rule = [":" + "-" * (w - 1) if column == 0 else "-" * (w - 1) + ":" for column, w in enumerate(widths)]
     return "\n".join([text(header), f"| {' | '.join(rule)} |", *(text(row) for row in rows)])
+
+
+def _markdown_cell(cell: str) -> str:
+    special = {character: f"\\{character}" for character in "\\|`[]"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+    return "".join(special.get(character, character) for character in printable(cell))
 
 
 def latex(header: list[str], rows: list[list[str]]) -> str:
@@ -134,7 +143,7 @@ def latex(header: list[str], rows: list[list[str]]) -> str:
 def _latex_cell(cell: str) -> str:
     special = {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    return "".join(special.get(character, character) for character in cell)
+    return "".join(special.get(character, character) for character in printable(cell))
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
@@ -143,5 +152,7 @@ def comma_separated(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
+    )
     return text.getvalue()

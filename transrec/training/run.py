@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from transrec.errors import FileError, TransrecError, about_file
+from transrec.errors import FileError, TransrecError, about_file, printable
 from transrec.locks import Lock
 from transrec.paths import make_folder, resolve, write_text
+from transrec.untrusted import check_regular, read_json
 
 
 class Run:
@@ -33,6 +34,8 @@ class Run:
                 f"{folder}: holds a run already; continue it with --resume {folder}, or give another --output"
             )
         self.is_new = not folder.exists()
+        if (log := folder / "log.txt").exists():
+            check_regular(log)
         make_folder(self.checkpoints, "--output")
         with about_file(folder):
             self._lock()
@@ -60,8 +63,9 @@ class Run:
         return folder / "checkpoints" / "last.safetensors"
 
     def log(self, text: str = "") -> None:
-        """Print and append to log.txt."""
+        """Print a line and append it to log.txt."""
         if self.is_main:
+            text = printable(text)
             with about_file("standard output"):
                 tqdm.write(text)
             self.note(text)
@@ -71,7 +75,7 @@ class Run:
         if self.is_main:
             path = self.folder / "log.txt"
             with about_file(path), open(path, "a", encoding="utf-8") as file:
-                file.writelines(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {line}\n" for line in text.splitlines())
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(text)}\n")
 
     def discard(self) -> None:
         """Take back a folder that this object made and in which no run has started."""
@@ -100,7 +104,7 @@ def read_options(folder: str | Path) -> dict[str, Any]:
     path = resolve(folder) / "options.json"
     try:
         with about_file(path, what="cannot be read"):
-            options = json.loads(path.read_text(encoding="utf-8"))
+            options = read_json(path)
         if not isinstance(options, dict):
             raise ValueError(f"{type(options).__name__} instead of an object")
         return options

@@ -14,7 +14,7 @@ from transrec.data.images.partial import Partial, Stored
 from transrec.data.images.pictures import UNCOMMON, Recipe
 from transrec.data.images.sources import Found, Source, open_source
 from transrec.data.images.workers import Chunk, outcomes
-from transrec.errors import Interrupted, TransrecError, about_file, about_memory
+from transrec.errors import Interrupted, TransrecError, about_file, about_memory, printable
 from transrec.paths import file_sha256, make_folder, write_text
 from transrec.progress import Bar
 
@@ -99,13 +99,13 @@ def build_store(
         if not existing.serves(header, convert, allow_missing):
             raise TransrecError(f"{out}: there is a store made of something else; give another --out, or --overwrite")
         if progress:
-            print(f"{out}: already made of exactly this, left as it is")
+            _tell(f"{out}: already made of exactly this, left as it is")
         return existing
 
     settings = {"size": size, "kind": kind, "quality": header.quality, "original": original, "format": header.format}
     with Partial(out, settings) as partial:
         if partial.discarded and progress:
-            print(f"{partial.path}: was begun with other settings, begun anew")
+            _tell(f"{partial.path}: was begun with other settings, begun anew")
         usable = {item: found[item][0] for item in ids if len(found.get(item, ())) == 1}
         partial.remove(
             [item for item, (of, form) in partial.stored.items() if usable.get(item) != of or (form and not convert)]
@@ -126,9 +126,9 @@ def build_store(
         header = replace(header, grey=grey, converted=[item for item in ids if item in converted])
         partial.finish(header, dict.fromkeys(grey, recipe.grey()))
     if progress:
-        print(f"{out}: {header.count:,} images of {size} x {size} pixels, {out.stat().st_size / 2**20:,.1f} MiB")
+        _tell(f"{out}: {header.count:,} images of {size} x {size} pixels, {out.stat().st_size / 2**20:,.1f} MiB")
         if listed:
-            print(f"{report}: lists {len(header.converted):,} converted images, and {len(header.grey):,} made grey")
+            _tell(f"{report}: lists {len(header.converted):,} converted images, and {len(header.grey):,} made grey")
     return header
 
 
@@ -191,16 +191,15 @@ def _write_report(out: Path, listed: list[Listed]) -> Path:
     ]
     if lines:
         table = [("item_id", "outcome", "reason", "file"), *lines]
-        write_text(report, "".join("\t".join(map(_printable, line)) + "\n" for line in table))
+        write_text(report, "".join("\t".join(map(printable, line)) + "\n" for line in table))
     else:
         with about_file(report, what="cannot be removed"):
             report.unlink(missing_ok=True)
     return report
 
 
-def _printable(text: str) -> str:
-    """File names may hold tabs, line ends and bytes of any kind."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+def _tell(text: str) -> None:
+    print(printable(text))
 
 
 def _advice(out: Path, report: Path, problems: dict[str, str], count: int) -> str:
