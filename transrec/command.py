@@ -16,7 +16,7 @@ from transrec.errors import Interrupted, TransrecError, as_told, file_error, pri
 from transrec.processes import STOP_SIGNALS
 
 NOTHING_LOST = "nothing is lost, the same command starts again"
-SECONDS_FOR_MAIN_TO_SPEAK = 3
+SECONDS_FOR_MAIN_TO_SPEAK = 15
 SECONDS_OF_ONE_SIGNAL = 1
 
 

@@ -146,9 +146,9 @@ class Bench:
     @cached_property
     def good_for_hostile_files(self):
         """What hostile files are made of."""
-        from hostile import make_good
+        import hostile
 
-        return make_good(self.out / "good-for-hostile-files")
+        return hostile.make_good(self.out / "good-for-hostile-files")
 
     @cached_property
     def launcher(self) -> Launcher:
@@ -433,14 +433,15 @@ def hostile_file(case) -> Case:
     """A file that is not what it should be: one line, in bounded time and memory."""
 
     def act(bench: Bench, place: Path) -> None:
-        from hostile import SECONDS, Outcome, complaint
+        import hostile
 
         (place / "files").mkdir(parents=True)
         flags = case.prepare(place / "files", bench.good_for_hostile_files)
         bench.outcome.errors = 1
         began = time.monotonic()
-        ended, mebibytes = bench.launcher.run(script(case.script, *flags), place, SECONDS_TO_END + SECONDS)
-        wrong = complaint(case, Outcome(ended.status, ended.out, ended.err, time.monotonic() - began, mebibytes))
+        ended, mebibytes = bench.launcher.run(script(case.script, *flags), place, SECONDS_TO_END + hostile.SECONDS)
+        seconds = time.monotonic() - began
+        wrong = hostile.complaint(case, hostile.Outcome(ended.status, ended.out, ended.err, seconds, mebibytes))
         if wrong:
             raise Failed(" ".join(wrong.split())[-300:])
         bench.outcome.one_line = 1
@@ -451,6 +452,8 @@ def hostile_file(case) -> Case:
 
 def every_case(seed: int) -> dict[str, list[Case]]:
     """The whole campaign, by kind."""
+    import hostile
+
     rng = random.Random(seed)
     made: dict[str, list[Case]] = {}
 
@@ -480,7 +483,7 @@ def every_case(seed: int) -> dict[str, list[Case]]:
                 mistake("a value that is no number", kind, "--lr", "fast"),
             ]
         )
-    add(map(hostile_file, hostile_files()))
+    add(map(hostile_file, hostile.cases()))
     return made
 
 
@@ -496,16 +499,7 @@ def short_form(seed: int) -> list[Case]:
         stopped_rank(1),
         killed_parent("two processes"),
         mistake("no dataset", "two processes", "--dataset", "/nowhere"),
-        *map(hostile_file, hostile_files()[::10]),
     ]
-
-
-def hostile_files() -> list:
-    try:
-        import hostile
-    except ModuleNotFoundError:
-        return []
-    return hostile.cases()
 
 
 def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str], None]) -> list[Outcome]:

@@ -22,7 +22,7 @@ from transrec.training.launcher import HOST, JOINED, LAUNCHER, STORE_PORT
 TIMEOUT = 1800
 BEAT_SECONDS = 1
 ROLL_CALL_SECONDS = 5
-SECONDS_TO_SAVE = 8
+SECONDS_TO_SAVE = 6
 
 
 @dataclass(frozen=True)
