@@ -33,8 +33,9 @@ RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
 
+# Many tests wait for processes that they start: two at a time take half as long.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)

@@ -308,7 +308,7 @@ def test_two_processes_stop_together_and_resume_to_the_same_numbers(long_flags, 
     wait_for_state(folder, lambda epoch, step: epoch == 2)
     time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    assert f"is saved; continue with: {sys.executable} " in finish(process, 1)
+    assert f"is saved; continue with: {sys.executable} " in finish(process, 128 + signal.SIGTERM)
     finish(start("adapter_houlsby.py", ["--resume", str(folder), "--nproc", "2"]))
     assert_same_run(tmp_path / "whole", folder)
 
