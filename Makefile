@@ -35,7 +35,7 @@ demo: $(READY)
 
 # Many tests wait for processes that they start: two at a time take half as long.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)

@@ -9,8 +9,6 @@ import pytest
 from campaign import short_form
 from harness import ENVIRONMENT
 
-# One process of pytest runs the campaign for all of these.
-pytestmark = pytest.mark.xdist_group("campaign")
 SEED = 0
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -31,9 +31,9 @@ from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
 from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
+from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 SELECTED_BY = "HR@10"
-VALIDATION = "validation "
 # Buffers are constants here, no need to send them each step; newer torch has another name for saying so.
 _BUFFERS_FLAG = next(
     name
@@ -41,48 +41,6 @@ _BUFFERS_FLAG = next(
     if name in signature(DistributedDataParallel).parameters
 )
 STEPS_BETWEEN_LOSS_CHECKS = 50
-
-
-@dataclass
-class State:
-    """All that is needed to go on, besides tensors.
-
-    Attributes:
-        epoch, step: the next step to take (epochs count from 1, steps from 0).
-        loss_sum: sum of the losses of this epoch's steps so far.
-        seconds: spent in this epoch's training steps so far.
-        best_epoch, best_metrics: of the best validation so far.
-        epochs: one line of metrics for each finished epoch.
-        finished: training ended, by the last epoch or by early stopping.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    loss_sum: float = 0.0
-    seconds: float = 0.0
-    best_epoch: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    finished: bool = False
-
-    @classmethod
-    def from_description(cls, path: Path, description: dict[str, Any]) -> "State":
-        """The state that the description of a checkpoint holds. Raises TransrecError when it makes no sense."""
-        try:
-            state = cls(**description["state"])
-            whole = (state.epoch, state.step, state.best_epoch)
-            if not all(type(number) is int and number >= 0 for number in whole):
-                raise ValueError(f"epoch, step and best_epoch are {whole}")
-            # Every evaluated epoch has a line, and the best is one of them.
-            if state.epoch != len(state.epochs) + 1 or bool(state.best_epoch) != bool(state.epochs):
-                raise ValueError(f"epoch {state.epoch}, best epoch {state.best_epoch}, {len(state.epochs)} metrics")
-            if state.epochs and state.best_metrics != _validation(state.epochs[state.best_epoch - 1]):
-                raise ValueError(f"best_metrics are not those of epoch {state.best_epoch}")
-            if not math.isfinite(state.loss_sum + state.seconds):
-                raise ValueError(f"loss_sum {state.loss_sum}, seconds {state.seconds}")
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise checkpoint.damaged(path, error) from error
-        return state
 
 
 class Trainer:
@@ -192,7 +150,7 @@ class Trainer:
         begun = len(self.state.epochs) + (self.state.step > 0)
         if self.options.epochs < begun:
             raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
-        self.saved = self._position()
+        self.saved = self.state.position(len(self.batches))
         # The run may be given more epochs, or more patience, than it had.
         self.state.finished = self.state.epoch > self.options.epochs or self._out_of_patience()
         if not self.state.finished:
@@ -201,7 +159,9 @@ class Trainer:
                     f"{self.run.last}: the run finished without --keep_state, so that it cannot be trained further; "
                     f"start a new run with as many --epochs or as much --patience, and --keep_state if it may go on"
                 )
-            self._load_optimizer(tensors)
+            # The optimiser numbers its parameters in the order in which it was given the groups.
+            in_order = {name: parameter for group in self.groups for name, parameter in group.parameters.items()}
+            load_optimizer(self.optimizer, in_order, self.run.last, tensors)
             try:
                 self.scaler.load_state_dict(description["scaler"])
             except (KeyError, TypeError, RuntimeError) as error:
@@ -392,37 +352,11 @@ class Trainer:
     def _save_state(self) -> None:
         if not self.world.is_main:
             return
-        tensors = {f"model.{name}": p for name, p in self.trained.items()}
-        for name, parameter in self.trained.items():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = value
+        tensors = {f"model.{name}": parameter for name, parameter in self.trained.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.trained)
         description = {**self.description, "state": asdict(self.state), "scaler": self.scaler.state_dict()}
         checkpoint.save(self.run.last, tensors, description)
-        self.saved = self._position()
-
-    def _position(self) -> str:
-        state, steps = self.state, len(self.batches)
-        return (
-            f"epoch {state.epoch}, step {state.step} of {steps}"
-            if state.step
-            else f"the end of epoch {state.epoch - 1}"
-        )
-
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        # The optimiser numbers its parameters in the order in which it was given the groups.
-        names = [name for group in self.groups for name in group.parameters]
-        saved = self.optimizer.state_dict()
-        for index, name in enumerate(names):
-            parameter = self.trained[name]
-            wanted = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-            wanted = {f"optimizer.{key}.{name}": like for key, like in wanted.items()}
-            found = {full: tensors[full] for full in wanted if full in tensors}
-            # A parameter that has had no gradient yet has no state at all.
-            if found and (missing := wanted.keys() - found.keys()):
-                raise TransrecError(f"{self.run.last}: lacks {min(missing)}; it is damaged: put a whole copy back")
-            checkpoint.check_shapes(self.run.last, found, wanted)
-            saved["state"][index] = {full.split(".")[1]: tensor for full, tensor in found.items()}
-        self.optimizer.load_state_dict(saved)
+        self.saved = self.state.position(len(self.batches))
 
     @contextmanager
     def _catch_signals(self):
@@ -453,11 +387,6 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         if self.world.any(self._signal is not None):
             raise Interrupted(self._signal or signal.SIGTERM)
-
-
-def _validation(epoch: dict[str, Any]) -> dict[str, float]:
-    """The validation metrics in an epoch's line."""
-    return {name.removeprefix(VALIDATION): value for name, value in epoch.items() if name.startswith(VALIDATION)}
 
 
 def _items_of(pieces: list[Batch]) -> list[Tensor]:
