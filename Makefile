@@ -35,7 +35,7 @@ demo: $(READY)
 
 # Two at a time, each on a core of its own.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)
