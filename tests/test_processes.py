@@ -68,14 +68,15 @@ def messages(process: subprocess.Popen) -> list[str]:
     return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
 
 
-def test_a_stopped_rank_is_named(flags, tmp_path):
+@pytest.mark.parametrize(("number", "told"), [(1, ""), (0, "process 1: ")])
+def test_a_stopped_rank_is_named(flags, tmp_path, number, told):
     process = launched(flags, tmp_path / "run", "--timeout", "4")
-    _, second = children(process.pid)
-    os.kill(second, signal.SIGSTOP)
+    stopped = children(process.pid)[number]
+    os.kill(stopped, signal.SIGSTOP)
     (line,) = messages(process)
     assert process.returncode == 2
-    assert line.startswith("error: process 1 of 2 does not answer (--timeout 4 seconds)")
-    assert not is_alive(second)
+    assert line.startswith(f"error: {told}process {number} of 2 does not answer (--timeout 4 seconds)")
+    assert not is_alive(stopped)
 
 
 def test_a_killed_rank_is_named(flags, tmp_path):

@@ -124,7 +124,7 @@ def _leave(status: int, line: str) -> None:
     if rank := int(os.environ.get("RANK", 0)):
         # What concerns all processes of a run is the main one's to say, whose end ends the others.
         time.sleep(SECONDS_FOR_MAIN_TO_SPEAK)
-        line = f"process {rank}: {line}"
+        line = line.replace("error: ", f"error: process {rank}: ", 1)
     with suppress(OSError, TransrecError):
         _flush()
     try:

@@ -514,6 +514,9 @@ def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str]
             case.act(bench, place)
         except Skipped as reason:
             outcome.skipped = str(reason)
+        except KeyboardInterrupt:
+            # The table of what has been tried is still made.
+            break
         except Exception as error:
             outcome.failure = str(error) if isinstance(error, Failed) else repr(error)
         outcome.seconds = time.monotonic() - began
