@@ -16,10 +16,11 @@ from torch import Tensor, distributed
 
 from transrec.command import say
 from transrec.errors import TransrecError
+from transrec.options import RunOptions
 from transrec.processes import watch_parent
 from transrec.training.launcher import HOST, JOINED, LAUNCHER, STORE_PORT
 
-TIMEOUT = 1800
+TIMEOUT = RunOptions.timeout
 BEAT_SECONDS = 1
 ROLL_CALL_SECONDS = 5
 SECONDS_TO_SAVE = 6
@@ -69,7 +70,7 @@ class World:
                     seen[rank] = (beat, time.monotonic())
                 elif time.monotonic() - seen[rank][1] > self.timeout:
                     raise self._silent([rank])
-            time.sleep(min(0.1, BEAT_SECONDS))
+            time.sleep(0.1)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all ranks' tensors, in place."""
