@@ -1,0 +1,179 @@
+"""Records the losses and metrics of short runs, which a change of structure must leave as they are, to the last bit.
+
+    python tests/golden_losses.py           compare with tests/losses, name what differs
+    python tests/golden_losses.py --record  write tests/losses anew
+
+One file for each modality; one line for each method and objective, and for each variant of a method: the losses of an
+epoch of eight steps and the validation metrics after it, on tiny backbones, in fp32 and on one thread. The first line
+of a file names the torch build and the processor whose numbers they are; elsewhere the last digits differ. A commit
+that changes numbers on purpose records them anew and says why.
+"""
+
+import argparse
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPOSITORY)]
+
+from transrec import methods, runner  # noqa: E402
+from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone  # noqa: E402
+from transrec.training.trainer import Trainer  # noqa: E402
+
+LOSSES = Path(__file__).with_name("losses")
+STEPS = 8
+OBJECTIVES = ("sasrec", "cpc", "in_batch")
+# Of a run on another processor or build of torch.
+TOLERANCE = 1e-4
+ADAPTERS = "--insert all --adapter_lr 1e-3"
+SIZES = f"{ADAPTERS} --item_bottleneck 8 --user_bottleneck 4"
+SIDE = "--adapter_lr 1e-3 --side_size 8"
+# What a case is called, and its flags: all that a preset could decide is said.
+METHODS = {
+    "full": "--backbone_lr 1e-3",
+    "frozen": "",
+    "bitfit": ADAPTERS,
+    "layernorm": ADAPTERS,
+    "houlsby": SIZES,
+    "houlsby, LayerNorms": f"{SIZES} --train_layernorm",
+    "houlsby, gelu": f"{SIZES} --activation gelu",
+    "houlsby, item": f"{SIZES} --insert item",
+    "houlsby, user": f"{SIZES} --insert user",
+    "houlsby, first user block": f"{SIZES} --insert user_first",
+    "parallel": SIZES,
+    "parallel, published": f"{SIZES} --variant published",
+    "pfeiffer": SIZES,
+    "pfeiffer, published": f"{SIZES} --variant published",
+    "pfeiffer, adapterhub": f"{SIZES} --variant adapterhub",
+    "pfeiffer_attention": SIZES,
+    "compacter": f"{SIZES} --kronecker 2",
+    "compacter, published": f"{SIZES} --kronecker 2 --variant published",
+    "lora": f"{ADAPTERS} --item_rank 4 --user_rank 2",
+    "lora, published": f"{ADAPTERS} --item_rank 4 --user_rank 2 --variant published",
+    "kadapter": f"{ADAPTERS} --item_size 8 --item_heads 2 --user_size 4 --user_heads 2",
+    "kadapter, published": f"{ADAPTERS} --item_size 8 --item_heads 2 --user_size 4 --user_heads 2 --variant published",
+    "prompt": "--insert item --adapter_lr 1e-3 --n_tokens 3",
+    "prompt, published": "--insert item --adapter_lr 1e-3 --n_tokens 3 --variant published",
+    "iisan": SIDE,
+    "iisan, intra": f"{SIDE} --side_towers intra",
+    "iisan, ungated": f"{SIDE} --no_side_gates --no_keep_embedding",
+    "iisan, narrow": f"{SIDE} --narrow_end --side_layers 2",
+    "iisan, cached": f"{SIDE} --cached --state_dtype fp32",
+    "iisan, cached fp16": f"{SIDE} --cached --state_dtype fp16",
+}
+MODALITIES = ("text", "image", "multimodal", "id")
+COMMON = (
+    "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --blocks 2 --heads 2 --dropout 0.1 --epochs 1 --lr 1e-3 "
+    "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0"
+)
+
+
+def environment() -> str:
+    """Whose numbers these are: torch, system and processor."""
+    return f"torch {torch.__version__}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def names(modality: str) -> list[str]:
+    """The cases of a modality."""
+    if modality == "id":
+        return ["full"]
+    # Variants that need post-LN blocks: vision transformers are pre-LN.
+    unfit = {"pfeiffer, published", "pfeiffer, adapterhub"} if modality != "text" else set()
+    return [name for name in METHODS if name not in unfit]
+
+
+def prepare(folder: Path) -> list[str]:
+    """Make the dataset and the backbones that all cases read; returns the flags that name them."""
+    make_domain_with_store(folder / "data", Domain("small", users=60, items=150, longest=9, seed=3))
+    make_text_backbone(folder / "bert", hidden_size=32, layers=2)
+    make_image_backbone(folder / "vit", hidden_size=32, layers=2)
+    users = int((folder / "data/users.tsv").read_text().count("\n"))
+    return [
+        *("--dataset", str(folder / "data"), "--batch_size", str(-(-users // STEPS))),
+        *("--text_encoder", str(folder / "bert"), "--image_encoder", str(folder / "vit")),
+    ]
+
+
+def numbers(modality: str, name: str, objective: str, given: list[str], output: Path) -> str:
+    """The line of a case: the loss of each step, and each validation metric."""
+    losses: list[float] = []
+    step = Trainer._step
+
+    def noted(trainer, *arguments):
+        loss = step(trainer, *arguments)
+        losses.append(float(loss))
+        return loss
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    Trainer._step = noted
+    try:
+        words = [*given, *COMMON.split(), *METHODS[name].split(), "--item_tower", modality, "--objective", objective]
+        if "--cached" in words:
+            words += ["--state_cache", f"{output}-states"]
+        result = runner.execute(runner.parse([*words, "--output", str(output)], name.partition(",")[0], {}))
+    finally:
+        Trainer._step = step
+        torch.set_num_threads(threads)
+    if len(losses) != STEPS:
+        raise AssertionError(f"{name}: took {len(losses)} steps")
+    metrics = "  ".join(f"{metric} {value!r}" for metric, value in result["validation"].items())
+    return f"{name} | {objective} | {' '.join(map(repr, losses))} | {metrics}"
+
+
+def cases(modality: str, name: str, given: list[str], folder: Path) -> Iterator[str]:
+    """The lines of a case: one for each objective, of a variant only one."""
+    for objective in OBJECTIVES if name in methods.names() else OBJECTIVES[-1:]:
+        yield numbers(modality, name, objective, given, folder / f"{modality}-{name.replace(' ', '_')}-{objective}")
+
+
+def recorded(modality: str) -> tuple[str, dict[tuple[str, str], str]]:
+    """Whose numbers a file holds, and its lines by case and objective."""
+    first, *lines = (LOSSES / f"{modality}.txt").read_text().splitlines()
+    return first, {tuple(line.split(" | ")[:2]): line for line in lines}
+
+
+def differs(now: str, before: str, exact: bool) -> bool:
+    """Whether a line says something else, or, if not `exact`, something that is further off than rounding."""
+    if exact or now == before:
+        return now != before
+    pairs = zip(now.split(), before.split(), strict=True)
+    return not all(one == other or _near(one, other) for one, other in pairs)
+
+
+def _near(one: str, other: str) -> bool:
+    try:
+        return abs(float(one) - float(other)) <= TOLERANCE * max(1, abs(float(other)))
+    except ValueError:
+        return False
+
+
+def main(record: bool) -> int:
+    """Record, or compare and return how many lines differ."""
+    different = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        given = prepare(Path(temporary))
+        for modality in MODALITIES:
+            lines = [line for name in names(modality) for line in cases(modality, name, given, Path(temporary) / "run")]
+            if record:
+                LOSSES.mkdir(exist_ok=True)
+                (LOSSES / f"{modality}.txt").write_text("\n".join([environment(), *lines]) + "\n")
+                continue
+            of, before = recorded(modality)
+            for line in lines:
+                key = tuple(line.split(" | ")[:2])
+                if key not in before or differs(line, before[key], of == environment()):
+                    different += 1
+                    print(f"{modality}: was {before.get(key)}\n{modality}: now {line}")
+    return different
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--record", action="store_true", help="write tests/losses anew")
+    sys.exit(bool(main(parser.parse_args().record)))
