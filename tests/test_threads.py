@@ -1,5 +1,8 @@
 """Threads that sleep instead of spin while others want the cores: when they do, and that no number changes."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -26,26 +29,25 @@ def until(reached) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells how long a thread waits for a core")
-def test_more_threads_than_cores_are_managed_while_the_main_one_waits_for_a_core(two_threads, tmp_path, monkeypatch):
+def test_more_threads_than_cores_are_managed_while_others_want_the_cores(two_threads, monkeypatch):
     monkeypatch.setattr(threads, "POLL_SECONDS", 0.05)
-    waited, leave = tmp_path / "schedstat", threading.Event()
+    told, leave = [0.0, 0.0], threading.Event()
     x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     expected = (x @ x).softmax(-1).sum(0)
 
     def count() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
-    def tell(nanoseconds: int) -> None:
-        # Whole at every moment that the watcher may look.
-        (tmp_path / "next").write_text(f"1 {nanoseconds} 1")
-        (tmp_path / "next").replace(waited)
-
-    tell(0)
-    watcher = threading.Thread(target=threads._watch, args=(waited, leave))
+    watcher = threading.Thread(target=threads._watch, args=(lambda: tuple(told), leave))
     watcher.start()
     before = count()
-    for step in range(1, 4):
-        tell(step * 10**8)
+    for _ in range(4):
+        # The process's own threads wait for one another, on cores that nobody else wants.
+        told[0] += 0.1
+        time.sleep(0.06)
+    assert count() == before
+    for _ in range(4):
+        told[:] = [told[0] + 0.1, told[1] + 0.1]
         time.sleep(0.06)
     until(lambda: count() > before)
     assert torch.equal((x @ x).softmax(-1).sum(0), expected)
@@ -59,3 +61,21 @@ def test_one_thread_needs_no_watching(monkeypatch):
     before = threading.active_count()
     with threads.considerate():
         assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not threads.CORES.exists(), reason="only Linux tells for how long each core worked")
+def test_what_others_take_of_the_cores():
+    cores = len(os.sched_getaffinity(0))
+    counting = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
+    try:
+        time.sleep(0.3)
+        before, started = threads._taken(), time.monotonic()
+        while time.monotonic() < started + 0.5:
+            sum(range(1000))
+        taken, seconds = threads._taken() - before, time.monotonic() - started
+    finally:
+        for program in counting:
+            program.kill()
+            program.wait()
+    # All of the cores' time but what this process had itself.
+    assert 0.4 * seconds * cores < taken < seconds * cores + 0.05

@@ -9,7 +9,8 @@ above it. Which thread computes what stays the same, and so does every number.
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +19,13 @@ import torch
 from transrec.cpus import usable_cpus
 
 POLL_SECONDS = 0.25
-# Shares of the time that the main thread waits for a core: from the first on others want the cores, below the second,
-# for so many polls in a row, they no longer do.
+# Shares of the time that the main thread waits for a core while others compute on it: from the first on others want the
+# cores, below the second, for so many polls in a row, they no longer do.
 CONTENDED, QUIET, QUIET_POLLS = 0.08, 0.02, 20
+CORES = Path("/proc/stat")
+# Where a line of it tells how long a core worked, in ticks: for users, at low priority, for the system, for interrupts
+# of two kinds, and for other virtual machines.
+BUSY = (1, 2, 3, 6, 7, 8)
 # Enough for torch to divide the work among all threads.
 PARALLEL_ELEMENTS = 2**20
 
@@ -55,11 +60,11 @@ def considerate() -> Iterator[None]:
     """
     torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
     waited = Path(f"/proc/self/task/{threading.main_thread().native_id}/schedstat")
-    if torch.get_num_threads() == 1 or not waited.exists():
+    if torch.get_num_threads() == 1 or not (waited.exists() and CORES.exists()):
         yield
         return
     leave = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(waited, leave), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(lambda: (_waited(waited), _taken()), leave), daemon=True)
     watcher.start()
     try:
         yield
@@ -68,12 +73,17 @@ def considerate() -> Iterator[None]:
         watcher.join()
 
 
-def _watch(waited: Path, leave: threading.Event) -> None:
+def _watch(seconds: Callable[[], tuple[float, float]], leave: threading.Event) -> None:
+    """Hold surplus threads while others want the cores.
+
+    `seconds` tells for how long the main thread has waited for a core, and others have computed on this process's. Each
+    alone says nothing: the process's own threads wait for one another, and others may be content with idle cores.
+    """
     surplus, quiet = None, 0
-    before = _nanoseconds(waited)
+    before = seconds()
     while not leave.wait(POLL_SECONDS):
-        now = _nanoseconds(waited)
-        share, before = (now - before) / (POLL_SECONDS * 1e9), now
+        now = seconds()
+        share, before = min(now[0] - before[0], now[1] - before[1]) / POLL_SECONDS, now
         quiet = quiet + 1 if share < QUIET else 0
         if surplus is None and share > CONTENDED:
             surplus = _Surplus()
@@ -83,5 +93,13 @@ def _watch(waited: Path, leave: threading.Event) -> None:
         surplus.end()
 
 
-def _nanoseconds(waited: Path) -> int:
-    return int(waited.read_text().split()[1])
+def _waited(schedstat: Path) -> float:
+    return int(schedstat.read_text().split()[1]) / 1e9
+
+
+def _taken() -> float:
+    """Seconds that others have computed on the cores that this process may use."""
+    own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in CORES.read_text().splitlines()]
+    ticks = sum(int(line[column]) for line in lines if line[:1] and line[0] in own for column in BUSY)
+    return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
