@@ -1,3 +1,37 @@
-"""transrec: adapt foundation models to sequential recommendation cheaply."""
+"""transrec: adapt foundation models to sequential recommendation cheaply.
 
+What other programs and scripts call is here. Each name is imported when first asked for, so that `import transrec`
+alone takes no time:
+
+    pretrain, adapt     the command line of a script
+    load_run            the recommender of a finished run
+    load_original       the recommender of a checkpoint of the papers' released programs
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transrec.interop import load_original
+    from transrec.runner import adapt, load_run, pretrain
+
+__all__ = ["adapt", "load_original", "load_run", "pretrain"]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "adapt": "transrec.runner",
+    "load_original": "transrec.interop",
+    "load_run": "transrec.runner",
+    "pretrain": "transrec.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported from its module (PEP 562). Raises AttributeError for any other."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
