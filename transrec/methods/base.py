@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -87,8 +87,16 @@ class Place:
         return [norm for module in self.modules for norm in layer_norms(module)]
 
 
+# What a method trains at one place: parameters, by the name of their group where there are several groups.
+Trained = Collection[nn.Parameter] | Mapping[str, Collection[nn.Parameter]]
+
+
 class Method:
-    """Base of all methods.
+    """Base of all methods. One object serves all places of a run, and lives as long as the recommender does.
+
+    What it has to remember between steps it keeps in persistent buffers of the modules that it inserts: those are saved
+    in checkpoints, loaded and resumed like the parameters that train. They may change in `after_step` alone, so that
+    all ranks hold the same.
 
     Attributes:
         Options: the dataclass of its flags.
@@ -104,14 +112,40 @@ class Method:
         """The item encoder to go on with, and the parameters that are new in it."""
         return item_encoder, []
 
-    def insert(self, place: Place, options: MethodOptions) -> list[nn.Parameter]:
-        """Insert modules at `place`; returns the parameters there that train. One object serves all places of a run."""
+    def insert(self, place: Place, options: MethodOptions) -> Trained:
+        """Insert modules at `place`; returns the parameters there that train.
+
+        Parameters without a group are of the group "adapter".
+        """
         return []
+
+    def rates(self, options: MethodOptions) -> dict[str, float]:
+        """The learning rate of each group that `insert` names."""
+        lr = getattr(options, "adapter_lr", 0.0)
+        return {"adapter": lr, "LayerNorm": lr}
+
+    def penalty(self) -> Tensor | None:
+        """A float32 scalar that each step's loss is increased by, whatever the batch and the number of ranks."""
+        return None
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called on every rank after each optimiser step, without gradient; parameters still have that step's `.grad`.
+
+        Args:
+            step: how many steps the run has taken, from 1.
+            steps: how many it takes at most.
+        """
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     """All parameters of the modules."""
     return [parameter for module in modules for parameter in module.parameters()]
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that its state dict holds, by name; one that several modules share has one name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers() if name in state}
 
 
 _registry: dict[str, type[Method]] = {}
@@ -175,6 +209,8 @@ def apply(
 ) -> list[TrainableGroup]:
     """Freeze the recommender, insert the method, and set `requires_grad` of exactly what trains.
 
+    The recommender keeps the method, and the names of the buffers that it brought along.
+
     Args:
         train_recommender: also train the projection and the user encoder, whatever the method says.
         backbone_dropout: None leaves it on where the backbone's own weights train, and in published variants.
@@ -184,7 +220,8 @@ def apply(
 
     Raises TransrecError when the method cannot be inserted where the options say.
     """
-    method = get(name)()
+    method = recommender.method = get(name)()
+    constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
     towers = recommender.item_encoder.towers
     recommender.requires_grad_(False)
@@ -202,24 +239,22 @@ def apply(
     of_backbones = [(tower, name, p) for tower in towers for name, p in tower.backbone.named_parameters()]
     not_recommender = {p for _, _, p in of_backbones}
     recommender_parameters = [p for p in recommender.parameters() if p not in not_recommender]
-    adapter_lr = getattr(options, "adapter_lr", 0.0)
     choose("adapter", rebuilt)
     if isinstance(options, InsertOptions):
         for place in _places(recommender, options.insert, name):
             if getattr(options, "train_layernorm", False):
                 choose("LayerNorm", parameters_of(place.layer_norms))
-            choose("adapter", method.insert(place, options))
+            trained = method.insert(place, options)
+            for group, parameters in (trained if isinstance(trained, Mapping) else {"adapter": trained}).items():
+                choose(group, parameters)
     if method.trains_backbone:
         choose("backbone", (p for tower, name, p in of_backbones if name not in tower.constants))
     if method.trains_recommender or train_recommender:
         choose("recommender", recommender_parameters)
 
-    group_rates = {
-        "backbone": rates.backbone,
-        "recommender": rates.recommender,
-        "adapter": adapter_lr,
-        "LayerNorm": adapter_lr,
-    }
+    group_rates = {"backbone": rates.backbone, "recommender": rates.recommender} | method.rates(options)
+    if unknown := sorted({*chosen.values()} - group_rates.keys()):
+        raise TransrecError(f"--method {name}: its rates() says none for {unknown[0]!r}, a group of what it trains")
     if not chosen:
         raise TransrecError(f"--method {name} --insert {options.insert}: nothing there trains; insert it elsewhere too")
     groups = {group: TrainableGroup(group, lr, {}) for group, lr in group_rates.items()}
@@ -227,6 +262,9 @@ def apply(
         if parameter in chosen:
             parameter.requires_grad_(True)
             groups[chosen[parameter]].parameters[parameter_name] = parameter
+    recommender.saved_buffers = [
+        name for name, buffer in persistent_buffers(recommender).items() if buffer not in constants
+    ]
     return [group for group in groups.values() if group.parameters]
 
 

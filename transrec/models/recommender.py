@@ -1,6 +1,7 @@
 """A recommender: item encoder, user encoder, objective."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ class Recommender(nn.Module):
         item_encoder: content or numbers of N items -> [N, d].
         user_encoder: ([B, L, d], mask [B, L]) -> [B, L, d].
         objective: one of `transrec.models.objectives`.
+        method: the method that was applied (transrec.methods); None before.
+        saved_buffers: names of the buffers that training changes, which the method brought along.
     """
 
     def __init__(self, item_encoder: nn.Module, user_encoder: nn.Module, objective: Callable):
@@ -21,6 +24,8 @@ class Recommender(nn.Module):
         self.item_encoder = item_encoder
         self.user_encoder = user_encoder
         self.objective = objective
+        self.method: Any = None
+        self.saved_buffers: list[str] = []
 
     def forward(self, batch: Batch) -> Tensor:
         """The batch's summed loss over its predicting positions, a scalar; each distinct item is encoded once."""

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file each, whose header holds a JSON description. Nothing is pickled.
 
-A checkpoint holds only what its run trained, and describes the base it needs: the method, the sizes, and a hash of the
-weights that stayed frozen.
+A checkpoint holds only what its run trained, buffers that the method brought along included, and describes the base it
+needs: the method, the sizes, and a hash of the weights that stayed frozen.
 """
 
 import hashlib
@@ -103,9 +103,13 @@ def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
         )
 
 
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that train, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """What training changes, by name: the parameters that train, and the buffers that the method brought along."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad} | _saved_buffers(module)
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: module.get_buffer(name) for name in getattr(module, "saved_buffers", ())}
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
@@ -148,15 +152,17 @@ def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str,
 
 
 def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen: str | None = None) -> None:
-    """Copy `tensors` into the parameters of the same names.
+    """Copy `tensors` into the parameters, and the method's buffers, of the same names.
 
     Args:
         frozen: fingerprint that the parameters not among `tensors` must have; None demands that there are none.
+            Buffers are never missing.
 
     Raises TransrecError when a tensor has no place, has another shape or type, or when the rest is not the base that
     the checkpoint was trained on.
     """
-    parameters = dict(module.named_parameters())
+    buffers = _saved_buffers(module)
+    parameters = dict(module.named_parameters()) | buffers
     if unexpected := sorted(set(tensors) - set(parameters)):
         raise TransrecError(
             f"{path}: holds {len(unexpected)} tensors that this model has no place for, {unexpected[0]} for one; "
@@ -164,8 +170,8 @@ def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen:
         )
     check_shapes(path, tensors, parameters)
     missing = sorted(set(parameters) - set(tensors))
-    if missing and frozen is None:
-        raise TransrecError(f"{path}: lacks {len(missing)} tensors of this model, {missing[0]} for one")
+    if needed := missing if frozen is None else sorted(buffers.keys() - tensors.keys()):
+        raise TransrecError(f"{path}: lacks {len(needed)} tensors of this model, {needed[0]} for one")
     if missing and frozen_fingerprint(module, set(tensors)) != frozen:
         raise TransrecError(
             f"{path}: was trained on other base weights than these (their hashes differ); give the --text_encoder and "

@@ -20,7 +20,7 @@ from transrec.command import SECONDS_OF_ONE_SIGNAL, say
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory
-from transrec.methods import TrainableGroup
+from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
@@ -34,7 +34,8 @@ from transrec.training.run import Run
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 SELECTED_BY = "HR@10"
-# Buffers are constants here, no need to send them each step; newer torch has another name for saying so.
+# Buffers are constants, or changed by all ranks alike: no need to send them each step. Newer torch has another name for
+# saying so.
 _BUFFERS_FLAG = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -80,10 +81,13 @@ class Trainer:
         self.description, self.save_steps, self.writer, self.profile = description, save_steps, writer, profile
         self.clock = Clock(world.device, profile)
         self.trained = checkpoint.trained(recommender)
+        self.parameters = {name: tensor for name, tensor in self.trained.items() if tensor.requires_grad}
         self.groups = groups
         self.optimizer = torch.optim.Adam(
             [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups], fused=True
         )
+        # Whether the method has a step of its own after each of the optimiser's.
+        self.method_steps = type(recommender.method).after_step is not Method.after_step
         self.scaler = precision.scaler()
         self.state = State()
         self.model: nn.Module = recommender
@@ -118,8 +122,8 @@ class Trainer:
                 self._leave_if_asked()
             tensors = self._read_best()
             with torch.no_grad():
-                for name, parameter in self.trained.items():
-                    parameter.copy_(tensors[name])
+                for name, tensor in self.trained.items():
+                    tensor.copy_(tensors[name])
             test = self._evaluate("test")
         epochs = self.state.epochs
         return {
@@ -254,8 +258,7 @@ class Trainer:
     def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
         """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
         device = self.world.device
-        seed = np.random.SeedSequence([self.options.seed, self.state.epoch, self.state.step, self.world.rank])
-        torch.manual_seed(int(seed.generate_state(1)[0]))
+        torch.manual_seed(_seed_of(self.options.seed, self.state.epoch, self.state.step, self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for number, (piece, content) in enumerate(zip(pieces, read, strict=True), start=1):
@@ -268,15 +271,31 @@ class Trainer:
                     loss = self.model(batch) / piece.predictions
                 self.clock.enter("backward")
                 # DDP averages over ranks; the global batch's mean is the sum of their parts.
-                self.scaler.scale(loss * self.world.size).backward()
+                whole = loss * self.world.size
+                if number == len(pieces) and (penalty := self.recommender.method.penalty()) is not None:
+                    # Of every rank the same, it is not summed but averaged.
+                    whole, loss = whole + penalty, loss + penalty / self.world.size
+                self.scaler.scale(whole).backward()
             total += loss.detach()
         self.clock.enter("step")
-        if self.options.clip_grad_norm:
+        if self.options.clip_grad_norm or self.method_steps:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip_grad_norm)
+        if self.options.clip_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip_grad_norm)
+        scale = self.scaler.get_scale() if self.method_steps else 1.0
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        # A step whose gradient overflows in fp16 is not taken, and the scale is lowered.
+        if self.method_steps and self.scaler.get_scale() >= scale:
+            self._after_step()
         return total
+
+    def _after_step(self) -> None:
+        """The method's own step, the same on all ranks, random numbers included."""
+        state, steps = self.state, len(self.batches)
+        torch.manual_seed(_seed_of(self.options.seed, state.epoch, state.step))
+        with torch.no_grad():
+            self.recommender.method.after_step((state.epoch - 1) * steps + state.step + 1, self.options.epochs * steps)
 
     def _check_losses(self) -> None:
         """Bring the losses since the last check to the host, and stop if one is not finite."""
@@ -290,7 +309,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Before a save: the last step's gradient may have spoilt the weights behind a loss that was still finite."""
-        if not torch.stack([torch.isfinite(parameter).all() for parameter in self.trained.values()]).all():
+        if not torch.stack([torch.isfinite(tensor).all() for tensor in self.trained.values()]).all():
             raise self._diverged(self.state.step - 1, "the weights are no longer finite")
 
     def _diverged(self, step: int, what: str) -> TransrecError:
@@ -352,8 +371,8 @@ class Trainer:
     def _save_state(self) -> None:
         if not self.world.is_main:
             return
-        tensors = {f"model.{name}": parameter for name, parameter in self.trained.items()}
-        tensors |= optimizer_tensors(self.optimizer, self.trained)
+        tensors = {f"model.{name}": tensor for name, tensor in self.trained.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.parameters)
         description = {**self.description, "state": asdict(self.state), "scaler": self.scaler.state_dict()}
         checkpoint.save(self.run.last, tensors, description)
         self.saved = self.state.position(len(self.batches))
@@ -387,6 +406,10 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         if self.world.any(self._signal is not None):
             raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _items_of(pieces: list[Batch]) -> list[Tensor]:
