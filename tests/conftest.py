@@ -9,6 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 
@@ -53,6 +54,12 @@ def device() -> torch.device:
 def tolerance(device) -> float:
     """How far what is computed there may be from the record."""
     return TOLERANCES[device.type]
+
+
+@pytest.fixture
+def quick_starts(monkeypatch) -> None:
+    """Scripts that are started as `sys.executable` start in no time, where a test is not about how they start."""
+    monkeypatch.setattr(sys, "executable", preloaded.python())
 
 
 def read_case(folder: Path) -> tuple[dict, dict]:

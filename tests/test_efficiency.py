@@ -13,6 +13,8 @@ from transrec.reports import efficiency
 from transrec.reports.tpme import WEIGHTS, tpme
 from transrec.training.profiler import Clock
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 
 def test_tpme_by_hand():
     # Times 0, 1/4 and 1 of the way from least to most; parameters 1, 0, 1/2; memory 0, 1, 1/2.

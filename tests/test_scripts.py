@@ -9,6 +9,8 @@ from conftest import REPOSITORY
 from transrec.data.dataset import load_dataset
 from transrec.reports.tables import markdown
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 METHOD_SCRIPTS = sorted(path for stage in ("Pretraining", "Downstream") for path in (REPOSITORY / stage).rglob("*.py"))
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 

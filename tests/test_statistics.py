@@ -23,6 +23,8 @@ from transrec.data.statistics import Activity, as_kept, as_read, cold_items, rep
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from check_dataset import without_image
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 ITEMS = 9
 MINIMUM = 3
 

@@ -25,6 +25,8 @@ from transrec.reports.study import Axis, Grid
 from transrec.reports.tables import NUMBERS, comma_separated, latex, mean_and_spread, read_result
 from transrec.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("quick_starts")
+
 STUDY_IISAN = str(REPOSITORY / "scripts" / "study_iisan.py")
 GRID = Grid((Axis("objective", ("sasrec", "cpc")), Axis("method", ("frozen", "houlsby"))))
 

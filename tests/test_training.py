@@ -366,6 +366,7 @@ def launch_worker(processes: int, arguments: list) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_two_processes_give_the_gradients_and_the_evaluation_of_one(domain, backbones, tmp_path):
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
@@ -394,6 +395,7 @@ def test_nproc_starts_itself_and_trains_to_the_same_numbers(flags, tmp_path):
     assert one["trainable_parameters"] == two["trainable_parameters"]
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_torchrun_works_too(flags, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPTS / "frozen.py")]
     command = [sys.executable, *launcher, *flags, "--output", str(tmp_path), "--objective", "in_batch"]
@@ -402,6 +404,7 @@ def test_torchrun_works_too(flags, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["environment"]["processes"] == 2
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_script_runs_from_its_own_folder_with_relative_paths(flags, tmp_path):
     dataset, backbone = (Path(os.path.relpath(flags[i], SCRIPTS)) for i in (1, 3))
     arguments = [

@@ -172,6 +172,7 @@ def test_code_named_for_a_part_of_a_configuration_is_refused(tmp_path):
         backbone.load_config(tmp_path, "image")
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_program_over_a_folder_with_code_asks_nothing(with_code, flags, tmp_path):
     """Through the shell, where somebody types y."""
     folder = with_code("bert", config=UNKNOWN)
