@@ -16,7 +16,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from transrec.arguments import Parser
 from transrec.command import reporting
-from transrec.data.catalog import check_titles
+from transrec.data.catalog import TITLE, Catalog, check_texts
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
 from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
@@ -35,6 +35,11 @@ SEQUENCES = {
 BARS = 80
 
 
+def without_text(catalog: Catalog) -> set[str]:
+    """The ids of the items that have no text."""
+    return {item for item, text in zip(catalog.ids, catalog.texts, strict=True) if not text.strip()}
+
+
 def without_image(folder: Path, images: str | None, ids: list[str]) -> set[str] | None:
     """The ids that have no image in `images`, a store, folder or zip, or else in the folder's store; None: no store."""
     if images and Path(images).suffix != ".lmdb":
@@ -46,7 +51,7 @@ def without_image(folder: Path, images: str | None, ids: list[str]) -> set[str] 
 
 
 def table(dataset: Dataset, lacking: dict[str, set[str]]) -> str:
-    """What is in the dataset; `lacking` has the ids of the items without a title and without an image."""
+    """What is in the dataset; `lacking` has the ids of the items without a text in each column and without an image."""
     split, ids = dataset.split, np.array(dataset.catalog.ids)
     read, kept = as_read(dataset), as_kept(split)
 
@@ -131,9 +136,10 @@ if __name__ == "__main__":
         )
         catalog = dataset.catalog
         lacking = {
-            "a title": {item for item, title in zip(catalog.ids, catalog.titles, strict=True) if not title.strip()}
+            "a title" if column == TITLE else repr(column): without_text(catalog.reading(column))
+            for column in dict.fromkeys([TITLE, *filter(None, catalog.columns[1:])])
         }
-        for warning in check_titles(catalog) if any(catalog.titles) else ():
+        for warning in check_texts(catalog) if any(catalog.texts) else ():
             warn(warning)
         no_image = without_image(resolve(options.dataset), options.images, catalog.ids)
         if no_image is not None:

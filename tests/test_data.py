@@ -250,4 +250,41 @@ def test_titles_keep_odd_line_separators_and_a_byte_order_mark_is_dropped(tmp_pa
     path.write_bytes("\ufeffa\tone\u2028two\u0085three\r\n\nb\tfour\tabstract\n".encode())
     catalog = read_catalog(path)
     assert catalog.ids == ["a", "b"]
-    assert catalog.titles == ["one\u2028two\u0085three", "four"]
+    assert catalog.texts == ["one\u2028two\u0085three", "four"]
+
+
+def test_a_header_names_the_columns_of_an_items_file(tmp_path):
+    path = tmp_path / "items.tsv"
+    rows = "a\tAcme\tRed lamp\nb\t\tBlue chair\nc\tBel\nd\n"
+    path.write_text(f"Item ID:token\tBrand:token\tTitle:token_seq\n{rows}")
+    catalog = read_catalog(path)
+    assert (catalog.ids, catalog.columns) == ([*"abcd"], ["item id", "brand", "title"])
+    assert catalog.texts == ["Red lamp", "Blue chair", "", ""]
+    # Without anything in its columns an item has no text, whatever else the template says.
+    assert catalog.reading("{Title}. By { brand }{{}}").texts == [
+        *("Red lamp. By Acme{}", "Blue chair. By {}", ". By Bel{}", ""),
+    ]
+    assert catalog.reading("brand").texts == ["Acme", "", "Bel", ""]
+    assert catalog.reading("{item id}").texts == [*"abcd"]
+    path.write_text(rows)
+    plain = read_catalog(path)
+    assert (plain.texts, plain.columns) == (["Acme", "", "Bel", ""], ["item_id", "title", "abstract"])
+    assert plain.reading("{abstract}").texts == ["Red lamp", "Blue chair", "", ""]
+
+
+def test_tokens_are_cached_by_what_is_read_of_the_columns(domain, backbones, tmp_path):
+    path = tmp_path / "items.tsv"
+    path.write_text("item_id\tbrand\ttitle\na\tacma\tred lamp\nb\tbelton\tblue chair\n")
+    tokenizer = CountingTokenizer(load_tokenizer(backbones["bert"]))
+
+    def tokens(text):
+        return cached_tokens(read_catalog(path).reading(text), tokenizer, 8, True).input_ids
+
+    texts = ["title", "brand", "{title}", "{brand} {title}", "{title} {brand}"]
+    first = [tokens(text) for text in texts]
+    assert tokenizer.calls == len(texts) == len(list((tmp_path / ".transrec").iterdir()))
+    for text, made in zip(texts, first, strict=True):
+        np.testing.assert_array_equal(tokens(text), made)
+    assert tokenizer.calls == len(texts)
+    np.testing.assert_array_equal(first[0], first[2])
+    assert not np.array_equal(first[3], first[4])

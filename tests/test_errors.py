@@ -79,22 +79,66 @@ def test_no_file_fits(fails, dataset):
 
 
 @pytest.mark.parametrize(
-    "role,line",
-    [
-        ("users", "user_id\titem_ids"),
-        ("users", "userId\tmovieId\trating\ttimestamp"),
-        ("users", "user_id:token\titem_id_list:token_seq"),
-        ("items", "item_id\ttitle"),
-        ("items", "News ID\tCategory\tSubCategory\tTitle"),
-        ("items", "parent_asin"),
-    ],
+    "line", ["user_id\titem_ids", "userId\tmovieId\trating\ttimestamp", "user_id:token\titem_id_list:token_seq"]
 )
-def test_a_header(fails, dataset, role, line):
-    file = dataset / f"{role}.tsv"
+def test_a_header_over_behaviours(fails, dataset, line):
+    file = dataset / "users.tsv"
     file.write_text(f"{line}\n{file.read_text()}")
     message = fails()
-    assert f"{role}.tsv, line 1: {line!r} looks like a header" in message
-    assert f"remove that line, with: tail -n +2 {role}.tsv" in message
+    assert f"users.tsv, line 1: {line!r} looks like a header" in message
+    assert "remove that line, with: tail -n +2 users.tsv" in message
+
+
+@pytest.mark.parametrize(
+    "header,row,template,message",
+    [
+        (
+            "asin\tname",
+            "{}\tlamp {}",
+            None,
+            "items.tsv: has no column 'title', which the text encoder would read; its "
+            "columns are asin, name; choose by --text_template",
+        ),
+        ("item_id\tTitle\ttitle", "{}\tlamp {}\tx", None, "line 1: the header names column 'title' twice; rename one"),
+        (
+            "item_id\ttitle",
+            "{}\tlamp\t{}",
+            None,
+            "line 2: has 3 columns, and the header names 2; name all, and write no",
+        ),
+        (
+            "item_id\ttitle",
+            "{}\t",
+            None,
+            "items has a title, which the text encoder would read; put titles into column",
+        ),
+        (
+            "id\ttitle\tbrand",
+            "{}\tlamp {}\tx",
+            "{title}. {maker}",
+            "--text_template '{title}. {maker}': {path} has no column 'maker'; its columns are id, title, brand",
+        ),
+        ("id\ttitle", "{}\tlamp {}", "{title.__class__}", "no column 'title.__class__'; its columns are id, title"),
+        ("id\ttitle", "{}\tlamp {}", "{title!r:>9999999999}", "no column 'title!r:>9999999999'; its columns are id"),
+        ("id\ttitle", "{}\tlamp {}", "{0}{}", "'{0}{}': {path} has no column '0'; its columns are id, title"),
+        ("id\ttitle", "{}\tlamp {}", "{title", "--text_template '{title': the brace at character 1 has no partner"),
+        ("id\ttitle", "{}\tlamp {}", "title", "--text_template 'title': names no column, as '{title}. {brand}' does"),
+        ("id\ttitle\tbrand", "{}\tlamp {}\t", "{brand}", "none of its 150 items has a text, which the text encoder"),
+        (
+            None,
+            "{}\tlamp {}",
+            "{title}. {brand}",
+            "has no column 'brand'; its columns are item_id, title, for want of a "
+            "header, such as item_id<TAB>title<TAB>brand",
+        ),
+    ],
+)
+def test_columns_of_an_items_file(fails, dataset, header, row, template, message):
+    items = [line.split("\t")[0] for line in (dataset / "items.tsv").read_text().splitlines()]
+    rows = [row.format(item, number) for number, item in enumerate(items)]
+    (dataset / "items.tsv").write_text("\n".join([*([header] if header else []), *rows]))
+    given = [] if template is None else ["--text_template", template]
+    assert message.replace("{path}", str(dataset / "items.tsv")) in fails(*given)
 
 
 def retitle(dataset, title) -> None:
@@ -131,7 +175,10 @@ def test_a_raw_file_of_mind(fails, dataset):
             lambda number: f"\tkind {number % 2}",
             "only 2 different titles for 150 items, as 'kind 0'; check that the second",
         ),
-        (lambda number: f"\tlamp {number}\tan abstract", "has 3 columns, and only the second, the title, is read"),
+        (
+            lambda number: f"\tlamp {number}\tan abstract",
+            "has 3 columns, and only the second, the title, is read; --text_template",
+        ),
         (lambda number: f"\tlamp {number}" if number else "", "1 of 150 items have no title"),
     ],
     ids=["few", "abstracts", "some without"],

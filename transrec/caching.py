@@ -139,7 +139,7 @@ def _made_of(
     }
     if content == "text":
         return made_of | {
-            "titles": _hash("\n".join(dataset.catalog.titles)),
+            "titles": _hash("\n".join(dataset.catalog.texts)),
             "tokens": hashlib.sha256(features.input_ids.cpu().numpy().tobytes()).hexdigest(),
             "title_tokens": data.title_tokens,
             "lower_case": data.lower_case,

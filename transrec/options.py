@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from transrec.data.template import read_template
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
@@ -81,6 +82,9 @@ class DataOptions(Options):
     min_seq_len: int = flag(5, "Users with fewer interactions are dropped.")
     user_fraction: float = flag(1.0, "Train on this fraction of the users; all are evaluated, on all items.")
     subset_seed: int = flag(0, "Seed of that fraction; under one seed a smaller one lies within a larger one.")
+    text_template: str | None = flag(
+        None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
+    )
     title_tokens: int = flag(30, "Titles are cut to this many word pieces, special tokens included.")
     lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
@@ -98,6 +102,8 @@ class DataOptions(Options):
         super().__post_init__()
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
+        if self.text_template is not None:
+            read_template(self.text_template)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transrec.assembly import (
 from transrec.caching import hidden_states
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import cached_tokens, check_titles
+from transrec.data.catalog import cached_tokens, check_texts
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.states import StateFeatures
@@ -230,7 +231,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
 
 def _dataset(settings: Settings) -> Dataset:
     data = settings.data
-    return load_dataset(
+    dataset = load_dataset(
         data.dataset,
         data.max_seq_len,
         data.min_seq_len,
@@ -239,6 +240,9 @@ def _dataset(settings: Settings) -> Dataset:
         data.user_fraction,
         data.subset_seed,
     )
+    if data.text_template is not None and "text" in settings.model.encoders:
+        dataset = replace(dataset, catalog=dataset.catalog.reading(data.text_template))
+    return dataset
 
 
 def _parts(features: Features) -> list[Features]:
@@ -274,7 +278,7 @@ def _image_features(settings: Settings, dataset: Dataset, rows: np.ndarray, worl
 
 def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures:
     data, name = settings.data, settings.model.text_encoder
-    for warning in check_titles(dataset.catalog):
+    for warning in check_texts(dataset.catalog):
         if world.is_main:
             warn(warning)
     cache_dir = Path(data.cache_dir) if data.cache_dir else None

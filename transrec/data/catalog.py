@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from transrec.data import tsv
+from transrec.data.template import Template, is_template, read_template
 from transrec.errors import FileError, TransrecError
 from transrec.paths import atomic_write, file_sha256
 from transrec.progress import Bar
@@ -19,43 +20,91 @@ from transrec.untrusted import check_regular
 
 TOKEN_CACHE_VERSION = 1
 TOKENISE_CHUNK = 4096
+TITLE = "title"
+# Of a file without a header.
+COLUMNS = ["item_id", TITLE, "abstract", "body"]
+COLUMNS_SHOWN = 10
 MIND_COLUMNS = "id, category, subcategory, title, abstract, url, title entities, abstract entities"
-# Titles this seldom differ are categories, not titles: MIND has 18 for 65,238 news.
-FEW_TITLES = 0.02
+# Texts this seldom differ are categories, not titles: MIND has 18 for 65,238 news.
+FEW_TEXTS = 0.02
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """An items file: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, in file order (docs/protocol.md).
+    """An items file in file order: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, or the columns of its header.
 
-    Image-only sets carry the id alone; their titles are empty strings.
+    Image-only sets carry the id alone; their texts are empty strings.
 
     Attributes:
-        columns: of most of its lines; what stands behind the second is not kept.
+        texts: [items], what is read of each: its title, or what `reading` made.
+        columns: their names in lower case; those of a file without a header are COLUMNS, as many as any line has.
+        width: number of columns of most lines.
+        text: what `texts` are: the name of a column, or a template.
     """
 
     path: Path
     ids: list[str]
-    titles: list[str]
-    columns: int = 2
+    texts: list[str]
+    columns: list[str]
+    width: int
+    has_header: bool = False
+    text: str = TITLE
 
     def index(self) -> dict[str, int]:
         """Row (from 0) of each item id."""
         return {item: row for row, item in enumerate(self.ids)}
 
+    def reading(self, text: str) -> "Catalog":
+        """The same items with another text of each, which reads the file once more.
+
+        Args:
+            text: the name of a column, or a template such as `{title}. {brand}`.
+
+        Raises TransrecError for a column that is not there, and as `read_template`.
+        """
+        if text == self.text:
+            return self
+        template = read_template(text) if is_template(text) else Template([text], ["", ""])
+        flag = f"--text_template {text!r}" if is_template(text) else f"--text_attributes {text}"
+        for column in template.columns:
+            if not column or column not in self.columns:
+                raise TransrecError(f"{flag}: {self.path} has no column {column!r}; {self.columns_there}")
+        places = [self.columns.index(column) for column in template.columns]
+        lines = tsv.lines(self.path, "items")
+        if self.has_header:
+            next(lines)
+        texts = []
+        for _, line in lines:
+            fields = line.split("\t", max(places) + 1)
+            texts.append(template.fill([fields[place] if place < len(fields) else "" for place in places]))
+        if len(texts) != len(self.ids):
+            raise TransrecError(f"{self.path}: was changed while it was read; give the command again")
+        return replace(self, texts=texts, text=text)
+
+    @property
+    def columns_there(self) -> str:
+        """What a message says of the columns."""
+        names = [name for name in self.columns if name]
+        more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
+        unnamed = "" if self.has_header else ", for want of a header, such as item_id<TAB>title<TAB>brand"
+        return f"its columns are {', '.join(names[:COLUMNS_SHOWN])}{more}{unnamed}"
+
 
 def read_catalog(path: Path) -> Catalog:
-    """Read an items file.
+    """Read an items file and, for texts, its titles.
 
-    Raises TransrecError for an unreadable or empty file, a header, a line without an item id, and an item listed twice.
+    Raises TransrecError for an unreadable or empty file, a line without an item id, an item listed twice, and where
+    there is a header, for a column named twice, a line with more columns than it names, and no items.
     """
     first_line: dict[str, int] = {}
-    titles = []
-    columns: Counter[int] = Counter()
-    for number, text in tsv.lines(path, "items"):
-        item, _, rest = text.partition("\t")
-        if not first_line:
-            tsv.check_no_header(path, number, text, tsv.ITEM_NAME, tsv.TITLE_NAME)
+    texts = []
+    widths: Counter[int] = Counter()
+    names, title = None, COLUMNS.index(TITLE)
+    for number, line in tsv.lines(path, "items"):
+        if not first_line and names is None and (names := tsv.header(path, number, line)):
+            title = names.index(TITLE) if TITLE in names else len(names)
+            continue
+        item, *fields = line.split("\t", title + 1)
         if not item or item != item.strip() or " " in item:
             raise TransrecError(
                 f"{path}, line {number}: {item!r} is not an item id; expected item_id<TAB>title, the id without spaces"
@@ -65,49 +114,74 @@ def read_catalog(path: Path) -> Catalog:
                 f"{path}, line {number}: item {item!r} stands on line {first_line[item]} already; remove one of them"
             )
         first_line[item] = number
-        titles.append(rest.partition("\t")[0])
-        columns[1 + text.count("\t")] += 1
-    return Catalog(path, list(first_line), titles, columns.most_common(1)[0][0])
+        texts.append(fields[title - 1] if title <= len(fields) else "")
+        width = 1 + line.count("\t")
+        if names and width > len(names):
+            raise TransrecError(
+                f"{path}, line {number}: has {width} columns, and the header names {len(names)}; name all, and write "
+                f"no tab into a text"
+            )
+        widths[width] += 1
+    if not first_line:
+        raise TransrecError(f"{path}: has a header and no items; it needs one line for each item")
+    columns = names or COLUMNS[: max(widths)]
+    return Catalog(path, list(first_line), texts, columns, widths.most_common(1)[0][0], has_header=names is not None)
 
 
-def check_titles(catalog: Catalog) -> list[str]:
-    """Warnings of what makes titles poor texts: items without one, few that differ, columns that nothing reads.
+def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
+    """Warnings of what makes poor texts: items without one, few that differ, columns that nothing reads.
 
-    Raises TransrecError for a raw news.tsv of MIND, and where no item has a title or all have the same.
+    Args:
+        alone: whether nothing else is read of an item's text.
+
+    Raises TransrecError for a raw news.tsv of MIND, titles without a column, and where no item has a text or, `alone`,
+    all have the same.
     """
     path, count = catalog.path, len(catalog.ids)
-    if catalog.columns == MIND_COLUMNS.count(",") + 1:
+    if not catalog.has_header and catalog.width == MIND_COLUMNS.count(",") + 1:
         raise TransrecError(
-            f"{path}: {catalog.columns} columns, as in a raw news.tsv of MIND ({MIND_COLUMNS}), where "
+            f"{path}: {catalog.width} columns, as in a raw news.tsv of MIND ({MIND_COLUMNS}), where "
             f"item_id<TAB>title is expected, so that categories would be read as titles; keep id and title, with: "
             f"cut -f 1,4 news.tsv > items.tsv"
         )
-    distinct = set(catalog.titles)
-    without = sum(not title.strip() for title in catalog.titles)
+    if catalog.text == TITLE and catalog.has_header and TITLE not in catalog.columns:
+        raise TransrecError(
+            f"{path}: has no column {TITLE!r}, which the text encoder would read; {catalog.columns_there}; choose by "
+            f"--text_template or --text_attributes, or represent items by --item_tower image or id"
+        )
+    distinct, example = set(catalog.texts), catalog.texts[0][:60]
+    without = sum(not text.strip() for text in catalog.texts)
+    what, where = "title", f"column {TITLE!r}" if catalog.has_header else "the second column"
+    mend, meant = f"put titles into {where}", f"{where} is the title, not a category"
+    if catalog.text != TITLE:
+        what = "text" if is_template(catalog.text) else catalog.text
+        mend, meant = "have other columns read", "these are texts, not categories"
+    mend += ", or represent items by --item_tower image or id"
     if without == count:
         raise TransrecError(
-            f"{path}: none of its {count:,} items has a title, which the text encoder would read; put titles into the "
-            f"second column, or represent items by --item_tower image or id"
+            f"{path}: none of its {count:,} items has {_a(what)}, which the text encoder would read; {mend}"
         )
-    if len(distinct) == 1 and count > 1:
+    if alone and len(distinct) == 1 and count > 1:
         raise TransrecError(
-            f"{path}: all {count:,} items have the same title, {catalog.titles[0][:60]!r}, so a text encoder cannot "
-            f"tell them apart; put titles into the second column, or represent items by --item_tower image or id"
+            f"{path}: all {count:,} items have the same {what}, {example!r}, so a text encoder cannot tell them apart; "
+            f"{mend}"
         )
     warnings = []
     if without:
-        warnings.append(f"{path}: {without:,} of {count:,} items have no title; the text encoder reads them all alike")
-    if len(distinct) < FEW_TITLES * count:
+        warnings.append(f"{path}: {without:,} of {count:,} items have no {what}; the text encoder reads them all alike")
+    if alone and len(distinct) < FEW_TEXTS * count:
         warnings.append(
-            f"{path}: only {len(distinct):,} different titles for {count:,} items, as {catalog.titles[0][:60]!r}; "
-            f"check that the second column is the title, not a category"
+            f"{path}: only {len(distinct):,} different {what}s for {count:,} items, as {example!r}; check that {meant}"
         )
-    if catalog.columns > 2:
+    if alone and catalog.text == TITLE and not catalog.has_header and catalog.width > 2:
         warnings.append(
-            f"{path}: has {catalog.columns} columns, and only the second, the title, is read; to have more read, as "
-            f"abstract or body, join them into the second column and raise --title_tokens"
+            f"{path}: has {catalog.width} columns, and only the second, the title, is read; --text_template reads more"
         )
     return warnings
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +196,7 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
     """Cut each text to `length` word pieces, special tokens included."""
     input_ids = np.empty((len(texts), length), dtype=np.int32)
     lengths = np.empty(len(texts), dtype=np.int32)
-    with Bar(total=len(texts), desc="tokenise", unit="title", disable=not progress, leave=False) as bar:
+    with Bar(total=len(texts), desc="tokenise", unit="text", disable=not progress, leave=False) as bar:
         for start in range(0, len(texts), TOKENISE_CHUNK):
             chunk = slice(start, start + TOKENISE_CHUNK)
             encoded = tokenizer(
@@ -143,11 +217,11 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
 def cached_tokens(
     catalog: Catalog, tokenizer, length: int, lower_case: bool, cache_dir: Path | None = None, progress: bool = False
 ) -> Tokens:
-    """Tokens of every title of the catalogue, read from disk when exactly these were made before.
+    """Tokens of every text of the catalogue, read from disk when exactly these were made before.
 
-    The cache's name holds a hash of the items file's bytes, the tokenizer's whole definition, `length` and
-    `lower_case`, so a stale one is never found. It lies in `.transrec/` beside the items file, in `cache_dir` if
-    given, or under the user's cache folder if the dataset is read-only.
+    The cache's name holds a hash of the items file's bytes, which text is read of it, the tokenizer's whole definition,
+    `length` and `lower_case`, so a stale one is never found. It lies in `.transrec/` beside the items file, in
+    `cache_dir` if given, or under the user's cache folder if the dataset is read-only.
     """
     key = {
         "version": TOKEN_CACHE_VERSION,
@@ -156,6 +230,9 @@ def cached_tokens(
         "length": length,
         "lower_case": lower_case,
     }
+    # Titles of a file without a header are not named: tokens of earlier releases are of nothing else.
+    if catalog.has_header or catalog.text != TITLE:
+        key["text"] = catalog.text
     header = json.dumps(key, sort_keys=True)
     name = f"tokens-{hashlib.sha256(header.encode()).hexdigest()[:16]}.safetensors"
     folders = [cache_dir] if cache_dir else [catalog.path.parent / ".transrec", user_cache_folder()]
@@ -163,7 +240,7 @@ def cached_tokens(
         tokens = _read_tokens(folder / name, header)
         if tokens is not None:
             return tokens
-    texts = [title.lower() for title in catalog.titles] if lower_case else catalog.titles
+    texts = [text.lower() for text in catalog.texts] if lower_case else catalog.texts
     tokens = tokenise(texts, tokenizer, length, progress)
     for folder in folders:
         try:

@@ -83,7 +83,7 @@ def read_interactions(path: Path, catalog: Catalog) -> Interactions:
     values, stops = array("i"), array("q")
     for number, text in tsv.lines(path, "users"):
         if not first_line:
-            tsv.check_no_header(path, number, text, tsv.USER_NAME, tsv.ITEMS_NAME)
+            tsv.check_no_header(path, number, text)
         user, tab, items = text.partition("\t")
         if not tab or not user:
             raise TransrecError(

@@ -1,6 +1,7 @@
 """Reading the two TSV files of a dataset line by line, with errors that name the line."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,10 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?ids?|(?:parent)?asin|[in]id")
 USER_NAME = re.compile(r"user|(?:user|customer|reviewer|visitor|session)?id|uid")
 ITEMS_NAME = re.compile(rf"{ITEM_NAME.pattern}|(?:item|itemid)?(?:list|history|sequences?|behaviou?rs|interactions)")
-TITLE_NAME = re.compile(r"(?:item)?(?:titles?|names?|texts?)|category|description|url|")
+TEXT_NAME = re.compile(
+    r"\w*(?:titles?|names?|texts?)|abstracts?|body|summary|contents?|descriptions?|(?:sub)?categor(?:y|ies)|genres?|"
+    r"brands?|authors?|keywords?|tags|url"
+)
 # A million interactions of one user.
 LONGEST_LINE = 2**24
 
@@ -50,15 +54,32 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
         raise TransrecError(f"{path}: the {what} file is empty; it needs one line for each {what.rstrip('s')}")
 
 
-def check_no_header(path: Path, number: int, line: str, first: re.Pattern[str], second: re.Pattern[str]) -> None:
-    """Raise TransrecError when a file's first line names columns: usual words in its first two fields."""
-    fields = line.split("\t")
-    names = [_plain(field) for field in [*fields, ""][:2]]
-    if first.fullmatch(names[0]) and second.fullmatch(names[1]):
+def check_no_header(path: Path, number: int, line: str) -> None:
+    """Raise TransrecError when the first line of a behaviours file names columns, by its first two fields."""
+    user, items, *_ = [_plain(field) for field in [*line.split("\t"), ""]]
+    if USER_NAME.fullmatch(user) and ITEMS_NAME.fullmatch(items):
         raise TransrecError(
             f"{path}, line {number}: {line[:60]!r} looks like a header, and the file must have none; remove that line, "
             f"with: tail -n +{number + 1} {path.name}"
         )
+
+
+def header(path: Path, number: int, line: str) -> list[str] | None:
+    """The columns that the first line of an items file names, in lower case and without types; None for an item.
+
+    A header's first field is a usual name of an item's id, and so is another field that of a text, if there are any.
+
+    Raises TransrecError for a name that stands there twice.
+    """
+    first, *others = line.split("\t")
+    others_named = [name for name in map(_plain, others) if name]
+    if not ITEM_NAME.fullmatch(_plain(first)) or (others_named and not any(map(TEXT_NAME.fullmatch, others_named))):
+        return None
+    names = [field.partition(":")[0].strip().lower() for field in (first, *others)]
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
+            raise TransrecError(f"{path}, line {number}: the header names column {name!r} twice; rename one of them")
+    return names
 
 
 def _plain(name: str) -> str:
