@@ -76,7 +76,7 @@ def file_error(
     """
     place = path or error.filename or "a file, or the output"
     reason = os.strerror(error.errno) if error.errno else _first_line(error)
-    advice = ", or ".join(text for text in (REMEDIES.get(error.errno), remedy) if text)
+    advice = ", or ".join(text for text in (REMEDIES.get(error.errno or 0), remedy) if text)
     return FileError(f"{place}: {what} ({reason})" + (f"; {advice}" if advice else ""))
 
 

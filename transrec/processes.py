@@ -41,8 +41,9 @@ def _mask_signals(how: str) -> None:
 
 
 def _leave_with_parent() -> None:
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    if parent := parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def watch_parent(parent: int, orphaned: Callable[[], None]) -> None:

@@ -7,7 +7,7 @@ import pickle
 import stat
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 from transrec.errors import TransrecError
 
@@ -31,7 +31,7 @@ def check_regular(path: str | Path) -> None:
         raise TransrecError(f"{path}: is {kind}, and only regular files are read; write what it holds to one")
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """The regular file at `path`, opened for reading bytes. Raises OSError, and TransrecError as `check_regular`."""
     check_regular(path)
     return open(path, "rb")

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -238,7 +238,7 @@ def make_text_backbone(
         max_position_embeddings=40,
         initializer_range=INITIALIZER_RANGE,
         **dropout,
-        pad_token_id=vocabulary.get(named.get("pad")),
+        pad_token_id=vocabulary.get(named.get("pad", "")),
         bos_token_id=vocabulary[first],
         eos_token_id=vocabulary[last or named["eos"]],
     )
@@ -264,19 +264,18 @@ def make_image_backbone(
     import torch
     from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEModel, ViTModel
 
-    config_class, model_class = (ViTMAEConfig, ViTMAEModel) if mae else (ViTConfig, ViTModel)
-    config = config_class(
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=inner_size or 2 * hidden_size,
-        image_size=image_size,
-        patch_size=patch_size,
-        initializer_range=INITIALIZER_RANGE,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": inner_size or 2 * hidden_size,
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "initializer_range": INITIALIZER_RANGE,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(config)
+        model = ViTMAEModel(ViTMAEConfig(**sizes)) if mae else ViTModel(ViTConfig(**sizes))
     model.save_pretrained(folder)
     ViTImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(folder)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 from itertools import count
+from typing import cast
 
 import torch
 from torch import Tensor, distributed
@@ -57,15 +58,16 @@ class World:
 
         Raises TransrecError naming one that has shown no sign of life for `timeout` seconds.
         """
-        if self.size == 1:
+        store = self.store
+        if store is None:
             return
         arrived = f"arrived/{next(self._waits)}"
-        self.store.set(f"{arrived}/{self.rank}", "")
+        store.set(f"{arrived}/{self.rank}", "")
         waiting = [rank for rank in range(self.size) if rank != self.rank]
         seen: dict[int, tuple[bytes, float]] = {}
-        while waiting := [rank for rank in waiting if not self.store.check([f"{arrived}/{rank}"])]:
+        while waiting := [rank for rank in waiting if not store.check([f"{arrived}/{rank}"])]:
             for rank in waiting:
-                beat = self.store.get(_beat_of(rank))
+                beat = store.get(_beat_of(rank))
                 if rank not in seen or seen[rank][0] != beat:
                     seen[rank] = (beat, time.monotonic())
                 elif time.monotonic() - seen[rank][1] > self.timeout:
@@ -101,12 +103,14 @@ class World:
 
     def _absent(self) -> list[int]:
         """The ranks that do not answer a roll call; all that noticed a failure take part in it."""
+        if (store := self.store) is None:
+            return []
         with suppress(RuntimeError):
-            self.store.set(f"answered/{self.rank}", "")
+            store.set(f"answered/{self.rank}", "")
             absent = [rank for rank in range(self.size) if rank != self.rank]
             deadline = time.monotonic() + ROLL_CALL_SECONDS
             while absent and time.monotonic() < deadline:
-                absent = [rank for rank in absent if not self.store.check([f"answered/{rank}"])]
+                absent = [rank for rank in absent if not store.check([f"answered/{rank}"])]
                 time.sleep(0.1)
             return absent
         return []
@@ -164,7 +168,7 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
     if chosen.type == "cuda" and deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     alone = World(rank, size, chosen, timeout)
     return _join(alone) if size > 1 else alone
 
@@ -191,8 +195,9 @@ def _join(alone: World) -> World:
         world_size=size,
         timeout=2 * patience if on_gpu else patience,
     )
+    # All ranks belong to it, so it is no placeholder for those that do not.
     host_group = distributed.new_group(backend="gloo", timeout=patience) if on_gpu else None
-    return World(rank, size, device, alone.timeout, store, host_group)
+    return World(rank, size, device, alone.timeout, store, cast(distributed.ProcessGroup | None, host_group))
 
 
 def _beat(store: distributed.Store, rank: int) -> None:

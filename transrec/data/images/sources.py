@@ -32,9 +32,11 @@ class Found(NamedTuple):
 class Source(Protocol):
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
         """The images of each of the ids that has any. Raises TransrecError if the source cannot be read."""
+        ...
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
         """An RGB image, and what was converted ("" if nothing). Raises Problem if it cannot be used."""
+        ...
 
 
 class Folder:
@@ -125,7 +127,7 @@ class OriginalStore:
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
         _check_bytes(found)
         with reading(self.path) as transaction:
-            value = bytes(transaction.get(found.name.encode()))
+            value = bytes(transaction.get(found.name.encode()) or b"")
         try:
             pixels = read_original(value)
         except TransrecError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import lmdb
 import numpy as np
@@ -30,7 +31,7 @@ class ImageStore:
         self.path = Path(path).absolute()
         with reading(self.path) as transaction:
             self.header = read_header(transaction, self.path)
-            self._header_bytes = bytes(transaction.get(HEADER_KEY))
+            self._header_bytes = bytes(transaction.get(HEADER_KEY) or b"")
 
     def __reduce__(self):
         return ImageStore, (self.path,)
@@ -62,13 +63,8 @@ class ImageStore:
 
     def check(self, ids: Sequence[str]) -> None:
         """Raises TransrecError, naming some, if the store lacks any of the ids."""
-        lacking = self.missing(ids)
-        if lacking:
-            named = ", ".join(lacking[:NAMED_IN_MESSAGES]) + (", ..." if len(lacking) > NAMED_IN_MESSAGES else "")
-            raise TransrecError(
-                f"{self.path}: no image of {len(lacking):,} of {len(ids):,} items ({named}); make the store with "
-                f"Dataset/build_lmdb.py from the items file of this dataset"
-            )
+        if lacking := self.missing(ids):
+            raise self._lacking(lacking, len(ids))
 
     def read(self, ids: Sequence[str]) -> Tensor:
         """Pixels uint8 [N, 3, S, S] of the ids' images, RGB.
@@ -97,21 +93,28 @@ class ImageStore:
                 # A few bytes may declare gigabytes of pixels.
                 if (size := jpeg_size(value)) != (self.size, self.size):
                     raise ValueError(f"it has {size[0]} x {size[1]} pixels")
-                decoded = decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB)
+                decoded = cast(Tensor, decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB))
             except (RuntimeError, ValueError) as error:
                 if is_memory_shortage(error):
                     raise
                 raise self._damaged(item, str(error)) from error
             image.copy_(decoded)
 
-    def _values(self, transaction: lmdb.Transaction, ids: Sequence[str]) -> Iterator[memoryview]:
+    def _values(self, transaction: lmdb.Transaction, ids: Sequence[str]) -> Iterator[bytes | memoryview]:
         if transaction.get(HEADER_KEY) != self._header_bytes:
             raise TransrecError(f"{self.path}: another store has taken its place since it was opened; start again")
         for item in ids:
             value = transaction.get(item.encode())
             if value is None:
-                self.check(ids)
+                raise self._lacking(self.missing(ids), len(ids))
             yield value
+
+    def _lacking(self, lacking: list[str], asked: int) -> TransrecError:
+        named = ", ".join(lacking[:NAMED_IN_MESSAGES]) + (", ..." if len(lacking) > NAMED_IN_MESSAGES else "")
+        return TransrecError(
+            f"{self.path}: no image of {len(lacking):,} of {asked:,} items ({named}); make the store with "
+            f"Dataset/build_lmdb.py from the items file of this dataset"
+        )
 
     def _damaged(self, item: str, how: str) -> TransrecError:
         return TransrecError(

@@ -79,7 +79,8 @@ def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: i
         pool.shutdown(cancel_futures=True)
 
 
-_worker: Worker | None = None
+# Of this process, where it is one of the pool.
+_worker: Worker
 
 
 def _start(source: Source, recipe: Recipe) -> None:
