@@ -1,6 +1,7 @@
 # make demo       the whole job on built-in data, one table at the end
 # make test       the whole test suite
 # make lint       style
+# make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
 # make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it
 # make clean      removes .venv and all that these made; other runs and data stay
@@ -28,7 +29,7 @@ INTERPRETER ?=
 SETUP := $(if $(INTERPRETER),,$(READY))
 RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$(BIN)/python)
 
-.PHONY: demo test test-gpu faults lint clean
+.PHONY: demo test test-gpu faults lint docs clean
 
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
@@ -48,6 +49,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python scripts/api_docs.py --out runs/docs
+
 # The first line looks once, for all that follow.
 $(READY): requirements.txt setup.py
 	$(eval PYTHON := $(PYTHON))
@@ -63,6 +68,6 @@ $(READY): requirements.txt setup.py
 
 clean:
 	rm -rf .venv transrec.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf runs/quickstart runs/gpu runs/faults Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
+	rm -rf runs/quickstart runs/gpu runs/faults runs/docs Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
 	find transrec tests -name __pycache__ -prune -exec rm -rf {} +
 	@rmdir runs 2>/dev/null || true

@@ -30,7 +30,15 @@ setup(
     ],
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "ir-measures>=0.3.7"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "basedpyright>=1.28",
+            "ir-measures>=0.3.7",
+        ],
+        "docs": ["pdoc>=15"],
         "peft": ["peft>=0.15"],
         "tensorboard": ["tensorboard>=2.16"],
     },

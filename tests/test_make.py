@@ -94,7 +94,7 @@ def test_another_torch(make):
 def test_clean_removes_what_the_demo_made_and_nothing_else(make, tmp_path):
     made = [
         *("Dataset/demo/source", f"pretrained_models/{TEXT_BACKBONE}", f"pretrained_models/{IMAGE_BACKBONE}"),
-        *("runs/quickstart/text-source", ".venv", "transrec/data/__pycache__", "tests/__pycache__"),
+        *("runs/quickstart/text-source", "runs/docs", ".venv", "transrec/data/__pycache__", "tests/__pycache__"),
     ]
     own = ["runs/mine", "Dataset/mine", "pretrained_models/mine", "pretrained_models/demo-bert-mine", "transrec/data"]
     for folder in made + own:

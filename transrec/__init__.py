@@ -30,7 +30,8 @@ def __getattr__(name: str) -> Any:
     """A public name, imported from its module (PEP 562). Raises AttributeError for any other."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:
