@@ -84,5 +84,5 @@ if __name__ == "__main__":
             rows.append([mode, f"{alone:.2f}", f"{beside:.2f}", f"{beside / alone:.1f}"])
             print(f"{mode}: {alone:.2f} s, {beside:.2f} s", flush=True)
     fair = (threads + arguments.busy) / threads
-    print(markdown(["seconds an epoch", "alone", f"beside {arguments.busy} busy programs", "times slower"], rows))
+    print(markdown(["seconds per epoch", "alone", f"beside {arguments.busy} busy programs", "times slower"], rows))
     print(f"\nLost at least, with {threads} threads: {fair:.1f} times.")

@@ -40,7 +40,7 @@ if __name__ == "__main__":
             table.append([*row, f"{slots / distinct:.2f}", f"{real / distinct:.2f}"])
     print(
         markdown(
-            ["item rows a batch", "every slot", "real slots", "distinct", "every slot / distinct", "real / distinct"],
+            ["item rows per batch", "every slot", "real slots", "distinct", "every slot / distinct", "real / distinct"],
             table,
         )
     )

@@ -70,9 +70,9 @@ if __name__ == "__main__":
     data = (users, items, targets, history, offsets)
 
     reference, _ = timed(sort_with_torch, *data)
-    rows = [["sort a user, torch", f"{reference:.2f}", "1.0"]]
+    rows = [["one sort per user, torch", f"{reference:.2f}", "1.0"]]
     seconds, plain = timed(sort_with_numpy, *data)
-    rows.append(["sort a user, numpy", f"{seconds:.2f}", f"{reference / seconds:.1f}"])
+    rows.append(["one sort per user, numpy", f"{seconds:.2f}", f"{reference / seconds:.1f}"])
     for mebibytes in (4, 16, 64, 256):
         # The first call touches fresh memory and loads kernels; the median of the next five is quoted.
         times = [timed(blocks, *data, mebibytes * 2**20) for _ in range(6)]

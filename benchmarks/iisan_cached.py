@@ -3,9 +3,10 @@
     python benchmarks/iisan_cached.py
 
 12,076 users, 20,825 items, 13 states of width 768 from each of two modalities, of which 7 are read, batches of 64. Ours
-gathers the distinct items' rows from one memory-mapped file a modality. The other reads one file an item and modality
-for every slot of every sequence, padding included, encodes each slot, and masks the softmax in loops over users and
-positions. The ceiling is the time of the side network's matrix products alone, on as many rows, forward and backward.
+gathers the distinct items' rows from one memory-mapped file per modality. The other reads one file per item and
+modality for every slot of every sequence, padding included, encodes each slot, and masks the softmax in loops over
+users and positions. The ceiling is the time of the side network's matrix products alone, on as many rows, forward and
+backward.
 """
 
 import argparse
@@ -206,7 +207,7 @@ def main(users: int, items: int, batch_size: int, steps: int) -> None:
         straight = plain(folder, batches, split.item_rows, max(2, steps // 10))
         products = ceiling(round(distinct), steps)
     for what, seconds in (
-        ("straightforward, a file an item", straight),
+        ("straightforward, a file per item", straight),
         ("ours, states on disk", disk),
         ("ours, states in memory", held),
         ("ours, compiled", compiled),
@@ -214,7 +215,9 @@ def main(users: int, items: int, batch_size: int, steps: int) -> None:
     ):
         rows.append([what, f"{seconds:.4f}", f"{seconds * len(batches):.1f}", f"{straight / seconds:.1f}"])
     print(
-        markdown([f"batch {batch_size}, {distinct:.0f} distinct items", "s a step", "s an epoch", "times faster"], rows)
+        markdown(
+            [f"batch {batch_size}, {distinct:.0f} distinct items", "s per step", "s per epoch", "times faster"], rows
+        )
     )
     print(f"\nours reaches {products / held:.0%} of the matrix products' speed, compiled {products / compiled:.0%}")
 

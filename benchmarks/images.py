@@ -5,7 +5,7 @@
 
 The first reads the same images, 500 x 400 JPEGs that compress like photos, from a JPEG and a raw store, from their
 files, and from an LMDB of pickled 500 x 400 arrays that are resized and normalised to fp32 at every reading, and prints
-images a second and MiB on disk. The second builds a store of as many images as it is told with Dataset/build_lmdb.py,
+images per second and MiB on disk. The second builds a store of as many images as it is told with Dataset/build_lmdb.py,
 and prints seconds, peak memory of all its processes, and MiB.
 """
 
@@ -127,7 +127,7 @@ class Batches(Dataset):
         return self.read(self.ids[index * BATCH : (index + 1) * BATCH])
 
 
-def images_a_second(read: Callable[[list[str]], torch.Tensor], ids: list[str], workers: int) -> float:
+def images_per_second(read: Callable[[list[str]], torch.Tensor], ids: list[str], workers: int) -> float:
     """The median of three passes in random order, after one that starts the workers and warms the file cache."""
     loader = DataLoader(Batches(read, ids), batch_size=None, num_workers=workers, persistent_workers=True)
     seconds = []
@@ -161,13 +161,13 @@ def compare(folder: Path, count: int, workers: list[int]) -> None:
     }
     ids = [f"v{number}" for number in np.random.default_rng(0).permutation(count)]
     print(
-        f"| images a second, of {count:,} | "
+        f"| images per second, of {count:,} | "
         + " | ".join(f"{n} worker{'s' * (n > 1)}" for n in workers)
         + " | MiB on disk |"
     )
     print("| :-- |" + " --: |" * (len(workers) + 1))
     for name, (read, path) in readers.items():
-        rates = " | ".join(f"{images_a_second(read, ids, n):,.0f}" for n in workers)
+        rates = " | ".join(f"{images_per_second(read, ids, n):,.0f}" for n in workers)
         print(f"| {name} | {rates} | {mebibytes(path):,.0f} |", flush=True)
 
 

@@ -75,7 +75,7 @@ def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -
 def main(items: int, batch_size: int, steps: int, places: list[str], folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as made:
         rows = [measure(folder or Path(made), items, batch_size, steps, place) for place in places]
-    head = ["states held in", "items", "states, MiB", "s a step", "s to rank", "own memory, MiB", "pages of files, MiB"]
+    head = ["states held in", "items", "states, MiB", "s per step", "s to rank", "process, MiB", "page cache, MiB"]
     print(markdown(head, rows))
 
 
