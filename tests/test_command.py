@@ -98,6 +98,19 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_signal_to_a_command_that_is_done_makes_no_failure_of_it():
+    """Taking torch down may last a second."""
+    program = (
+        "import atexit, time; from transrec.command import reporting\n"
+        "atexit.register(lambda: (print('done', flush=True), time.sleep(1)))\n"
+        "with reporting(): pass"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert process.stdout.readline() == b"done\n"
+    process.terminate()
+    assert process.wait() == 0
+
+
 def test_a_mistake_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError), reporting():
         raise KeyError("a bug")

@@ -1,5 +1,6 @@
 """How a command ends: whatever happened, with one line for its user and an exit status, and never a traceback."""
 
+import atexit
 import math
 import os
 import shlex
@@ -36,6 +37,8 @@ def reporting() -> Iterator[None]:
                 _flush()
                 raise
             _flush()
+            # Nothing is left to stop: a signal while the interpreter takes itself down must not make a failure of it.
+            atexit.register(_ignore_signals)
         except Interrupted as stop:
             _ignore_signals()
             if int(os.environ.get("RANK", 0)):
@@ -113,7 +116,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _ignore_signals() -> None:
-    """What is asked for is being done: a second signal must not cut off the line that says so."""
+    """What is asked for is done, or being done: a signal must not cut off the line that says so."""
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
