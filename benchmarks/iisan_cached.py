@@ -25,9 +25,9 @@ from transrec.data.interactions import Interactions, Sequences, leave_one_out
 from transrec.data.states import StateBuilder, StateFeatures, StateFile
 from transrec.methods.iisan import CachedItemEncoder, IISANOptions
 from transrec.models.items import make_projection
-from transrec.models.objectives import InBatchObjective
+from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.reports.tables import markdown
 from transrec.training.compiling import compile_encoders
 

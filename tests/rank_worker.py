@@ -20,7 +20,7 @@ from transrec.models.backbone import load_backbone, load_tokenizer
 from transrec.models.items import TextItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
@@ -34,12 +34,12 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbone), 10, True)
     features = TextFeatures(tokens, dataset.split.item_rows)
     gradients, metrics = {}, {}
-    for objective in OBJECTIVES:
+    for objective in OBJECTIVES.names():
         for method in methods.names():
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 torch.manual_seed(0)
-                kind = OBJECTIVES[objective]
+                kind = OBJECTIVES.get(objective)
                 model = Recommender(TextItemEncoder(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), kind())
                 options = methods.get(method).Options(**SMALL.get(method, {}))
                 methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)

@@ -3,13 +3,17 @@
 import dataclasses
 import runpy
 import sys
+from dataclasses import dataclass
 
 import pytest
 from conftest import REPOSITORY
 
-from transrec import methods, settings
+from transrec import settings
 from transrec.arguments import Parser
 from transrec.errors import TransrecError
+from transrec.models.objectives.in_batch import InBatchObjective
+from transrec.options import Options
+from transrec.options import flag as new_flag
 
 TEXT = "Downstream/Text/script"
 STUDIES = [f"scripts/study_{name}.py" for name in ("adapters", "insertion", "scaling", "iisan")]
@@ -62,11 +66,32 @@ def test_scripts_defaults_are_turned_off_too():
     assert parse("--dtype", "fp32", method="iisan")["state_dtype"] == "fp32", "by its other name"
 
 
-@pytest.mark.parametrize("method", methods.names())
-def test_every_flag_has_a_help_that_stands_alone(method):
-    for options in (*settings.GROUPS, methods.get(method).Options):
+def test_every_flag_has_a_help_that_stands_alone():
+    owned = [kind.get(name).Options for kind in settings.KINDS for name in kind.names()]
+    for options in (*settings.GROUPS, *owned):
         for field in dataclasses.fields(options):
             assert field.metadata["help"].endswith((".", ")", "...")), field.name
+
+
+def test_flags_of_an_entry_are_there_where_it_is_chosen():
+    assert "gather_items" not in parse()
+    assert parse("--objective", "in_batch", "--no_gather_items")["gather_items"] is False
+    assert parse(objective="in_batch", gather_items=False)["gather_items"] is False
+    assert "gather_items" not in parse("--objective", "cpc", objective="in_batch", gather_items=False)
+    with pytest.raises(TypeError, match="gather_items"):
+        parse("--objective", "in_batch", gather_items=False)
+
+
+def test_entries_may_not_share_a_flag(monkeypatch):
+    @dataclass(frozen=True)
+    class Clash(Options):
+        heads: int = new_flag(1, "Whatever.")
+
+    monkeypatch.setattr(InBatchObjective, "Options", Clash)
+    parse()
+    places = r"objective in_batch \(.*in_batch\.py:\d+\) and of user encoder sasrec \(.*sasrec\.py:\d+\)"
+    with pytest.raises(TransrecError, match=f"^--heads: is a flag of {places}; give one of them another name$"):
+        parse("--objective", "in_batch")
 
 
 @pytest.fixture
@@ -122,6 +147,17 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
             ["--adapter_lr", "1"],
             "--adapter_lr: no flag of method full, but of bitfit,",
         ),
+        (
+            f"{TEXT}/finetune.py",
+            ["--no-gather-items"],
+            "--no-gather-items: no flag of objective sasrec, but of in_batch",
+        ),
+        (
+            f"{TEXT}/finetune.py",
+            ["--objective", "cp"],
+            "--objective cp: unknown; did you mean cpc? choose from cpc, in_",
+        ),
+        (f"{TEXT}/finetune.py", ["--user_encoder", "gru"], "--user_encoder gru: unknown; choose from sasrec"),
         (f"{TEXT}/finetune.py", ["--epochs"], "--epochs: expected one argument"),
         (f"{TEXT}/finetune.py", ["--epochs", "many"], "--epochs: 'many' is no whole number"),
         (f"{TEXT}/finetune.py", ["--lr", "1e-"], "--lr: '1e-' is no number"),

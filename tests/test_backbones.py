@@ -26,10 +26,10 @@ from transrec.models.backbone import (
     view,
 )
 from transrec.models.items import ImageItemEncoder, TextItemEncoder
-from transrec.models.objectives import SASRecObjective
+from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
 from transrec.models.side import StateReader
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
 from transrec.settings import parse
 from transrec.training import checkpoint

@@ -12,9 +12,9 @@ from transrec.data.dataset import load_dataset
 from transrec.data.features import IdFeatures
 from transrec.errors import TransrecError
 from transrec.models.items import IdItemEncoder
-from transrec.models.objectives import SASRecObjective
+from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator, Ranker

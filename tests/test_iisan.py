@@ -33,10 +33,10 @@ from transrec.methods.bottleneck import Bottleneck
 from transrec.methods.iisan import IISANOptions
 from transrec.models.backbone import Preprocessing, build_backbone, load_backbone, load_config, load_tokenizer, pooling
 from transrec.models.items import ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
-from transrec.models.objectives import InBatchObjective
+from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
 from transrec.models.side import SideNetwork, StateReader
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
 from transrec.training.compiling import check_compiler
 

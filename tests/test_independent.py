@@ -21,9 +21,9 @@ from test_export import ia3  # noqa: F401
 from transrec import methods
 from transrec.models.backbone import load_backbone
 from transrec.models.items import TextItemEncoder
-from transrec.models.objectives import SASRecObjective
+from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 
 INTERPRETER = "TRANSREC_ADAPTERHUB_PYTHON"
 # Ours, and AdapterHub's configuration of the same: with relu, bottlenecks of 8 at a width of 32, and no other scaling.

@@ -13,9 +13,9 @@ from transrec.errors import TransrecError
 from transrec.interop import load_original, read_original
 from transrec.models.backbone import build_backbone, load_config
 from transrec.models.items import TextItemEncoder
-from transrec.models.objectives import SASRecObjective
+from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 
 PREFIX = "bert_encoder.text_encoders.title."
 USER = "user_encoder.transformer_encoder."

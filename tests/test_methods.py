@@ -42,9 +42,11 @@ from transrec.models.backbone import (
     set_mask_ratio,
 )
 from transrec.models.items import IdItemEncoder, ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
-from transrec.models.objectives import OBJECTIVES, SASRecObjective
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders import UserEncoder
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
 from transrec.runner import load_run
 from transrec.training import checkpoint
@@ -308,10 +310,10 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
 
 
 @pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, kind, name, objective):
     """What an item shows moves no user vector before that item; padding of any content moves none at all."""
-    kind_of_batch = OBJECTIVES[objective]
+    kind_of_batch = OBJECTIVES.get(objective)
     features, split = features_and_split
     recommender.objective = kind_of_batch()
     apply(recommender, name)
@@ -555,10 +557,21 @@ def test_no_backbone_to_insert_into():
     assert all(name.startswith("user_encoder.") for name in trained_names(recommender))
 
 
+def test_no_blocks_to_insert_into():
+    class LastItem(UserEncoder):
+        pass
+
+    recommender = Recommender(IdItemEncoder(9, 16), LastItem(16), SASRecObjective())
+    with pytest.raises(
+        TransrecError, match="--method lora --insert user: the user encoder LastItem has no transformer"
+    ):
+        apply(recommender, "lora", insert="user")
+
+
 def test_a_name_is_registered_once():
-    with pytest.raises(ValueError, match="registered twice"):
+    with pytest.raises(TransrecError, match=r"test_methods.py:\d+: method 'houlsby' is registered twice, first in"):
         methods.register("houlsby")(methods.Method)
-    with pytest.raises(TransrecError, match=r"choose from .*full.*houlsby"):
+    with pytest.raises(TransrecError, match=r"did you mean houlsby\? choose from .*full.*houlsby"):
         methods.get("hulsby")
 
 

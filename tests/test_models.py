@@ -13,8 +13,10 @@ from transformers import CLIPVisionConfig, Dinov2Config
 from transrec.data.batches import Batch
 from transrec.errors import TransrecError
 from transrec.models.backbone import build_backbone, load_backbone, view
-from transrec.models.objectives import CPCObjective, InBatchObjective, SASRecObjective
-from transrec.models.sequence import SASRec
+from transrec.models.objectives.cpc import CPCObjective
+from transrec.models.objectives.in_batch import InBatchObjective
+from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.user_encoders.sasrec import SASRec
 
 
 class Zero(nn.Module):

@@ -24,9 +24,9 @@ from transrec.data.interactions import leave_one_out, read_interactions
 from transrec.interop import Places, load_original, our_names
 from transrec.methods.kadapter import KAdapter
 from transrec.models.backbone import build_backbone
-from transrec.models.objectives import InBatchObjective
+from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.training.evaluation import Ranker
 from transrec.training.metrics import summarise
 

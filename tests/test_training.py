@@ -191,7 +191,7 @@ def test_the_id_baseline(flags, tmp_path):
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags, tmp_path, monkeypatch):
-    from transrec.models.objectives import SASRecObjective
+    from transrec.models.objectives.sasrec import SASRecObjective
 
     calls = {"count": 0}
     original = SASRecObjective.__call__

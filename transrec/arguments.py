@@ -76,18 +76,23 @@ class Parser(argparse.ArgumentParser):
 
 
 class OptionsParser(Parser):
-    """Flags of dataclasses of options: a group for each, name, help and default from its fields."""
+    """Flags of dataclasses of options, by their titles: a group for each, name, help and default from its fields."""
 
-    def __init__(self, groups: Sequence[type[Options]], description: str | None = None):
+    def __init__(self, groups: Sequence[tuple[str, type[Options]]], description: str | None = None):
         super().__init__(description)
         # All flags at once would be twenty lines before the first that says what one is for.
         self.usage = "%(prog)s --FLAG VALUE ..."
-        self._groups = groups
-        for options in groups:
-            group = self.add_argument_group(options._argument_group_name)
+        self._groups = [options for _, options in groups]
+        for title, options in groups:
+            group = self.add_argument_group(title)
             kinds = get_type_hints(options)
             for field in dataclasses.fields(options):
                 _add_flag(group, field, kinds[field.name])
+
+    def add_to_help(self, flag: str, text: str) -> None:
+        """Say more of a flag."""
+        action = self._option_string_actions[f"--{flag}"]
+        action.help = f"{action.help}{text}"
 
     def parse_options(self, words: Sequence[str]) -> list[Options]:
         """An object of each dataclass. Raises TransrecError for flags and values that are not as they should be."""

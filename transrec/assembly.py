@@ -21,13 +21,14 @@ from transrec.models.items import (
     joined,
     make_projection,
 )
-from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
 from transrec.paths import resolve
 from transrec.settings import Settings, deciding
 from transrec.training import checkpoint
 from transrec.training.run import read_options
+
+# What checkpoints of earlier releases do not say, since there was no other.
+SASREC = {"user_encoder": "sasrec"}
 
 
 def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
@@ -44,13 +45,8 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     else:
         item_encoder = joined({kind: _content_encoder(settings, kind, load_weights) for kind in model.encoders})
     _seed(settings, "user encoder")
-    user_encoder = SASRec(model.embedding_dim, data.max_seq_len, model.blocks, model.heads, model.dropout)
-    objective = OBJECTIVES[model.objective]
-    return Recommender(
-        item_encoder,
-        user_encoder,
-        objective(gather=model.gather_items) if model.objective == "in_batch" else objective(),
-    )
+    user_encoder = settings.choice("user_encoder").build(model.embedding_dim, data.max_seq_len)
+    return Recommender(item_encoder, user_encoder, settings.choice("objective").build())
 
 
 def _seed(settings: Settings, part: str) -> None:
@@ -148,13 +144,13 @@ def _load_plain(
         original = interop.read_original(path)
         if original.adapted:
             raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
-        checkpoint.check_sizes(path, original.sizes, sizes)
+        checkpoint.check_sizes(path, SASREC | original.sizes, sizes)
         checkpoint.load_into(recommender, path, original.tensors_for(recommender))
         return
     tensors, description = checkpoint.read(path)
     if "state" in description:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
-    base, theirs = description["base"], description["sizes"]
+    base, theirs = description["base"], SASREC | description["sizes"]
     if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
         trained_on = base["checkpoint"] or "the backbone alone"
         raise TransrecError(
@@ -226,9 +222,10 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
 
 
 def _sizes(settings: Settings) -> dict[str, Any]:
-    model = settings.model
-    names = ("item_tower", "embedding_dim", "blocks", "heads")
+    model, user_encoder = settings.model, settings.choice("user_encoder")
+    names = ("item_tower", "embedding_dim", "user_encoder")
     sizes = {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
+    sizes |= {name: getattr(user_encoder.options, name) for name in user_encoder.entry.sizes}
     if "text" in model.encoders:
         sizes["text_pooling"] = backbone.pooling(backbone.load_config(model.text_encoder), model.text_pooling)
     return sizes

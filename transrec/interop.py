@@ -24,8 +24,8 @@ from transrec.models.backbone import build_backbone, load_config, view
 from transrec.models.items import content_item_encoder, joined, make_projection
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
-from transrec.models.sequence import SASRec
 from transrec.models.side import SideNetwork
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.paths import resolve
 from transrec.training import checkpoint
 from transrec.untrusted import check_torch_file, safetensors_header
@@ -376,7 +376,7 @@ def load_original(
     recommender = Recommender(
         _item_encoder(path, sizes, {"text": text_encoder, "image": image_encoder}, mask_ratio, cached),
         SASRec(sizes["embedding_dim"], sizes["max_seq_len"], sizes["blocks"], heads, dropout),
-        OBJECTIVES[objective](),
+        OBJECTIVES.get(objective)(),
     )
     places = Places(recommender)
     options = method_options or _options_from(original, name, variant, places)

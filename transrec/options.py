@@ -1,4 +1,4 @@
-"""Every flag once: its name, help, default and check. Method flags live with their method."""
+"""Every flag once: its name, help, default and check. Flags of a method, an objective, ... live with it."""
 
 import math
 import os
@@ -109,7 +109,7 @@ class DataOptions(Options):
 @dataclass(frozen=True)
 class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
-    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "blocks": 1, "heads": 1, "dropout": 0, "mask_ratio": 0}
+    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "mask_ratio": 0}
 
     item_tower: Literal["text", "image", "multimodal", "id"] = flag(
         "text", "What represents an item: its title, its image, both, or a learned vector."
@@ -125,21 +125,17 @@ class ModelOptions(Options):
     )
     mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
-    objective: Literal["sasrec", "cpc", "in_batch"] = flag("sasrec", "Training objective.")
-    gather_items: bool = flag(True, "in_batch on several ranks: take candidates from all ranks' batches.")
+    objective: str = flag("sasrec", "Training objective.")
+    user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
     embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
-    blocks: int = flag(2, "Transformer blocks of the user encoder.")
-    heads: int = flag(2, "Attention heads of the user encoder.")
-    dropout: float = flag(0.1, "Dropout of the user encoder.")
     backbone_dropout: Literal["auto", "on", "off"] = flag(
         "auto", "The backbone's own dropout in training; auto: on where its weights train or the variant is published."
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("dropout", "mask_ratio"):
-            if getattr(self, name) >= 1:
-                raise TransrecError(f"--{name} {getattr(self, name)}: must be below 1")
+        if self.mask_ratio >= 1:
+            raise TransrecError(f"--mask_ratio {self.mask_ratio}: must be below 1")
 
     @property
     def encoders(self) -> dict[str, str]:

@@ -39,7 +39,6 @@ from transrec.errors import (
     warn,
 )
 from transrec.models import backbone
-from transrec.models.objectives import OBJECTIVES
 from transrec.paths import default_runs_folder, make_folder
 from transrec.settings import Settings, digest, parse
 from transrec.training import distributed
@@ -191,7 +190,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     if settings.training.compile:
         compile_encoders(recommender)
 
-    objective = OBJECTIVES[settings.model.objective]
+    objective = settings.choice("objective").entry
     batches = TrainingBatches(
         dataset.split,
         settings.training.batch_size,

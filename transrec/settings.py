@@ -4,22 +4,28 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transrec import methods
 from transrec.arguments import OptionsParser, Parser, no_such_flag
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
-from transrec.methods import MethodOptions
+from transrec.methods import METHODS, MethodOptions
 from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
-from transrec.options import DataOptions, EvaluationOptions, ModelOptions, RunOptions, TrainingOptions
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.user_encoders import USER_ENCODERS
+from transrec.options import DataOptions, EvaluationOptions, ModelOptions, Options, RunOptions, TrainingOptions
 from transrec.paths import resolve
+from transrec.registry import Choice, Registry
 from transrec.training import checkpoint
 from transrec.training.run import Run, read_options
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
+# Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
+KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES)
 # What represents items, by --item_tower.
 ITEMS_BY = {"text": "titles", "image": "images", "multimodal": "titles and images", "id": "item IDs"}
 # What a resumed run may be given anew without changing its numbers up to here.
@@ -43,15 +49,30 @@ MAY_CHANGE = {
 
 @dataclass(frozen=True)
 class Settings:
-    """All options of one run."""
+    """All options of one run.
 
-    method: str
+    Attributes:
+        choices: by the flag of their kind, the entries that the run chose, and the values of their flags.
+    """
+
     data: DataOptions
     model: ModelOptions
     training: TrainingOptions
     evaluation: EvaluationOptions
     run: RunOptions
-    method_options: MethodOptions
+    choices: dict[str, Choice]
+
+    def choice(self, kind: str) -> Choice:
+        """The entry that the run chose by the flag --KIND."""
+        return self.choices[kind]
+
+    @property
+    def method(self) -> str:
+        return self.choice("method").name
+
+    @property
+    def method_options(self) -> MethodOptions:
+        return self.choice("method").options
 
     @property
     def name(self) -> str:
@@ -65,18 +86,60 @@ class Settings:
         Raises TransrecError for a value that its flag would not take.
         """
         try:
-            method = methods.get(stored.get("method", ""))
+            chosen = _chosen(stored)
             groups = [
                 options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
-                for options in (*GROUPS, method.Options)
+                for _, options in _groups(chosen)
             ]
         except TransrecError as error:
             raise TransrecError(f"{path}: {error}; restore the file, or start a new run" if path else error) from error
-        return cls(stored["method"], *groups)
+        return cls._of(chosen, groups)
+
+    @classmethod
+    def _of(cls, chosen: dict[str, str], groups: list[Any]) -> "Settings":
+        """The settings of the entries `chosen` and the objects of `_groups(chosen)`."""
+        own = zip(KINDS, groups[len(GROUPS) :], strict=True)
+        choices = {k.flag: Choice(chosen[k.flag], k.get(chosen[k.flag]), options) for k, options in own}
+        return cls(*groups[: len(GROUPS)], choices)
 
     def as_dict(self) -> dict[str, Any]:
-        groups = (self.data, self.model, self.training, self.evaluation, self.run, self.method_options)
+        groups = (self.data, self.model, self.training, self.evaluation, self.run)
+        groups += tuple(choice.options for choice in self.choices.values())
         return {"method": self.method} | {name: value for group in groups for name, value in group.as_dict().items()}
+
+
+def _chosen(*sources: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the entries that a run chooses, by the flag of their kind: each as the first source to know says."""
+    defaults = {f.name: f.default for options in GROUPS for f in dataclasses.fields(options)}
+    known = ChainMap(*sources, defaults, {"method": ""})
+    return {kind.flag: known[kind.flag] for kind in KINDS}
+
+
+def _groups(chosen: dict[str, str]) -> list[tuple[str, type[Options]]]:
+    """Titles and dataclasses of all flags of a run that chooses these entries.
+
+    Raises TransrecError for an unknown name, and for a flag that two of them have.
+    """
+    groups = [(options._argument_group_name, options) for options in GROUPS]
+    owners = {"method": "all runs", **{flag: f"{title} options" for title, of in groups for flag in _flags_of(of)}}
+    for kind in KINDS:
+        name = chosen[kind.flag]
+        options = kind.get(name).Options
+        owner = f"{kind.kind} {name} ({kind.place(name)})"
+        for flag in _flags_of(options):
+            if (other := owners.setdefault(flag, owner)) != owner:
+                raise TransrecError(f"--{flag}: is a flag of {owner} and of {other}; give one of them another name")
+        groups.append((f"{kind.kind} {name}", options))
+    return groups
+
+
+def _flags_of(options: type[Options]) -> list[str]:
+    """Names of a dataclass's flags, other names of theirs included."""
+    return [
+        name
+        for f in dataclasses.fields(options)
+        for name in (f.name, *(alias.lstrip("-") for alias in f.metadata.get("aliases", ())))
+    ]
 
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
@@ -103,25 +166,28 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
     )
 
 
-def flags(method: str) -> set[str]:
-    """Names of all flags of runs of a method."""
-    return {f.name for options in (*GROUPS, methods.get(method).Options) for f in dataclasses.fields(options)}
+def flags(**chosen: str) -> set[str]:
+    """Names of all flags of runs that choose these entries, by the flag of their kind, and the default ones else."""
+    return {f.name for _, options in _groups(_chosen(chosen)) for f in dataclasses.fields(options)}
 
 
 def check_flags(parser: Parser, words: list[str]) -> None:
-    """Raise TransrecError for a flag among `words` that neither `parser` nor a run of any method knows.
+    """Raise TransrecError for a flag among `words` that neither `parser` nor a run of whatever entries knows.
 
     A flag may have a scope in front: --SCOPE.FLAG.
     """
-    runs = [_parser(method) for method in methods.names()]
+    runs = [_parser(_chosen({"method": "full"}))]
+    runs += [OptionsParser([("", kind.get(name).Options)]) for kind in KINDS for name in kind.names()]
     for flag in [f"--{flag.lstrip('-').rpartition('.')[2]}" for flag in parser.unknown(words)]:
         if all(run.unknown([flag]) for run in runs):
             raise no_such_flag(flag, {*parser.flags, *(known for run in runs for known in run.flags)})
 
 
-def _parser(method: str) -> OptionsParser:
-    parser = OptionsParser([*GROUPS, methods.get(method).Options], sys.modules["__main__"].__doc__)
-    parser.add_argument("--method", help=f"The method: {', '.join(methods.names())} (default: {method}).")
+def _parser(chosen: dict[str, str]) -> OptionsParser:
+    parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__)
+    parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"])
+    for kind in KINDS:
+        parser.add_to_help(kind.flag, f" One of {', '.join(kind.names())}.")
     return parser
 
 
@@ -131,7 +197,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     Raises TransrecError for an unknown method, a value out of range, or a flag that contradicts the resumed run.
     """
     first = Parser(add_help=False)
-    first.add_argument("--method")
+    for kind in KINDS:
+        first.add_argument(f"--{kind.flag}")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
     early, _ = first.parse_known_args(arguments)
@@ -141,18 +208,20 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         folder = resolve(resumed)
         stored = read_options(folder)
         Settings.from_stored(stored, folder / "options.json")
-    chosen = early.method or stored.get("method", method)
+    defaults = {"method": method} | defaults
+    given = {flag: name for flag, name in vars(early).items() if name is not None}
+    chosen = _chosen(given, stored, defaults)
 
-    parser, known = _parser(chosen), flags(chosen)
-    unknown = set(defaults) - known
-    if unknown and chosen == method:
+    parser, known = _parser(chosen), flags(**chosen)
+    if unknown := set(defaults) - flags(**_chosen(defaults)) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
     parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known - {"resume", "output"}})
     for flag in parser.unknown(arguments):
-        if of := [name for name in methods.names() if flag.removeprefix("--") in flags(name)]:
-            raise TransrecError(f"{flag}: no flag of method {chosen}, but of {', '.join(of)}")
-    *groups, method_options = parser.parse_options(arguments)
-    settings = Settings(chosen, *groups, method_options)
+        word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
+        for kind in KINDS:
+            if of := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
+                raise TransrecError(f"{flag}: no flag of {kind.kind} {chosen[kind.flag]}, but of {', '.join(of)}")
+    settings = Settings._of(chosen, parser.parse_options(arguments))
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
     if not settings.data.dataset:

@@ -11,7 +11,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from transrec.models.gathering import _AllGather, gather_rows
-from transrec.models.sequence import SASRec
+from transrec.models.user_encoders.sasrec import SASRec
 from transrec.training.distributed import World
 
 

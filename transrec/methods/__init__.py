@@ -5,6 +5,7 @@ and places modules at the sites of a stack. Nothing else needs to know of it.
 """
 
 from transrec.methods.base import (
+    METHODS,
     AdapterOptions,
     InsertOptions,
     Method,
@@ -18,6 +19,7 @@ from transrec.methods.base import (
 )
 
 __all__ = [
+    "METHODS",
     "AdapterOptions",
     "InsertOptions",
     "Method",

@@ -1,19 +1,17 @@
-"""What a method is, the registry, and applying a method to a recommender."""
+"""What a method is, and applying a method to a recommender."""
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from transrec import methods
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
 from transrec.models.items import Content
 from transrec.models.recommender import Recommender
 from transrec.options import Options, flag
+from transrec.registry import Registry
 
 Where = Literal["item", "user", "user_first", "user_last", "all"]
 
@@ -22,7 +20,6 @@ Where = Literal["item", "user", "user_first", "user_last", "all"]
 class MethodOptions(Options):
     """Flags of a method without any of its own."""
 
-    _argument_group_name: ClassVar[str] = "method"
     # Whether items are read as hidden states that were computed before.
     cached: ClassVar[bool] = False
 
@@ -148,38 +145,8 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name in state}
 
 
-_registry: dict[str, type[Method]] = {}
-
-
-def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Class decorator: make a method known by `name`. Raises ValueError when the name is taken."""
-
-    def add(method: type[Method]) -> type[Method]:
-        if name in _registry:
-            raise ValueError(f"method {name!r} is registered twice: {_registry[name].__module__}, {method.__module__}")
-        _registry[name] = method
-        return method
-
-    return add
-
-
-def _discover() -> None:
-    for module in pkgutil.iter_modules(methods.__path__, methods.__name__ + "."):
-        importlib.import_module(module.name)
-
-
-def names() -> list[str]:
-    """Names of all methods, sorted."""
-    _discover()
-    return sorted(_registry)
-
-
-def get(name: str) -> type[Method]:
-    """The method of that name. Raises TransrecError for an unknown one."""
-    _discover()
-    if name not in _registry:
-        raise TransrecError(f"--method {name}: unknown; choose from {', '.join(names())}")
-    return _registry[name]
+METHODS: Registry[Method] = Registry("method", Method, __package__)
+register, get, names = METHODS.register, METHODS.get, METHODS.names
 
 
 @dataclass(frozen=True)
@@ -281,7 +248,18 @@ def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
             stack = view(tower.backbone)
             places.append(Place("item", stack, stack.blocks, tower.content, tower.projection))
     if where != "item":
-        stack = view(recommender.user_encoder)
+        stack = _user_stack(recommender, where, name)
         blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)
         places.append(Place("user", stack, blocks, encoder.content))
     return places
+
+
+def _user_stack(recommender: Recommender, where: Where, name: str) -> Stack:
+    try:
+        return view(recommender.user_encoder)
+    except TransrecError as error:
+        kind = type(recommender.user_encoder).__name__
+        raise TransrecError(
+            f"--method {name} --insert {where}: the user encoder {kind} has no transformer blocks to insert into; use "
+            f"--insert item or --user_encoder sasrec"
+        ) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.methods.base import AdapterOptions, Method, Place, parameters_of, register
 from transrec.models.backbone import Block, Sublayer
-from transrec.models.sequence import LAYER_NORM_EPS
+from transrec.models.user_encoders.sasrec import LAYER_NORM_EPS
 from transrec.options import flag
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.methods.base import AdapterOptions, Method, Place, register
-from transrec.models.sequence import MASKED, SASRecBlock
+from transrec.models.user_encoders.sasrec import MASKED, SASRecBlock
 from transrec.options import flag
 
 INIT_STD = 2e-4

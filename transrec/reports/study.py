@@ -292,7 +292,7 @@ class Study:
     def _matters(self, axis: Axis, point: dict[str, str], base: Job | None) -> bool:
         """Whether the axis' value changes the target runs of a point, or the source run that they start from."""
         names = axis.settings(point[axis.name])
-        known = settings.flags(_method(point)[0])
+        known = self._known(point, "target", _method(point)[0])
         if axis.name == "method" or any(name.removeprefix("target.") in known for name in names):
             return True
         if self.source is None or self.modality.source is None:
@@ -313,9 +313,16 @@ class Study:
         name = [value for value in row.values() if value != NO_VALUE]
         return self._job([*name, f"seed{seed}"], self.modality.target(method), flags, method, base)
 
+    def _known(self, point: dict[str, str], stage: str, method: str) -> set[str]:
+        """The flags that a run has, its objective's and user encoder's among them."""
+        given = {name: values[0] for (scope, name), values in self.given.items() if scope in ("", stage) and values}
+        script = self.modality.source if stage == "source" else self.modality.target(method)
+        defaults = _call_of(script)[1] if script else {}
+        return settings.flags(**defaults | given | point | {"method": method})
+
     def _flags(self, point: dict[str, str], stage: str, method: str, taken: set) -> dict[str, list[str]]:
         """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
-        known = settings.flags(method)
+        known = self._known(point, stage, method)
         flags: dict[str, list[str]] = {}
         scopes = ("", stage, method) if stage == "target" else ("", stage)
         for wanted in scopes:
@@ -350,7 +357,8 @@ class Study:
         """Raise TransrecError where a run's method or sizes do not fit its backbones, as the run itself would do."""
         data = parsed.data
         model = {key: value for key, value in parsed.model.as_dict().items() if key != "objective"}
-        built_of = [parsed.method, parsed.method_options.as_dict(), model, data.title_tokens, data.max_seq_len]
+        parts = [parsed.choice(kind).options.as_dict() for kind in ("method", "user_encoder")]
+        built_of = [parsed.method, *parts, model, data.title_tokens, data.max_seq_len]
         if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
             return
         try:

@@ -1,10 +1,15 @@
-"""SASRec, the user encoder (docs/protocol.md)."""
+"""SASRec: self-attention over the sequence, `sasrec` (docs/protocol.md)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transrec.errors import TransrecError
+from transrec.models.user_encoders.base import UserEncoder, register
+from transrec.options import Options, flag
 
 LAYER_NORM_EPS = 1e-6
 # Added to the logit of what must not be attended to. Finite, so that a query that may attend to nothing averages over
@@ -64,7 +69,22 @@ class SASRecBlock(nn.Module):
         return self.feed_forward_output(F.relu(self.up(x)), x)
 
 
-class SASRec(nn.Module):
+@dataclass(frozen=True)
+class SASRecOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"blocks": 1, "heads": 1, "dropout": 0}
+
+    blocks: int = flag(2, "Transformer blocks of the user encoder.")
+    heads: int = flag(2, "Attention heads of the user encoder.")
+    dropout: float = flag(0.1, "Dropout of the user encoder.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.dropout >= 1:
+            raise TransrecError(f"--dropout {self.dropout}: must be below 1")
+
+
+@register("sasrec")
+class SASRec(UserEncoder):
     """Self-attentive sequential recommendation over item embeddings.
 
     Args:
@@ -75,11 +95,13 @@ class SASRec(nn.Module):
     Raises TransrecError when `heads` does not divide `width`.
     """
 
+    Options = SASRecOptions
+    sizes = ("blocks", "heads")
+
     def __init__(self, width: int, max_seq_len: int, blocks: int, heads: int, dropout: float):
-        super().__init__()
+        super().__init__(width)
         if width % heads:
             raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
-        self.width = width
         self.position_embedding = nn.Embedding(max_seq_len, width)
         self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)

@@ -1,0 +1,63 @@
+"""Softmax over the items of the batch: `in_batch` (IISAN; docs/protocol.md)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transrec.data.batches import Batch
+from transrec.models.gathering import gather_rows
+from transrec.models.objectives.base import Objective, register, user_vectors
+from transrec.options import Options, flag
+
+
+@dataclass(frozen=True)
+class InBatchOptions(Options):
+    gather_items: bool = flag(True, "On several ranks, take candidates from all ranks' batches.")
+
+
+@register("in_batch")
+class InBatchObjective(Objective):
+    """Softmax over all item slots of the batch, debiased by popularity (IISAN).
+
+    A slot's logit is <h, e> - log popularity. Slots of padding and of items that the user's own sequence holds, the
+    target slot aside, take no part. Slots of one item share a logit, so each distinct item is scored once and
+    weighted by its number of slots: the same sum from fewer columns.
+    """
+
+    Options = InBatchOptions
+
+    def __init__(self, gather_items: bool = True):
+        """`gather_items`: take the item slots of all ranks, not only this one's, as candidates."""
+        self.gather_items = gather_items
+
+    def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
+        users, targets = user_vectors(embeddings, batch, user_encoder)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self._loss(embeddings.float(), users.float(), targets.float(), batch)
+
+    def _loss(self, embeddings: Tensor, users: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        log_popularity = F.pad(batch.log_popularity, (1, 0))
+        slots = torch.bincount(batch.sequences.flatten(), minlength=len(embeddings) + 1)[1:]
+        owner, position = batch.mask.nonzero(as_tuple=True)
+        users, targets = users[owner, position], targets[owner, position]
+        target_logits = (users * targets).sum(-1) - log_popularity[batch.sequences[:, 1:]][owner, position]
+
+        own_items = batch.items.to(embeddings.device)
+        items, slots, prior = own_items, slots * batch.weight, batch.log_popularity
+        if self.gather_items:
+            embeddings, items, slots, prior = (gather_rows(x) for x in (embeddings, items, slots, prior))
+        held = torch.zeros(len(batch.sequences), len(own_items) + 1, dtype=torch.bool, device=embeddings.device)
+        held.scatter_(1, batch.sequences, True)
+        # `own_items` is ascending: look each candidate up in it, and miss where it is not there.
+        place = torch.searchsorted(own_items, items).clamp(max=len(own_items) - 1)
+        place = torch.where(own_items[place] == items, place + 1, 0)
+        held[:, 0] = False
+        excluded = held[:, place] | (slots == 0)
+
+        logits = users @ embeddings.T + (slots.clamp(min=1).log() - prior)
+        logits = logits.masked_fill(excluded[owner], -torch.inf)
+        everything = torch.cat([target_logits.unsqueeze(1), logits], dim=1)
+        return (everything.logsumexp(1) - target_logits).sum()

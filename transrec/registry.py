@@ -1,0 +1,91 @@
+"""Registries: the one way in which methods, objectives, user encoders and whatever else has a name are found.
+
+An entry is a class that registers itself under a name, in a file of its kind's package. Its `Options`, a dataclass of
+flags, are flags of the runs that choose the entry, and of no others.
+"""
+
+import difflib
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from transrec.errors import TransrecError
+from transrec.options import Options
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An entry that a run chose, by its name, and the values of its flags."""
+
+    name: str
+    entry: type
+    options: Options
+
+    def build(self, *arguments: Any) -> Any:
+        """An object of the entry, made of `arguments` and the values of its flags by their names."""
+        return self.entry(*arguments, **self.options.as_dict())
+
+
+class Registry(Generic[Entry]):
+    """The entries of one kind.
+
+    Args:
+        kind: what an entry is called, "user encoder"; the flag that chooses one is --user_encoder.
+        base: the class that entries derive from.
+        package: whose modules register entries when they are imported.
+    """
+
+    def __init__(self, kind: str, base: type[Entry], package: str):
+        self.kind, self.flag, self.base, self.package = kind, kind.replace(" ", "_"), base, package
+        self._entries: dict[str, type[Entry]] = {}
+        self._places: dict[str, str] = {}
+        self._is_complete = False
+
+    def register(self, name: str) -> Callable[[type[Entry]], type[Entry]]:
+        """Class decorator: make an entry known by `name`.
+
+        Raises TransrecError, naming file and line, when the name is taken, and for what is no such entry.
+        """
+        frame = sys._getframe(1)
+        place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+        def add(entry: type[Entry]) -> type[Entry]:
+            if not (isinstance(entry, type) and issubclass(entry, self.base)):
+                raise TransrecError(f"{place}: {self.kind} {name!r} must be a class derived from {self.base.__name__}")
+            if name in self._entries:
+                raise TransrecError(f"{place}: {self.kind} {name!r} is registered twice, first in {self._places[name]}")
+            self._entries[name], self._places[name] = entry, place
+            return entry
+
+        return add
+
+    def names(self) -> list[str]:
+        """Names of all entries, sorted."""
+        self._discover()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> type[Entry]:
+        """The entry of that name. Raises TransrecError for an unknown one, with the names nearest to it."""
+        self._discover()
+        if not isinstance(name, str) or name not in self._entries:
+            near = difflib.get_close_matches(str(name), self._entries, n=2)
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise TransrecError(f"--{self.flag} {name}: unknown; {meant}choose from {', '.join(self.names())}")
+        return self._entries[name]
+
+    def place(self, name: str) -> str:
+        """Where an entry is registered: FILE:LINE."""
+        return self._places[name]
+
+    def _discover(self) -> None:
+        if self._is_complete:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+            importlib.import_module(module.name)
+        self._is_complete = True
