@@ -15,8 +15,7 @@ from transrec.export import export_backbone
 from transrec.models.backbone import load_image_processor, load_tokenizer
 from transrec.paths import resolve
 from transrec.runner import load_run
-from transrec.settings import Settings
-from transrec.training.run import read_options
+from transrec.settings import Settings, read_settings
 
 
 def without_backbone(settings: Settings) -> str:
@@ -38,13 +37,14 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder")
     parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the run was started with")
     with reporting():
         arguments = parser.parse_args()
         folder = resolve(arguments.run)
-        settings = Settings.from_stored(read_options(folder))
+        settings = read_settings(folder, arguments.plugin)
         if reason := without_backbone(settings):
             raise TransrecError(f"{folder}: {reason}")
-        towers = load_run(folder).item_encoder.towers
+        towers = load_run(folder, arguments.plugin).item_encoder.towers
         for tower in towers:
             load = {"text": load_tokenizer, "image": load_image_processor}[tower.content]
             out = arguments.out / tower.content if len(towers) > 1 else arguments.out

@@ -10,12 +10,12 @@ import torch
 from conftest import REPOSITORY, run
 from transformers import AutoModel, AutoTokenizer
 
-from transrec import methods
 from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.models.backbone import load_tokenizer
 from transrec.models.items import TextItemEncoder
+from transrec.registry import forget
 from transrec.reports.tables import read_result
 from transrec.runner import load_run
 from transrec.training.run import read_options
@@ -103,7 +103,7 @@ def ia3(tmp_path, monkeypatch):
     __import__("documented_ia3")
     yield "ia3"
     sys.modules.pop("documented_ia3")
-    methods.base._registry.pop("ia3")
+    forget(tmp_path / "documented_ia3.py")
 
 
 def test_the_documented_method_works(ia3, flags, tmp_path):

@@ -1,6 +1,7 @@
 """What a method does besides being inserted: groups of parameters, a penalty, steps, buffers that are saved."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods.base import InsertOptions, Method, Place
 from transrec.options import flag
+from transrec.registry import forget
 from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.trainer import Trainer
@@ -72,9 +74,10 @@ class Shift(Method):
 
 
 @pytest.fixture
-def shift(monkeypatch):
-    monkeypatch.setitem(methods.base._registry, "shift", Shift)
-    return "shift"
+def shift():
+    methods.register("shift")(Shift)
+    yield "shift"
+    forget(Path(__file__))
 
 
 @pytest.fixture

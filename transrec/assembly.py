@@ -1,6 +1,7 @@
 """From settings to a recommender: build it, load what it starts from, apply the method, load a finished run."""
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from transrec.models.items import (
 )
 from transrec.models.recommender import Recommender
 from transrec.paths import resolve
-from transrec.settings import Settings, deciding
+from transrec.settings import Settings, deciding, read_settings
 from transrec.training import checkpoint
-from transrec.training.run import read_options
 
 # What checkpoints of earlier releases do not say, since there was no other.
 SASREC = {"user_encoder": "sasrec"}
@@ -151,7 +151,11 @@ def _load_plain(
     if "state" in description:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
     base, theirs = description["base"], SASREC | description["sizes"]
-    if issubclass(methods.get(description["method"]).Options, methods.InsertOptions):
+    try:
+        method = methods.get(description["method"])
+    except TransrecError as error:
+        raise TransrecError(f"{path}: {error}; if it is of a plugin, give that with --plugin") from error
+    if issubclass(method.Options, methods.InsertOptions):
         trained_on = base["checkpoint"] or "the backbone alone"
         raise TransrecError(
             f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
@@ -167,15 +171,18 @@ def _load_plain(
     checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
 
 
-def load_run(folder: str | Path) -> Recommender:
+def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommender:
     """The recommender of a finished run at its best epoch, in eval mode on the CPU.
 
     Builds it as the run did: text encoder, then the run's own --checkpoint if it had one, then the method, then what
     the run trained.
 
-    Raises TransrecError when the run, or the base it needs, is missing or has changed.
+    Args:
+        plugins: files that may run, among them all that the run was started with by --plugin.
+
+    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
     """
-    settings = Settings.from_stored(read_options(folder), resolve(folder) / "options.json")
+    settings = read_settings(folder, plugins)
     path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
     base = description["base"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -54,9 +54,10 @@ def reporting() -> Iterator[None]:
             _leave(told.exit_status, f"error: {told}")
 
 
-def resume_command(folder: Path, processes: int = 1) -> str:
+def resume_command(folder: Path, processes: int = 1, plugins: Sequence[str] = ()) -> str:
     """The command that continues a run with the script that was called."""
     words = [sys.orig_argv[0], sys.argv[0], "--resume", str(folder)]
+    words += [word for plugin in plugins for word in ("--plugin", plugin)]
     return shlex.join([*words, "--nproc", str(processes)] if processes > 1 else words)
 
 

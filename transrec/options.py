@@ -59,7 +59,7 @@ def _called(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if get_origin(kind) is list:
-        return "a list of whole numbers"
+        return f"a list of {({int: 'whole numbers', str: 'texts'})[get_args(kind)[0]]}"
     kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
 
@@ -216,6 +216,12 @@ class RunOptions(Options):
     save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
     keep_state: bool = flag(
         False, "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs."
+    )
+    plugin: list[str] = flag(
+        [],
+        "Python file that adds methods, objectives, ... of your own (docs/adding); give the flag again for more files. "
+        "It runs: give only files that you trust.",
+        action="extend",
     )
     timeout: int = flag(
         1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."

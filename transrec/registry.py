@@ -1,7 +1,8 @@
 """Registries: the one way in which methods, objectives, user encoders and whatever else has a name are found.
 
-An entry is a class that registers itself under a name, in a file of its kind's package. Its `Options`, a dataclass of
-flags, are flags of the runs that choose the entry, and of no others.
+An entry is a class that registers itself under a name, in a file of its kind's package, in a module that an installed
+package names as an entry point of the group `transrec.plugins`, or in a file given by --plugin (transrec.plugins). Its
+`Options`, a dataclass of flags, are flags of the runs that choose the entry, and of no others.
 """
 
 import difflib
@@ -10,10 +11,15 @@ import pkgutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
 
 from transrec.errors import TransrecError
 from transrec.options import Options
+
+GROUP = "transrec.plugins"
 
 Entry = TypeVar("Entry")
 
@@ -32,7 +38,7 @@ class Choice:
 
 
 class Registry(Generic[Entry]):
-    """The entries of one kind.
+    """The entries of one kind: those of its package, of installed plugins, and of files given by --plugin.
 
     Args:
         kind: what an entry is called, "user encoder"; the flag that chooses one is --user_encoder.
@@ -40,7 +46,10 @@ class Registry(Generic[Entry]):
         package: whose modules register entries when they are imported.
     """
 
+    every: ClassVar[list["Registry"]] = []
+
     def __init__(self, kind: str, base: type[Entry], package: str):
+        self.every.append(self)
         self.kind, self.flag, self.base, self.package = kind, kind.replace(" ", "_"), base, package
         self._entries: dict[str, type[Entry]] = {}
         self._places: dict[str, str] = {}
@@ -57,6 +66,8 @@ class Registry(Generic[Entry]):
         def add(entry: type[Entry]) -> type[Entry]:
             if not (isinstance(entry, type) and issubclass(entry, self.base)):
                 raise TransrecError(f"{place}: {self.kind} {name!r} must be a class derived from {self.base.__name__}")
+            if not entry.__module__.startswith(f"{self.package}."):
+                self._discover()
             if name in self._entries:
                 raise TransrecError(f"{place}: {self.kind} {name!r} is registered twice, first in {self._places[name]}")
             self._entries[name], self._places[name] = entry, place
@@ -80,12 +91,35 @@ class Registry(Generic[Entry]):
 
     def place(self, name: str) -> str:
         """Where an entry is registered: FILE:LINE."""
+        self.get(name)
         return self._places[name]
 
     def _discover(self) -> None:
-        if self._is_complete:
-            return
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-            importlib.import_module(module.name)
-        self._is_complete = True
+        if not self._is_complete:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+                importlib.import_module(module.name)
+            self._is_complete = True
+            _load_installed()
+
+
+@cache
+def _load_installed() -> None:
+    """Import the modules that installed packages name. Raises TransrecError for one that cannot be imported."""
+    for point in entry_points(group=GROUP):
+        try:
+            importlib.import_module(point.module)
+        except Exception as error:
+            package = point.dist.name if point.dist else "an installed package"
+            raise TransrecError(
+                f"{package}: its plugin {point.value} cannot be loaded ({type(error).__name__}: {error}); mend it, or "
+                f"uninstall the package"
+            ) from error
+
+
+def forget(path: Path) -> None:
+    """Take all entries of a file out of their registries."""
+    for registry in Registry.every:
+        for name, place in list(registry._places.items()):
+            if place.rpartition(":")[0] == str(path):
+                del registry._entries[name], registry._places[name]

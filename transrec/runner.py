@@ -40,6 +40,7 @@ from transrec.errors import (
 )
 from transrec.models import backbone
 from transrec.paths import default_runs_folder, make_folder
+from transrec.plugins import hashes
 from transrec.settings import Settings, digest, parse
 from transrec.training import distributed
 from transrec.training.compiling import check_compiler, compile_encoders
@@ -125,18 +126,22 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
     except Interrupted as stop:
         if run.has_begun:
             saved = f"{trainer.saved} is saved" if trainer and trainer.saved else "no step is saved yet"
-            stop.advice = stop.advice or f"{saved}; continue with: {resume_command(run.folder, world.size)}"
+            stop.advice = stop.advice or f"{saved}; continue with: {_resume_command(settings, run, world)}"
             with suppress(FileError):
                 run.note(f"stopped by {stop}: {stop.advice}")
         raise
     except Exception as error:
         told = as_told(error)
         if run.has_begun and isinstance(told, FileError | MemoryShortage):
-            again = resume_command(run.folder, world.size)
+            again = _resume_command(settings, run, world)
             raise type(told)(f"{told}; the run continues with: {again}") from error
         raise
     finally:
         run.discard()
+
+
+def _resume_command(settings: Settings, run: Run, world: World) -> str:
+    return resume_command(run.folder, world.size, settings.run.plugin)
 
 
 def _train(
@@ -309,7 +314,7 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 
 
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
-    """SHA-256 of each data file. Raises TransrecError when a resumed run's are not what they were."""
+    """SHA-256 of each data file and plugin. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
     for part in _parts(features):
         if isinstance(part, ImageFeatures):
@@ -321,7 +326,8 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
                 raise TransrecError(
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )
-    return files
+    # Whether a resumed run's are what they were was asked before they ran.
+    return files | hashes(settings.run.plugin)
 
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:

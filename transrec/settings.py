@@ -5,7 +5,7 @@ import hashlib
 import json
 import sys
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transrec.models.objectives import OBJECTIVES
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.options import DataOptions, EvaluationOptions, ModelOptions, Options, RunOptions, TrainingOptions
 from transrec.paths import resolve
+from transrec.plugins import admit, check_named, load_plugins
 from transrec.registry import Choice, Registry
 from transrec.training import checkpoint
 from transrec.training.run import Run, read_options
@@ -41,6 +42,7 @@ MAY_CHANGE = {
         "tensorboard",
         "cache_dir",
         "profile",
+        "plugin",
     ),
     *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
@@ -174,8 +176,11 @@ def flags(**chosen: str) -> set[str]:
 def check_flags(parser: Parser, words: list[str]) -> None:
     """Raise TransrecError for a flag among `words` that neither `parser` nor a run of whatever entries knows.
 
-    A flag may have a scope in front: --SCOPE.FLAG.
+    A flag may have a scope in front: --SCOPE.FLAG. Plugins given by --plugin are loaded.
     """
+    first = Parser(add_help=False)
+    _add_plugin(first)
+    load_plugins(first.parse_known_args(words)[0].plugin)
     runs = [_parser(_chosen({"method": "full"}))]
     runs += [OptionsParser([("", kind.get(name).Options)]) for kind in KINDS for name in kind.names()]
     for flag in [f"--{flag.lstrip('-').rpartition('.')[2]}" for flag in parser.unknown(words)]:
@@ -201,21 +206,25 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         first.add_argument(f"--{kind.flag}")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
+    _add_plugin(first)
     early, _ = first.parse_known_args(arguments)
+    given = {flag: value for flag, value in vars(early).items() if value is not None}
+    given["plugin"] = [*defaults.get("plugin", []), *early.plugin]
     stored: dict[str, Any] = {}
     resumed = (early.resume or early.output) if early.resume is not None else None
     if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
         folder = resolve(resumed)
         stored = read_options(folder)
-        Settings.from_stored(stored, folder / "options.json")
+        read_settings(folder, given["plugin"])
+    load_plugins(given["plugin"])
     defaults = {"method": method} | defaults
-    given = {flag: name for flag, name in vars(early).items() if name is not None}
     chosen = _chosen(given, stored, defaults)
 
     parser, known = _parser(chosen), flags(**chosen)
     if unknown := set(defaults) - flags(**_chosen(defaults)) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
-    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known - {"resume", "output"}})
+    parser.set_defaults(plugin=defaults.get("plugin", []))
+    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known - {"resume", "output", "plugin"}})
     for flag in parser.unknown(arguments):
         word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         for kind in KINDS:
@@ -227,6 +236,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
+    for kind in KINDS:
+        check_named(kind.place(chosen[kind.flag]), settings.run.plugin)
     # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
     if stored.get("text_pooling") != "auto":
         settings = _with_declared_pooling(settings)
@@ -235,6 +246,24 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return settings
+
+
+def _add_plugin(parser: Parser) -> None:
+    parser.add_argument("--plugin", action="extend", nargs="+", default=[])
+
+
+def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Settings:
+    """The settings of the run in a folder.
+
+    Args:
+        plugins: files that may run, among them all that the run was started with.
+
+    Raises TransrecError when the folder holds no run, or a damaged one, and when it needs another plugin.
+    """
+    path = resolve(folder) / "options.json"
+    stored = read_options(folder)
+    admit(stored, plugins, path)
+    return Settings.from_stored(stored, path)
 
 
 def _with_declared_pooling(settings: Settings) -> Settings:
@@ -271,5 +300,8 @@ def _with_absolute_paths(settings: Settings) -> Settings:
             text_encoder=find_backbone(model.text_encoder),
             image_encoder=find_backbone(model.image_encoder),
         ),
-        run=changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
+        run=dataclasses.replace(
+            changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
+            plugin=list(dict.fromkeys(str(resolve(file)) for file in run.plugin)),
+        ),
     )

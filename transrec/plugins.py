@@ -1,0 +1,106 @@
+"""Plugins: Python files that register entries, run because their user names them, and for no other reason.
+
+A run's options name the plugins that it needs. Whoever reads the run names them again: what a file says runs nothing.
+"""
+
+import hashlib
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from transrec.errors import TransrecError, about_file
+from transrec.paths import file_sha256, resolve
+from transrec.registry import forget
+from transrec.untrusted import read_regular
+
+PLUGIN_BYTES = 2**24
+# SHA-256 of what was run, by the file it stood in.
+_loaded: dict[Path, str] = {}
+
+
+def load_plugins(files: Iterable[str | Path]) -> None:
+    """Run each file, once in a process, and once more where it has changed since.
+
+    Raises TransrecError naming the file, and the line where there is one, when it is missing, is no Python, raises, or
+    registers what it may not; nothing of it stays registered then.
+    """
+    for file in files:
+        _load(resolve(file))
+
+
+def _load(path: Path) -> None:
+    with about_file(path, "give another file with --plugin", "cannot be read"):
+        source = read_regular(path, PLUGIN_BYTES)
+    digest = hashlib.sha256(source).hexdigest()
+    if _loaded.get(path) == digest:
+        return
+    unload(path)
+    # Where dataclasses look up what their annotations mean.
+    module = sys.modules[f"transrec_plugin_{digest[:12]}_{path.stem}"] = ModuleType(
+        f"transrec_plugin_{digest[:12]}_{path.stem}"
+    )
+    module.__file__ = str(path)
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        unload(path)
+        raise _told(path, error) from error
+    _loaded[path] = digest
+
+
+def unload(path: Path) -> None:
+    """Take back what the plugin in a file has registered."""
+    forget(path)
+    _loaded.pop(path, None)
+
+
+def _told(path: Path, error: BaseException) -> TransrecError:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename in (str(path), None):
+        lines = [error.lineno or 1]
+    place = f"{path}:{lines[-1]}" if lines else str(path)
+    if isinstance(error, TransrecError):
+        return error if str(error).startswith(str(path)) else TransrecError(f"{place}: {error}")
+    what = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    return TransrecError(
+        f"{place}: the plugin cannot be loaded ({type(error).__name__}: {what}); mend it, or leave it out"
+    )
+
+
+def check_named(place: str, given: Sequence[str]) -> None:
+    """Raise TransrecError where FILE:LINE lies in a loaded plugin that is not among `given`."""
+    path = place.rpartition(":")[0]
+    if Path(path) in _loaded and path not in given:
+        raise TransrecError(f"{place}: is of a plugin that this run does not name; give it with --plugin {path}")
+
+
+def hashes(files: Iterable[str | Path]) -> dict[str, str]:
+    """SHA-256 of each plugin file."""
+    return {str(resolve(file)): file_sha256(resolve(file)) for file in files}
+
+
+def admit(stored: dict[str, Any], given: Sequence[str | Path], path: Path) -> None:
+    """Load the plugins `given`, with which the options `stored` in the file at `path` can be read.
+
+    Raises TransrecError, before any of them runs, when the options need a plugin that is not among them as it was; and
+    as `load_plugins`.
+    """
+    needed, files = stored.get("plugin", []), stored.get("files", {})
+    if not (isinstance(needed, list) and isinstance(files, dict)):
+        raise TransrecError(f"{path}: --plugin {needed!r}: must be a list of texts; restore the file")
+    now = hashes(given)
+    for plugin in map(str, needed):
+        if files.get(plugin) in now.values():
+            continue
+        if plugin in now:
+            raise TransrecError(
+                f"{plugin}: has changed since {path.parent} was started; restore it, or start a new run"
+            )
+        raise TransrecError(
+            f"{path}: the run needs the plugin {plugin}, and what a run names is never run by itself: look into it, "
+            f"then give it with --plugin, or to load_run as plugins=[...]"
+        )
+    load_plugins(given)
