@@ -23,10 +23,10 @@ from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import MultimodalFeatures
 from transrec.data.interactions import Interactions, Sequences, leave_one_out
 from transrec.data.states import StateBuilder, StateFeatures, StateFile
-from transrec.methods.iisan import CachedItemEncoder, IISANOptions
-from transrec.models.items import make_projection
+from transrec.methods.iisan import IISANOptions, SideItemEncoder
 from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
+from transrec.models.towers import StoredTower
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.reports.tables import markdown
 from transrec.training.compiling import compile_encoders
@@ -65,8 +65,7 @@ def state_features(folder: Path, rows: np.ndarray, items: int, count: int, place
 def recommender(options: IISANOptions) -> tuple[Recommender, torch.optim.Optimizer]:
     """A recommender over cached states in train mode, and its optimiser."""
     torch.manual_seed(0)
-    blocks = {"text": BLOCKS, "image": BLOCKS}
-    encoder = CachedItemEncoder(blocks, {kind: make_projection(WIDTH, D) for kind in blocks}, options)
+    encoder = SideItemEncoder([StoredTower(kind, D, WIDTH, 1 + BLOCKS, BLOCKS) for kind in ("text", "image")], options)
     model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
     return model, torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 

@@ -20,7 +20,8 @@ from transrec.settings import Settings, read_settings
 
 def without_backbone(settings: Settings) -> str:
     """Why a run has no backbone to export, and what to take instead; "" when it has one."""
-    if not settings.model.encoders:
+    encoders = {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder}
+    if not encoders:
         return "represents items by learned vectors; there is no backbone to export"
     if not settings.method_options.cached:
         return ""
@@ -29,8 +30,8 @@ def without_backbone(settings: Settings) -> str:
         return f"{reason}; its backbones are those of {settings.run.checkpoint}, export that"
     if settings.model.random_backbone:
         return f"{reason} by backbones of random weights; there is nothing worth exporting"
-    encoders = ", ".join(f"{content}: {name}" for content, name in settings.model.encoders.items())
-    return f"{reason}; its encoders are the pretrained ones unchanged, use those ({encoders})"
+    those = ", ".join(f"{modality}: {name}" for modality, name in encoders.items())
+    return f"{reason}; its encoders are the pretrained ones unchanged, use those ({those})"
 
 
 if __name__ == "__main__":
@@ -44,9 +45,10 @@ if __name__ == "__main__":
         settings = read_settings(folder, arguments.plugin)
         if reason := without_backbone(settings):
             raise TransrecError(f"{folder}: {reason}")
-        towers = load_run(folder, arguments.plugin).item_encoder.towers
+        every = load_run(folder, arguments.plugin).item_encoder.towers
+        towers = [tower for tower in every if tower.backbone is not None]
         for tower in towers:
-            load = {"text": load_tokenizer, "image": load_image_processor}[tower.content]
-            out = arguments.out / tower.content if len(towers) > 1 else arguments.out
-            export_backbone(tower, out, load(settings.model.encoders[tower.content]))
+            load = {"text": load_tokenizer, "image": load_image_processor}[tower.modality]
+            out = arguments.out / tower.modality if len(towers) > 1 else arguments.out
+            export_backbone(tower, out, load(settings.modalities[tower.modality].encoder))
             print(printable(str(out)))

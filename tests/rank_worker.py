@@ -16,8 +16,8 @@ from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import load_dataset
 from transrec.data.features import TextFeatures
+from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone, load_tokenizer
-from transrec.models.items import TextItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
@@ -40,7 +40,7 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 torch.manual_seed(0)
                 kind = OBJECTIVES.get(objective)
-                model = Recommender(TextItemEncoder(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), kind())
+                model = Recommender(TextTower(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), kind())
                 options = methods.get(method).Options(**SMALL.get(method, {}))
                 methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
                 model.train()

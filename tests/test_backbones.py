@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModel
 
 from transrec import methods
 from transrec.errors import TransrecError
+from transrec.modalities.image import ImageTower
+from transrec.modalities.text import TextTower
 from transrec.models.backbone import (
     Preprocessing,
     build_backbone,
@@ -25,10 +27,8 @@ from transrec.models.backbone import (
     pooling,
     view,
 )
-from transrec.models.items import ImageItemEncoder, TextItemEncoder
 from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
-from transrec.models.side import StateReader
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
 from transrec.settings import parse
@@ -94,9 +94,9 @@ def recommender(kind, folders):
     torch.manual_seed(0)
     backbone = load_backbone(folders[kind], modality(kind))
     if kind in TEXT:
-        encoder = TextItemEncoder(backbone, 16, pooling(backbone.config, "auto"))
+        encoder = TextTower(backbone, 16, pooling(backbone.config, "auto"))
     else:
-        encoder = ImageItemEncoder(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+        encoder = ImageTower(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
     return Recommender(encoder, SASRec(16, 6, 2, 2, 0.1), SASRecObjective()).eval()
 
 
@@ -196,7 +196,7 @@ def test_sites_are_where_the_residual_is_added(recommender, inputs, kind):
 def test_hidden_states_are_read(recommender, inputs, kind):
     """Those that transformers tells of, where an item is read; of an image before the LayerNorm behind the blocks."""
     tower = recommender.item_encoder
-    states = StateReader(tower).read(tower.read_out, *inputs)
+    states = tower.reader.read(tower.read_out, *inputs)
     layers = tower.backbone.config.num_hidden_layers
     assert states.shape == (4, 1 + layers, 32) and torch.isfinite(states).all()
     given = {"input_ids": inputs[0], "attention_mask": inputs[1]} if kind in TEXT else {}
@@ -216,7 +216,7 @@ def test_hidden_states_are_read(recommender, inputs, kind):
 def test_no_cls(folders):
     """An image encoder without [CLS] is read at its own head; its layers, and one without a head, at their mean."""
     backbone = load_backbone(folders["siglip_vision_model"], "image").eval()
-    tower = ImageItemEncoder(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+    tower = ImageTower(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         output = backbone(pixel_values=(pixels.float() / 255 - 0.5) / 0.5)
@@ -226,7 +226,7 @@ def test_no_cls(folders):
         config.vision_use_head = False
         headless = build_backbone(config, "image").eval()
         hidden = headless(pixel_values=(pixels.float() / 255 - 0.5) / 0.5).last_hidden_state
-        tower = ImageItemEncoder(headless, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+        tower = ImageTower(headless, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
         torch.testing.assert_close(tower.read_out(pixels), hidden.mean(1))
 
 
@@ -264,7 +264,7 @@ def test_what_is_no_plain_transformer_is_refused(kind, tmp_path):
 
 def test_layers_that_share_a_block_are_not_told_apart(folders):
     backbone = load_backbone(folders["albert"])
-    recommender = Recommender(TextItemEncoder(backbone, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    recommender = Recommender(TextTower(backbone, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
     with pytest.raises(TransrecError, match="--method kadapter: the layers of this backbone share their blocks"):
         apply(recommender, "kadapter", item_size=8, item_heads=2, user_size=8)
 

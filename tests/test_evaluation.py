@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transrec.data.dataset import load_dataset
 from transrec.data.features import IdFeatures
 from transrec.errors import TransrecError
-from transrec.models.items import IdItemEncoder
+from transrec.modalities.id import IdTower
 from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
@@ -95,7 +95,7 @@ def split(domain):
 @pytest.fixture
 def recommender(split):
     torch.manual_seed(0)
-    return Recommender(IdItemEncoder(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    return Recommender(IdTower(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])

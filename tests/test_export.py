@@ -13,8 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
+from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_tokenizer
-from transrec.models.items import TextItemEncoder
 from transrec.registry import forget
 from transrec.reports.tables import read_result
 from transrec.runner import load_run
@@ -29,12 +29,12 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
     export_backbone(recommender.item_encoder, tmp_path / "out", load_tokenizer(backbones["bert"]))
 
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out")(["red lamp", "golden tent"], return_tensors="pt")
-    plain = TextItemEncoder(AutoModel.from_pretrained(tmp_path / "out").eval(), 16).eval()
+    plain = TextTower(AutoModel.from_pretrained(tmp_path / "out").eval(), 16).eval()
     plain.projection.load_state_dict(recommender.item_encoder.projection.state_dict())
     inputs = tokens["input_ids"], tokens["attention_mask"]
     with torch.no_grad():
         exported, ours = plain(*inputs), recommender.item_encoder(*inputs)
-        before = TextItemEncoder(AutoModel.from_pretrained(backbones["bert"]).eval(), 16).eval()
+        before = TextTower(AutoModel.from_pretrained(backbones["bert"]).eval(), 16).eval()
         before.projection.load_state_dict(recommender.item_encoder.projection.state_dict())
         assert (before(*inputs) - ours).abs().max() > 1e-3, "training changed nothing, so nothing was shown"
     # Merging adds B A to W once instead of at every forward pass: a rounding apart.

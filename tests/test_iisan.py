@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import ENVIRONMENT, best, finish, numbers, start
 from tokenizers.processors import TemplateProcessing
+from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, ViTConfig
 
@@ -29,18 +30,19 @@ from transrec.data.features import IdFeatures, TextFeatures
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import TransrecError
 from transrec.interop import load_original, load_side
-from transrec.methods.bottleneck import Bottleneck
-from transrec.methods.iisan import IISANOptions
+from transrec.methods.iisan import IISANOptions, SideNetwork
+from transrec.modalities.image import ImageTower
+from transrec.modalities.text import TextTower
 from transrec.models.backbone import Preprocessing, build_backbone, load_backbone, load_config, load_tokenizer, pooling
-from transrec.models.items import ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
+from transrec.models.items import FusedItemEncoder
 from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
-from transrec.models.side import SideNetwork, StateReader
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
 from transrec.training.compiling import check_compiler
 
 TOLERANCE = 1e-5
+STATES = {"image": "vit_hidden_cls", "text": "bert_hidden_cls"}
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +112,8 @@ def test_a_whole_model_equals_the_original(tiny, device, tolerance):
     ids, mask = torch.from_numpy(io["item_text"]).to(device).long().chunk(2, dim=1)
     pixels = torch.from_numpy(io["item_images"]).to(device)
     every = {
-        "text": encoder.readers["text"].read(encoder.encoders["text"].read_out, ids, mask),
-        "image": encoder.readers["image"].read(encoder.encoders["image"].encode, pixels),
+        "text": encoder.encoders["text"].reader.read(encoder.encoders["text"].read_out, ids, mask),
+        "image": encoder.encoders["image"].reader.read(encoder.encoders["image"].encode, pixels),
     }
     # Item 0 is padding, of which the record has whatever the original computed.
     np.testing.assert_allclose(every["text"][1:].cpu(), io["bert_hidden_cls"][1:], atol=tolerance, rtol=0)
@@ -156,6 +158,63 @@ def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
         assert torch.equal(cached.item_encoder(*kept.values()), whole.item_encoder.side(kept))
     with pytest.raises(TransrecError, match="load_side reads a side network alone"):
         load_original(golden / "iisan" / "side_uncached" / "default" / "weights.safetensors", method="iisan")
+
+
+def by_hand(state, image, text):
+    """Item embeddings of an original checkpoint of equal widths, of kept states [N, K, D], by the paper's formulas."""
+
+    def linear(name, x):
+        return F.linear(x, state[f"mm_encoder.{name}.weight"].float(), state[f"mm_encoder.{name}.bias"].float())
+
+    def sanb(part, step, x):
+        adapter = f"{part}_adapter_list.{step}"
+        return x + linear(f"{adapter}.fc_up", torch.relu(linear(f"{adapter}.fc_down", x)))
+
+    def gate(part, step):
+        return torch.sigmoid(state[f"mm_encoder.side_gate_params_{part}.{step}"].float() / 0.1)
+
+    towers = {}
+    for part, of_gate, states in (("cv", "cv", image), ("bert", "text", text)):
+        s = torch.zeros_like(states[:, 0])
+        for step, h in enumerate(states.unbind(1)):
+            s = sanb(part, step, gate(of_gate, step) * h + (1 - gate(of_gate, step)) * s)
+        towers[part] = linear(f"fc_{part}", s)
+    s = torch.zeros_like(image[:, 0])
+    for step in range(image.shape[1]):
+        g = gate("mm", step)
+        s = sanb("mm", step, s + g * image[:, step] + (1 - g) * text[:, step])
+    ends = [
+        linear("cv_encoder.image_net.classifier", towers["cv"]),
+        linear("bert_encoder.text_encoders.title.fc", towers["bert"]),
+        linear("fc_mm_down", linear("fc_mm", s)),
+    ]
+    return F.linear(torch.cat(ends, dim=1), state["com_dense.weight"].float(), state["com_dense.bias"].float())
+
+
+def test_a_checkpoint_with_adapter_sizes_of_each_modalitys_own(golden, tiny, tmp_path):
+    meta, io, whole = tiny
+    torch.manual_seed(0)
+    state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
+    kept = {kind: torch.from_numpy(io[name])[1:, [0, 2, 4]] for kind, name in STATES.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(whole.item_encoder.side(kept), by_hand(state, **kept), atol=TOLERANCE, rtol=0)
+    for part, size in (("cv", 24), ("bert", 8), ("mm", 12)):
+        for step in range(3):
+            adapter = f"mm_encoder.{part}_adapter_list.{step}"
+            state[f"{adapter}.fc_down.weight"] = torch.randn(size, meta["D"]) * 0.3
+            state[f"{adapter}.fc_down.bias"] = torch.randn(size)
+            state[f"{adapter}.fc_up.weight"] = torch.randn(meta["D"], size) * 0.3
+    # As left by a program that makes inter-modal parts for the longer of two layer lists, and reads the first of them.
+    for name in [name for name in state if re.search(r"mm_adapter_list\.0\.|side_gate_params_mm\.0", name)]:
+        state[name.replace(".0", ".3", 1)] = state[name].clone()
+    path = tmp_path / "epoch-1.pt"
+    torch.save({"model_state_dict": state}, path)
+    encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
+    loaded = load_original(path, **encoders, method="iisan", objective="in_batch")
+    with torch.no_grad():
+        expected = by_hand(state, **kept)
+        torch.testing.assert_close(loaded.item_encoder.side(kept), expected, atol=1e-4, rtol=1e-5)
+        assert torch.equal(load_side(path)(kept), loaded.item_encoder.side(kept))
 
 
 @pytest.mark.parametrize(("method", "tensors"), [("full", 172), ("houlsby", 97), ("lora", 81), ("bitfit", 100)])
@@ -226,23 +285,26 @@ def original_names(side):
 @pytest.mark.parametrize("gated", [True, False], ids=["gated", "add"])
 @pytest.mark.parametrize("keeps_first", [True, False])
 @pytest.mark.parametrize(
-    ("widths", "steps", "narrow"),
+    ("widths", "steps", "narrow", "sizes"),
     [
-        ((12, 12), (4, 4), False),
-        ((20, 12), (4, 4), False),
-        ((12, 20), (4, 4), True),
-        ((12, 12), (3, 5), False),
-        ((20, 12), (5, 3), True),
-        ((12, 20), (5, 3), False),
+        ((12, 12), (4, 4), False, 5),
+        ((20, 12), (4, 4), False, [4, 7]),
+        ((12, 20), (4, 4), True, [4, 7, 5]),
+        ((12, 12), (3, 5), False, [7, 4]),
+        ((20, 12), (5, 3), True, 5),
+        ((12, 20), (5, 3), False, [6, 6, 3]),
     ],
     ids=str,
 )
-def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths, steps, narrow):
+def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths, steps, narrow, sizes):
     """Each equals a plain reading of the papers, and is read back from a checkpoint with the original names."""
     torch.manual_seed(0)
     kinds = dict(zip(("image", "text"), widths, strict=True))
     counts = dict(zip(("image", "text"), steps, strict=True))
-    side = SideNetwork(kinds, counts, 8, lambda width: Bottleneck(width, 5), parts, gated, keeps_first, narrow=narrow)
+    options = IISANOptions(
+        side_size=sizes, side_towers=parts, side_gates=gated, keep_embedding=keeps_first, narrow_end=narrow
+    )
+    side = SideNetwork({kind: nn.Linear(width, 8) for kind, width in kinds.items()}, counts, options)
     with torch.no_grad():
         for parameter in side.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.3)
@@ -278,7 +340,7 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
         ends.append(tower.projection(tower.end(s)))
     torch.testing.assert_close(side(states), side.fusion(torch.cat(ends, dim=1)))
 
-    if parts == "inter" and (widths[0] != widths[1] or steps[0] != steps[1]):
+    if parts == "inter" and (steps[0] != steps[1] or (narrow and widths[0] != widths[1])):
         return
     state = original_names(side)
     if parts == "intra_inter" and steps[0] != steps[1]:
@@ -286,7 +348,9 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
         more = {key.replace(".0.", ".9."): t for key, t in state.items() if key.startswith("mm_encoder.mm_adapter")}
         state |= {key: tensor for key, tensor in more.items() if ".9." in key}
     if parts == "inter":
-        state |= {"mm_encoder.cv_pre_fc.weight": torch.ones(8, 12), "mm_encoder.bert_pre_fc.weight": torch.ones(8, 12)}
+        state |= {
+            f"mm_encoder.{m}_pre_fc.weight": torch.ones(8, w) for m, w in zip(("cv", "bert"), widths, strict=True)
+        }
     torch.save({"model_state_dict": state}, tmp_path / "epoch-1.pt")
     loaded = load_side(tmp_path / "epoch-1.pt", keep_embedding=keeps_first)
     assert torch.equal(loaded(states), side(states))
@@ -297,15 +361,56 @@ def test_parameters_at_base_size(towers, expected):
     """As the original programs count them, at BERT-base and ViT-base with a 64-wide user encoder of 10 positions."""
     options = IISANOptions(side_towers=towers)
     with torch.device("meta"):
-        encoder = MultimodalItemEncoder(
-            TextItemEncoder(build_backbone(BertConfig()), 64),
-            ImageItemEncoder(build_backbone(ViTConfig(), "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)),
+        encoder = FusedItemEncoder(
+            TextTower(build_backbone(BertConfig()), 64),
+            ImageTower(build_backbone(ViTConfig(), "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3)),
         )
         recommender = Recommender(encoder, SASRec(64, 10, 2, 2, 0.1), InBatchObjective())
         groups = methods.apply(recommender, "iisan", options, methods.Rates(2e-4, 0.0), train_recommender=True)
     counted = sum(p.numel() for group in groups for p in group.parameters.values())
     assert recommender.item_encoder.states["text"] == [0, 2, 4, 6, 8, 10, 12]
     assert counted == expected
+
+
+def test_adapter_sizes():
+    def sizes(given, **widths):
+        return IISANOptions(side_size=given).adapter_sizes(widths)
+
+    assert IISANOptions().as_dict()["side_size"] == IISANOptions(side_size=[64]).side_size == 64
+    assert sizes(8, text=4, image=4) == {"text": 8, "image": 8, "inter": 8}
+    assert sizes([8, 6, 3], text=4, image=4) == {"text": 8, "image": 6, "inter": 3}
+    # Without one of its own the inter-modal tower takes the narrower modality's, of equal ones text's.
+    assert sizes([6, 8], image=4, text=4)["inter"] == 8
+    assert sizes([6, 8], image=3, text=4)["inter"] == 6
+    assert sizes([6, 8, 9], image=3, text=4, vector=2)["inter"] == 9
+    with pytest.raises(TransrecError, match="--side_size 1 2: give one size for all, or 3, one for each of a, b, c"):
+        sizes([1, 2], a=1, b=1, c=1)
+    with pytest.raises(TransrecError, match="--side_size 4 0: must be at least 1"):
+        IISANOptions(side_size=[4, 0])
+
+
+def test_an_inter_modal_tower_of_three_modalities():
+    """Its weights are a softmax over all, the last logit fixed; a single state takes part in every step."""
+    torch.manual_seed(0)
+    widths, steps = {"vector": 6, "text": 12, "image": 9}, {"vector": 1, "text": 4, "image": 3}
+    options = IISANOptions(side_size=5, side_towers="inter")
+    side = SideNetwork({m: nn.Linear(width, 8) for m, width in widths.items()}, steps, options)
+    with torch.no_grad():
+        for parameter in side.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    states = {m: torch.randn(7, steps[m], widths[m]) for m in widths}
+    tower, s = side.inter, torch.zeros(7, 6)
+    assert tower.gates.shape == (3, 2) and len(tower.align) == 6
+    for step in range(3):
+        # In the order of fusion: image, text, then others.
+        image = tower.align[step](states["image"][:, step])
+        text = tower.align[3 + step](states["text"][:, step + 1])
+        one, other = (torch.exp(p / 0.1) for p in tower.gates[step])
+        joined = (one * image + other * text + states["vector"][:, 0]) / (one + other + 1)
+        x = s + joined
+        s = x + tower.adapters[step].up(torch.relu(tower.adapters[step].down(x)))
+    expected = side.fusion(tower.projection(tower.end(s)))
+    torch.testing.assert_close(side(states), expected)
 
 
 def test_which_states_are_read():
@@ -330,11 +435,10 @@ def test_which_states_are_read():
 @pytest.mark.parametrize("kind", ["bert", "wide"])
 def test_where_texts_are_read(backbones, kind, pooling):
     """States equal what transformers calls hidden states, whatever padding stands behind a text."""
-    tower = TextItemEncoder(load_backbone(backbones[kind]), 8, pooling).eval()
-    reader = StateReader(tower)
+    tower = TextTower(load_backbone(backbones[kind]), 8, pooling).eval()
     ids = torch.randint(5, 40, (3, 7))
     mask = (torch.arange(7) < torch.tensor([[7], [3], [1]])).long()
-    states = reader.read(tower.read_out, ids, mask)
+    states = tower.read(ids, mask)
     with torch.no_grad():
         for row, length in enumerate((7, 3, 1)):
             alone = tower.backbone(ids[row : row + 1, :length], output_hidden_states=True).hidden_states
@@ -343,7 +447,7 @@ def test_where_texts_are_read(backbones, kind, pooling):
                 # Padding changes the order of float sums.
                 torch.testing.assert_close(states[row, layer], expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(states[:, -1], tower.read_out(ids, mask).detach())
-    assert reader.count == len(alone) == states.shape[1]
+    assert tower.depth + 1 == len(alone) == states.shape[1]
 
 
 def test_where_texts_are_read_by_default(backbones):
@@ -358,7 +462,7 @@ def test_a_text_without_tokens(backbones):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     tokens = tokenise(["red lamp", ""], tokenizer, 6)
     assert tokens.lengths.tolist() == [2, 1]
-    tower = TextItemEncoder(load_backbone(backbones["wide"]), 8, "last").eval()
+    tower = TextTower(load_backbone(backbones["wide"]), 8, "last").eval()
     assert torch.isfinite(tower(*TextFeatures(tokens, np.arange(2)).inputs(torch.tensor([1, 2])))).all()
 
 
@@ -395,7 +499,7 @@ def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
             run([*flags, *encoder_flags(kind, backbones), "--output", str(tmp_path / "run"), *more], "iisan")
         return str(error.value)
 
-    assert "needs titles and images" in fails("bert", "--side_towers", "inter")
+    assert "joins several modalities" in fails("bert", "--side_towers", "inter")
     assert "--text_layers [0, 2]: the text encoder has layers 0 to 1" in fails("bert", "--text_layers", "0", "2")
     assert "--side_layers 3: the text encoder has 2 layers" in fails("bert", "--side_layers", "3")
     assert "--side_size 0: must be at least 1" in fails("bert", "--side_size", "0")
@@ -560,7 +664,7 @@ def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
     with safe_open(tmp_path / "states" / "states-image-vit.safetensors", "pt") as file:
         states = file.get_tensor("states")
     assert states.shape == (150, 2, 32)
-    every = encoder.readers["image"].read(encoder.encoders["image"].read_out, store.read(ids))
+    every = encoder.encoders["image"].reader.read(encoder.encoders["image"].read_out, store.read(ids))
     torch.testing.assert_close(states, every[:, [0, 2]], atol=1e-5, rtol=0)
 
 

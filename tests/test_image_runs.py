@@ -19,8 +19,8 @@ from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.interop import load_original
+from transrec.modalities.image import ImageTower
 from transrec.models.backbone import Preprocessing, load_backbone, load_config, load_preprocessing
-from transrec.models.items import ImageItemEncoder
 from transrec.runner import load_run
 
 
@@ -59,7 +59,7 @@ def test_what_is_read_ahead_is_what_was_asked_for_in_order(domain, workers):
 
 def test_pixels_are_scaled_normalised_and_resized(backbones):
     backbone = load_backbone(backbones["vit"], "image")
-    encoder = ImageItemEncoder(backbone, 8, Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1))).eval()
+    encoder = ImageTower(backbone, 8, Preprocessing(32, (0.5, 0.4, 0.3), (0.5, 0.2, 0.1))).eval()
     seen = []
     backbone.register_forward_pre_hook(
         lambda module, arguments, options: seen.append(options["pixel_values"]), with_kwargs=True
@@ -116,7 +116,7 @@ def test_clip_is_read_out_behind_its_own_norm(tmp_path):
             next(path for path, _ in backbone.named_modules() if path.endswith("post_layernorm"))
         ).bias.add_(1.0)
         pixels = torch.randn(2, 3, 32, 32)
-        encoder = ImageItemEncoder(backbone, 8, load_preprocessing(tmp_path, backbone.config)).eval()
+        encoder = ImageTower(backbone, 8, load_preprocessing(tmp_path, backbone.config)).eval()
         torch.testing.assert_close(encoder.encode(pixels), backbone(pixel_values=pixels).pooler_output)
 
 

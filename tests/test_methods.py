@@ -30,6 +30,9 @@ from transrec.methods.bottleneck import (
 )
 from transrec.methods.kadapter import KAdapter
 from transrec.methods.prompt import ImagePrompt, TextPrompt
+from transrec.modalities.id import IdTower
+from transrec.modalities.image import ImageTower
+from transrec.modalities.text import TextTower
 from transrec.models.backbone import (
     Preprocessing,
     build_backbone,
@@ -41,7 +44,7 @@ from transrec.models.backbone import (
     pooling,
     set_mask_ratio,
 )
-from transrec.models.items import IdItemEncoder, ImageItemEncoder, MultimodalItemEncoder, TextItemEncoder
+from transrec.models.items import FusedItemEncoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
@@ -64,13 +67,13 @@ def kind(request):
 
 def make_encoder(kind, backbones):
     if kind == BOTH:
-        return MultimodalItemEncoder(*(make_encoder(one, backbones) for one in kind.split("+")))
+        return FusedItemEncoder(*(make_encoder(one, backbones) for one in kind.split("+")))
     if kind in TEXT_KINDS:
         backbone = load_backbone(backbones[kind])
-        return TextItemEncoder(backbone, 16, pooling(backbone.config, "auto"))
+        return TextTower(backbone, 16, pooling(backbone.config, "auto"))
     backbone = load_backbone(backbones[kind], "image")
     set_mask_ratio(backbone, 0.0)
-    return ImageItemEncoder(backbone, 16, load_preprocessing(backbones[kind], backbone.config))
+    return ImageTower(backbone, 16, load_preprocessing(backbones[kind], backbone.config))
 
 
 @pytest.fixture
@@ -160,10 +163,10 @@ def expected_names(recommender, name, insert="all", train_layernorm=False, varia
         if isinstance(module, KAdapter | TextPrompt | ImagePrompt):
             found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
     if variant == "published":
-        if name == "lora" and recommender.item_encoder.content == "image":
+        if name == "lora" and recommender.item_encoder.modality == "image":
             found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
         if name == "prompt":
-            images = [path for path, tower in towers.items() if tower.content == "image"]
+            images = [path for path, tower in towers.items() if tower.modality == "image"]
             found |= {n for n in every for path in images if n.startswith(path.replace("backbone", "projection."))}
     # A parameter that several modules share has one name.
     return found & every
@@ -498,11 +501,11 @@ def test_parameters_at_base_size(kind, name, train_layernorm):
 
     def build(one):
         if one in TEXT_KINDS:
-            return TextItemEncoder(build_backbone(BASE[one]), 64)
-        return ImageItemEncoder(build_backbone(BASE[one], "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
+            return TextTower(build_backbone(BASE[one]), 64)
+        return ImageTower(build_backbone(BASE[one], "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
 
     with torch.device("meta"):
-        encoder = MultimodalItemEncoder(*map(build, kind.split("+"))) if kind == BOTH else build(kind)
+        encoder = FusedItemEncoder(*map(build, kind.split("+"))) if kind == BOTH else build(kind)
         length = 20 if kind in TEXT_KINDS else 10
         recommender = Recommender(encoder, SASRec(64, length, 2, 2, 0.1), SASRecObjective())
         groups = apply(recommender, method, train_recommender=kind == BOTH, **options)
@@ -550,8 +553,8 @@ def test_layer_norms_are_all_found(recommender):
 
 
 def test_no_backbone_to_insert_into():
-    recommender = Recommender(IdItemEncoder(9, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
-    with pytest.raises(TransrecError, match="--insert user or --item_tower text"):
+    recommender = Recommender(IdTower(9, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    with pytest.raises(TransrecError, match="--insert user, or --modalities text"):
         apply(recommender, "houlsby", insert="all")
     apply(recommender, "houlsby", insert="user")
     assert all(name.startswith("user_encoder.") for name in trained_names(recommender))
@@ -561,7 +564,7 @@ def test_no_blocks_to_insert_into():
     class LastItem(UserEncoder):
         pass
 
-    recommender = Recommender(IdItemEncoder(9, 16), LastItem(16), SASRecObjective())
+    recommender = Recommender(IdTower(9, 16), LastItem(16), SASRecObjective())
     with pytest.raises(
         TransrecError, match="--method lora --insert user: the user encoder LastItem has no transformer"
     ):
@@ -661,7 +664,7 @@ def test_the_documented_parameter_counts():
     for name, count in documented.items():
         with torch.device("meta"):
             backbone = build_backbone(BertConfig())
-            recommender = Recommender(TextItemEncoder(backbone, 64), SASRec(64, 20, 2, 2, 0.1), SASRecObjective())
+            recommender = Recommender(TextTower(backbone, 64), SASRec(64, 20, 2, 2, 0.1), SASRecObjective())
             groups = apply(recommender, name)
         assert sum(p.numel() for group in groups for p in group.parameters.values()) == int(count.replace(",", "")), (
             name

@@ -93,7 +93,7 @@ def encode(recommender, io, catalogue=False):
     """Item embeddings [slots, 64] of the recorded batch, or of the catalogue less its padding."""
     encoder = recommender.item_encoder
     device = device_of(recommender)
-    if encoder.content == "text":
+    if encoder.modality == "text":
         both = torch.from_numpy(io["item_content"][1:] if catalogue else io["sample_items"]).to(device)
         return encoder(*both.long().reshape(len(both), -1).chunk(2, dim=1))
     pixels = torch.from_numpy(io["item_pixels"][1:] if catalogue else io["pixel_values"]).to(device).float()
@@ -197,7 +197,7 @@ def check_gradients(meta, io, recommender, tolerance):
     # Before the method was applied, the backbone's blocks were where they are in one without it.
     encoder = recommender.item_encoder
     plain = copy.copy(encoder)
-    plain._modules = encoder._modules | {"backbone": build_backbone(encoder.backbone.config, encoder.content)}
+    plain._modules = encoder._modules | {"backbone": build_backbone(encoder.backbone.config, encoder.modality)}
     places = Places(Recommender(plain, recommender.user_encoder, recommender.objective))
     places.recommender = recommender
     recorded = {places.name(our_names([key]).get(key, key)): stats for key, stats in statistics.items()}

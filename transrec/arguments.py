@@ -109,8 +109,8 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
         argument["choices"] = get_args(kind)
     elif kind is bool:
         argument |= {"type": bool, "nargs": "?", "const": True, "metavar": "{true,false}"}
-    elif get_origin(kind) is list:
-        argument |= {"type": get_args(kind)[0], "nargs": "+"}
+    elif lists := [of for of in (kind, *get_args(kind)) if get_origin(of) is list]:
+        argument |= {"type": get_args(lists[0])[0], "nargs": "+"}
     else:
         # Of `str | None` the str.
         argument["type"] = next((of for of in get_args(kind) if of is not type(None)), kind)

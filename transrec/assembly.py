@@ -2,27 +2,21 @@
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from transrec import interop, methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
-from transrec.methods.iisan import CachedTowers
+from transrec.modalities import Modality
 from transrec.models import backbone
-from transrec.models.items import (
-    IdItemEncoder,
-    ImageItemEncoder,
-    TextItemEncoder,
-    content_item_encoder,
-    joined,
-    make_projection,
-)
+from transrec.models.items import fusion_order, joined
 from transrec.models.recommender import Recommender
+from transrec.models.towers import Tower
 from transrec.paths import resolve
 from transrec.settings import Settings, deciding, read_settings
 from transrec.training import checkpoint
@@ -37,32 +31,42 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
     Raises TransrecError for an unknown or unfit backbone.
     """
     model, data = settings.model, settings.data
-    if not model.encoders:
-        _seed(settings, "id")
-        item_encoder: nn.Module = IdItemEncoder(item_count, model.embedding_dim)
-    elif settings.method_options.cached:
-        item_encoder = _cached_towers(settings)
-    else:
-        item_encoder = joined({kind: _content_encoder(settings, kind, load_weights) for kind in model.encoders})
+    stored = stored_states(settings)
+    towers = {}
+    # In one order, whatever the order of --modalities: what is drawn last is followed by the fusion.
+    for name in reversed(fusion_order(list(settings.modalities))):
+        modality = settings.modalities[name]
+        if name in stored:
+            towers[name] = modality.stored_tower(model.embedding_dim, partial(_seed, settings))
+        else:
+            towers[name] = _tower(settings, modality, item_count, load_weights)
+    item_encoder = joined([towers[name] for name in settings.modalities])
     _seed(settings, "user encoder")
     user_encoder = settings.choice("user_encoder").build(model.embedding_dim, data.max_seq_len)
     return Recommender(item_encoder, user_encoder, settings.choice("objective").build())
 
 
 def _seed(settings: Settings, part: str) -> None:
-    """Seed what is drawn for a part: it does not hang on which other parts were drawn before."""
+    """Seed what is drawn for a part: it does not depend on which other parts were drawn before."""
     seed = np.random.SeedSequence([settings.training.seed, zlib.crc32(part.encode())])
     torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
-def content_encoder(settings: Settings, content: backbone.Modality) -> TextItemEncoder | ImageItemEncoder:
-    """The item encoder of one backbone, as --checkpoint left it if there is one.
+def stored_states(settings: Settings) -> dict[str, list[int]]:
+    """The states of backbones that a run reads from files, by modality; of those left out the backbone runs."""
+    if not settings.method_options.cached:
+        return {}
+    return settings.method_options.states({m.name: m.depth for m in settings.modalities.values() if m.encoder})
+
+
+def tower_of(settings: Settings, modality: str) -> Tower:
+    """The tower of one modality with its backbone, as --checkpoint left it if there is one.
 
     Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
     if not settings.run.checkpoint:
-        return _content_encoder(settings, content, load_weights=True)
-    return next(tower for tower in _whole_start(settings).item_encoder.towers if tower.content == content)
+        return _tower(settings, settings.modalities[modality])
+    return next(tower for tower in _whole_start(settings).item_encoder.towers if tower.modality == modality)
 
 
 def _whole_start(settings: Settings) -> Recommender:
@@ -73,30 +77,10 @@ def _whole_start(settings: Settings) -> Recommender:
     return recommender
 
 
-def _content_encoder(
-    settings: Settings, content: backbone.Modality, load_weights: bool
-) -> TextItemEncoder | ImageItemEncoder:
-    model, data = settings.model, settings.data
-    name = model.encoders[content]
-    config = backbone.load_config(name, content)
-    if content == "text":
-        backbone.check_text_length(config, data.title_tokens + settings.method_options.extra_tokens)
-    _seed(settings, f"{content} backbone")
-    drawn = model.random_backbone or not load_weights
-    weights = backbone.build_backbone(config, content) if drawn else backbone.load_backbone(name, content)
-    _seed(settings, f"{content} projection")
-    return content_item_encoder(content, weights, name, model.embedding_dim, model.mask_ratio, model.text_pooling)
-
-
-def _cached_towers(settings: Settings) -> CachedTowers:
-    model = settings.model
-    blocks, projections = {}, {}
-    for content, name in model.encoders.items():
-        config = backbone.load_config(name, content)
-        _seed(settings, f"{content} projection")
-        blocks[content] = config.num_hidden_layers
-        projections[content] = make_projection(config.hidden_size, model.embedding_dim)
-    return CachedTowers(blocks, projections)
+def _tower(settings: Settings, modality: Modality, item_count: int = 0, load_weights: bool = True) -> Tower:
+    modality.check_length(settings.method_options.extra_tokens)
+    draw = settings.model.random_backbone or not load_weights
+    return modality.tower(settings.model.embedding_dim, item_count, partial(_seed, settings), draw)
 
 
 def check_fit(settings: Settings) -> None:
@@ -108,28 +92,21 @@ def check_fit(settings: Settings) -> None:
         apply_method(build_recommender(settings, item_count=1, load_weights=False), settings)
 
 
-def parameters_left_out(settings: Settings) -> dict[backbone.Modality, int]:
-    """How many parameters each backbone has whose hidden states a run reads from a cache."""
-    if not settings.method_options.cached:
-        return {}
-    counts = {}
-    for content, name in settings.model.encoders.items():
-        with torch.device("meta"):
-            model = backbone.build_backbone(backbone.load_config(name, content), content)
-        counts[content] = sum(parameter.numel() for parameter in model.parameters())
-    return counts
+def parameters_left_out(settings: Settings) -> dict[str, int]:
+    """How many parameters each backbone has whose states a run reads from files, by modality."""
+    return {name: settings.modalities[name].parameter_count for name in stored_states(settings)}
 
 
 def load_start(recommender: Recommender, settings: Settings) -> None:
-    """Load --checkpoint into a recommender without a method; one over cached states takes all but the backbones.
+    """Load --checkpoint into a recommender without a method; one over stored states takes all but the backbones.
 
     Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
     """
-    if isinstance(recommender.item_encoder, CachedTowers):
+    if stored_states(settings):
         whole = _whole_start(settings)
-        for tower in whole.item_encoder.towers:
-            recommender.item_encoder.projections[tower.content] = tower.projection
-        recommender.user_encoder = whole.user_encoder
+        with torch.no_grad():
+            for name, parameter in recommender.named_parameters():
+                parameter.copy_(whole.get_parameter(name))
     else:
         _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
 
@@ -163,7 +140,7 @@ def _load_plain(
         )
     for tower in recommender.item_encoder.towers:
         # As a checkpoint of earlier releases says it.
-        if tower.content == "text" and theirs.get("text_pooling") == "auto":
+        if tower.modality == "text" and theirs.get("text_pooling") == "auto":
             theirs = theirs | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
     checkpoint.check_sizes(path, theirs, sizes)
     if base["frozen_sha256"] and base["checkpoint"]:
@@ -221,7 +198,7 @@ def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
         "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
         "options": deciding(settings.as_dict()),
         "base": {
-            "encoders": settings.model.encoders,
+            "encoders": {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder},
             "checkpoint": settings.run.checkpoint,
             "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
         },
@@ -233,8 +210,8 @@ def _sizes(settings: Settings) -> dict[str, Any]:
     names = ("item_tower", "embedding_dim", "user_encoder")
     sizes = {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
     sizes |= {name: getattr(user_encoder.options, name) for name in user_encoder.entry.sizes}
-    if "text" in model.encoders:
-        sizes["text_pooling"] = backbone.pooling(backbone.load_config(model.text_encoder), model.text_pooling)
+    for modality in settings.modalities.values():
+        sizes |= modality.sizes
     return sizes
 
 

@@ -14,8 +14,8 @@ from transrec.data.features import Features, blocks_ahead
 from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.locks import Lock
+from transrec.modalities import BackboneModality
 from transrec.models import backbone
-from transrec.models.side import StateReader
 from transrec.paths import file_sha256, make_folder
 from transrec.progress import Bar
 from transrec.settings import Settings
@@ -30,7 +30,7 @@ LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that ar
 def hidden_states(
     settings: Settings,
     dataset: Dataset,
-    content: backbone.Modality,
+    modality: BackboneModality,
     features: Features,
     world: World,
     precision: Precision,
@@ -44,10 +44,8 @@ def hidden_states(
 
     Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
     """
-    options, name = settings.method_options, settings.model.encoders[content]
-    configs = {kind: backbone.load_config(of, kind) for kind, of in settings.model.encoders.items()}
-    states = options.states({kind: each.num_hidden_layers for kind, each in configs.items()})[content]
-    config = configs[content]
+    options, name, config, content = settings.method_options, modality.encoder, modality.config, modality.name
+    states = assembly.stored_states(settings)[content]
     made_of = _made_of(settings, dataset, content, config, features, states, precision)
     folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
     which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
@@ -89,7 +87,7 @@ def hidden_states(
 def _fill(
     builder: StateBuilder,
     settings: Settings,
-    content: backbone.Modality,
+    content: str,
     states: list[int],
     features: Features,
     world: World,
@@ -99,8 +97,8 @@ def _fill(
         waiting = builder.waiting(world.rank, world.size)
     if not waiting:
         return
-    tower = assembly.content_encoder(settings, content).to(world.device).eval()
-    reader = StateReader(tower)
+    tower = assembly.tower_of(settings, content).to(world.device).eval()
+    tower.states = states
     work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
     share = len(builder.blocks[world.rank :: world.size])
     done = share - len(waiting)
@@ -108,8 +106,8 @@ def _fill(
     try:
         for items, read in bar:
             with precision.autocast():
-                every = reader.read(tower.read_out, *features.inputs(items, read))
-            builder.put(int(items[0]) - 1, every[:, states])
+                read_states = tower.read(*features.inputs(items, read))
+            builder.put(int(items[0]) - 1, read_states)
             done += 1
     except Interrupted as stop:
         of_whom = " of this process" if world.size > 1 else ""
@@ -120,14 +118,14 @@ def _fill(
 def _made_of(
     settings: Settings,
     dataset: Dataset,
-    content: backbone.Modality,
+    content: str,
     config,
     features: Features,
     states: list[int],
     precision: Precision,
 ) -> dict[str, Any]:
     model, data = settings.model, settings.data
-    name = model.encoders[content]
+    name = settings.modalities[content].encoder
     made_of: dict[str, Any] = {
         "modality": content,
         "checkpoint": file_sha256(assembly.checkpoint_file(given)) if (given := settings.run.checkpoint) else None,

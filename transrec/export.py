@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from transrec.errors import TransrecError, about_file
-from transrec.models.items import ContentItemEncoder
+from transrec.models.towers import BackboneTower
 from transrec.paths import make_folder
 
 
@@ -37,7 +37,7 @@ def merge(backbone: nn.Module) -> nn.Module:
     return merged
 
 
-def export_backbone(tower: ContentItemEncoder, folder: str | Path, processor=None) -> None:
+def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) -> None:
     """Write a tower's backbone, merged, and its tokenizer or image processor, completely or not at all.
 
     Raises TransrecError when it cannot be merged, and when the folder exists already or cannot be written.

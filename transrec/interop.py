@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,15 @@ from torch import Tensor, nn
 from transrec import methods
 from transrec.errors import TransrecError, about_file
 from transrec.methods.base import MethodOptions
-from transrec.methods.iisan import CachedTowers, IISANOptions, side_network
-from transrec.models.backbone import build_backbone, load_config, view
-from transrec.models.items import content_item_encoder, joined, make_projection
+from transrec.methods.iisan import IISANOptions, SideNetwork
+from transrec.methods.iisan.options import INTER
+from transrec.modalities import BackboneModality
+from transrec.modalities.image import Image
+from transrec.modalities.text import Text
+from transrec.models.backbone import view
+from transrec.models.items import joined
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
-from transrec.models.side import SideNetwork
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.paths import resolve
 from transrec.training import checkpoint
@@ -170,7 +174,9 @@ class Places:
         self.paths: dict[str, str] = {}
         path_of = {module: path for path, module in recommender.named_modules()}
         for tower in recommender.item_encoder.towers:
-            for number, block in enumerate(view(tower.backbone).blocks if tower.content == "image" else ()):
+            if tower.modality != "image" or tower.backbone is None:
+                continue
+            for number, block in enumerate(view(tower.backbone).blocks):
                 for role in self.ROLES:
                     self.paths[f"@{number}.{role}"] = path_of[attrgetter(role)(block).module]
 
@@ -227,33 +233,43 @@ def _named_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, name in our_names(state).items():
         keys.setdefault(name, []).append(key)
     steps = _steps(keys)
-    return {
-        name: torch.cat([state[key].reshape(1) for key in sorted(of, key=_last_number)]).float()
-        if name.endswith(".gates")
-        else state[of[-1]].float()
-        for name, of in keys.items()
-        if not (name.startswith(SIDE_PREFIX) and _is_unread(name.removeprefix(SIDE_PREFIX), steps))
-    }
+    tensors = {}
+    for name, of in keys.items():
+        side = name.removeprefix(SIDE_PREFIX) if name.startswith(SIDE_PREFIX) else ""
+        if side and _is_unread(side, steps):
+            continue
+        if side.endswith(".gates"):
+            read = sorted(of, key=_last_number)[: steps[side.removesuffix(".gates")]]
+            tensors[name] = torch.cat([state[key].reshape(1) for key in read]).float()
+        else:
+            tensors[name] = state[of[-1]].float()
+    return tensors
 
 
 def _steps(names: Iterable[str]) -> dict[str, int]:
-    """Number of adapters of each tower of a side network, by its name."""
+    """Number of steps of each tower of a side network, by its name.
+
+    The original programs make an inter-modal tower for as many as the deeper modality has, and take the fewer.
+    """
     numbers: dict[str, set[str]] = {}
     for name in names:
         tower, _, rest = name.removeprefix(SIDE_PREFIX).partition(".adapters.")
         if rest:
             numbers.setdefault(tower, set()).add(rest.partition(".")[0])
-    return {tower: len(of) for tower, of in numbers.items()}
+    counts = {tower: len(of) for tower, of in numbers.items()}
+    fewest = min((count for tower, count in counts.items() if tower != INTER), default=None)
+    return {tower: fewest if tower == INTER and fewest else count for tower, count in counts.items()}
 
 
 def _is_unread(name: str, steps: dict[str, int]) -> bool:
-    """Whether nothing reads a tensor of a side network: a projection without a tower, what is made for more steps than
-    the inter-modal tower takes."""
-    intra = [count for tower, count in steps.items() if tower.startswith("intra.")]
-    if not intra:
-        return name.startswith("projections.")
+    """Whether nothing reads a tensor of a side network: parts of a tower without steps, and of steps not taken."""
+    tower = re.match(r"(?:intra\.\w+|inter)(?=\.)", name)
+    if name.startswith("projections."):
+        return set(steps) == {INTER}
+    if tower is None:
+        return False
     of_step = re.match(r"inter\.(?:adapters|align)\.(\d+)\.", name)
-    return of_step is not None and int(of_step[1]) >= min(intra)
+    return tower[0] not in steps or (of_step is not None and int(of_step[1]) >= steps[INTER])
 
 
 def _last_number(key: str) -> int:
@@ -391,26 +407,16 @@ def load_original(
 def _item_encoder(
     path: Path, sizes: dict[str, Any], encoders: dict[str, str | Path | None], mask_ratio: float, cached: bool
 ) -> nn.Module:
-    configs = {}
-    for content in encoders if sizes["item_tower"] == "multimodal" else [sizes["item_tower"]]:
-        if encoders[content] is None:
-            raise TransrecError(
-                f"{path}: is of a recommender over {content}; say which backbone with {content}_encoder=..."
-            )
-        configs[content] = load_config(encoders[content], content)
-    if cached:
-        dim = sizes["embedding_dim"]
-        return CachedTowers(
-            {content: config.num_hidden_layers for content, config in configs.items()},
-            {content: make_projection(config.hidden_size, dim) for content, config in configs.items()},
+    towers = []
+    for name in encoders if sizes["item_tower"] == "multimodal" else [sizes["item_tower"]]:
+        if (encoder := encoders[name]) is None:
+            raise TransrecError(f"{path}: is of a recommender over {name}; say which backbone with {name}_encoder=...")
+        modality: BackboneModality = (
+            Text(text_encoder=str(encoder)) if name == "text" else Image(str(encoder), mask_ratio)
         )
-    backbones = {content: build_backbone(config, content) for content, config in configs.items()}
-    return joined(
-        {
-            content: content_item_encoder(content, backbone, encoders[content], sizes["embedding_dim"], mask_ratio)
-            for content, backbone in backbones.items()
-        }
-    )
+        make = modality.stored_tower if cached else partial(modality.tower, item_count=0, draw=True)
+        towers.append(make(sizes["embedding_dim"], seed=lambda part: None))
+    return joined(towers)
 
 
 def load_side(
@@ -424,30 +430,47 @@ def load_side(
     Raises TransrecError when the file cannot be read, or holds no side network.
     """
     path = resolve(path)
-    named = _named_tensors(_load_state(path))
+    state = _load_state(path)
+    named = _named_tensors(state)
     tensors = {name.removeprefix(SIDE_PREFIX): t for name, t in named.items() if name.startswith(SIDE_PREFIX)}
     steps = _steps(tensors)
     if not steps:
         raise TransrecError(
             f"{path}: holds no side network (mm_encoder.*_adapter_list); give one of IISAN's checkpoints"
         )
-    ends = {kind: tensors[f"intra.{kind}.end.weight"] for kind in ("image", "text") if f"intra.{kind}" in steps}
-    widths = {kind: end.shape[1] for kind, end in ends.items()}
-    if not ends:
-        widths = dict.fromkeys(("image", "text"), tensors["inter.end.weight"].shape[0])
-    last = f"projections.{next(iter(ends))}.bias" if ends else "inter.projection.bias"
-    network = side_network(
-        {kind: nn.Linear(width, len(tensors[last])) for kind, width in widths.items()},
-        {kind: steps[f"intra.{kind}" if ends else "inter"] + (not keep_embedding) for kind in widths},
-        IISANOptions(
-            **IISANOptions.told_by(named),
-            side_size=next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith(".down.weight")),
-            side_activation=activation,
-            keep_embedding=keep_embedding,
-        ),
+    intra = [modality for modality in ("text", "image") if f"intra.{modality}" in steps]
+    if intra:
+        widths = {modality: tensors[f"intra.{modality}.end.weight"].shape[1] for modality in intra}
+    else:
+        widths = _inter_widths(path, state, tensors)
+    last = f"projections.{intra[0]}.bias" if intra else "inter.projection.bias"
+    options = IISANOptions(**IISANOptions.told_by(named), side_activation=activation, keep_embedding=keep_embedding)
+    network = SideNetwork(
+        {modality: nn.Linear(width, len(tensors[last])) for modality, width in widths.items()},
+        {m: steps[f"intra.{m}" if intra else INTER] + (not keep_embedding) for m in widths},
+        options,
     )
     checkpoint.load_into(network, path, tensors)
     return network.eval()
+
+
+def _inter_widths(path: Path, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """The width of each modality's states, of a side network of the inter-modal tower alone.
+
+    It holds the projections, which nothing reads then, but which tell them.
+    """
+    narrow = tensors["inter.end.weight"].shape[1]
+    wide = tensors["inter.align.0.weight"].shape[1] if "inter.align.0.weight" in tensors else narrow
+    if wide == narrow:
+        return dict.fromkeys(("text", "image"), narrow)
+    shapes = {name: state[key].shape for key, name in our_names(state).items()}
+    told = {m: shapes.get(f"{SIDE_PREFIX}projections.{m}.weight", (0, 0))[1] for m in ("text", "image")}
+    if sorted(told.values()) != [narrow, wide]:
+        raise TransrecError(
+            f"{path}: holds no projections of {narrow} and {wide} columns, which would tell whether text or image "
+            f"states are the wider"
+        )
+    return told
 
 
 def _options_from(original: Original, method: str, variant: str, places: Places) -> MethodOptions:

@@ -58,8 +58,8 @@ def _fits(value: Any, kind: Any) -> bool:
 def _called(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
-    if get_origin(kind) is list:
-        return f"a list of {({int: 'whole numbers', str: 'texts'})[get_args(kind)[0]]}"
+    if lists := [of for of in (kind, *get_args(kind)) if get_origin(of) is list]:
+        return f"a list of {({int: 'whole numbers', str: 'texts'})[get_args(lists[0])[0]]}"
     kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
 
@@ -106,13 +106,22 @@ class DataOptions(Options):
             read_template(self.text_template)
 
 
+# What --item_tower calls several modalities.
+ITEM_TOWERS = {"multimodal": ["text", "image"]}
+
+
 @dataclass(frozen=True)
 class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
     _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "mask_ratio": 0}
 
-    item_tower: Literal["text", "image", "multimodal", "id"] = flag(
-        "text", "What represents an item: its title, its image, both, or a learned vector."
+    item_tower: str = flag(
+        "text",
+        "What represents an item: text (its title), image, multimodal (both), id (a learned vector), or several "
+        "modalities joined by +.",
+    )
+    modalities: list[str] = flag(
+        [], "Modalities that items are read by, as text image; said here, they go before --item_tower."
     )
     text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
     image_encoder: str = flag(
@@ -136,12 +145,17 @@ class ModelOptions(Options):
         super().__post_init__()
         if self.mask_ratio >= 1:
             raise TransrecError(f"--mask_ratio {self.mask_ratio}: must be below 1")
+        if len(set(self.read_by)) < len(self.read_by) or len(set(self.modalities)) < len(self.modalities):
+            raise TransrecError(f"--modalities {' '.join(self.modalities or self.read_by)}: names one of them twice")
+        if self.modalities:
+            joined = "+".join(self.modalities)
+            names = {"+".join(of): name for name, of in ITEM_TOWERS.items()}
+            object.__setattr__(self, "item_tower", names.get(joined, joined))
 
     @property
-    def encoders(self) -> dict[str, str]:
-        """The backbones that items are read with, by what they read."""
-        every = {"text": self.text_encoder, "image": self.image_encoder}
-        return {content: name for content, name in every.items() if self.item_tower in (content, "multimodal")}
+    def read_by(self) -> list[str]:
+        """Names of the modalities that items are read by."""
+        return ITEM_TOWERS.get(self.item_tower, self.item_tower.split("+"))
 
 
 @dataclass(frozen=True)

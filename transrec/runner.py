@@ -19,13 +19,13 @@ from transrec.assembly import (
     load_run,
     load_start,
     parameters_left_out,
+    stored_states,
 )
 from transrec.caching import hidden_states
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
-from transrec.data.catalog import cached_tokens, check_texts
-from transrec.data.dataset import Dataset, find_images, load_dataset
-from transrec.data.features import Features, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
+from transrec.data.dataset import Dataset, load_dataset
+from transrec.data.features import Features, MultimodalFeatures
 from transrec.data.states import StateFeatures
 from transrec.errors import (
     FileError,
@@ -38,8 +38,7 @@ from transrec.errors import (
     printable,
     warn,
 )
-from transrec.models import backbone
-from transrec.paths import default_runs_folder, make_folder
+from transrec.paths import default_runs_folder
 from transrec.plugins import hashes
 from transrec.settings import Settings, digest, parse
 from transrec.training import distributed
@@ -223,8 +222,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         profile=settings.run.profile,
     )
     _announce(run, settings, table, world, precision, len(batches))
-    if "text" in settings.model.encoders:
-        _announce_pooling(run, settings)
+    for modality in settings.modalities.values():
+        modality.announce(run.log, warn if world.is_main else lambda text: None)
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
     # From here on the folder holds a run; a start that failed before can simply be repeated.
@@ -244,7 +243,7 @@ def _dataset(settings: Settings) -> Dataset:
         data.user_fraction,
         data.subset_seed,
     )
-    if data.text_template is not None and "text" in settings.model.encoders:
+    if data.text_template is not None and "text" in settings.modalities:
         dataset = replace(dataset, catalog=dataset.catalog.reading(data.text_template))
     return dataset
 
@@ -254,54 +253,16 @@ def _parts(features: Features) -> list[Features]:
 
 
 def _features(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> Features:
-    makers = {"text": _text_features, "image": _image_features}
-    contents, rows = settings.model.encoders, dataset.split.item_rows
-    if settings.method_options.cached and contents:
-        parts: list[Features] = []
-        everything = np.arange(len(dataset.catalog.ids))
-        for content in contents:
-            of_all = makers[content](settings, dataset, everything, world)
-            file = hidden_states(settings, dataset, content, of_all, world, precision, log)
-            parts.append(StateFeatures(file, rows, world.device, settings.method_options.cache_device))
-    else:
-        parts = [makers[content](settings, dataset, rows, world) for content in contents]
-    if not parts:
-        return IdFeatures(world.device)
+    stored = stored_states(settings)
+    rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
+    parts: list[Features] = []
+    for name, modality in settings.modalities.items():
+        of = modality.features(dataset, everything if name in stored else rows, world)
+        if name in stored:
+            file = hidden_states(settings, dataset, modality, of, world, precision, log)
+            of = StateFeatures(file, rows, world.device, settings.method_options.cache_device)
+        parts.append(of)
     return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
-
-
-def _image_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> ImageFeatures:
-    data = settings.data
-    store = find_images(data.dataset, data.images)
-    ids = [dataset.catalog.ids[row] for row in rows]
-    store.check(ids)
-    if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
-        warn(f"{grey:,} of {len(ids):,} items have a grey image in {store.path}")
-    return ImageFeatures(store, ids, world.device, data.image_workers)
-
-
-def _text_features(settings: Settings, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures:
-    data, name = settings.data, settings.model.text_encoder
-    for warning in check_texts(dataset.catalog):
-        if world.is_main:
-            warn(warning)
-    cache_dir = Path(data.cache_dir) if data.cache_dir else None
-    if cache_dir and world.is_main:
-        make_folder(cache_dir, "--cache_dir")
-    tokenizer = backbone.load_tokenizer(name)
-
-    def tokens():
-        made = cached_tokens(
-            dataset.catalog, tokenizer, data.title_tokens, data.lower_case, cache_dir, progress=world.is_main
-        )
-        backbone.check_tokens(made.input_ids, tokenizer, backbone.load_config(name), name)
-        return made
-
-    # The main rank tokenises and fills the cache, the others read it.
-    if world.is_main:
-        made = tokens()
-    world.patient_barrier()
-    return TextFeatures(made if world.is_main else tokens(), rows, world.device)
 
 
 def _default_folder(settings: Settings, started: datetime, world: World) -> Path:
@@ -316,9 +277,9 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """SHA-256 of each data file and plugin. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
-    for part in _parts(features):
-        if isinstance(part, ImageFeatures):
-            files[str(part.store.path)] = part.store.content_hash
+    for modality, part in zip(settings.modalities.values(), _parts(features), strict=True):
+        if not isinstance(part, StateFeatures):
+            files |= modality.files(part)
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():
@@ -346,25 +307,6 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
         run.log(f"{row['module']:{width}}  {row['what']:12}  {row['parameters']:>12,}  {rate}")
     trainable, total = parameter_totals(table)
     run.log(f"{'trainable':{width}}  {'':12}  {trainable:>12,}  of {total:,} ({trainable / total:.2%})")
-
-
-def _announce_pooling(run: Run, settings: Settings) -> None:
-    """Say where titles are read, if the text encoder's folder declares it."""
-    model = settings.model
-    if (declared := backbone.declared_pooling(model.text_encoder)) is None:
-        return
-    read = backbone.pooling(backbone.load_config(model.text_encoder), model.text_pooling)
-    which = f"{model.text_encoder} (modules.json) declares"
-    if declared == read:
-        run.log(f"titles      read by --text_pooling {read}, as {which}")
-    elif declared in backbone.POOLINGS:
-        run.log(f"titles      read by --text_pooling {read}, as this run's options say; {which} {declared}")
-    elif run.is_main:
-        known = f"only {', '.join(backbone.POOLINGS)} are known here"
-        warn(
-            f"{which} the pooling {declared}, and {known}: titles are read by --text_pooling {read}; "
-            f"choose another with that flag, or another encoder"
-        )
 
 
 def _tensorboard(settings: Settings, run: Run):

@@ -7,6 +7,7 @@ import sys
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transrec.arguments import OptionsParser, Parser, no_such_flag
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import METHODS, MethodOptions
+from transrec.modalities import MODALITIES, Modality
 from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.user_encoders import USER_ENCODERS
@@ -27,8 +29,6 @@ from transrec.training.run import Run, read_options
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
 KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES)
-# What represents items, by --item_tower.
-ITEMS_BY = {"text": "titles", "image": "images", "multimodal": "titles and images", "id": "item IDs"}
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
     *(
@@ -79,7 +79,19 @@ class Settings:
     @property
     def name(self) -> str:
         """The method and what it reads, for people: full over item IDs."""
-        return f"{self.method} over {ITEMS_BY[self.model.item_tower]}"
+        *others, last = (modality.reads for modality in self.modalities.values())
+        return f"{self.method} over {', '.join(others)} and {last}" if others else f"{self.method} over {last}"
+
+    def check_modalities(self) -> None:
+        """Raise TransrecError for an unknown modality."""
+        for name in self.model.read_by:
+            MODALITIES.get(name)
+
+    @cached_property
+    def modalities(self) -> dict[str, Modality]:
+        """What items are read by, by name."""
+        options = self.as_dict()
+        return {name: MODALITIES.get(name).of(options) for name in self.model.read_by}
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any], path: Path | None = None) -> "Settings":
@@ -93,9 +105,11 @@ class Settings:
                 options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
                 for _, options in _groups(chosen)
             ]
+            settings = cls._of(chosen, groups)
+            settings.check_modalities()
         except TransrecError as error:
             raise TransrecError(f"{path}: {error}; restore the file, or start a new run" if path else error) from error
-        return cls._of(chosen, groups)
+        return settings
 
     @classmethod
     def _of(cls, chosen: dict[str, str], groups: list[Any]) -> "Settings":
@@ -231,6 +245,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
             if of := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
                 raise TransrecError(f"{flag}: no flag of {kind.kind} {chosen[kind.flag]}, but of {', '.join(of)}")
     settings = Settings._of(chosen, parser.parse_options(arguments))
+    settings.check_modalities()
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
     if not settings.data.dataset:
@@ -269,7 +284,7 @@ def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Set
 def _with_declared_pooling(settings: Settings) -> Settings:
     """The same settings, `--text_pooling auto` replaced by what the text encoder's folder declares, where it does."""
     model = settings.model
-    if model.text_pooling != "auto" or "text" not in model.encoders:
+    if model.text_pooling != "auto" or "text" not in model.read_by:
         return settings
     declared = declared_pooling(model.text_encoder)
     if declared not in POOLINGS:

@@ -22,10 +22,15 @@ PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv"
 class Dataset:
     """A dataset read into memory and split."""
 
-    name: str
+    folder: Path
     catalog: Catalog
     interactions: Interactions
     split: Split
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        return self.folder.name
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each of its files, by path."""
@@ -127,5 +132,5 @@ def load_dataset(
     users_path = find_file(folder, "users", users_file)
     catalog = read_catalog(items_path)
     interactions = read_interactions(users_path, catalog)
-    whole = Dataset(folder.name, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))
+    whole = Dataset(folder, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))
     return whole.with_fraction(user_fraction, subset_seed)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
-from transrec.models.items import Content
 from transrec.models.recommender import Recommender
 from transrec.options import Options, flag
 from transrec.registry import Registry
@@ -20,13 +19,17 @@ Where = Literal["item", "user", "user_first", "user_last", "all"]
 class MethodOptions(Options):
     """Flags of a method without any of its own."""
 
-    # Whether items are read as hidden states that were computed before.
+    # Whether the backbones' states are computed before training and read from there.
     cached: ClassVar[bool] = False
 
     @property
     def extra_tokens(self) -> int:
         """Tokens that the method adds to every text."""
         return 0
+
+    def states(self, depths: Mapping[str, int]) -> dict[str, list[int]]:
+        """Which states the method reads of backbones of so many layers, by modality; none: what they give out."""
+        return {}
 
     @classmethod
     def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class Place:
 
     Attributes:
         tower: "item" (a backbone) or "user" (SASRec).
-        content: what the backbone reads; of the user tower, what the recommender's items are represented by.
+        modality: what the backbone reads; of the user tower, what items are read by (of several text+image).
         projection: what maps the backbone's output to item embeddings; None in the user tower.
         stack: the whole transformer.
         blocks: those of its blocks that take part.
@@ -70,7 +73,7 @@ class Place:
     tower: Literal["item", "user"]
     stack: Stack
     blocks: list[Block]
-    content: Content
+    modality: str
     projection: nn.Linear | None = None
 
     @property
@@ -190,9 +193,9 @@ def apply(
     method = recommender.method = get(name)()
     constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
-    towers = recommender.item_encoder.towers
+    backbones = [tower for tower in recommender.item_encoder.towers if tower.backbone is not None]
     recommender.requires_grad_(False)
-    for tower in towers:
+    for tower in backbones:
         published = getattr(options, "variant", "paper") == "published"
         by_default = method.trains_backbone or published
         tower.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
@@ -203,7 +206,7 @@ def apply(
             chosen.setdefault(parameter, group)
 
     # Parts that exist before the method does: what it inserts must not count among them.
-    of_backbones = [(tower, name, p) for tower in towers for name, p in tower.backbone.named_parameters()]
+    of_backbones = [(tower, name, p) for tower in backbones for name, p in tower.backbone.named_parameters()]
     not_recommender = {p for _, _, p in of_backbones}
     recommender_parameters = [p for p in recommender.parameters() if p not in not_recommender]
     choose("adapter", rebuilt)
@@ -239,18 +242,19 @@ def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
     places = []
     encoder = recommender.item_encoder
     if where in ("item", "all"):
-        if not encoder.towers:
+        backbones = [tower for tower in encoder.towers if tower.backbone is not None]
+        if not backbones:
             raise TransrecError(
-                f"--method {name} --insert {where}: items are represented by learned vectors, there is no backbone to "
-                f"insert into; use --insert user or --item_tower text"
+                f"--method {name} --insert {where}: no backbone reads the items ({encoder.modality}), there is none to "
+                f"insert into; use --insert user, or --modalities text or image"
             )
-        for tower in encoder.towers:
+        for tower in backbones:
             stack = view(tower.backbone)
-            places.append(Place("item", stack, stack.blocks, tower.content, tower.projection))
+            places.append(Place("item", stack, stack.blocks, tower.modality, tower.projection))
     if where != "item":
         stack = _user_stack(recommender, where, name)
         blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)
-        places.append(Place("user", stack, blocks, encoder.content))
+        places.append(Place("user", stack, blocks, encoder.modality))
     return places
 
 

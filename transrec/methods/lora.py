@@ -58,7 +58,7 @@ class LoRA(Method):
 
     @staticmethod
     def _renews_value(place: Place, options: LoRAOptions) -> bool:
-        return options.variant == "published" and (place.tower, place.content) == ("user", "image")
+        return options.variant == "published" and (place.tower, place.modality) == ("user", "image")
 
     @staticmethod
     def _fresh_value(site: Site) -> list[nn.Parameter]:

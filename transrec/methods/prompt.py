@@ -98,10 +98,10 @@ class PromptMethod(Method):
                 f"--insert {options.insert}: a prompt goes in front of words or patches; the user encoder reads none"
             )
         backbone, published = place.stack.module, options.variant == "published"
-        if place.content == "text":
+        if place.modality == "text":
             prompt: nn.Module = TextPrompt(backbone, options.n_tokens, published)
         else:
             prompt = ImagePrompt(place, options.n_tokens, published)
         backbone.prompt = prompt
-        trains_projection = published and place.content == "image"
+        trains_projection = published and place.modality == "image"
         return [prompt.vectors, *(place.projection.parameters() if trains_projection else ())]

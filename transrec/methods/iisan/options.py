@@ -1,0 +1,115 @@
+"""Flags of `iisan`."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from transrec.errors import TransrecError
+from transrec.methods.base import MethodOptions
+from transrec.options import flag
+
+INTRA_END = re.compile(r"\.side\.intra\.\w+\.end\.weight$")
+FIRST_DOWN = re.compile(r"\.side\.(intra\.\w+|inter)\.adapters\.0\.down\.weight$")
+# Beside modalities, the name of the tower that joins them.
+INTER = "inter"
+
+
+@dataclass(frozen=True)
+class IISANOptions(MethodOptions):
+    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0, "side_layers": 0}
+
+    adapter_lr: float = flag(1e-4, "Learning rate of the side network.")
+    side_size: list[int] | int = flag(
+        64,
+        "Bottleneck size of the side network's adapters: one for all, or one for each modality in the order of "
+        "--modalities, then one for the inter-modal tower (without it, that takes the narrower modality's).",
+    )
+    side_activation: Literal["relu", "gelu"] = flag("relu", "Activation of the side network's adapters.")
+    side_towers: Literal["intra_inter", "intra", "inter"] = flag(
+        "intra_inter", "Towers of the side network: one for each modality (intra) and one for all together (inter)."
+    )
+    side_gates: bool = flag(True, "Learn how much of each state a step takes; without it states are added.")
+    keep_embedding: bool = flag(True, "Read the embedding layer's output too, before the kept layers.")
+    narrow_end: bool = flag(
+        False, "End intra towers in Linear(D, d), Linear(d, d) instead of Linear(D, D), Linear(D, d), as Versa does."
+    )
+    side_layers: int = flag(
+        0, "Read so many layers of each encoder, evenly apart, the last included; 0: half of the shallowest one's."
+    )
+    text_layers: list[int] = flag([], "The text encoder's layers to read instead, from 0; negative from the end.")
+    image_layers: list[int] = flag([], "The image encoder's layers to read instead, from 0; negative from the end.")
+
+    cached: bool = flag(False, "Train on hidden states computed once and kept on disk, without the backbones.")
+    state_dtype: Literal["fp16", "fp32"] = flag("fp16", "How they are kept.", aliases=["--dtype"])
+    state_cache: str | None = flag(None, "Folder for them (default: .transrec/ beside the items file).")
+    cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
+        "auto", "Where training holds them; auto: on the GPU if they fit, else in memory if they fit, else on disk."
+    )
+
+    def __post_init__(self):
+        # One size for all is stored as a number, as runs of earlier releases have it.
+        if isinstance(self.side_size, list) and len(self.side_size) == 1:
+            object.__setattr__(self, "side_size", self.side_size[0])
+        super().__post_init__()
+        if min(self._sizes, default=0) < 1:
+            raise TransrecError(f"--side_size {' '.join(map(str, self._sizes))}: must be at least 1")
+
+    @property
+    def _sizes(self) -> list[int]:
+        return self.side_size if isinstance(self.side_size, list) else [self.side_size]
+
+    def adapter_sizes(self, widths: Mapping[str, int]) -> dict[str, int]:
+        """The size of each modality's adapters and of the inter-modal ones, of modalities of these widths, in order.
+
+        Raises TransrecError when there are too few or too many.
+        """
+        given, count = self._sizes, len(widths)
+        if len(given) == 1:
+            return dict.fromkeys([*widths, INTER], given[0])
+        if len(given) not in (count, count + (count > 1)):
+            raise TransrecError(
+                f"--side_size {' '.join(map(str, given))}: give one size for all, or {count}, one for each of "
+                f"{', '.join(widths)}" + (", or one more for the inter-modal tower" if count > 1 else "")
+            )
+        sizes = dict(zip([*widths, INTER], given, strict=False))
+        # As in the original programs: of the narrowest, and text's among equals.
+        narrowest = min(widths, key=lambda modality: (widths[modality], modality != "text"))
+        return {INTER: sizes[narrowest]} | sizes
+
+    @classmethod
+    def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        intra, inter = (any(f".side.{part}." in name for name in tensors) for part in ("intra", INTER))
+        sizes = {match[1]: len(t) for name, t in tensors.items() if (match := FIRST_DOWN.search(name))}
+        # The order of the modalities of an original checkpoint.
+        ordered = [sizes[tower] for tower in ("intra.text", "intra.image", INTER) if tower in sizes]
+        size = {} if not ordered else {"side_size": ordered if len(set(ordered)) > 1 else ordered[0]}
+        return size | {
+            "side_towers": "intra_inter" if intra and inter else "intra" if intra else INTER,
+            "side_gates": any(name.endswith(".gates") for name in tensors),
+            "narrow_end": any(t.shape[0] != t.shape[1] for name, t in tensors.items() if INTRA_END.search(name)),
+        }
+
+    def states(self, depths: Mapping[str, int]) -> dict[str, list[int]]:
+        """The states that are read of backbones of so many layers: 0 is the embedding layer's, k + 1 that of layer k.
+
+        Raises TransrecError for a layer that a backbone does not have, and when more are to be read than it has.
+        """
+        return {modality: self._states(modality, depth, min(depths.values())) for modality, depth in depths.items()}
+
+    def _states(self, modality: str, depth: int, shallowest: int) -> list[int]:
+        given: Sequence[int] = getattr(self, f"{modality}_layers", [])
+        count = self.side_layers or math.ceil(shallowest / 2)
+        if count > depth and not given:
+            raise TransrecError(f"--side_layers {count}: the {modality} encoder has {depth} layers")
+        # Half of the layers is every second one (IISAN); fewer are spread from the last as far as they go (Versa).
+        apart = 2 if count == math.ceil(depth / 2) else (depth - 1) // max(1, count - 1)
+        layers = sorted({layer + depth if layer < 0 else layer for layer in given}) or [
+            depth - 1 - number * apart for number in reversed(range(count))
+        ]
+        if layers[0] < 0 or layers[-1] >= depth:
+            raise TransrecError(f"--{modality}_layers {given}: the {modality} encoder has layers 0 to {depth - 1}")
+        return [0, *(layer + 1 for layer in layers)]

@@ -1,0 +1,127 @@
+"""What a modality is, and the registry."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from transrec.data.dataset import Dataset
+from transrec.data.features import Features
+from transrec.models import backbone
+from transrec.models.towers import BackboneTower, StoredTower, Tower
+from transrec.registry import Registry
+from transrec.training.distributed import World
+
+
+class Modality:
+    """Something that items are read by: what a run's flags say of it, its features and its tower.
+
+    A subclass is a frozen dataclass whose fields are flags by their names.
+
+    Attributes:
+        name: what it is called in --modalities.
+        reads: what it reads of an item, for people, in the plural.
+        encoder: where its backbone is; "" for a modality without one.
+    """
+
+    name: ClassVar[str]
+    reads: ClassVar[str]
+    encoder: str = ""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Modality":
+        """With the values that a run's options, by name, give its fields."""
+        return cls(**{field.name: options[field.name] for field in fields(cls)})
+
+    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> Features:
+        """What its tower is given, of the catalogue rows int [n], which are items 1..n.
+
+        Raises TransrecError when the dataset lacks it, or holds it damaged.
+        """
+        raise NotImplementedError
+
+    def files(self, features: Features) -> dict[str, str]:
+        """Hashes of the files that the features come from beside the dataset's own, by path."""
+        return {}
+
+    def announce(self, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
+        """Say of a run how items are read, where that is not plain from its flags."""
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What decides what the weights of a recommender mean, by name; a checkpoint is read only where it is equal."""
+        return {}
+
+    def check_length(self, extra_tokens: int) -> None:
+        """Raise TransrecError where what it reads, with so many tokens more, is longer than its backbone takes."""
+
+    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> Tower:
+        """Its tower.
+
+        Args:
+            item_count: n, of the items 1..n.
+            seed: called with the name of a part before anything of it is drawn at random.
+            draw: draw the backbone's weights instead of loading its pretrained ones.
+
+        Raises TransrecError for a backbone that is missing, damaged or unfit.
+        """
+        raise NotImplementedError
+
+
+class BackboneModality(Modality):
+    """A modality that a backbone reads."""
+
+    @cached_property
+    def config(self):
+        """The backbone's configuration. Raises TransrecError when there is none."""
+        return backbone.load_config(self.encoder, self.name)
+
+    @property
+    def depth(self) -> int:
+        """The number of the backbone's layers; it has one state more."""
+        return self.config.num_hidden_layers
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of its backbone."""
+        with torch.device("meta"):
+            model = backbone.build_backbone(self.config, self.name)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> BackboneTower:
+        seed(f"{self.name} backbone")
+        if draw:
+            weights = backbone.build_backbone(self.config, self.name)
+        else:
+            weights = backbone.load_backbone(self.encoder, self.name)
+        seed(f"{self.name} projection")
+        return self.tower_of(weights, embedding_dim)
+
+    def tower_of(self, weights: nn.Module, embedding_dim: int) -> BackboneTower:
+        """The tower that runs a given backbone."""
+        raise NotImplementedError
+
+    def stored_tower(self, embedding_dim: int, seed: Callable[[str], None]) -> StoredTower:
+        """The tower that is given states of the backbone, computed before."""
+        seed(f"{self.name} projection")
+        return StoredTower(self.name, embedding_dim, self.config.hidden_size, 1 + self.depth, self.depth)
+
+    @property
+    def pooling(self) -> str:
+        """What stands for an item in a layer's output."""
+        raise NotImplementedError
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to its inputs before the backbone sees them, in plain values; nothing by default."""
+        return {}
+
+
+MODALITIES: Registry[Modality] = Registry("modality", Modality, __package__)
+# Of other kinds a run chooses one.
+MODALITIES.flag = "modalities"
+register, get, names = MODALITIES.register, MODALITIES.get, MODALITIES.names

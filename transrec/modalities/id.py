@@ -1,0 +1,44 @@
+"""The baseline without content (`id`): one learned vector per item."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from transrec.data.dataset import Dataset
+from transrec.data.features import IdFeatures
+from transrec.modalities.base import Modality, register
+from transrec.models.towers import Tower
+from transrec.training.distributed import World
+
+
+class IdTower(Tower):
+    """Embedding(n + 1, d), row 0 padding, Xavier-normal; nothing is projected, and there are no states."""
+
+    modality = "id"
+
+    def __init__(self, item_count: int, embedding_dim: int):
+        super().__init__(embedding_dim, embedding_dim, [])
+        self.embedding = nn.Embedding(item_count + 1, embedding_dim, padding_idx=0)
+        nn.init.xavier_normal_(self.embedding.weight)
+        nn.init.zeros_(self.embedding.weight.data[0])
+
+    def forward(self, items: Tensor) -> Tensor:
+        """items int64 [N], numbers 1..n -> item embeddings [N, d]."""
+        return self.embedding(items)
+
+
+@register("id")
+@dataclass(frozen=True)
+class Id(Modality):
+    name: ClassVar[str] = "id"
+    reads: ClassVar[str] = "item IDs"
+
+    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> IdFeatures:
+        return IdFeatures(world.device)
+
+    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> IdTower:
+        seed("id")
+        return IdTower(item_count, embedding_dim)

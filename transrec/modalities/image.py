@@ -1,0 +1,102 @@
+"""Images, read by an image backbone (`image`)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from transrec.data.dataset import Dataset, find_images
+from transrec.data.features import ImageFeatures
+from transrec.errors import warn
+from transrec.modalities.base import BackboneModality, register
+from transrec.models import backbone
+from transrec.models.backbone import Pooling, Preprocessing, has_cls
+from transrec.models.towers import BackboneTower
+from transrec.training.distributed import World
+
+
+class ImageTower(BackboneTower):
+    """Runs an image backbone. Its last state is the last block's, before the LayerNorm behind it.
+
+    An image is read at [CLS]; where the backbone has a LayerNorm of its own for [CLS] alone (CLIP), behind it. One
+    without a [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has none.
+
+    Args:
+        preprocessing: what the backbone is given.
+    """
+
+    modality = "image"
+
+    def __init__(self, backbone: nn.Module, embedding_dim: int, preprocessing: Preprocessing):
+        super().__init__(backbone, embedding_dim)
+        self.size = preprocessing.size
+        self.has_cls = has_cls(backbone)
+        paths = (path for path, _ in backbone.named_modules())
+        self._cls_norm = next((path for path in paths if path.rpartition(".")[2] == "post_layernorm"), None)
+        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def read_out(self, pixels: Tensor) -> Tensor:
+        """pixels uint8 [N, 3, S, S] of any S -> [N, D]."""
+        images = pixels.float() / 255
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return self.encode((images - self.mean) / self.std)
+
+    def encode(self, pixel_values: Tensor, **options: Tensor) -> Tensor:
+        """Normalised images float [N, 3, size, size], and options of the backbone's own -> [N, D]."""
+        if getattr(self.backbone.config, "mask_ratio", None) == 0:
+            # Where MAE masks no patch it still shuffles them, which changes nothing but the order of float sums.
+            patches = (self.size // self.backbone.config.patch_size) ** 2
+            options["noise"] = torch.arange(patches, device=pixel_values.device).expand(len(pixel_values), -1)
+        output = self.backbone(pixel_values=pixel_values, **options)
+        if not self.has_cls:
+            pooled = getattr(output, "pooler_output", None)
+            return self.pool(output.last_hidden_state) if pooled is None else pooled
+        cls = output.last_hidden_state[:, 0]
+        return self.backbone.get_submodule(self._cls_norm)(cls) if self._cls_norm else cls
+
+    def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
+        return super().pool(hidden) if self.has_cls else hidden.mean(1)
+
+
+@register("image")
+@dataclass(frozen=True)
+class Image(BackboneModality):
+    name: ClassVar[str] = "image"
+    reads: ClassVar[str] = "images"
+
+    image_encoder: str
+    mask_ratio: float = 0.0
+    images: str | None = None
+    image_workers: int = 4
+
+    @property
+    def encoder(self) -> str:
+        return self.image_encoder
+
+    def tower_of(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
+        backbone.set_mask_ratio(weights, self.mask_ratio)
+        return ImageTower(weights, embedding_dim, backbone.load_preprocessing(self.encoder, weights.config))
+
+    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> ImageFeatures:
+        store = find_images(dataset.folder, self.images)
+        ids = [dataset.catalog.ids[row] for row in rows]
+        store.check(ids)
+        if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
+            warn(f"{grey:,} of {len(ids):,} items have a grey image in {store.path}")
+        return ImageFeatures(store, ids, world.device, self.image_workers)
+
+    def files(self, features: ImageFeatures) -> dict[str, str]:
+        return {str(features.store.path): features.store.content_hash}
+
+    @property
+    def pooling(self) -> Pooling:
+        return backbone.image_pooling(self.config)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        return vars(backbone.load_preprocessing(self.encoder, self.config)) | {"mask_ratio": self.mask_ratio}
