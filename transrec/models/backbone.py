@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from transrec.errors import TransrecError, file_error, is_memory_shortage, os_er
 from transrec.finite import first_not_finite, is_finite
 from transrec.paths import resolve
 from transrec.untrusted import check_model_folder, read_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Modality = Literal["text", "image"]
 Pooling = Literal["cls", "last", "mean"]
@@ -118,7 +121,7 @@ def view(module: nn.Module) -> Stack:
     Raises TransrecError for a module without such a list, or whose blocks lack a site.
     """
     blocks = [_view_block(block) for block in blocks_of(module)]
-    return Stack(module, blocks, blocks[0].attention.projection.module.out_features)
+    return Stack(module, blocks, cast(nn.Linear, blocks[0].attention.projection.module).out_features)
 
 
 def blocks_of(module: nn.Module) -> nn.ModuleList:
@@ -364,7 +367,7 @@ def load_tokenizer(name: str | Path):
     return _load(name, "tokenizer", load)
 
 
-def build_backbone(config, modality: Modality = "text") -> nn.Module:
+def build_backbone(config, modality: Modality = "text") -> "PreTrainedModel":
     """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`."""
     from transformers import AutoModel
 
@@ -373,7 +376,7 @@ def build_backbone(config, modality: Modality = "text") -> nn.Module:
     return _of_modality(model, config.model_type, modality)
 
 
-def load_backbone(name: str | Path, modality: Modality = "text") -> nn.Module:
+def load_backbone(name: str | Path, modality: Modality = "text") -> "PreTrainedModel":
     """A backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
 
     Raises TransrecError when it cannot be found or loaded, does not read `modality`, or when its weights file lacks
@@ -411,7 +414,7 @@ def _file_of_bad_tensor(place: str, parameter: str) -> str:
     return f"{place}: the tensor {parameter} of its weights"
 
 
-def _mark_constants(model: nn.Module) -> None:
+def _mark_constants(model: "PreTrainedModel") -> None:
     """Loading weights forgets which parameters the model declares constant (MAE's positions): say it again."""
     with torch.device("meta"):
         declared = dict(type(model)(model.config).named_parameters())
@@ -419,7 +422,7 @@ def _mark_constants(model: nn.Module) -> None:
         parameter.requires_grad_(declared[name].requires_grad)
 
 
-def _of_modality(model: nn.Module, name: str, modality: Modality) -> nn.Module:
+def _of_modality(model: "PreTrainedModel", name: str, modality: Modality) -> "PreTrainedModel":
     reads = {"text": "input_ids", "image": "pixel_values"}[modality]
     if model.main_input_name != reads:
         other = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
@@ -431,7 +434,7 @@ def _of_modality(model: nn.Module, name: str, modality: Modality) -> nn.Module:
     if more := [name for name in required if name != reads]:
         raise TransrecError(f"{name}: a {type(model).__name__} needs {' and '.join(more)} beside {reads}; give another")
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        model.register_module("pooler", None)
     return model
 
 
@@ -448,7 +451,7 @@ def image_pooling(config) -> Pooling:
         return "cls" if has_cls(AutoModel.from_config(config, trust_remote_code=False)) else "mean"
 
 
-def set_mask_ratio(backbone: nn.Module, ratio: float) -> None:
+def set_mask_ratio(backbone: "PreTrainedModel", ratio: float) -> None:
     """Have MAE mask that share of the patches. Raises TransrecError when another model is to mask any."""
     if hasattr(backbone.config, "mask_ratio"):
         backbone.config.mask_ratio = ratio

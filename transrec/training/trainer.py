@@ -81,7 +81,7 @@ class Trainer:
         self.description, self.save_steps, self.writer, self.profile = description, save_steps, writer, profile
         self.clock = Clock(world.device, profile)
         self.trained = checkpoint.trained(recommender)
-        self.parameters = {name: tensor for name, tensor in self.trained.items() if tensor.requires_grad}
+        self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
         self.groups = groups
         self.optimizer = torch.optim.Adam(
             [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups], fused=True
@@ -90,10 +90,11 @@ class Trainer:
         self.method_steps = type(recommender.method).after_step is not Method.after_step
         self.scaler = precision.scaler()
         self.state = State()
-        self.model: nn.Module = recommender
+        self.model: Recommender | DistributedDataParallel = recommender
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
-            self.model = DistributedDataParallel(recommender, device_ids=devices, **{_BUFFERS_FLAG: False})
+            flags: dict[str, Any] = {"device_ids": devices, _BUFFERS_FLAG: False}
+            self.model = DistributedDataParallel(recommender, **flags)
         self.saved: str | None = None
         self._signal: int | None = None
         self._may_leave_at_once = False
@@ -257,18 +258,18 @@ class Trainer:
 
     def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
         """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
-        device = self.world.device
+        device, model = self.world.device, self.model
         torch.manual_seed(_seed_of(self.options.seed, self.state.epoch, self.state.step, self.world.rank))
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for number, (piece, content) in enumerate(zip(pieces, read, strict=True), start=1):
-            synchronised = number == len(pieces) or self.world.size == 1
-            with nullcontext() if synchronised else self.model.no_sync():
+            is_last = number == len(pieces)
+            with nullcontext() if is_last or isinstance(model, Recommender) else model.no_sync():
                 self.clock.enter("feed")
                 batch = piece.to(device, self.evaluator.features, content)
                 self.clock.enter("forward")
                 with self.precision.autocast():
-                    loss = self.model(batch) / piece.predictions
+                    loss = model(batch) / piece.predictions
                 self.clock.enter("backward")
                 # DDP averages over ranks; the global batch's mean is the sum of their parts.
                 whole = loss * self.world.size
