@@ -1,4 +1,4 @@
-"""Make the image store of a dataset: one small RGB image an item, in one LMDB file.
+"""Make the image store of a dataset: one small RGB image per item, in one LMDB file.
 
     python Dataset/build_lmdb.py --items Dataset/Mine/items.tsv --images photos.zip --out Dataset/Mine/images.lmdb
     python Dataset/build_lmdb.py --items Dataset/Mine/items.tsv --import_original old.lmdb --out Dataset/Mine/new.lmdb

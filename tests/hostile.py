@@ -789,7 +789,7 @@ def liars() -> list[Case]:
             "hidden states with a nested description", "not a file of hidden states", to(described_as(NESTED))
         ),
         in_build(
-            "images of a million pixels a side",
+            "images of a million pixels per side",
             "--size 1000000: must be from 1 to 4096",
             lambda folder: None,
             "--size",
@@ -897,7 +897,7 @@ def liars() -> list[Case]:
             IMAGE,
         ),
         in_dataset(
-            "store of images of a billion pixels a side",
+            "store of images of a billion pixels per side",
             "images.lmdb: the header is damaged",
             store({"size": 10**9, "kind": "raw"}, b""),
             IMAGE,

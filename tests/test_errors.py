@@ -246,7 +246,7 @@ def test_zero(fails, flag):
 
 def test_sizes_that_do_not_go_together(fails):
     assert "--embedding_dim 16 cannot be shared among --heads 3" in fails("--heads", "3")
-    assert "100 tokens a text, prompts included, and the text encoder takes 40" in fails("--title_tokens", "100")
+    assert "100 tokens per text, prompts included, and the text encoder takes 40" in fails("--title_tokens", "100")
 
 
 def test_values_out_of_range(fails):

@@ -151,7 +151,7 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
         (["--workers", "0"], "--workers 0: must be at least 1"),
         (["--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
         (["--heads", "3"], "--embedding_dim 64 cannot be shared among --heads 3; choose a divisor (run "),
-        (["--title_tokens", "99"], "99 tokens a text, prompts included, and the text encoder takes 40 (run "),
+        (["--title_tokens", "99"], "99 tokens per text, prompts included, and the text encoder takes 40 (run "),
         (["--method", "hulsby"], "--method hulsby: unknown; did you mean houlsby? choose from"),
         (["--houlsby.item_bottleneck", "0"], "--item_bottleneck 0: must be at least 1"),
         (["--target", "/nowhere"], "/nowhere: no such dataset folder"),

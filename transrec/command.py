@@ -1,4 +1,4 @@
-"""How a command ends: whatever happened, with one line for its user and an exit status, and never a traceback."""
+"""How a command ends: with one line for the user and an exit status, without a traceback."""
 
 import atexit
 import math
@@ -23,7 +23,7 @@ SECONDS_OF_ONE_SIGNAL = 1
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Everything that a command does stands within.
+    """Report what goes wrong within, which is everything that a command does.
 
     It leaves with the status of a TransrecError, 2 after any other error of a file or of memory, 128 + the signal after
     one that asked it to stop, which is raised as Interrupted wherever the command is, and as if killed by SIGPIPE when
@@ -117,7 +117,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _ignore_signals() -> None:
-    """What is asked for is done, or being done: a signal must not cut off the line that says so."""
+    """Ignore further signals, so that a signal does not cut off the last line."""
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -139,7 +139,7 @@ def _leave(status: int, line: str) -> None:
 
 
 def _flush() -> None:
-    """Hand over what is printed now: at the end of the process an error of it could not be told any more."""
+    """Flush the output now: an error of it could not be reported at the end of the process."""
     if sys.stdout:
         try:
             sys.stdout.flush()
@@ -151,7 +151,7 @@ def _flush() -> None:
 
 
 def _close_output() -> None:
-    """Send nowhere what could not be printed, or Python tries once more at its end and complains."""
+    """Discard what could not be printed; Python would try once more at its end, and complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

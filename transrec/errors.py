@@ -1,4 +1,4 @@
-"""What a user may be told: mistakes to mend, files that fail, memory that runs out, and being asked to stop."""
+"""Errors for users: mistakes to correct, files that fail, memory that runs out, and signals to stop."""
 
 import errno
 import os
@@ -28,10 +28,10 @@ LONGEST_MESSAGE = 4000
 
 
 class TransrecError(Exception):
-    """A mistake the user can mend.
+    """A mistake that the user can correct.
 
     The message names the file, line or option and its value, and says what to do. Scripts print it without a
-    traceback and leave with `exit_status`. Whatever it quotes, it is one printable line.
+    traceback and exit with `exit_status`. The message is one printable line, whatever it quotes.
     """
 
     exit_status = 2
@@ -57,7 +57,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signal_number: SIGINT, as after Ctrl-C, or SIGTERM.
-        advice: what is kept and how to go on; whoever knows sets it.
+        advice: what is saved and how to continue; set by the code that knows.
     """
 
     def __init__(self, signal_number: int, advice: str = ""):
@@ -68,11 +68,11 @@ class Interrupted(KeyboardInterrupt):
 def file_error(
     error: OSError, path: str | Path | None = None, remedy: str = "", what: str = "cannot be used"
 ) -> FileError:
-    """What to tell of an OSError: the file, what fails, the system's reason, and the remedies that suit it.
+    """The FileError for an OSError: the file, what fails, the system's reason, and the remedies that fit.
 
     Args:
-        path: where the error does not name it, or names another one (a temporary name).
-        remedy: what else may be done about it.
+        path: the file to name, where the error names none or a temporary one.
+        remedy: a further remedy to name.
     """
     place = path or error.filename or "a file, or the output"
     reason = os.strerror(error.errno) if error.errno else _first_line(error)
@@ -94,7 +94,7 @@ def os_error(error: BaseException) -> OSError | None:
 def about_file(path: str | Path, remedy: str = "", what: str = "cannot be written") -> Iterator[None]:
     """Within, an OSError, or another error that quotes one, is raised as the FileError of `path`.
 
-    A closed pipe stays what it is; a lack of memory becomes a MemoryError, whoever told of it.
+    A closed pipe stays a BrokenPipeError; a lack of memory becomes a MemoryError, whichever library reports it.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def about_file(path: str | Path, remedy: str = "", what: str = "cannot be writte
 
 
 def is_memory_shortage(error: BaseException) -> bool:
-    """Whether it says that memory ran out, whoever says it: Python, numpy, torch on any device, or the system."""
+    """Whether memory ran out, be it reported by Python, numpy, torch on any device, or the system."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or bool(MEMORY_TEXT.search(str(error)))
@@ -118,7 +118,7 @@ def is_memory_shortage(error: BaseException) -> bool:
 
 @contextmanager
 def about_memory(doing: str, remedy: str) -> Iterator[None]:
-    """Within, running out of memory is raised as a MemoryShortage that says while `doing` what, and the remedy."""
+    """Within, running out of memory is raised as a MemoryShortage that names what it was `doing` and the remedy."""
     try:
         yield
     except TransrecError:
@@ -130,13 +130,13 @@ def about_memory(doing: str, remedy: str) -> Iterator[None]:
 
 
 def memory_shortage(error: BaseException, when: str = "", remedy: str = "use a machine with more") -> MemoryShortage:
-    """What to tell of an error that `is_memory_shortage`."""
+    """The MemoryShortage for an error that `is_memory_shortage`."""
     reason = _first_line(error)
     return MemoryShortage(f"out of memory{when}{f' ({reason})' if reason else ''}; {remedy}")
 
 
 def as_told(error: Exception) -> TransrecError | None:
-    """What to tell of an error that came as far as this; None for a mistake of ours, which keeps its traceback."""
+    """The TransrecError for any error; None for a fault of transrec itself, which keeps its traceback."""
     if isinstance(error, TransrecError):
         return error
     if is_memory_shortage(error):

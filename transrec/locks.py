@@ -1,4 +1,4 @@
-"""One process at a time, on any system: lock files."""
+"""Lock files, on any system."""
 
 import os
 import time

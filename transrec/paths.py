@@ -1,4 +1,4 @@
-"""Where things are: user paths, the repository's own folders, and writing without leaving half a file behind."""
+"""Paths: those that users give, the repository's own folders, and atomic writing."""
 
 import hashlib
 import os
@@ -41,7 +41,7 @@ def make_folder(folder: Path, flag: str) -> None:
 def atomic_write(path: Path):
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
 
-    Raises FileError naming `path` when it cannot be written, also for what fails within; what stood there before stays.
+    Raises FileError naming `path` when it, or anything within, cannot be written; the file that was there before stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

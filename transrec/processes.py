@@ -13,7 +13,7 @@ POLL_SECONDS = 1
 
 
 def serve_parent(worker: int = 0, ignored: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
-    """Called by a worker of `multiprocessing`: the parent decides when it stops, and its end is the worker's.
+    """To be called in a worker of `multiprocessing`: the parent decides when it stops, and it ends with the parent.
 
     Ctrl-C reaches all processes of a terminal, SIGTERM of SLURM or systemd all of a job: the parent, which saves first,
     needs its workers until then. A parent that is killed cannot end them.
@@ -26,7 +26,7 @@ def serve_parent(worker: int = 0, ignored: Iterable[signal.Signals] = STOP_SIGNA
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Within, the signals that stop a process wait: a worker started here meets none before it serves its parent."""
+    """Within, SIGINT and SIGTERM are held back, so that a worker started here gets none before `serve_parent`."""
     _mask_signals("SIG_BLOCK")
     try:
         yield

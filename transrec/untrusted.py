@@ -1,4 +1,4 @@
-"""Reading files that anybody may have written: regular ones only, and no more of them than they can rightly hold."""
+"""Reading files that anybody may have written: only regular files, and only as much as such a file can hold."""
 
 import io
 import json
@@ -18,9 +18,9 @@ NO_FILES = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a
 
 
 def check_regular(path: str | Path) -> None:
-    """Whether a regular file is at `path`, which may be a link to it: reading anything else may never end.
+    """Check that `path` is a regular file, or a link to one: reading anything else may never end.
 
-    Raises OSError when nothing can be found out, TransrecError for what is no regular file.
+    Raises OSError when `path` cannot be examined, TransrecError when it is no regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -102,7 +102,7 @@ class Unpickler(pickle._Unpickler):
 
 
 class _Anything:
-    """Stands for whatever a pickle names and makes: takes everything, does nothing."""
+    """Stands for every class that a pickle names: takes any arguments and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -140,7 +140,7 @@ class _Storages(Unpickler):
 
 
 def check_torch_file(path: Path) -> None:
-    """Whether a file of torch.save holds what it declares, so that torch can make room for it and read it.
+    """Check that a file of torch.save holds what it declares, so that torch can allocate memory for it and read it.
 
     Raises OSError, and TransrecError as `check_regular`, for a file that names anything but torch's own and plain
     containers, and for one whose tensors are compressed or would be larger than what is there.
@@ -181,7 +181,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """Whether the files of a folder in Hugging Face format are fit to be read by transformers.
+    """Check the files of a folder in Hugging Face format before transformers reads them.
 
     Raises OSError, and TransrecError as `check_regular` and `check_torch_file` and for what is absurdly large.
     """

@@ -22,9 +22,9 @@ class Batch:
 
     Attributes:
         items: int64 [U], item numbers 1..n, ascending; stays on the host for the features to look up.
-        inputs: what the item encoder eats for `items`.
+        inputs: the item encoder's inputs for `items`.
         sequences: int64 [B, L + 1], training sequences, left-padded; 0 is padding, k is `items[k - 1]`.
-        negatives: int64 [B, L], same coding; the negative at t stands against the positive at t + 1; 0 is none.
+        negatives: int64 [B, L], same coding; the negative at t is compared with the positive item at t + 1; 0 is none.
         log_popularity: float32 [U], log of each item's share of the training interactions.
         predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
         weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
@@ -44,7 +44,7 @@ class Batch:
         return self.sequences[:, :-1] > 0
 
     def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
-        """The batch on `device`, with the item encoder's inputs from `features`, or of what they have `read` before."""
+        """The batch on `device`, with the item encoder's inputs from `features`, or from what they have `read`."""
         return replace(
             self,
             inputs=features.inputs(self.items, read),
@@ -58,7 +58,7 @@ class Batch:
 def sample_negatives(rng: np.random.Generator, sequences: np.ndarray, item_count: int) -> np.ndarray:
     """For each of the last L positions of each sequence one item outside that sequence, uniformly.
 
-    Draws a rank among the allowed items and steps over the forbidden ones: no rejection, one draw a position.
+    Draws a rank among the allowed items and skips the forbidden ones: one draw per position, none is rejected.
 
     Args:
         sequences: int [B, L + 1], item numbers, 0 is padding.

@@ -37,7 +37,7 @@ class Dataset:
         return {str(path): file_sha256(path) for path in (self.catalog.path, self.interactions.path)}
 
     def with_fraction(self, user_fraction: float, subset_seed: int) -> "Dataset":
-        """The same with only that fraction of the users to train on."""
+        """The same dataset, of which only that fraction of the users is trained on."""
         if user_fraction == 1:
             return self
         users = self.interactions.users

@@ -73,7 +73,7 @@ class Interactions:
 
 
 def read_interactions(path: Path, catalog: Catalog) -> Interactions:
-    """Read a behaviours file: `user_id<TAB>item item item ...` a line.
+    """Read a users file: one `user_id<TAB>item item item ...` per line.
 
     Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id, a user on two
     lines, and an item that the catalogue does not list.

@@ -538,7 +538,8 @@ def check_text_length(config, length: int) -> None:
     offset = config.pad_token_id + 1 if OFFSET_POSITIONS.search(config.model_type) else 0
     if positions and length + offset > positions:
         raise TransrecError(
-            f"--title_tokens: {length} tokens a text, prompts included, and the text encoder takes {positions - offset}"
+            f"--title_tokens: {length} tokens per text, prompts included, and the text encoder takes "
+            f"{positions - offset}"
         )
 
 

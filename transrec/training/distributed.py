@@ -1,4 +1,4 @@
-"""Ranks: joining them, the few things they tell each other, and saying which of them is silent."""
+"""Ranks: joining them, what they tell each other, and naming a rank that does not answer."""
 
 import os
 import signal
@@ -32,9 +32,9 @@ class World:
     """The ranks of this run and this process's place among them.
 
     Attributes:
-        timeout: seconds after which a rank that others wait for counts as silent.
-        store: where ranks leave notes for each other; None where there is one only.
-        host_group: ranks talking over the CPU, so that no accelerator has to wait.
+        timeout: seconds that a rank waits for another before it counts as silent.
+        store: key-value store that the ranks share; None for a single rank.
+        host_group: process group for communication on the CPU, for which no accelerator has to wait.
     """
 
     rank: int
@@ -93,7 +93,7 @@ class World:
 
     @contextmanager
     def naming_silent_ranks(self) -> Iterator[None]:
-        """Within, a failed conversation with other ranks is raised as a TransrecError that names those at fault."""
+        """Within, failed communication is raised as a TransrecError that names the ranks that do not answer."""
         try:
             yield
         except RuntimeError as error:
@@ -102,7 +102,7 @@ class World:
             raise self._silent(self._absent()) from error
 
     def _absent(self) -> list[int]:
-        """The ranks that do not answer a roll call; all that noticed a failure take part in it."""
+        """The ranks that do not answer a roll call, in which all ranks take part that noticed a failure."""
         if (store := self.store) is None:
             return []
         with suppress(RuntimeError):

@@ -24,11 +24,11 @@ USERS_AT_ONCE = 256
 
 
 class Ranker:
-    """Ranks targets among all items, a block of users at a time.
+    """Ranks targets among all items, one block of users at a time.
 
     Args:
         item_embeddings: float32 [n, d] of items 1..n.
-        memory: bytes that scores may take at a time; one user's scores are the least.
+        memory: bytes that scores may take at a time; scores of at least one user are computed at a time.
         mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md).
     """
 
@@ -79,7 +79,7 @@ class Evaluator:
     """Evaluates recommenders on the validation or test part of one split.
 
     Args:
-        features: give the item encoder's inputs.
+        features: source of the item encoder's inputs.
         options: cut-offs and memory.
         mask_history: as in Ranker.
     """

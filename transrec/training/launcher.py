@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine: they end as one, with one message and one exit status."""
+"""Starting the processes of a run on this machine; they end together, with one message and one exit status."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ SECONDS_TO_FOLLOW = 60
 
 
 def launch(processes: int) -> None:
-    """Run this same command in so many processes and leave with their exit status.
+    """Run this same command in that many processes and exit with their exit status.
 
     Returns at once for a single process, and in one of several that this or torchrun has started.
 

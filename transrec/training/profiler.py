@@ -36,7 +36,7 @@ class Clock:
         self._since = 0.0
 
     def enter(self, phase: str | None) -> None:
-        """What is done from now on; None: nothing that counts."""
+        """The phase that begins now; None for work that is not counted."""
         if self.wait:
             torch.accelerator.synchronize(self.device)
         now = time.perf_counter()
@@ -88,7 +88,7 @@ def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """The name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{'Apple GPU' if device.type == 'mps' else 'cpu'} ({platform.machine()})"

@@ -44,7 +44,7 @@ class Run:
                 leftover.unlink(missing_ok=True)
 
     def _lock(self) -> None:
-        """Hold the folder until this process ends, so that no other writes to it meanwhile."""
+        """Lock the folder until this process ends, so that no other process writes to it."""
         try:
             self._held = Lock(self.folder / ".lock")
         except BlockingIOError as error:
@@ -53,7 +53,7 @@ class Run:
             ) from error
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Unlock the folder."""
         if self.is_main:
             self._held.close()
 
@@ -78,7 +78,7 @@ class Run:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(text)}\n")
 
     def discard(self) -> None:
-        """Take back a folder that this object made and in which no run has started."""
+        """Remove a folder that this object made and in which no run has started."""
         if self.is_main and self.is_new and not self.has_begun:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -87,7 +87,7 @@ class Run:
         self.has_begun = True
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
-        """One line an epoch; all lines are written each time, so that a resumed run leaves none of its past behind."""
+        """One line per epoch; the whole file is written anew, so a resumed run leaves no line of an undone epoch."""
         if self.is_main:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 

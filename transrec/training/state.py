@@ -1,4 +1,4 @@
-"""What a run saves to go on from: how far it is, and the tensors of its optimiser."""
+"""What a run saves so that it can be resumed: how far it is, and the tensors of its optimiser."""
 
 import math
 from dataclasses import dataclass, field
@@ -78,7 +78,7 @@ def optimizer_tensors(optimizer: torch.optim.Adam, trained: dict[str, nn.Paramet
 def load_optimizer(
     optimizer: torch.optim.Adam, trained: dict[str, nn.Parameter], path: Path, tensors: dict[str, Tensor]
 ) -> None:
-    """Give the optimiser what `optimizer_tensors` gave, read from the checkpoint at `path`.
+    """Restore the optimiser from the tensors of `optimizer_tensors`, read from the checkpoint at `path`.
 
     Args:
         trained: the parameters by name, in the order in which the optimiser was given them.

@@ -1,4 +1,4 @@
-"""Making an image store: find each item's image, make its record, keep account of what cannot be used."""
+"""Making an image store: find each item's image, make its record, list those that cannot be used."""
 
 import hashlib
 from collections import Counter
@@ -56,7 +56,7 @@ def build_store(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Header:
-    """Make the store `out` of one image an item, or continue where the same call was stopped; returns its header.
+    """Make the store `out` with one image per item, or continue where the same call was stopped; returns its header.
 
     Images that cannot be used, and converted ones, are listed in `NAME.report.tsv` beside it. A store that is what
     this call would make is left as it is.

@@ -1,4 +1,4 @@
-"""LMDB files opened for reading: one handle a file and process, and none that crosses a fork."""
+"""LMDB files opened for reading: one handle per file and process, none of which survives a fork."""
 
 import os
 import threading
@@ -65,7 +65,7 @@ def _opened(path: Path, length: int) -> lmdb.Environment:
 
 
 def whole_length(environment: lmdb.Environment) -> int:
-    """Bytes of the pages that an open LMDB says to have."""
+    """Bytes of the pages that an open LMDB declares."""
     return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 

@@ -1,4 +1,4 @@
-"""What an image store says about itself."""
+"""The header of an image store."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +17,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Header:
-    """Written last: a store that has one is complete.
+    """What a store says about itself. It is written last, so a store with a header is complete.
 
     Attributes:
         count: images, one for each item of the items file.
@@ -42,7 +42,7 @@ class Header:
         return json.dumps(asdict(self)).encode()
 
     def serves(self, wanted: "Header", convert: bool, allow_missing: bool) -> bool:
-        """Whether a build that wants `wanted` would make the same store."""
+        """Whether a build with the header `wanted` would make the same store."""
         plain = replace(self, grey=[], converted=[])
         return plain == wanted and (allow_missing or not self.grey) and (convert or not self.converted)
 

@@ -1,4 +1,4 @@
-"""A store in the making: what is in it stays in it, whenever the process is killed."""
+"""A store that is being built: a record that is in it stays in it, even if the process is killed."""
 
 import json
 import os
@@ -30,13 +30,13 @@ class Stored(NamedTuple):
 
 
 class Partial:
-    """The file `.NAME.partial` beside the store OUT/NAME: its records, and in a database of their own what they are of.
+    """The file `.NAME.partial` beside the store OUT/NAME: its records, and which image each one is of.
 
     Args:
-        settings: what all its records have in common; a file with other settings is begun anew.
+        settings: what all its records have in common; a file with other settings is started anew.
 
     Attributes:
-        stored: what the records are of, by item id.
+        stored: which image each record is of, by item id.
         discarded: whether there was a file with other settings.
 
     Raises TransrecError if another process is building the same store, or the disk is full.
@@ -75,7 +75,7 @@ class Partial:
         self._lock.close()
 
     def put(self, records: Iterable[tuple[str, bytes, Stored]]) -> None:
-        """Add records for good; those of ids that have one are replaced."""
+        """Add records and write them to disk; they replace older records of the same ids."""
         records = list(records)
 
         def write(transaction: lmdb.Transaction) -> None:

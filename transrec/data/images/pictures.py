@@ -12,7 +12,7 @@ from transrec.errors import TransrecError
 KINDS = ("jpeg", "raw")
 FORMATS = ("JPEG", "PNG", "WEBP")
 HUGE_PIXELS = 64 * 2**20
-# Vision transformers read 224 to 1024 pixels a side; a batch of 256 images of this size fills 12 GiB.
+# Vision transformers read 224 to 1024 pixels per side; a batch of 256 images of this size fills 12 GiB.
 LARGEST_SIZE = 4096
 GREY = (128, 128, 128)
 PNG_BIT_DEPTH = 24  # Where a PNG says it: every PNG begins with the same chunk.
@@ -29,7 +29,7 @@ UNCOMMON = {
 
 
 class Problem(Exception):
-    """Why an image cannot be used: a kind ("truncated"), where known followed by a colon and details."""
+    """Why an image cannot be used: the fault ("truncated"), and after a colon its details where known."""
 
 
 def check_pixels(width: int, height: int) -> None:
@@ -57,7 +57,8 @@ class Recipe:
     def __post_init__(self):
         if not 1 <= self.size <= LARGEST_SIZE:
             raise TransrecError(
-                f"--size {self.size}: must be from 1 to {LARGEST_SIZE} pixels a side; image backbones read 224 to 1024"
+                f"--size {self.size}: must be from 1 to {LARGEST_SIZE} pixels per side; "
+                f"image backbones read 224 to 1024"
             )
         if self.kind not in KINDS:
             raise TransrecError(f"--store {self.kind}: must be one of {', '.join(KINDS)}")
@@ -83,7 +84,7 @@ class Recipe:
 def jpeg_size(data: bytes | bytearray) -> tuple[int, int]:
     """Width and height that a JPEG declares, read without decoding it.
 
-    Raises ValueError when its segments do not follow one another as they must.
+    Raises ValueError for segments in an impossible order.
     """
     position = 2
     while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:

@@ -1,6 +1,6 @@
 """Where images come from: a folder, a zip, or an LMDB of the original programs.
 
-A source can be sent to another process; what it has open stays behind.
+A source can be pickled and sent to another process, which opens files anew.
 """
 
 import os
@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
 class Source(Protocol):
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        """The images of each of the ids that has any. Raises TransrecError if the source cannot be read."""
+        """The images of each id, without the ids that have none. Raises TransrecError if the source cannot be read."""
         ...
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:

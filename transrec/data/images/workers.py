@@ -49,7 +49,7 @@ class Worker:
 def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: int) -> Iterator[list[Outcome]]:
     """The outcomes of each chunk in order, made in `workers` processes (1: in this one).
 
-    No more than CHUNKS_AHEAD chunks a process are under way or waiting to be taken.
+    At most CHUNKS_AHEAD chunks per process are being worked on or wait to be taken.
 
     Raises TransrecError if a process is lost.
     """
