@@ -1,4 +1,4 @@
-"""What each method costs an epoch, with TPME (IISAN, the table of performance and efficiency).
+"""What each method costs per epoch, with TPME (IISAN, the table of performance and efficiency).
 
     python scripts/efficiency.py --dataset Dataset/Scientific --epochs 3
     python scripts/efficiency.py --synthetic 12000,20000 --methods run_fft run_IISAN_cached

@@ -18,7 +18,7 @@ import transformers
 from transrec.paths import default_runs_folder
 from transrec.reports.tables import markdown
 
-COLUMNS = ("run", "precision", "loss", "HR@10", "seconds an epoch", "peak memory, MiB", "host, MiB")
+COLUMNS = ("run", "precision", "loss", "HR@10", "seconds per epoch", "peak memory, MiB", "host, MiB")
 
 
 def chosen() -> torch.device:

@@ -21,7 +21,7 @@ def costs(results: dict[str, dict[str, Any]], weights: tuple[float, float, float
 
 
 def table(results: dict[str, dict[str, Any]], weights: tuple[float, float, float]) -> str:
-    """Markdown: what each method scores and costs, the seconds of an epoch by phase, and TPME."""
+    """Markdown: what each method scores and costs, the seconds per epoch by phase, and TPME."""
     of = costs(results, weights)
     header = ["script", "method", *COLUMNS, "host memory, MiB", *(f"{phase}, s" for phase in PHASES), "TPME"]
     rows = [

@@ -18,7 +18,7 @@ NUMBERS = (
     *("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes"),
     *("seconds_per_epoch", "wall_seconds", "peak_memory_mib", "peak_host_memory_mib"),
 )
-COLUMNS = (*METRICS, "trainable parameters", "seconds an epoch", "peak memory, MiB")
+COLUMNS = (*METRICS, "trainable parameters", "seconds per epoch", "peak memory, MiB")
 
 
 def read_result(folder: str | Path) -> dict[str, Any]:

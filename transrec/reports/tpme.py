@@ -18,7 +18,7 @@ def tpme(
     Lower is better. What is equal for all methods counts as 0.
 
     Args:
-        seconds: of training an epoch.
+        seconds: of training, per epoch.
         parameters: that train.
         memory: the peak, of the device that computes.
         weights: of the three, not negative, with sum 1.
