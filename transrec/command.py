@@ -117,7 +117,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _ignore_signals() -> None:
-    """Ignore further signals, so that a signal does not cut off the last line."""
+    """Ignore further signals, so that none cuts off the last line."""
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
