@@ -227,7 +227,7 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
     runs = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert len(runs) == 1 + 2 + 2 + 1 + 1 + 1
     assert sum("--text_layers 0 1 --image_layers 0 1" in line for line in runs) == 1
-    assert all("run_IISAN_cached.py" in line and str(tmp_path / "states") in line for line in runs)
+    assert all("run_IISAN_cached.py" in line for line in runs)
     some = [
         "--side_gates",
         "true",

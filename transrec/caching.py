@@ -1,171 +1,171 @@
-"""Hidden states of a dataset's items for cached side networks: use the file that is there, or make it."""
+"""Hidden states of a dataset's items that runs read: use the file that is there, or make it."""
 
 import hashlib
+import os
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from transrec import assembly
-from transrec.data.dataset import Dataset
 from transrec.data.features import Features, blocks_ahead
-from transrec.data.states import BLOCK_ITEMS, StateBuilder, StateFile
-from transrec.errors import Interrupted, TransrecError, about_file, about_memory
+from transrec.data.states import BLOCK_ITEMS, DamagedStates, Provenance, StateBuilder, StateFile
+from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
-from transrec.modalities import BackboneModality
-from transrec.models import backbone
+from transrec.models.towers import BackboneTower
 from transrec.paths import file_sha256, make_folder
 from transrec.progress import Bar
-from transrec.settings import Settings
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
 
-WEIGHT_FILES = ("config.json", "*.safetensors", "*.bin")
+CONFIGURATION = "config.json"
+WEIGHT_FILES = (CONFIGURATION, "*.safetensors", "*.bin")
 STATE_CACHE = "give another folder with --state_cache"
 LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that are done are kept"
 
 
-def hidden_states(
-    settings: Settings,
-    dataset: Dataset,
-    modality: BackboneModality,
-    features: Features,
-    world: World,
-    precision: Precision,
-    log: Callable[[str], None],
-) -> StateFile:
-    """The hidden states of every item of the catalogue; computed first where there are none of it yet.
+@dataclass(frozen=True)
+class StateCache:
+    """The files of hidden states in a folder. Each is made once, by the first run that needs it, and the others wait.
+
+    Attributes:
+        folder: made where it is missing.
+        world, precision: of the run.
+        log: called with a line that says what is about to be made.
+    """
+
+    folder: Path
+    world: World
+    precision: Precision
+    log: Callable[[str], None]
+
+    def states(
+        self,
+        made_of: Provenance,
+        shape: tuple[int, int, int],
+        features: Features,
+        tower: Callable[[], BackboneTower],
+    ) -> StateFile:
+        """The hidden states of every item of a catalogue.
+
+        A file that is damaged is made again, with a warning: all that it could hold is made of what `made_of` names.
+
+        Args:
+            shape: items, K, D.
+            features: of the whole catalogue, whose items 1..n are its rows.
+            tower: gives the backbone to compute them with, where they are to be computed.
+
+        Raises TransrecError when there is no room, or the folder cannot be written.
+        """
+        world, path = self.world, self.folder / made_of.file_name
+        file, _ = _opened(path, made_of, shape)
+        if world.any(file is None):
+            make_folder(self.folder, "--state_cache")
+            # Several runs may start at once: one makes hidden states, the others wait.
+            lock = self.folder / f".{path.name}.lock"
+            with closing(Lock(lock, wait=True)) if world.is_main else nullcontext():
+                world.patient_barrier()
+                # Another run may have made the file meanwhile: the main process, which holds the lock, says so for all.
+                file, damage = _opened(path, made_of, shape) if world.is_main else (None, None)
+                if damage:
+                    warn(f"{damage.args[0].removesuffix('; delete it, it is made again')}; it is made again")
+                if world.any(world.is_main and file is None):
+                    self._make(StateBuilder(path, shape, made_of.dtype, made_of.as_dict()), made_of, features, tower)
+            file = StateFile(path, made_of.deciding())
+        # Others may read a folder that this process cannot write.
+        with suppress(OSError):
+            os.utime(path)
+        return file
+
+    def _make(
+        self,
+        builder: StateBuilder,
+        made_of: Provenance,
+        features: Features,
+        tower: Callable[[], BackboneTower],
+    ) -> None:
+        world = self.world
+        if world.is_main:
+            with about_file(builder.path, STATE_CACHE):
+                done = builder.begin()
+            size = builder.shape[0] * builder.row_bytes / 2**20
+            items = f"{builder.shape[1]} states of {builder.shape[0]:,} items"
+            self.log(f"caching     {made_of.modality}: {items}, {size:,.0f} MiB, to {builder.path}")
+            if done:
+                self.log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
+        world.patient_barrier()
+        with about_memory("computing hidden states", LESS_MEMORY):
+            self._fill(builder, made_of, features, tower)
+        world.patient_barrier()
+        if world.is_main:
+            with about_file(builder.path, STATE_CACHE):
+                builder.finish()
+        world.patient_barrier()
+
+    @torch.no_grad()
+    def _fill(
+        self,
+        builder: StateBuilder,
+        made_of: Provenance,
+        features: Features,
+        tower: Callable[[], BackboneTower],
+    ) -> None:
+        world, modality = self.world, made_of.modality
+        with about_file(builder.path, STATE_CACHE, "cannot be read"):
+            waiting = builder.waiting(world.rank, world.size)
+        if not waiting:
+            return
+        encoder = tower().to(world.device).eval()
+        encoder.states = made_of.states
+        work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
+        share = len(builder.blocks[world.rank :: world.size])
+        done = share - len(waiting)
+        bar = Bar(work, total=len(waiting), desc=f"cache {modality}", unit="block", disable=not world.is_main)
+        try:
+            for items, read in bar:
+                with self.precision.autocast():
+                    states = encoder.read(*features.inputs(items, read))
+                builder.put(int(items[0]) - 1, states)
+                done += 1
+        except Interrupted as stop:
+            of_whom = " of this process" if world.size > 1 else ""
+            kept = f"{done:,} of {share:,} blocks of {modality} states{of_whom} are kept"
+            stop.advice = f"{kept}, the same command continues"
+            raise
+
+
+def _opened(
+    path: Path, made_of: Provenance, shape: tuple[int, int, int]
+) -> tuple[StateFile | None, DamagedStates | None]:
+    """The file, or None with what is wrong with it, if it is there."""
+    if not path.exists():
+        return None, None
+    try:
+        file = StateFile(path, made_of.deciding())
+        if file.states.shape != shape:
+            raise DamagedStates(f"{path}: has states {list(file.states.shape)}, not {list(shape)}")
+        return file, None
+    except DamagedStates as damage:
+        return None, damage
+
+
+def weights_digest(name: str, config, seed: int | None = None) -> str:
+    """What decides a backbone's weights: of a folder its files, of a hub name the commit that was loaded.
 
     Args:
-        features: of the whole catalogue, whose items 1..n are its rows.
-        log: called with a line that says what is about to be done.
+        config: of the backbone.
+        seed: of weights that are drawn at random; only the configuration counts then.
 
-    Raises TransrecError when there is a file that was made of something else or is damaged, and when there is no room.
+    Raises FileError for a file that cannot be read, TransrecError for a hub model of unknown commit.
     """
-    options, name, config, content = settings.method_options, modality.encoder, modality.config, modality.name
-    states = assembly.stored_states(settings)[content]
-    made_of = _made_of(settings, dataset, content, config, features, states, precision)
-    folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
-    which = f"-{made_of['checkpoint'][:12]}" if made_of["checkpoint"] else ""
-    path = folder / f"states-{content}-{Path(name).name}{which}.safetensors"
-    shape = (len(dataset.catalog.ids), len(states), config.hidden_size)
-    if world.any(not path.exists()):
-        make_folder(folder, "--state_cache")
-        builder = StateBuilder(path, shape, options.state_dtype, made_of)
-        # Several runs may start at once: one makes hidden states, the others wait.
-        with closing(Lock(folder / ".lock", wait=True)) if world.is_main else nullcontext():
-            world.patient_barrier()
-            # Another run may have made the file meanwhile: the main process, which holds the folder, says so for all.
-            if world.any(world.is_main and not path.exists()):
-                if world.is_main:
-                    with about_file(path, STATE_CACHE):
-                        done = builder.begin()
-                    size = shape[0] * builder.row_bytes / 2**20
-                    items = f"{len(states)} states of {shape[0]:,} items"
-                    log(f"caching     {content}: {items}, {size:,.0f} MiB, to {path}")
-                    if done:
-                        log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
-                world.patient_barrier()
-                with about_memory("computing hidden states", LESS_MEMORY):
-                    _fill(builder, settings, content, states, features, world, precision)
-                world.patient_barrier()
-                if world.is_main:
-                    with about_file(path, STATE_CACHE):
-                        builder.finish()
-                world.patient_barrier()
-    file = StateFile(path, made_of)
-    if file.states.shape != shape:
-        raise TransrecError(
-            f"{path}: has states {list(file.states.shape)}, not {list(shape)}; delete it, it is made again"
-        )
-    return file
-
-
-@torch.no_grad()
-def _fill(
-    builder: StateBuilder,
-    settings: Settings,
-    content: str,
-    states: list[int],
-    features: Features,
-    world: World,
-    precision: Precision,
-) -> None:
-    with about_file(builder.path, STATE_CACHE, "cannot be read"):
-        waiting = builder.waiting(world.rank, world.size)
-    if not waiting:
-        return
-    tower = assembly.tower_of(settings, content).to(world.device).eval()
-    tower.states = states
-    work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
-    share = len(builder.blocks[world.rank :: world.size])
-    done = share - len(waiting)
-    bar = Bar(work, total=len(waiting), desc=f"cache {content}", unit="block", disable=not world.is_main)
-    try:
-        for items, read in bar:
-            with precision.autocast():
-                read_states = tower.read(*features.inputs(items, read))
-            builder.put(int(items[0]) - 1, read_states)
-            done += 1
-    except Interrupted as stop:
-        of_whom = " of this process" if world.size > 1 else ""
-        stop.advice = f"{done:,} of {share:,} blocks of {content} states{of_whom} are kept, the same command continues"
-        raise
-
-
-def _made_of(
-    settings: Settings,
-    dataset: Dataset,
-    content: str,
-    config,
-    features: Features,
-    states: list[int],
-    precision: Precision,
-) -> dict[str, Any]:
-    model, data = settings.model, settings.data
-    name = settings.modalities[content].encoder
-    made_of: dict[str, Any] = {
-        "modality": content,
-        "checkpoint": file_sha256(assembly.checkpoint_file(given)) if (given := settings.run.checkpoint) else None,
-        "backbone": f"random, seed {settings.training.seed}" if model.random_backbone else _weights_hash(name, config),
-        "states": states,
-        "dtype": settings.method_options.state_dtype,
-        "precision": precision.name,
-        "items": _hash("\n".join(dataset.catalog.ids)),
-    }
-    if content == "text":
-        return made_of | {
-            "titles": _hash("\n".join(dataset.catalog.texts)),
-            "tokens": hashlib.sha256(features.input_ids.cpu().numpy().tobytes()).hexdigest(),
-            "title_tokens": data.title_tokens,
-            "lower_case": data.lower_case,
-            "pooling": backbone.pooling(config, model.text_pooling),
-        }
-    preprocessing = backbone.load_preprocessing(name, config)
-    return made_of | {
-        "images": features.store.content_hash,
-        "size": preprocessing.size,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "mask_ratio": model.mask_ratio,
-        # Not in files of backbones with a [CLS], which are those of earlier releases.
-        **({"pooling": where} if (where := backbone.image_pooling(config)) != "cls" else {}),
-    }
-
-
-def _weights_hash(name: str, config) -> str:
-    """Of a folder its configuration and weights; of a hub name the commit that was loaded."""
-    folder = Path(name)
+    folder, drawn = Path(name), f" drawn by seed {seed}" if seed is not None else ""
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)
         if commit is None:
             raise TransrecError(f"{name}: no folder, and the hub told no commit; put it into pretrained_models/")
-        return f"{name} {commit}"
-    files = sorted({file for pattern in WEIGHT_FILES for file in folder.glob(pattern)})
-    return _hash(" ".join(f"{file.name} {file_sha256(file)}" for file in files))
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+        return f"{name} {commit}{drawn}"
+    patterns = (CONFIGURATION,) if drawn else WEIGHT_FILES
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern)})
+    hashes = " ".join(f"{file.name} {file_sha256(file)}" for file in files)
+    return hashlib.sha256(hashes.encode()).hexdigest() + drawn

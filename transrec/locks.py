@@ -1,4 +1,4 @@
-"""Lock files, on any system."""
+"""Lock files, and files that are in use, on any system."""
 
 import os
 import time
@@ -8,12 +8,19 @@ from pathlib import Path
 from transrec.errors import about_file
 
 try:
-    from fcntl import LOCK_EX, LOCK_NB, flock
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
     def _lock(descriptor: int) -> None:
         flock(descriptor, LOCK_EX | LOCK_NB)
 
+    def _share(descriptor: int) -> None:
+        flock(descriptor, LOCK_SH | LOCK_NB)
+
 except ImportError:
+
+    def _share(descriptor: int) -> None:
+        """Windows removes no file that is open."""
+
     try:
         # Windows.
         from msvcrt import LK_NBLCK, locking
@@ -79,3 +86,37 @@ class Lock:
             if self._is_in_place():
                 self.path.unlink()
         os.close(self._descriptor)
+
+
+def share(descriptor: int) -> None:
+    """Have `remove_unused` leave a file alone as long as this process, or one forked from it, keeps it open.
+
+    Where a file system knows no locks, nothing is done.
+    """
+    with suppress(OSError):
+        _share(descriptor)
+
+
+def remove_unused(path: Path) -> bool:
+    """Remove a file that no process holds by `share` or `Lock`; returns whether it did.
+
+    Raises FileError when it cannot be removed for another reason.
+    """
+    with about_file(path, what="cannot be removed"):
+        with open(path, "r+b") as file:
+            try:
+                _lock(file.fileno())
+            except (BlockingIOError, PermissionError):
+                return False
+            except OSError:
+                # A file system without locks.
+                pass
+            if os.name != "nt":
+                path.unlink()
+                return True
+        # Windows removes no file that is open, by whomever.
+        try:
+            path.unlink()
+        except PermissionError:
+            return False
+    return True

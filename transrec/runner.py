@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from transformers.utils.logging import disable_progress_bar
 from transrec.assembly import (
     apply_method,
     build_recommender,
+    checkpoint_file,
     describe,
     load_run,
     load_start,
     parameters_left_out,
     stored_states,
+    tower_of,
 )
-from transrec.caching import hidden_states
+from transrec.caching import StateCache, weights_digest
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.features import Features, MultimodalFeatures
-from transrec.data.states import StateFeatures
+from transrec.data.states import Provenance, StateFeatures
 from transrec.errors import (
     FileError,
     Interrupted,
@@ -38,7 +41,8 @@ from transrec.errors import (
     printable,
     warn,
 )
-from transrec.paths import default_runs_folder
+from transrec.modalities import BackboneModality
+from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, digest, parse
 from transrec.training import distributed
@@ -254,15 +258,41 @@ def _parts(features: Features) -> list[Features]:
 
 def _features(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> Features:
     stored = stored_states(settings)
-    rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
+    options, rows = settings.method_options, dataset.split.item_rows
+    everything = np.arange(len(dataset.catalog.ids))
     parts: list[Features] = []
     for name, modality in settings.modalities.items():
         of = modality.features(dataset, everything if name in stored else rows, world)
         if name in stored:
-            file = hidden_states(settings, dataset, modality, of, world, precision, log)
-            of = StateFeatures(file, rows, world.device, settings.method_options.cache_device)
+            folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
+            cache = StateCache(folder, world, precision, log)
+            made_of = _provenance(settings, modality, of, stored[name], precision)
+            shape = (len(everything), len(stored[name]), modality.config.hidden_size)
+            file = cache.states(made_of, shape, of, partial(tower_of, settings, name))
+            of = StateFeatures(file, rows, world.device, options.cache_device)
         parts.append(of)
     return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
+
+
+def _provenance(
+    settings: Settings, modality: BackboneModality, features: Features, states: list[int], precision: Precision
+) -> Provenance:
+    """Of states of what `features` give of the whole catalogue."""
+    checkpoint, seed = settings.run.checkpoint, settings.training.seed
+    return Provenance(
+        modality=modality.name,
+        model_type=modality.config.model_type,
+        weights=weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None),
+        checkpoint=file_sha256(checkpoint_file(checkpoint)) if checkpoint else None,
+        inputs=features.digest,
+        preprocessing=modality.preprocessing,
+        pooling=modality.pooling,
+        states=states,
+        dtype=settings.method_options.state_dtype,
+        precision=precision.name,
+        about={"encoder": modality.encoder, "dataset": settings.data.dataset}
+        | ({"checkpoint": checkpoint} if checkpoint else {}),
+    )
 
 
 def _default_folder(settings: Settings, started: datetime, world: World) -> Path:

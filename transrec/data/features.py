@@ -4,6 +4,7 @@ Features give an item encoder's inputs on one device. Some lie in memory (tokens
 decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -53,6 +54,13 @@ class TextFeatures:
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all items' tokens, in their order; how far the texts are padded does not count."""
+        lengths = np.ascontiguousarray(self.host_lengths)
+        used = self.input_ids[:, : int(lengths.max(initial=1))].cpu().contiguous()
+        return hashlib.sha256(lengths.tobytes() + used.numpy().tobytes()).hexdigest()
+
     def __getstate__(self) -> dict[str, Any]:
         # What is sent to a worker process only reads, and an accelerator's tensors cannot be sent on every system.
         return {}
@@ -100,6 +108,11 @@ class ImageFeatures:
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
         self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of which images the items have, in their order, and of the store that holds them."""
+        return hashlib.sha256("\n".join([self.store.content_hash, *self.ids]).encode()).hexdigest()
 
     def read(self, items: Tensor) -> tuple[Tensor]:
         """Pixels uint8 [N, 3, S, S]."""

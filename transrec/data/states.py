@@ -1,8 +1,8 @@
-"""Hidden states of every item, computed once and kept in a memory-mapped file that side networks train from.
+"""Hidden states of every item, computed once and kept in a memory-mapped file that runs train from.
 
-A file holds the kept [CLS] states of one backbone for all items of a catalogue, in its order: a safetensors file with
-one tensor, `states` [items, K, D], whose header says what it was made of. It is filled in a partial file beside it,
-block by block, by one process or several, and renamed when it is whole.
+A file holds the pooled states of one backbone for all items of a catalogue, in its order: a safetensors file with one
+tensor, `states` [items, K, D], named by the digest of its provenance, which its header tells. It is filled in a partial
+file beside it, block by block, by one process or several, and renamed when it is whole.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import math
 import mmap
 import os
 from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from transrec.errors import NO_ROOM, TransrecError, about_file, file_error
 from transrec.finite import is_finite
+from transrec.locks import share
 from transrec.untrusted import parse_json, safetensors_header
 
 FORMAT = 1
@@ -27,6 +29,81 @@ DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
 BLOCK_ITEMS = 256
 DIGEST_BYTES = 16
 NO_DIGEST = b"0" * DIGEST_BYTES
+# Digits of a provenance's digest in the name of its file.
+NAME_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """All that decides the hidden states of a catalogue's items. Equal ones give equal states, kept in one file.
+
+    Attributes:
+        modality: what the backbone reads.
+        model_type: the backbone's, as its configuration says.
+        weights: digest of the backbone's configuration and weights, the commit of a hub model, or how they were drawn.
+        checkpoint: SHA-256 of the recommender whose backbone it is; None for the pretrained backbone itself.
+        inputs: digest of what the backbone is given of every item, in the catalogue's order.
+        preprocessing: what is done to the inputs before the backbone sees them; of texts nothing.
+        pooling: what stands for an item in a layer's output.
+        states: the states that are kept, 0 the embedding layer's, k that of block k.
+        dtype: how they are kept, fp16 or fp32.
+        precision: that they are computed in.
+        about: for people, by name: the encoder, the checkpoint, the items file. Decides nothing.
+    """
+
+    modality: str
+    model_type: str
+    weights: str
+    checkpoint: str | None
+    inputs: str
+    preprocessing: dict[str, Any]
+    pooling: str
+    states: list[int]
+    dtype: str
+    precision: str
+    about: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the header of a file holds them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def deciding(self) -> dict[str, Any]:
+        """Those of `as_dict` that decide the states."""
+        return {name: value for name, value in self.as_dict().items() if name != "about"}
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file that holds these states, unlike that of any others."""
+        said = json.dumps({"format": FORMAT, **self.deciding()}, sort_keys=True)
+        digest = hashlib.sha256(said.encode()).hexdigest()[:NAME_DIGITS]
+        return f"states-{self.modality}-{self.model_type}-{digest}.safetensors"
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """What the header of a file of hidden states, or of one in the making, tells of it, and its "shape".
+
+    Raises FileError when it cannot be read, TransrecError as `check_regular`, DamagedStates when it is none.
+    """
+    told, shape, _, _ = _read_header(path)
+    return told | {"shape": list(shape)}
+
+
+class DamagedStates(TransrecError):
+    """A file that does not hold the hidden states which its name promises."""
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int]:
+    """What a file says of itself: its provenance, shape and dtype, and the byte at which the states begin."""
+    try:
+        header, start = safetensors_header(path)
+        told = dict(parse_json(header["__metadata__"]["transrec"]))
+        tensor = header["states"]
+        dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
+        return told, tuple(int(length) for length in tensor["shape"]), dtype, start
+    except OSError as error:
+        raise file_error(error, path, what="cannot read the hidden states") from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise DamagedStates(f"{path}: not a file of hidden states ({error!r}); delete it, it is made again") from error
 
 
 def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any], blocks: int) -> tuple[bytes, int]:
@@ -55,47 +132,36 @@ def _reserve(path: Path, length: int) -> None:
 
 
 class StateFile:
-    """A whole file of hidden states, read without holding it in memory.
+    """A whole file of hidden states, read without holding it in memory; nothing removes it as long as it is open.
 
     Args:
-        made_of: what it must have been made of; see `StateBuilder`.
+        made_of: what decides the states that it must hold; see `StateBuilder`.
 
     Attributes:
         states: numpy [items, K, D], memory-mapped and read-only, float16 or float32.
 
-    Raises TransrecError when it cannot be read, is cut off, or was made of something else, which it names.
+    Raises FileError when it cannot be read, TransrecError when it is no regular file, and DamagedStates when it is cut
+    off or does not hold these states.
     """
 
     def __init__(self, path: Path, made_of: dict[str, Any]):
         self.path = path
-        try:
-            header, self._start = safetensors_header(path)
-            told = dict(parse_json(header["__metadata__"]["transrec"]))
-            tensor = header["states"]
-            dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
-            shape = tuple(int(length) for length in tensor["shape"])
-        except OSError as error:
-            raise file_error(error, path, what="cannot read the hidden states") from error
-        except (ValueError, KeyError, TypeError, StopIteration) as error:
-            raise TransrecError(
-                f"{path}: not a file of hidden states ({error!r}); delete it, it is made again"
-            ) from error
+        told, shape, dtype, self._start = _read_header(path)
         expected = {"format": FORMAT, **made_of}
         different = [
             f"{name} {told.get(name)!r}, now {value!r}" for name, value in expected.items() if told.get(name) != value
         ]
         if different:
-            raise TransrecError(
-                f"{path}: was made of something else: {'; '.join(different)}; delete it, or give another folder with "
-                f"--state_cache"
-            )
+            raise DamagedStates(f"{path}: was made of something else: {'; '.join(different)}; delete it")
         whole = self._start + math.prod(shape) * np.dtype(dtype).itemsize
         if path.stat().st_size != whole:
-            raise TransrecError(
+            raise DamagedStates(
                 f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
             )
-        with about_file(path, what="cannot read the hidden states"), open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with about_file(path, what="cannot read the hidden states"):
+            self._file = open(path, "rb")
+            share(self._file.fileno())
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self.states = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)
 
     def pick(self, rows: np.ndarray) -> np.ndarray:
@@ -122,7 +188,7 @@ class StateBuilder:
     Args:
         path: of the file to be.
         shape: items, K, D.
-        made_of: whatever the states depend on; plain values.
+        made_of: whatever the states depend on, plain values; see `Provenance`.
 
     One process begins and finishes the file; others may fill it in between.
     """

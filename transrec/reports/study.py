@@ -51,16 +51,12 @@ from transrec.reports.tables import (
 
 @dataclass(frozen=True)
 class Modality:
-    """The scripts of one kind of item content, and the backbone they read it with by default.
-
-    `cache` has runs keep hidden states below the study's own folder, apart for each choice of layers.
-    """
+    """The scripts of one kind of item content, and the backbone they read it with by default."""
 
     encoder: str
     source: str | None
     folder: str
     targets: dict[str, str]
-    cache: bool = False
 
     def target(self, method: str) -> str:
         """The script of a method; one without a script of its own runs as --method of another."""
@@ -117,7 +113,6 @@ MODALITIES = {
             "bitfit": "run_bitfit.py",
             "iisan": "run_IISAN_cached.py",
         },
-        cache=True,
     ),
 }
 # The study decides these itself.
@@ -335,9 +330,6 @@ class Study:
                 scope, _, name = flag.rpartition(".")
                 if scope in ("", stage) and name in known and name != "method":
                     flags[name] = value.split(",")
-        if self.modality.cache and "state_cache" in known:
-            layers = "-".join(word for name in ("text_layers", "image_layers") for word in flags.get(name, ["default"]))
-            flags.setdefault("state_cache", [str(self.out / "states" / layers)])
         return flags
 
     def _job(self, name: list[str], script: str, flags: dict[str, list[str]], method: str, start: Job | None) -> Job:
