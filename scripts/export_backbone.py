@@ -9,6 +9,7 @@ both encoders are written, to OUT/text and OUT/image.
 from pathlib import Path
 
 from transrec.arguments import Parser
+from transrec.assembly import stored_states
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.export import export_backbone
@@ -23,7 +24,7 @@ def without_backbone(settings: Settings) -> str:
     encoders = {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder}
     if not encoders:
         return "represents items by learned vectors; there is no backbone to export"
-    if not settings.method_options.cached:
+    if not stored_states(settings):
         return ""
     reason = "trained no backbone, it read hidden states computed before"
     if settings.run.checkpoint:

@@ -37,6 +37,7 @@ SIDE = "--adapter_lr 1e-3 --side_size 8"
 METHODS = {
     "full": "--backbone_lr 1e-3",
     "frozen": "",
+    "frozen, cached": "--cached yes",
     "bitfit": ADAPTERS,
     "layernorm": ADAPTERS,
     "houlsby": SIZES,
@@ -44,6 +45,7 @@ METHODS = {
     "houlsby, gelu": f"{SIZES} --activation gelu",
     "houlsby, item": f"{SIZES} --insert item",
     "houlsby, user": f"{SIZES} --insert user",
+    "houlsby, user, cached": f"{SIZES} --insert user --cached yes",
     "houlsby, first user block": f"{SIZES} --insert user_first",
     "parallel": SIZES,
     "parallel, published": f"{SIZES} --variant published",
@@ -63,13 +65,15 @@ METHODS = {
     "iisan, intra": f"{SIDE} --side_towers intra",
     "iisan, ungated": f"{SIDE} --no_side_gates --no_keep_embedding",
     "iisan, narrow": f"{SIDE} --narrow_end --side_layers 2",
+    "iisan, auto": f"{SIDE} --cached auto",
     "iisan, cached": f"{SIDE} --cached --state_dtype fp32",
     "iisan, cached fp16": f"{SIDE} --cached --state_dtype fp16",
 }
 MODALITIES = ("text", "image", "multimodal", "id")
 COMMON = (
     "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --blocks 2 --heads 2 --dropout 0.1 --epochs 1 --lr 1e-3 "
-    "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0"
+    "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0 "
+    "--cached no"
 )
 
 
@@ -114,7 +118,7 @@ def numbers(modality: str, name: str, objective: str, given: list[str], output: 
     Trainer._step = noted
     try:
         words = [*given, *COMMON.split(), *METHODS[name].split(), "--item_tower", modality, "--objective", objective]
-        if "--cached" in words:
+        if "--cached" in METHODS[name]:
             words += ["--state_cache", f"{output}-states"]
         result = runner.execute(runner.parse([*words, "--output", str(output)], name.partition(",")[0], {}))
     finally:

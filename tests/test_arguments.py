@@ -61,8 +61,14 @@ def test_ways_to_give_a_flag(words, changed):
 
 
 def test_scripts_defaults_are_turned_off_too():
-    assert parse(method="iisan", cached=True)["cached"] is True
-    assert parse("--no_cached", method="iisan", cached=True)["cached"] is False
+    assert parse()["cached"] == "auto" and parse(cached="yes")["cached"] == "yes"
+    for words, cached in (
+        ("--cached", "yes"),
+        ("--cached true", "yes"),
+        ("--cached=false", "no"),
+        ("--no_cached", "no"),
+    ):
+        assert parse(*words.split(), cached="auto")["cached"] == cached, "as command lines of earlier releases say it"
     assert parse("--dtype", "fp32", method="iisan")["state_dtype"] == "fp32", "by its other name"
 
 

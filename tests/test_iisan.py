@@ -530,7 +530,7 @@ def cached_flags(both_flags, tmp_path):
 def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp_path, kind):
     flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", "--lr", "1e-2", "--epochs", "3"]
     flags += ["--narrow_end", "--text_pooling", "mean"] if "wide" in kind else []
-    run([*flags, "--output", str(tmp_path / "uncached")], "iisan")
+    run([*flags, "--cached", "no", "--output", str(tmp_path / "uncached")], "iisan")
     cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
     for place in ("cpu", "disk"):
         run([*flags, *cached, "--cache_device", place, "--output", str(tmp_path / place)], "iisan")
@@ -613,7 +613,7 @@ def test_cached_states_of_a_pretrained_recommender(flags, backbones, tmp_path, k
     run([*flags, "--backbone_lr", "1e-2", "--output", str(tmp_path / "source"), "--epochs", "1"])
     cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
     start = ["--checkpoint", str(tmp_path / "source")]
-    for name, more in (("plain", cached), ("uncached", start), ("cached", [*start, *cached])):
+    for name, more in (("plain", cached), ("uncached", [*start, "--cached", "no"]), ("cached", [*start, *cached])):
         run([*flags, *more, "--output", str(tmp_path / name)], "iisan")
     plain, uncached, both = (numbers(tmp_path / name)["epochs"] for name in ("plain", "uncached", "cached"))
     for a, b in zip(uncached, both, strict=True):

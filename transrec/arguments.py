@@ -103,6 +103,7 @@ class OptionsParser(Parser):
 def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     argument: dict[str, Any] = dict(field.metadata)
     names = [f"--{field.name}", *argument.pop("aliases", ())]
+    off = argument.pop("off", False if kind is bool else None)
     has_default = field.default is not dataclasses.MISSING
     argument["default"] = field.default if has_default else field.default_factory()
     if get_origin(kind) is Literal:
@@ -115,9 +116,9 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
         # Of `str | None` the str.
         argument["type"] = next((of for of in get_args(kind) if of is not type(None)), kind)
     group.add_argument(*names, **argument)
-    if kind is bool:
-        off = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-        group.add_argument(f"--no_{field.name}", action="store_false", **off)
+    if off is not None:
+        hidden = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(f"--no_{field.name}", action="store_const", const=off, **hidden)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

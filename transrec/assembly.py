@@ -53,10 +53,22 @@ def _seed(settings: Settings, part: str) -> None:
 
 
 def stored_states(settings: Settings) -> dict[str, list[int]]:
-    """The states of backbones that a run reads from files, by modality; of those left out the backbone runs."""
-    if not settings.method_options.cached:
+    """The states of backbones that a run reads without ever loading the backbones, by modality.
+
+    Those are what a method that chooses states reads under --cached yes.
+
+    Raises TransrecError where backbones give other states in every step.
+    """
+    if settings.data.cached != "yes":
         return {}
-    return settings.method_options.states({m.name: m.depth for m in settings.modalities.values() if m.encoder})
+    states = settings.method_options.states({m.name: m.depth for m in settings.modalities.values() if m.encoder})
+    if states and settings.model.backbone_dropout == "on":
+        raise TransrecError("--cached yes: not with --backbone_dropout on, which has other states in every step")
+    if "image" in states and settings.model.mask_ratio:
+        raise TransrecError(
+            f"--cached yes: not with --mask_ratio {settings.model.mask_ratio:g}, which has other states in every step"
+        )
+    return states
 
 
 def tower_of(settings: Settings, modality: str) -> Tower:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from transrec.data.features import Features, blocks_ahead
 from transrec.data.states import BLOCK_ITEMS, DamagedStates, Provenance, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
-from transrec.models.towers import BackboneTower
+from transrec.models.recommender import Recommender
+from transrec.models.towers import BackboneTower, StoredTower, Tower
 from transrec.paths import file_sha256, make_folder
 from transrec.progress import Bar
 from transrec.training.distributed import World
@@ -21,6 +23,8 @@ from transrec.training.precision import Precision
 
 CONFIGURATION = "config.json"
 WEIGHT_FILES = (CONFIGURATION, "*.safetensors", "*.bin")
+# The states that are kept where nothing but what the backbone gives out is read.
+OUTPUT = "output"
 STATE_CACHE = "give another folder with --state_cache"
 LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that are done are kept"
 
@@ -90,7 +94,8 @@ class StateCache:
             with about_file(builder.path, STATE_CACHE):
                 done = builder.begin()
             size = builder.shape[0] * builder.row_bytes / 2**20
-            items = f"{builder.shape[1]} states of {builder.shape[0]:,} items"
+            what = "outputs" if made_of.states == OUTPUT else f"{builder.shape[1]} states"
+            items = f"{what} of {builder.shape[0]:,} items"
             self.log(f"caching     {made_of.modality}: {items}, {size:,.0f} MiB, to {builder.path}")
             if done:
                 self.log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
@@ -117,7 +122,12 @@ class StateCache:
         if not waiting:
             return
         encoder = tower().to(world.device).eval()
-        encoder.states = made_of.states
+        if made_of.states == OUTPUT:
+
+            def read_states(*inputs: torch.Tensor) -> torch.Tensor:
+                return encoder.read_out(*inputs).unsqueeze(1)
+        else:
+            encoder.states, read_states = made_of.states, encoder.read
         work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
         share = len(builder.blocks[world.rank :: world.size])
         done = share - len(waiting)
@@ -125,7 +135,7 @@ class StateCache:
         try:
             for items, read in bar:
                 with self.precision.autocast():
-                    states = encoder.read(*features.inputs(items, read))
+                    states = read_states(*features.inputs(items, read))
                 builder.put(int(items[0]) - 1, states)
                 done += 1
         except Interrupted as stop:
@@ -148,6 +158,44 @@ def _opened(
         return file, None
     except DamagedStates as damage:
         return None, damage
+
+
+def structure(backbone: nn.Module) -> list[tuple]:
+    """What would differ if anything were inserted into the backbone, or changed how it computes."""
+    return [
+        (name, id(type(module)), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for name, module in backbone.named_modules()
+    ]
+
+
+def why_not_constant(tower: Tower, before: list[tuple]) -> str:
+    """Why a tower's backbone gives other states in every step; "" where it always gives the same.
+
+    Args:
+        before: `structure` of its backbone before the method was applied.
+    """
+    backbone = tower.backbone
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        return f"parameters inside the {tower.modality} encoder train"
+    if structure(backbone) != before:
+        return f"the method changes the {tower.modality} encoder"
+    if tower.backbone_dropout:
+        return f"the {tower.modality} encoder's dropout is on (--backbone_dropout)"
+    if ratio := getattr(backbone.config, "mask_ratio", 0):
+        return f"--mask_ratio {ratio:g} draws other patches each time"
+    return ""
+
+
+def replace_tower(recommender: Recommender, tower: Tower) -> None:
+    """Put a tower that is given a backbone's states in the place of the one that runs the backbone."""
+    # Drawing nothing: the projection, where the tower still has it, stays.
+    with torch.device("meta"):
+        stored = StoredTower(tower.modality, tower.embedding_dim, tower.width, len(tower.states), tower.depth)
+    stored.projection = tower.projection
+    for module in list(recommender.modules()):
+        for name, child in list(module.named_children()):
+            if child is tower:
+                setattr(module, name, stored)
 
 
 def weights_digest(name: str, config, seed: int | None = None) -> str:

@@ -64,6 +64,13 @@ def _called(kind: Any) -> str:
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
 
 
+def _yes_or_no(value: Any) -> Any:
+    """ "yes" for what says true, "no" for what says false, anything else as it is."""
+    if not isinstance(value, str | bool):
+        return value
+    return {"true": "yes", "1": "yes", "y": "yes", "false": "no", "0": "no", "n": "no"}.get(str(value).lower(), value)
+
+
 @dataclass(frozen=True)
 class DataOptions(Options):
     _argument_group_name: ClassVar[str] = "data"
@@ -97,8 +104,29 @@ class DataOptions(Options):
     )
     image_workers: int = flag(4, "Processes that read images ahead, at most one a CPU; 0: none.")
     cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
+    cached: Literal["auto", "yes", "no"] = flag(
+        "auto",
+        "Compute what the backbones give once, before the first epoch, keep it in files, and read it from there. auto: "
+        "where it is constant, because nothing trains inside a backbone and its dropout is off; yes: the same, and "
+        "refuse to run where it is not; no: run the backbones in every step.",
+        nargs="?",
+        const="yes",
+        off="no",
+        type=_yes_or_no,
+    )
+    state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Numbers of the files of --cached.", aliases=["--dtype"])
+    state_cache: str | None = flag(
+        None, "Folder for the files of --cached (default: .transrec/ beside the items file)."
+    )
+    cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
+        "auto",
+        "Where training holds what --cached has computed; auto: on the GPU if it fits, else in memory if it fits, else "
+        "on disk.",
+    )
 
     def __post_init__(self):
+        # As options.json of earlier releases have it.
+        object.__setattr__(self, "cached", _yes_or_no(self.cached))
         super().__post_init__()
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")

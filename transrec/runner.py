@@ -24,11 +24,11 @@ from transrec.assembly import (
     stored_states,
     tower_of,
 )
-from transrec.caching import StateCache, weights_digest
+from transrec.caching import OUTPUT, StateCache, replace_tower, structure, weights_digest, why_not_constant
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
-from transrec.data.features import Features, MultimodalFeatures
+from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures
 from transrec.data.states import Provenance, StateFeatures
 from transrec.errors import (
     FileError,
@@ -41,7 +41,9 @@ from transrec.errors import (
     printable,
     warn,
 )
+from transrec.methods import TrainableGroup
 from transrec.modalities import BackboneModality
+from transrec.models.recommender import Recommender
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, digest, parse
@@ -95,12 +97,17 @@ def cache(**defaults: Any) -> None:
             dataset = _dataset(settings)
             disable_progress_bar()
             precision = Precision(settings.training.precision, world.device)
-            features = _features(settings, dataset, world, precision, print if world.is_main else lambda text: None)
+            log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
+            cache = _state_cache(settings, dataset, world, precision, log)
+            features = _features(settings, dataset, world, cache)
+            if not stored_states(settings):
+                recommender, _, before = _adapted(settings, dataset)
+                features = _computed_once(settings, recommender, before, features, cache)
             for part in _parts(features):
-                if world.is_main:
-                    print(printable(f"cached      {part.file.path}"))
+                if isinstance(part, StateFeatures):
+                    log(f"cached      {part.file.path}")
 
-    _command_line("iisan", defaults | {"cached": True}, make)
+    _command_line("iisan", {"cached": "yes", "state_dtype": "fp16"} | defaults, make)
 
 
 def execute(settings: Settings) -> dict[str, Any]:
@@ -188,12 +195,14 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     dataset = _dataset(settings)
     run.log(f"data        {dataset.summary}")
     precision = Precision(settings.training.precision, world.device)
-    features = _features(settings, dataset, world, precision, run.log)
+    cache = _state_cache(settings, dataset, world, precision, run.log)
+    features = _features(settings, dataset, world, cache)
     files = _data_files(run, settings, dataset, features)
-    recommender = build_recommender(settings, dataset.split.item_count)
-    if settings.run.checkpoint:
-        load_start(recommender, settings)
-    groups = apply_method(recommender, settings)
+    recommender, groups, before = _adapted(settings, dataset)
+    # Of the whole recommender: a run's folder holds what it needs, whatever of it is computed once.
+    description = describe(settings, recommender)
+    table = parameter_table(recommender, groups, parameters_left_out(settings))
+    features = _computed_once(settings, recommender, before, features, cache)
     recommender.to(world.device)
     if settings.training.compile:
         compile_encoders(recommender)
@@ -210,7 +219,6 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         pieces=settings.training.accumulate,
     )
     evaluator = Evaluator(dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision)
-    table = parameter_table(recommender, groups, parameters_left_out(settings))
     trainer = Trainer(
         recommender,
         groups,
@@ -220,7 +228,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         run,
         world,
         precision,
-        describe(settings, recommender),
+        description,
         save_steps=settings.run.save_steps,
         writer=_tensorboard(settings, run),
         profile=settings.run.profile,
@@ -234,6 +242,16 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     options = settings.as_dict() | {"output": str(run.folder), "resume": None, "accept_edits": False, "files": files}
     run.write_options(options | {"digest": digest(options)})
     return trainer, table
+
+
+def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[TrainableGroup], dict[str, list[tuple]]]:
+    """The recommender with its method, what trains, and each backbone's structure before the method was applied."""
+    recommender = build_recommender(settings, dataset.split.item_count)
+    if settings.run.checkpoint:
+        load_start(recommender, settings)
+    towers = recommender.item_encoder.towers
+    before = {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
+    return recommender, apply_method(recommender, settings), before
 
 
 def _dataset(settings: Settings) -> Dataset:
@@ -256,28 +274,77 @@ def _parts(features: Features) -> list[Features]:
     return features.parts if isinstance(features, MultimodalFeatures) else [features]
 
 
-def _features(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> Features:
+def _joined(parts: list[Features]) -> Features:
+    return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
+
+
+def _state_cache(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> StateCache:
+    given = settings.data.state_cache
+    folder = Path(given) if given else dataset.catalog.path.parent / ".transrec"
+    return StateCache(folder, world, precision, log)
+
+
+def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCache) -> Features:
     stored = stored_states(settings)
-    options, rows = settings.method_options, dataset.split.item_rows
-    everything = np.arange(len(dataset.catalog.ids))
+    rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
     parts: list[Features] = []
     for name, modality in settings.modalities.items():
         of = modality.features(dataset, everything if name in stored else rows, world)
         if name in stored:
-            folder = Path(options.state_cache) if options.state_cache else dataset.catalog.path.parent / ".transrec"
-            cache = StateCache(folder, world, precision, log)
-            made_of = _provenance(settings, modality, of, stored[name], precision)
+            made_of = _provenance(settings, modality, of, stored[name], cache.precision)
             shape = (len(everything), len(stored[name]), modality.config.hidden_size)
             file = cache.states(made_of, shape, of, partial(tower_of, settings, name))
-            of = StateFeatures(file, rows, world.device, options.cache_device)
+            of = StateFeatures(file, rows, world.device, settings.data.cache_device)
         parts.append(of)
-    return MultimodalFeatures(parts) if len(parts) > 1 else parts[0]
+    return _joined(parts)
+
+
+def _computed_once(
+    settings: Settings,
+    recommender: Recommender,
+    before: dict[str, list[tuple]],
+    features: Features,
+    cache: StateCache,
+) -> Features:
+    """What towers are given: of each whose backbone is constant, its states, and the tower that is given them.
+
+    Args:
+        before: of each backbone its structure before the method was applied.
+        features: what the towers are given as they are, of the items 1..n.
+
+    Raises TransrecError under --cached yes for a backbone that is not constant.
+    """
+    data = settings.data
+    if data.cached == "no":
+        return features
+    parts = []
+    for tower, part in zip(list(recommender.item_encoder.towers), _parts(features), strict=True):
+        if tower.backbone is not None:
+            why_not = why_not_constant(tower, before[tower.modality])
+            if why_not and data.cached == "yes":
+                raise TransrecError(f"--cached yes: {why_not}, so there is nothing to compute once; use --cached auto")
+            if not why_not:
+                # A tower that a method has taken the projection of is read state by state.
+                states = OUTPUT if tower.projection is not None else tower.states
+                modality, count = settings.modalities[tower.modality], len(part)
+                made_of = _provenance(settings, modality, part, states, cache.precision)
+                shape = (count, 1 if states == OUTPUT else len(states), tower.width)
+                file = cache.states(made_of, shape, part, lambda tower=tower: tower)
+                cache.log(f"computed    {tower.modality}: once for {count:,} items, read from {file.path}")
+                part = StateFeatures(file, np.arange(count), cache.world.device, data.cache_device)
+                replace_tower(recommender, tower)
+        parts.append(part)
+    return _joined(parts)
 
 
 def _provenance(
-    settings: Settings, modality: BackboneModality, features: Features, states: list[int], precision: Precision
+    settings: Settings,
+    modality: BackboneModality,
+    features: BackboneFeatures,
+    states: list[int] | str,
+    precision: Precision,
 ) -> Provenance:
-    """Of states of what `features` give of the whole catalogue."""
+    """Of states of all items that `features` are of."""
     checkpoint, seed = settings.run.checkpoint, settings.training.seed
     return Provenance(
         modality=modality.name,
@@ -288,7 +355,7 @@ def _provenance(
         preprocessing=modality.preprocessing,
         pooling=modality.pooling,
         states=states,
-        dtype=settings.method_options.state_dtype,
+        dtype=settings.data.state_dtype,
         precision=precision.name,
         about={"encoder": modality.encoder, "dataset": settings.data.dataset}
         | ({"checkpoint": checkpoint} if checkpoint else {}),

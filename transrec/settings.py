@@ -229,7 +229,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
         folder = resolve(resumed)
         stored = read_options(folder)
-        read_settings(folder, given["plugin"])
+        as_now = read_settings(folder, given["plugin"]).as_dict()
     load_plugins(given["plugin"])
     defaults = {"method": method} | defaults
     chosen = _chosen(given, stored, defaults)
@@ -237,8 +237,10 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     parser, known = _parser(chosen), flags(**chosen)
     if unknown := set(defaults) - flags(**_chosen(defaults)) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
-    parser.set_defaults(plugin=defaults.get("plugin", []))
-    parser.set_defaults(**{k: v for k, v in (defaults | stored).items() if k in known - {"resume", "output", "plugin"}})
+    # A run of before there was --cached goes on as it began.
+    begun_with = ({"cached": "no"} if stored else {}) | stored
+    values = {k: v for k, v in (defaults | begun_with).items() if k in known - {"resume", "output", "plugin"}}
+    parser.set_defaults(plugin=defaults.get("plugin", []), **values)
     for flag in parser.unknown(arguments):
         word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         for kind in KINDS:
@@ -257,7 +259,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if stored.get("text_pooling") != "auto":
         settings = _with_declared_pooling(settings)
     now = settings.as_dict()
-    if changed := [k for k, v in stored.items() if k in now and k not in MAY_CHANGE and now[k] != v]:
+    if changed := [k for k in stored if k in now and k not in MAY_CHANGE and now[k] != as_now.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return settings
@@ -309,6 +311,7 @@ def _with_absolute_paths(settings: Settings) -> Settings:
             items_file=data.items_file and find_file(folder, "items", data.items_file),
             images=data.images and resolve(data.images),
             cache_dir=data.cache_dir and resolve(data.cache_dir),
+            state_cache=data.state_cache and resolve(data.state_cache),
         ),
         model=changed(
             model,

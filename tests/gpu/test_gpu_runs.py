@@ -82,7 +82,7 @@ TOWERS = {
     "text, decoder": ("llama", "lora", []),
     "image": ("vit", "houlsby", ["--objective", "cpc", "--image_workers", "2"]),
     "multimodal": (BOTH, "houlsby", ["--objective", "in_batch", "--image_workers", "2"]),
-    "iisan": (BOTH, "iisan", ["--objective", "in_batch"]),
+    "iisan": (BOTH, "iisan", ["--objective", "in_batch", "--cached", "no"]),
     "iisan cached, gpu": (BOTH, "iisan", ["--objective", "in_batch", "--cached", "--cache_device", "gpu"]),
     "iisan cached, cpu": (BOTH, "iisan", ["--objective", "in_batch", "--cached", "--cache_device", "cpu"]),
     "iisan cached, disk": (BOTH, "iisan", ["--objective", "in_batch", "--cached", "--cache_device", "disk"]),
@@ -189,7 +189,7 @@ def test_places_of_cached_states_change_no_number(flags, backbones, tmp_path):
 
 def test_states_are_those_of_the_cpu(flags, backbones, tmp_path):
     arguments = [*flags, *encoder_flags(BOTH, backbones), "--objective", "in_batch", "--cached", "--epochs", "1"]
-    arguments += ["--state_dtype", "fp32"]
+    arguments += ["--state_dtype", "fp32", "--precision", "fp32"]
     places = {"ours": DEVICE.type, "theirs": "cpu"}
     for name, device in places.items():
         more = ["--device", device, "--state_cache", str(tmp_path / name), "--output", str(tmp_path / f"run-{name}")]
@@ -401,7 +401,7 @@ def test_memory_and_time_at_the_papers_sizes(base, tmp_path, report, precision):
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         method, _, cached = name.partition(" ")
-        more = ["--cached", "--state_cache", str(tmp_path / "states")] if cached else []
+        more = ["--cached", "--state_cache", str(tmp_path / "states")] if cached else ["--cached", "no"]
         result = run([*base, *more, "--precision", precision, "--output", str(tmp_path / name)], method)
         report.add(f"base size, {name}", result, first_loss(tmp_path / name))
         peaks[name] = result["peak_memory_mib"]

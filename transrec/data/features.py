@@ -39,6 +39,19 @@ class Features(Protocol):
         """The item encoder's inputs on the device; `read` is what `read(items)` gave, where that was called before."""
 
 
+class BackboneFeatures(Features, Protocol):
+    """Inputs of a backbone, whose output for them may be kept in a file.
+
+    Attributes:
+        digest: SHA-256 of all that the backbone is given, in the order of the items.
+    """
+
+    digest: str
+
+    def __len__(self) -> int:
+        """n, of the items 1..n."""
+
+
 class TextFeatures:
     """Tokens, kept on one device.
 
@@ -53,6 +66,9 @@ class TextFeatures:
         self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
+
+    def __len__(self) -> int:
+        return len(self.host_lengths)
 
     @property
     def digest(self) -> str:
@@ -108,6 +124,9 @@ class ImageFeatures:
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
         self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     @property
     def digest(self) -> str:

@@ -45,7 +45,8 @@ class Provenance:
         inputs: digest of what the backbone is given of every item, in the catalogue's order.
         preprocessing: what is done to the inputs before the backbone sees them; of texts nothing.
         pooling: what stands for an item in a layer's output.
-        states: the states that are kept, 0 the embedding layer's, k that of block k.
+        states: the states that are kept, 0 the embedding layer's, k that of block k; "output": what the backbone gives
+            out for an item, alone.
         dtype: how they are kept, fp16 or fp32.
         precision: that they are computed in.
         about: for people, by name: the encoder, the checkpoint, the items file. Decides nothing.
@@ -58,7 +59,7 @@ class Provenance:
     inputs: str
     preprocessing: dict[str, Any]
     pooling: str
-    states: list[int]
+    states: list[int] | Literal["output"]
     dtype: str
     precision: str
     about: dict[str, str] = field(default_factory=dict, compare=False)
@@ -321,6 +322,10 @@ class StateFeatures:
             held = torch.from_numpy(file.states[rows])
             self._check(held, rows)
             self.held = held.to(device if self.place == "gpu" else "cpu")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process that reads for other features needs nothing of this.
+        return {}
 
     def _check(self, states: Tensor, rows: np.ndarray) -> None:
         if is_finite(states):

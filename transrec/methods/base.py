@@ -19,9 +19,6 @@ Where = Literal["item", "user", "user_first", "user_last", "all"]
 class MethodOptions(Options):
     """Flags of a method without any of its own."""
 
-    # Whether the backbones' states are computed before training and read from there.
-    cached: ClassVar[bool] = False
-
     @property
     def extra_tokens(self) -> int:
         """Tokens that the method adds to every text."""

@@ -10,5 +10,12 @@ from transrec.runner import adapt
 
 if __name__ == "__main__":
     adapt(
-        "iisan", item_tower="multimodal", objective="in_batch", max_seq_len=10, batch_size=64, lr=2e-4, adapter_lr=1e-4
+        "iisan",
+        item_tower="multimodal",
+        objective="in_batch",
+        max_seq_len=10,
+        batch_size=64,
+        lr=2e-4,
+        adapter_lr=1e-4,
+        cached="no",
     )

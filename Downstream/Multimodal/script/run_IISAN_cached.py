@@ -17,5 +17,6 @@ if __name__ == "__main__":
         batch_size=64,
         lr=2e-4,
         adapter_lr=1e-4,
-        cached=True,
+        cached="yes",
+        state_dtype="fp16",
     )

@@ -19,5 +19,6 @@ if __name__ == "__main__":
         adapter_lr=1e-4,
         side_layers=6,
         narrow_end=True,
-        cached=True,
+        cached="yes",
+        state_dtype="fp16",
     )

@@ -43,13 +43,6 @@ class IISANOptions(MethodOptions):
     text_layers: list[int] = flag([], "The text encoder's layers to read instead, from 0; negative from the end.")
     image_layers: list[int] = flag([], "The image encoder's layers to read instead, from 0; negative from the end.")
 
-    cached: bool = flag(False, "Train on hidden states computed once and kept on disk, without the backbones.")
-    state_dtype: Literal["fp16", "fp32"] = flag("fp16", "How they are kept.", aliases=["--dtype"])
-    state_cache: str | None = flag(None, "Folder for them (default: .transrec/ beside the items file).")
-    cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
-        "auto", "Where training holds them; auto: on the GPU if they fit, else in memory if they fit, else on disk."
-    )
-
     def __post_init__(self):
         # One size for all is stored as a number, as runs of earlier releases have it.
         if isinstance(self.side_size, list) and len(self.side_size) == 1:

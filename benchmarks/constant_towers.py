@@ -1,0 +1,57 @@
+"""Runs over a constant text backbone: computed once, the default, beside running it in every step (--cached no).
+
+    python benchmarks/constant_towers.py --dataset Dataset/Scientific --text_encoder all-MiniLM-L6-v2
+
+`frozen`, and `houlsby --insert user`, each with both. Seconds per epoch are those of training and of evaluating on all
+items; the seconds before the first epoch hold the one pass over all items where there is one.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from transrec import runner
+from transrec.reports.tables import markdown
+
+RUNS = {"frozen": ("frozen", []), "houlsby --insert user": ("houlsby", ["--insert", "user"])}
+METRICS = ("HR@10", "NDCG@10")
+
+
+def measured(method: str, words: list[str], output: Path) -> dict[str, Any]:
+    """The result of a run."""
+    return runner.execute(runner.parse([*words, "--output", str(output)], method, {}))
+
+
+def main(dataset: str, encoder: str, epochs: int, user_fraction: float, folder: Path) -> None:
+    rows = []
+    for name, (method, more) in RUNS.items():
+        results = {}
+        for cached in ("no", "auto"):
+            words = ["--dataset", dataset, "--text_encoder", encoder, "--epochs", str(epochs), *more]
+            words += ["--user_fraction", str(user_fraction), "--cached", cached, "--precision", "fp32"]
+            words += ["--max_seq_len", "10", "--batch_size", "64", "--lr", "1e-3", "--train_recommender", "yes"]
+            # Each makes its own states.
+            words += ["--state_cache", str(folder / f"states-{method}")]
+            results[cached] = measured(method, words, folder / f"{method}-{cached}")
+        uncached = results["no"]["seconds_per_epoch"]
+        for cached, result in results.items():
+            seconds = result["seconds_per_epoch"]
+            before = result["wall_seconds"] - seconds * result["epochs_trained"]
+            scores = [f"{result[part][metric]:.4f}" for part in ("validation", "test") for metric in METRICS]
+            rows.append(
+                [f"{name}, --cached {cached}", f"{seconds:.2f}", f"{uncached / seconds:.1f}", f"{before:.1f}", *scores]
+            )
+    scored = [f"{part} {metric}" for part in ("validation", "test") for metric in METRICS]
+    print(markdown(["run", "s per epoch", "times faster", "other s", *scored], rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="dataset folder")
+    parser.add_argument("--text_encoder", required=True, help="text backbone")
+    parser.add_argument("--epochs", type=int, default=2, help="of each run")
+    parser.add_argument("--user_fraction", type=float, default=1.0, help="of the users that are trained on")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        main(given.dataset, given.text_encoder, given.epochs, given.user_fraction, Path(temporary))
