@@ -3,13 +3,14 @@
 import zlib
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from transrec import interop, methods
+from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.modalities import Modality
@@ -23,6 +24,8 @@ from transrec.training import checkpoint
 
 # What checkpoints of earlier releases do not say, since there was no other.
 SASREC = {"user_encoder": "sasrec"}
+# Modules that read checkpoints of other programs, by a file's suffix; each is imported when such a file is given.
+READERS = dict.fromkeys((".pt", ".pth", ".bin"), "transrec.interop")
 
 
 def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
@@ -129,8 +132,8 @@ def _load_plain(
     path = checkpoint_file(given)
     if path in above:
         raise TransrecError(f"{path}: names itself as the base that it was trained on; its description is damaged")
-    if path.suffix in (".pt", ".pth", ".bin"):
-        original = interop.read_original(path)
+    if path.suffix in READERS:
+        original = import_module(READERS[path.suffix]).read_original(path)
         if original.adapted:
             raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
         checkpoint.check_sizes(path, SASREC | original.sizes, sizes)
