@@ -2,16 +2,19 @@
 
     python scripts/study_adapters.py --source Dataset/MIND --target Dataset/Adressa --seeds 0 1 2 --workers 8
 
-One source run for each objective and backbone, and from it one target run for each method and seed.
+One source run for each objective and backbone, and from it one target run for each method and seed. With --modality
+multimodal a value of --encoder names both backbones, like bert-base-uncased,google/vit-base-patch16-224, and the
+objective is IISAN's by default; without --source, as in IISAN's tables, nothing is pretrained.
 """
 
 from transrec import methods
-from transrec.reports.study import Axis, Grid, main
+from transrec.studies import Axis, Grid, encoder_axis, main
 
+OBJECTIVES = {"text": ("sasrec", "cpc"), "image": ("sasrec", "cpc"), "multimodal": ("in_batch",)}
 GRID = Grid(
     (
-        Axis("encoder", (), flags=("MODALITY_encoder",)),
-        Axis("objective", ("sasrec", "cpc")),
+        encoder_axis(),
+        Axis("objective", OBJECTIVES),
         Axis("method", tuple(methods.names())),
     )
 )

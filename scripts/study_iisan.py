@@ -3,14 +3,13 @@
     python scripts/study_iisan.py --target Dataset/Scientific --seeds 0 1 2 --workers 8
 
 Each axis is varied at the first values of the others. --layers takes the layers of the text and of the image encoder,
-like 1,3,5,7,9,11/1,3,5,7,9,11, or names a choice that fits however many layers they have. Every choice of layers keeps
-its hidden states in a folder of its own.
+like 1,3,5,7,9,11/1,3,5,7,9,11, or names a choice that fits however many layers they have.
 """
 
 from collections.abc import Mapping
 
 from transrec.models.backbone import load_config
-from transrec.reports.study import Axis, Grid, main
+from transrec.studies import Axis, Grid, main
 
 CHOICES = {
     "every_second": lambda blocks: range((blocks - 1) % 2, blocks, 2),

@@ -6,7 +6,7 @@ All combinations of: which encoder, behind (houlsby) or beside (parallel) its su
 and the user encoder, and whether the LayerNorms train too.
 """
 
-from transrec.reports.study import Axis, Grid, main
+from transrec.studies import Axis, Grid, main
 
 GRID = Grid(
     (

@@ -7,7 +7,7 @@ who are trained on, a smaller one within a larger one (--subset_seed); all users
 rows can be compared. A source fraction of 0 pretrains nothing.
 """
 
-from transrec.reports.study import Axis, Grid, main
+from transrec.studies import Axis, Grid, main
 
 GRID = Grid(
     (

@@ -1,6 +1,7 @@
 """Command lines: what flags mean, what help says of them, and mistakes told in one line."""
 
 import dataclasses
+import re
 import runpy
 import sys
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ def test_every_flag_has_a_help_that_stands_alone():
     owned = [kind.get(name).Options for kind in settings.KINDS for name in kind.names()]
     for options in (*settings.GROUPS, *owned):
         for field in dataclasses.fields(options):
-            assert field.metadata["help"].endswith((".", ")", "...")), field.name
+            help = field.metadata["help"]
+            assert help.endswith((".", ")", "...")), field.name
+            first, second, *_ = help.split()
+            assert first not in ("Their", "They", "It", "Its", "That", "This") and second != "same", field.name
 
 
 def test_flags_of_an_entry_are_there_where_it_is_chosen():
@@ -102,8 +106,8 @@ def test_entries_may_not_share_a_flag(monkeypatch):
 
 @pytest.fixture
 def help_of(run_script):
-    def call(script: str) -> str:
-        status, text, _ = run_script(script, "--help")
+    def call(script: str, flag: str = "--help") -> str:
+        status, text, _ = run_script(script, flag)
         assert status == 0
         return " ".join(text.split())
 
@@ -111,13 +115,25 @@ def help_of(run_script):
 
 
 def test_help_says_what_turns_a_flag_off(help_of):
-    text = help_of(f"{TEXT}/adapter_houlsby.py")
+    text = help_of(f"{TEXT}/adapter_houlsby.py", "--help-all")
     assert "Lower-case titles before they are tokenised. (default: true; --no_lower_case turns it off)" in text
     assert "--no_lower_case " not in text.replace("--no_lower_case turns", ""), "no entry that says the opposite"
     assert "instead of loading its pretrained ones. (default: false)" in text
     assert "10 is always among them. (default: 5 10 20)" in text
     assert "--text-encoder" not in text
     assert "Houlsby" in text, "what the script is, as its first lines say"
+
+
+def test_help_shows_the_common_flags_and_where_all_are(help_of):
+    text = help_of("Downstream/CV/script/sm_vit_adapter.py")
+    shown = re.findall(r" --([a-z_]+) (?=[A-Z{\[])", text.partition("what most runs set:")[2])
+    assert shown == [*settings.COMMON]
+    assert "Houlsby" in text and "show all flags, in groups, and exit" in text
+    assert "(default: 0.0004)" in text and "(default: 8)" in text, "the presets of images"
+    every = help_of("Downstream/CV/script/sm_vit_adapter.py", "--help-all")
+    known = settings.flags(method="houlsby", item_tower="image") | {"method"}
+    assert all(f"--{name} " in every for name in known), "data, model, training, evaluation, run and method"
+    assert "--adapter_lr" not in help_of(f"{TEXT}/finetune.py")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +161,7 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
 @pytest.mark.parametrize(
     "script,words,message",
     [
-        (f"{TEXT}/finetune.py", ["--epcohs", "3"], "--epcohs: no such flag; did you mean --epochs? --help lists them"),
+        (f"{TEXT}/finetune.py", ["--epcohs", "3"], "--epcohs: no such flag; did you mean --epochs? --help-all lists"),
         (f"{TEXT}/finetune.py", ["-epochs", "3"], "-epochs: no such flag; did you mean --epochs?"),
         (f"{TEXT}/finetune.py", ["--no_lowercase"], "did you mean --no_lower_case or --lower_case?"),
         (

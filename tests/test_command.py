@@ -177,4 +177,4 @@ with reporting():
 def test_scripts_leave_it_to_one_place(script):
     text = script.read_text()
     assert "error: {" not in text and "KeyboardInterrupt" not in text
-    assert "reporting()" in text or "from transrec.runner import" in text or "reports.study import" in text
+    assert "reporting()" in text or "from transrec.runner import" in text or "transrec.studies import" in text

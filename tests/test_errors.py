@@ -270,7 +270,7 @@ def test_dataset_not_given(monkeypatch, capsys):
 
 
 def test_unknown_method(fails):
-    assert "--method hulsby: unknown; choose from" in fails("--method", "hulsby")
+    assert "--method hulsby: unknown; did you mean houlsby? choose from" in fails("--method", "hulsby")
 
 
 def test_unknown_encoder(fails):
@@ -513,7 +513,7 @@ def test_unknown_flag(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["adapter.py", "--wierd", "3"])
     with pytest.raises(SystemExit) as exit_:
         runner.adapt("houlsby")
-    assert exit_.value.code == 2 and capsys.readouterr().err == "error: --wierd: no such flag; --help lists them\n"
+    assert exit_.value.code == 2 and capsys.readouterr().err == "error: --wierd: no such flag; --help-all lists them\n"
 
 
 def test_output_that_holds_a_run(fails, source):

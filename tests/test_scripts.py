@@ -29,8 +29,8 @@ def test_a_method_script_is_a_page(script):
 
 
 def test_help_groups_the_flags_and_shows_each_default():
-    text = shell(REPOSITORY / "Downstream/Text/script/adapter_houlsby.py", "--help")
-    groups = ("data:", "model:", "training:", "evaluation:", "run:", "method:")
+    text = shell(REPOSITORY / "Downstream/Text/script/adapter_houlsby.py", "--help-all")
+    groups = ("data:", "model:", "training:", "evaluation:", "run:", "method houlsby:", "user encoder sasrec:")
     assert [text.count(f"\n{group}\n") for group in groups] == [1] * len(groups)
     flat = " ".join(text.split())
     for flag, default in (

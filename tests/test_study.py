@@ -20,9 +20,8 @@ from conftest import ENCODERS, REPOSITORY
 from transrec.data.dataset import load_dataset
 from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
-from transrec.reports import study
-from transrec.reports.study import Axis, Grid
 from transrec.reports.tables import NUMBERS, comma_separated, latex, mean_and_spread, read_result
+from transrec.studies import Axis, Grid, Study, Workers, encoder_axis, main
 from transrec.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -31,9 +30,9 @@ STUDY_IISAN = str(REPOSITORY / "scripts" / "study_iisan.py")
 GRID = Grid((Axis("objective", ("sasrec", "cpc")), Axis("method", ("frozen", "houlsby"))))
 
 
-def make(source, target, tmp_path, grid=GRID, seeds=(0,), **given) -> study.Study:
+def make(source, target, tmp_path, grid=GRID, seeds=(0,), **given) -> Study:
     flags = {tuple(name.rpartition(".")[::2]): value for name, value in given.items()}
-    return study.Study(source, target, tmp_path / "out", grid, list(seeds), flags)
+    return Study(source, target, tmp_path / "out", grid, list(seeds), flags)
 
 
 @pytest.fixture
@@ -146,6 +145,7 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
         (["--sauce.epochs", "3"], "--sauce.epochs: before the dot stands source, target or a method, not 'sauce'"),
         (["--seed", "3"], "--seed: the study sets it itself"),
         (["--checkpoint", "x"], "--checkpoint: the study sets it itself"),
+        (["--item_tower", "image"], "--item_tower: the study sets it itself; give --modality"),
         (["--target.objective", "cpc"], "is an axis of this study; give its values with --objective"),
         (["--workers", "1", "stray"], "unknown: stray"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
@@ -161,7 +161,7 @@ def test_mistakes_are_told_before_the_first_run(domain, backbones, tmp_path, cap
     arguments = ["--source", str(domain), "--target", str(domain), "--out", str(tmp_path / "out")]
     arguments += ["--text_encoder", str(backbones["bert"]), "--method", "frozen", "houlsby", *words]
     with pytest.raises(SystemExit) as left:
-        study.main("", GRID, arguments)
+        main("", GRID, arguments)
     assert left.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -202,19 +202,60 @@ def test_the_studies_of_the_paper(name, dry_run, domain, backbones, tmp_path):
 
 
 def test_a_study_over_images(domain, backbones, tmp_path, capsys):
-    grid = Grid((Axis("encoder", (), flags=("MODALITY_encoder",)), Axis("method", ("houlsby", "pfeiffer"))))
+    grid = Grid((encoder_axis(), Axis("method", ("houlsby", "pfeiffer"))))
     words = ["--source", str(domain), "--target", str(domain), "--modality", "image", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as left:
-        study.main("", grid, [*words, "--encoder", str(backbones["vit"]), "--dry_run"])
+        main("", grid, [*words, "--encoder", str(backbones["vit"]), "--dry_run"])
     assert left.value.code == 0
     source, *targets = [line for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
-    assert "CV/script/sm_vit_sasrec.py" in source and "sm_vit_adapter.py" in targets[0]
-    assert "sm_vit.py" in targets[1] and "--method pfeiffer" in targets[1], "a method without a script of its own"
-    assert all(f"--image_encoder {backbones['vit']}" in line for line in (source, *targets))
+    for line, method in zip((source, *targets), ("full", "houlsby", "pfeiffer"), strict=True):
+        assert f"train.py --method {method} --item_tower image --image_encoder {backbones['vit']} --dataset" in line
     with pytest.raises(SystemExit) as left:
-        study.main("", grid, [*words, "--dry_run"])
+        main("", grid, [*words, "--dry_run"])
     assert left.value.code == 2
     assert "no image encoder found for 'google/vit-base-patch16-224'" in capsys.readouterr().err
+
+
+def test_a_study_over_titles_and_images(dry_run, domain, backbones, tmp_path):
+    """Its objective is IISAN's, a backbone axis names both backbones, and a source is trained on."""
+    text, other, image = (str(backbones[kind]) for kind in ("bert", "roberta", "vit"))
+    words = ["--modality", "multimodal", "--method", "houlsby", "compacter", "iisan", "--encoder"]
+    status, said, errors = dry_run("study_adapters", *words, f"{text},{image}", f"{other},{image}")
+    assert status == 0, errors
+    runs = [line for line in said.splitlines() if line.startswith("$ ")]
+    assert len({line.partition(" --output ")[0] for line in runs}) == len(runs) == 2 * 3
+    assert sum(f"--text_encoder {other} --image_encoder {image} --objective in_batch" in line for line in runs) == 3
+    status, said, errors = dry_run("study_adapters", *words, text, other)
+    assert status == 2 and f"--encoder {text}: give TEXT_ENCODER,IMAGE_ENCODER" in errors
+    status, said, errors = dry_run("study_adapters", *words, f"{text},{image}", "--text_encoder", text)
+    assert status == 2 and "--text_encoder: is an axis of this study; give its values with --encoder" in errors
+
+    words = ["--modality", "multimodal", "--source", str(domain), "--text_encoder", text, "--image_encoder", image]
+    status, said, errors = dry_run("study_scaling", *words, "--method", "houlsby", "--target_fraction", "1")
+    assert status == 0, errors
+    runs = [line for line in said.splitlines() if line.startswith("$ ")]
+    sources = [line for line in runs if "--checkpoint" not in line and "--method full" in line]
+    targets = [line for line in runs if "--method houlsby" in line]
+    starts = {line.partition("--checkpoint ")[2].split()[0] for line in targets if "--checkpoint" in line}
+    assert (len(runs), len(sources), len(targets), len(starts)) == (9, 4, 5, 4)
+
+
+def test_an_axis_of_backbones_that_a_row_does_not_read_gives_one_row(domain, backbones, tmp_path):
+    grid = Grid(
+        (
+            Axis("item_tower", ("text", "image")),
+            Axis("text_encoder", (str(backbones["bert"]), str(backbones["roberta"]))),
+            Axis("image_encoder", (str(backbones["vit"]),)),
+            Axis("method", ("frozen",)),
+        )
+    )
+    rows = [tuple(point.values()) for point, _ in make(None, domain, tmp_path, grid).rows]
+    bert, roberta, vit = (str(backbones[kind]) for kind in ("bert", "roberta", "vit"))
+    assert rows == [
+        ("text", bert, "-", "frozen"),
+        ("text", roberta, "-", "frozen"),
+        ("image", "-", vit, "frozen"),
+    ]
 
 
 def test_the_ablations_of_iisan(domain, backbones, tmp_path):
@@ -227,7 +268,10 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
     runs = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert len(runs) == 1 + 2 + 2 + 1 + 1 + 1
     assert sum("--text_layers 0 1 --image_layers 0 1" in line for line in runs) == 1
-    assert all("run_IISAN_cached.py" in line for line in runs)
+    assert all("--method iisan" in line for line in runs)
+    assert sum("--item_tower text --objective in_batch --max_seq_len" in line for line in runs) == 1, (
+        "as the other rows"
+    )
     some = [
         "--side_gates",
         "true",
@@ -277,12 +321,12 @@ def test_the_header_counts_what_a_fraction_leaves(domain, backbones, tmp_path, c
     words = ["--target", str(domain), "--out", str(tmp_path), "--text_encoder", str(backbones["bert"])]
     grid = Grid((Axis("part", ("1", "0.5"), flags=("target.user_fraction",)), Axis("method", ("frozen",))))
     with pytest.raises(SystemExit):
-        study.main("", grid, [*words, "--max_seq_len", "6", "--dry_run"])
+        main("", grid, [*words, "--max_seq_len", "6", "--dry_run"])
     summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
     whole = load_dataset(domain, 6, 5)
     assert summaries == [f"data        {whole.summary}", f"data        {whole.with_fraction(0.5, 0).summary}"]
     with pytest.raises(SystemExit):
-        study.main(
+        main(
             "",
             GRID,
             [
@@ -382,14 +426,14 @@ def test_a_damaged_result_is_named_and_not_counted(domain, backbones, encoder, t
         read_result(spoilt)
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
     with pytest.raises(SystemExit):
-        study.main("", grid, [*words, "--max_seq_len", "6", "--seeds", "0", "1", "--dry_run"])
+        main("", grid, [*words, "--max_seq_len", "6", "--seeds", "0", "1", "--dry_run"])
     said = capsys.readouterr().out
     assert "2 runs of which 1 are done" in said and f"again       {spoilt}/result.json: damaged, {why}\n" in said
 
 
 def test_a_run_that_another_process_runs_is_waited_for(domain, encoder, tmp_path):
     (job,) = make(None, domain, tmp_path, Grid((Axis("method", ("frozen",)),)), **encoder).jobs
-    workers = study.Workers(1, tmp_path)
+    workers = Workers(1, tmp_path)
     with closing(Run(job.folder)):
         assert workers._start([job]) == ([job], 0)
     write_result(job.folder, result_of(0.3))
@@ -402,7 +446,7 @@ def test_two_processes_share_a_study(domain, backbones, tmp_path, capsys):
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
     words += ["--epochs", "1", "--embedding_dim", "16", "--max_seq_len", "6", "--method", "full", "--seeds"]
     with pytest.raises(SystemExit):
-        study.main("", Grid((Axis("method", ("full",)),)), [*words, "0", "--dry_run"])
+        main("", Grid((Axis("method", ("full",)),)), [*words, "0", "--dry_run"])
     damaged = Path(capsys.readouterr().out.split()[-1])
     write_result(damaged, {"test": {"HR@10": float("nan")}})
     command = [sys.executable, str(REPOSITORY / "scripts" / "study_insertion.py"), *words, "0", "1"]
@@ -416,13 +460,6 @@ def test_two_processes_share_a_study(domain, backbones, tmp_path, capsys):
     assert any(f"again       {damaged}/result.json: damaged, 'test' must be numbers" in output for output in outputs)
     scores = [json.loads(path.read_text())["test"]["HR@10"] for path in (tmp_path / "out").glob("runs/*/result.json")]
     assert len(scores) == 2 and all(f" {mean_and_spread(scores)} " in output for output in outputs), "both print all"
-
-
-@pytest.mark.parametrize("modality", study.MODALITIES)
-def test_every_script_of_a_study_is_there(modality):
-    scripts = study.MODALITIES[modality]
-    for path in filter(None, (scripts.source, *map(scripts.target, scripts.targets))):
-        assert (REPOSITORY / path).exists(), path
 
 
 def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):

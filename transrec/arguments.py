@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from transrec.errors import TransrecError
@@ -15,11 +15,12 @@ FLAG = re.compile(r"--?[A-Za-z]\S*")
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 
 
-def no_such_flag(flag: str, known: Iterable[str]) -> TransrecError:
+def no_such_flag(flag: str, known: Collection[str]) -> TransrecError:
     """What to raise for a flag that is none of the known ones: names those it may have been meant for."""
     near = difflib.get_close_matches(flag, [*known], n=2, cutoff=0.7)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return TransrecError(f"{flag}: no such flag; {meant}--help lists them")
+    help = "--help-all" if "--help-all" in known else "--help"
+    return TransrecError(f"{flag}: no such flag; {meant}{help} lists them")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +43,11 @@ class Parser(argparse.ArgumentParser):
         """The flags among `words` that it does not know."""
         flags = [self._spelt(word).partition("=")[0] for word in words if FLAG.fullmatch(word.partition("=")[0])]
         return [flag for flag in flags if flag not in self._option_string_actions]
+
+    def given(self, words: Sequence[str]) -> set[str]:
+        """Names of the values that flags among `words` set."""
+        flags = (self._spelt(word).partition("=")[0] for word in words)
+        return {self._option_string_actions[flag].dest for flag in flags if flag in self._option_string_actions}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Raises TransrecError where argparse prints its usage and exits."""
@@ -76,12 +82,22 @@ class Parser(argparse.ArgumentParser):
 
 
 class OptionsParser(Parser):
-    """Flags of dataclasses of options, by their titles: a group for each, name, help and default from its fields."""
+    """Flags of dataclasses of options, by their titles: a group for each, name, help and default from its fields.
 
-    def __init__(self, groups: Sequence[tuple[str, type[Options]]], description: str | None = None):
+    --help shows the flags of these names alone that `common` has, in that order; --help-all shows all.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[tuple[str, type[Options]]],
+        description: str | None = None,
+        common: Sequence[str] = (),
+    ):
         super().__init__(description)
         # All flags at once would be twenty lines before the first that says what one is for.
         self.usage = "%(prog)s --FLAG VALUE ..."
+        self._common = common
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all flags, in groups, and exit")
         self._groups = [options for _, options in groups]
         for title, options in groups:
             group = self.add_argument_group(title)
@@ -93,6 +109,21 @@ class OptionsParser(Parser):
         """Say more of a flag."""
         action = self._option_string_actions[f"--{flag}"]
         action.help = f"{action.help}{text}"
+
+    def format_help(self) -> str:
+        """What --help prints."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        formatter.start_section("what most runs set")
+        known = [f"--{name}" for name in self._common if f"--{name}" in self._option_string_actions]
+        formatter.add_arguments([self._option_string_actions[flag] for flag in (*known, "--help", "--help-all")])
+        formatter.end_section()
+        return formatter.format_help()
+
+    def format_all_help(self) -> str:
+        """What --help-all prints."""
+        return super().format_help()
 
     def parse_options(self, words: Sequence[str]) -> list[Options]:
         """An object of each dataclass. Raises TransrecError for flags and values that are not as they should be."""
@@ -119,6 +150,12 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     if off is not None:
         hidden = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         group.add_argument(f"--no_{field.name}", action="store_const", const=off, **hidden)
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.format_all_help(), end="")
+        parser.exit()
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -39,6 +39,11 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The default of every flag by name."""
+        return {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(cls)}
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -83,12 +88,16 @@ class DataOptions(Options):
     }
 
     dataset: str | None = flag(None, "Dataset folder (required): dataset.json, or one *users*.tsv and one *items*.tsv.")
-    users_file: str | None = flag(None, "Behaviours file, if the folder does not tell which it is.")
-    items_file: str | None = flag(None, "Items file, if the folder does not tell which it is.")
-    max_seq_len: int = flag(20, "L, the longest sequence the user encoder sees; also positions it learns.")
-    min_seq_len: int = flag(5, "Users with fewer interactions are dropped.")
-    user_fraction: float = flag(1.0, "Train on this fraction of the users; all are evaluated, on all items.")
-    subset_seed: int = flag(0, "Seed of that fraction; under one seed a smaller one lies within a larger one.")
+    users_file: str | None = flag(
+        None, "Interactions file of the dataset, where the folder's names do not tell which it is."
+    )
+    items_file: str | None = flag(None, "Items file of the dataset, where the folder's names do not tell which it is.")
+    max_seq_len: int = flag(20, "L, the longest sequence that the user encoder sees; it learns as many positions.")
+    min_seq_len: int = flag(5, "Drop users with fewer interactions than this.")
+    user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, against all items.")
+    subset_seed: int = flag(
+        0, "Seed that draws the users of --user_fraction; under one seed a smaller fraction lies within a larger one."
+    )
     text_template: str | None = flag(
         None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
     )
@@ -102,7 +111,7 @@ class DataOptions(Options):
     images: str | None = flag(
         None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it."
     )
-    image_workers: int = flag(4, "Processes that read images ahead, at most one a CPU; 0: none.")
+    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
     cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
@@ -114,7 +123,7 @@ class DataOptions(Options):
         off="no",
         type=_yes_or_no,
     )
-    state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Numbers of the files of --cached.", aliases=["--dtype"])
+    state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Number format of the files of --cached.", aliases=["--dtype"])
     state_cache: str | None = flag(
         None, "Folder for the files of --cached (default: .transrec/ beside the items file)."
     )
@@ -201,17 +210,20 @@ class TrainingOptions(Options):
     }
 
     epochs: int = flag(100, "Train at most this many epochs.")
-    batch_size: int = flag(32, "Users in a step, over all processes: results do not depend on how many there are.")
-    lr: float = flag(1e-4, "Learning rate of the recommender: projection and user encoder, where they train.")
+    batch_size: int = flag(32, "Users per step, over all processes; results do not depend on the number of processes.")
+    lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), where it trains.")
     backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
     accumulate: int = flag(
-        1, "Work through each batch in this many pieces, to save memory (in_batch: candidates are those of a piece)."
+        1, "Split each batch into this many pieces, to save memory; in_batch then takes its candidates from one piece."
     )
     clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this; 0: do not.")
     patience: int = flag(10, "Stop after this many epochs without a better validation HR@10.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag("auto", "auto: bf16 on GPUs that have it, else fp32.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
+        "auto", "Number format of a forward pass; auto: bf16 on GPUs that have it, else fp32."
+    )
     compile: bool = flag(
-        False, "Compile both encoders: a minute's wait, then faster steps; needs g++, or triton on a GPU."
+        False,
+        "Compile the item and the user encoder: a minute's wait, then faster steps; needs g++, or triton on a GPU.",
     )
     seed: int = flag(0, "Seed of everything random.")
     train_recommender: Literal["auto", "yes", "no"] = flag(
@@ -227,8 +239,8 @@ class EvaluationOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
 
     cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
-    eval_memory: int = flag(64, "MiB that the scores of one block of users may take.")
-    eval_batch: int = flag(256, "Items encoded at a time.")
+    eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.")
+    eval_batch: int = flag(256, "Items encoded at a time in evaluation.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -245,10 +257,10 @@ class RunOptions(Options):
     checkpoint: str | None = flag(
         None, "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt."
     )
-    output: str | None = flag(None, "Run folder (default: runs/DATE-TIME-SCRIPT-DATASET).")
+    output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).")
     resume: str | None = flag(
         None,
-        "Continue the run in this folder (bare: in --output); other flags default to that run's own.",
+        "Continue the run in this folder, or in --output; flags that are not given stay as that run has them.",
         nargs="?",
         const="",
     )
@@ -269,7 +281,9 @@ class RunOptions(Options):
         1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."
     )
     nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
-    device: str = flag("auto", "auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ...")
+    device: str = flag(
+        "auto", "Device to run on: auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ..."
+    )
     deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")
     profile: bool = flag(
         False, "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart."

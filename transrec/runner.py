@@ -240,7 +240,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
     # From here on the folder holds a run; a start that failed before can simply be repeated.
     options = settings.as_dict() | {"output": str(run.folder), "resume": None, "accept_edits": False, "files": files}
-    run.write_options(options | {"digest": digest(options)})
+    run.write_options(options | {"set_by": settings.set_by, "digest": digest(options)})
     return trainer, table
 
 
@@ -397,6 +397,11 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
         f"training    {settings.model.objective}, at most {settings.training.epochs} epochs of {steps:,} steps, "
         f"batch {settings.training.batch_size}, seed {settings.training.seed}"
     )
+    for rule in dict.fromkeys(settings.set_by.values()):
+        values = (
+            f"{name} {_told(of)}" for name, of in settings.departures.items() if settings.set_by.get(name) == rule
+        )
+        run.log(f"settings    {rule}: {', '.join(values)}")
     width = max(len(row["module"]) for row in table)
     run.log(f"{'module':{width}}  {'':12}  {'parameters':>12}  learning rate")
     for row in table:
@@ -404,6 +409,12 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
         run.log(f"{row['module']:{width}}  {row['what']:12}  {row['parameters']:>12,}  {rate}")
     trainable, total = parameter_totals(table)
     run.log(f"{'trainable':{width}}  {'':12}  {trainable:>12,}  of {total:,} ({trainable / total:.2%})")
+
+
+def _told(value: Any) -> str:
+    """A value of a flag as the command line takes it."""
+    values = value if isinstance(value, list) else [value]
+    return " ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
 
 
 def _tensorboard(settings: Settings, run: Run):

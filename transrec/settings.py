@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transrec import presets
 from transrec.arguments import OptionsParser, Parser, no_such_flag
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
@@ -19,7 +20,14 @@ from transrec.modalities import MODALITIES, Modality
 from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.user_encoders import USER_ENCODERS
-from transrec.options import DataOptions, EvaluationOptions, ModelOptions, Options, RunOptions, TrainingOptions
+from transrec.options import (
+    DataOptions,
+    EvaluationOptions,
+    ModelOptions,
+    Options,
+    RunOptions,
+    TrainingOptions,
+)
 from transrec.paths import resolve
 from transrec.plugins import admit, check_named, load_plugins
 from transrec.registry import Choice, Registry
@@ -29,6 +37,11 @@ from transrec.training.run import Run, read_options
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
 KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES)
+# The flags that --help shows; --help-all shows all.
+COMMON = (
+    *("dataset", "method", "item_tower", "text_encoder", "image_encoder", "checkpoint", "objective"),
+    *("epochs", "batch_size", "lr", "adapter_lr", "output", "resume", "nproc"),
+)
 # What a resumed run may be given anew without changing its numbers up to here.
 MAY_CHANGE = {
     *(
@@ -55,6 +68,7 @@ class Settings:
 
     Attributes:
         choices: by the flag of their kind, the entries that the run chose, and the values of their flags.
+        set_by: by flag, who set a value that is not the flag's default: "command line", "preset of images", ...
     """
 
     data: DataOptions
@@ -63,6 +77,7 @@ class Settings:
     evaluation: EvaluationOptions
     run: RunOptions
     choices: dict[str, Choice]
+    set_by: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def choice(self, kind: str) -> Choice:
         """The entry that the run chose by the flag --KIND."""
@@ -118,10 +133,20 @@ class Settings:
         choices = {k.flag: Choice(chosen[k.flag], k.get(chosen[k.flag]), options) for k, options in own}
         return cls(*groups[: len(GROUPS)], choices)
 
+    @property
+    def groups(self) -> list[Options]:
+        """The options of each group, those of the chosen entries last."""
+        own = (choice.options for choice in self.choices.values())
+        return [self.data, self.model, self.training, self.evaluation, self.run, *own]
+
     def as_dict(self) -> dict[str, Any]:
-        groups = (self.data, self.model, self.training, self.evaluation, self.run)
-        groups += tuple(choice.options for choice in self.choices.values())
-        return {"method": self.method} | {name: value for group in groups for name, value in group.as_dict().items()}
+        return {"method": self.method} | {name: of for group in self.groups for name, of in group.as_dict().items()}
+
+    @property
+    def departures(self) -> dict[str, Any]:
+        """The values, by flag, that are not the flag's default."""
+        defaults = {name: value for group in self.groups for name, value in group.defaults().items()}
+        return {name: value for name, value in self.as_dict().items() if name in defaults and value != defaults[name]}
 
 
 def _chosen(*sources: Mapping[str, Any]) -> dict[str, str]:
@@ -160,7 +185,7 @@ def _flags_of(options: type[Options]) -> list[str]:
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
     """Those of a run's stored options that decide its numbers."""
-    return {name: value for name, value in options.items() if name not in MAY_CHANGE | {"digest"}}
+    return {name: value for name, value in options.items() if name not in MAY_CHANGE | {"digest", "set_by"}}
 
 
 def digest(options: dict[str, Any]) -> str:
@@ -183,8 +208,24 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
 
 
 def flags(**chosen: str) -> set[str]:
-    """Names of all flags of runs that choose these entries, by the flag of their kind, and the default ones else."""
-    return {f.name for _, options in _groups(_chosen(chosen)) for f in dataclasses.fields(options)}
+    """Names of all flags of runs that choose these entries, by the flag of their kind, and what presets choose else."""
+    chosen_too = (preset.values for preset in _presets(chosen, {"method": "full"}))
+    return {f.name for _, options in _groups(_chosen(chosen, *chosen_too)) for f in dataclasses.fields(options)}
+
+
+def _presets(*sources: Mapping[str, Any]) -> list[presets.Preset]:
+    """The presets of the method and the modalities that the first source to know says, the strongest in front."""
+    known = ChainMap(*sources, ModelOptions.defaults())
+    return presets.of(
+        known["method"], ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).read_by
+    )
+
+
+def _preset_takers(method: str | None) -> list[type[Options]]:
+    """The dataclasses whose flags a preset of a method, or of every method, can set."""
+    kinds = [kind for kind in KINDS if kind is not METHODS or method is None]
+    chosen = [METHODS.get(method).Options] if method else []
+    return [*GROUPS, *chosen, *(kind.get(name).Options for kind in kinds for name in kind.names())]
 
 
 def check_flags(parser: Parser, words: list[str]) -> None:
@@ -199,11 +240,11 @@ def check_flags(parser: Parser, words: list[str]) -> None:
     runs += [OptionsParser([("", kind.get(name).Options)]) for kind in KINDS for name in kind.names()]
     for flag in [f"--{flag.lstrip('-').rpartition('.')[2]}" for flag in parser.unknown(words)]:
         if all(run.unknown([flag]) for run in runs):
-            raise no_such_flag(flag, {*parser.flags, *(known for run in runs for known in run.flags)})
+            raise no_such_flag(flag, {*parser.flags, *(known for run in runs for known in run.flags)} - {"--help-all"})
 
 
 def _parser(chosen: dict[str, str]) -> OptionsParser:
-    parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__)
+    parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__, COMMON)
     parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"])
     for kind in KINDS:
         parser.add_to_help(kind.flag, f" One of {', '.join(kind.names())}.")
@@ -211,13 +252,16 @@ def _parser(chosen: dict[str, str]) -> OptionsParser:
 
 
 def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settings:
-    """Settings from the command line over a resumed run's own options over the script's `defaults`.
+    """Settings from the command line over a resumed run's own options over the script's `defaults` over the presets.
 
-    Raises TransrecError for an unknown method, a value out of range, or a flag that contradicts the resumed run.
+    Raises TransrecError for an unknown method, a value out of range, a flag that contradicts the resumed run, or a
+    preset of what there is not.
     """
     first = Parser(add_help=False)
     for kind in KINDS:
         first.add_argument(f"--{kind.flag}")
+    first.add_argument("--item_tower")
+    first.add_argument("--modalities", nargs="+")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
     _add_plugin(first)
@@ -231,16 +275,25 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         stored = read_options(folder)
         as_now = read_settings(folder, given["plugin"]).as_dict()
     load_plugins(given["plugin"])
+    presets.check(_preset_takers, METHODS.names())
     defaults = {"method": method} | defaults
-    chosen = _chosen(given, stored, defaults)
+    # A run of before there was --cached goes on as it began.
+    rules = [("resumed run", ({"cached": "no"} if stored else {}) | stored), ("script", defaults)]
+    rules += [(preset.name, preset.values) for preset in _presets(given, stored, defaults)]
+    chosen = _chosen(given, *(values for _, values in rules))
 
-    parser, known = _parser(chosen), flags(**chosen)
+    parser, known = _parser(chosen), {f.name for _, options in _groups(chosen) for f in dataclasses.fields(options)}
     if unknown := set(defaults) - flags(**_chosen(defaults)) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
-    # A run of before there was --cached goes on as it began.
-    begun_with = ({"cached": "no"} if stored else {}) | stored
-    values = {k: v for k, v in (defaults | begun_with).items() if k in known - {"resume", "output", "plugin"}}
-    parser.set_defaults(plugin=defaults.get("plugin", []), **values)
+    parser.set_defaults(plugin=defaults.get("plugin", []))
+    set_by: dict[str, str] = {}
+    for rule, values in reversed(rules):
+        values = {name: value for name, value in values.items() if name in known - {"resume", "output", "plugin"}}
+        parser.set_defaults(**values)
+        set_by |= dict.fromkeys(values, rule)
+    if isinstance(before := stored.get("set_by"), dict):
+        set_by |= {name: str(rule) for name, rule in before.items() if name in stored}
+    set_by |= dict.fromkeys(parser.given(arguments), "command line")
     for flag in parser.unknown(arguments):
         word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         for kind in KINDS:
@@ -256,13 +309,16 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     for kind in KINDS:
         check_named(kind.place(chosen[kind.flag]), settings.run.plugin)
     # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
-    if stored.get("text_pooling") != "auto":
-        settings = _with_declared_pooling(settings)
+    if stored.get("text_pooling") != "auto" and (declaring := _with_declared_pooling(settings)) != settings:
+        settings = declaring
+        set_by["text_pooling"] = "text encoder"
+    if settings.model.modalities and "modalities" in set_by:
+        set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
     if changed := [k for k in stored if k in now and k not in MAY_CHANGE and now[k] != as_now.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
-    return settings
+    return dataclasses.replace(settings, set_by={name: set_by[name] for name in settings.departures if name in set_by})
 
 
 def _add_plugin(parser: Parser) -> None:

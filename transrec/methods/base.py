@@ -44,7 +44,10 @@ class InsertOptions(MethodOptions):
     _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
 
-    insert: Where = flag("all", "Where to insert: item encoder, user encoder, its first or last block only, or both.")
+    insert: Where = flag(
+        "all",
+        "Where the method goes: item encoder, user encoder, the user encoder's first or last block, or both encoders.",
+    )
     adapter_lr: float = flag(1.5e-4, "Learning rate of what the method trains.")
 
 
@@ -97,11 +100,13 @@ class Method:
 
     Attributes:
         Options: the dataclass of its flags.
+        presets: by modality, or presets.EVERY of them, the values of flags that its paper uses (transrec/presets.py).
         trains_backbone: whether the backbone's own weights train.
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
     """
 
     Options: type[MethodOptions] = MethodOptions
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     trains_backbone = False
     trains_recommender = False
 

@@ -112,9 +112,9 @@ class KAdapterOptions(AdapterOptions):
     adapter_lr: float = flag(5e-6, "Learning rate of what the method trains.")
     item_layers: list[int] = flag([0, -1], "Layers of the item encoder with an adapter, from 0; -1 is the last.")
     item_size: int = flag(192, "Width of the adapters' transformer blocks in the item encoder.")
-    item_heads: int = flag(12, "Their attention heads.")
+    item_heads: int = flag(12, "Attention heads of the adapters' transformer blocks in the item encoder.")
     user_size: int = flag(16, "Width of the adapters' transformer blocks in the user encoder.")
-    user_heads: int = flag(2, "Their attention heads.")
+    user_heads: int = flag(2, "Attention heads of the adapters' transformer blocks in the user encoder.")
     adapter_dropout: float = flag(0.1, "Dropout inside the adapters.")
     variant: Literal["paper", "published"] = flag(
         "paper",

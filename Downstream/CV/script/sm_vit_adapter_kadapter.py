@@ -9,13 +9,4 @@ released script did, whose adapters see padding and future items.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "kadapter",
-        item_tower="image",
-        max_seq_len=20,
-        batch_size=8,
-        adapter_lr=1.5e-5,
-        item_size=384,
-        item_heads=12,
-        user_size=16,
-    )
+    adapt("kadapter", item_tower="image")

@@ -9,12 +9,4 @@ released script did: beside the feed-forward sub-layers alone, adding the residu
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "parallel",
-        item_tower="image",
-        max_seq_len=20,
-        batch_size=8,
-        adapter_lr=4e-4,
-        item_bottleneck=64,
-        user_bottleneck=16,
-    )
+    adapt("parallel", item_tower="image")

@@ -8,12 +8,4 @@ What the released script calls pfeiffer_ver2; `--method pfeiffer` puts them behi
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "pfeiffer_attention",
-        item_tower="image",
-        max_seq_len=20,
-        batch_size=8,
-        adapter_lr=4e-4,
-        item_bottleneck=64,
-        user_bottleneck=16,
-    )
+    adapt("pfeiffer_attention", item_tower="image")

@@ -8,4 +8,4 @@
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("bitfit", item_tower="image", max_seq_len=20, batch_size=8, adapter_lr=4e-4)
+    adapt("bitfit", item_tower="image")

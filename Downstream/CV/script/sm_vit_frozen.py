@@ -8,4 +8,4 @@ The backbone stays as it was pretrained.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("frozen", item_tower="image", max_seq_len=20, batch_size=8, lr=1e-4)
+    adapt("frozen", item_tower="image")

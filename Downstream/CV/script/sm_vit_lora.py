@@ -9,4 +9,4 @@ script did: fresh random weights in their place.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("lora", item_tower="image", max_seq_len=20, batch_size=8, adapter_lr=4e-4, item_rank=12, user_rank=4)
+    adapt("lora", item_tower="image")

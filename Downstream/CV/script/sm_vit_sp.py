@@ -9,4 +9,4 @@ the projection trains too.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("prompt", item_tower="image", max_seq_len=20, batch_size=8, adapter_lr=2e-4, n_tokens=10)
+    adapt("prompt", item_tower="image")

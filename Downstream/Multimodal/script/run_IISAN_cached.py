@@ -3,20 +3,11 @@
     python run_IISAN_cached.py --dataset ../../../Dataset/Scientific
 
 The first run computes the hidden states of every item, later ones read them; no backbone is in memory then. The numbers
-are those of run_IISAN.py with --state_dtype fp32.
+are those of run_IISAN.py with --state_dtype fp32. --item_tower text or image for one modality, under
+the same objective and sequence length.
 """
 
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "iisan",
-        item_tower="multimodal",
-        objective="in_batch",
-        max_seq_len=10,
-        batch_size=64,
-        lr=2e-4,
-        adapter_lr=1e-4,
-        cached="yes",
-        state_dtype="fp16",
-    )
+    adapt("iisan", item_tower="multimodal", objective="in_batch", max_seq_len=10, cached="yes", state_dtype="fp16")

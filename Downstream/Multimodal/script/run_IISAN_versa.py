@@ -3,7 +3,8 @@
     python run_IISAN_versa.py --dataset ../../../Dataset/Scientific --text_encoder meta-llama/Meta-Llama-3-8B
 
 Six layers are read of each encoder, evenly apart; the inter-modal tower maps the wider one's states down. A decoder is
-read at a title's last token, --text_pooling mean takes the mean of all, as the released programs do.
+read at a title's last token, --text_pooling mean takes the mean of all, as the released programs do. --item_tower text
+or image for one modality, under the same objective and sequence length.
 """
 
 from transrec.runner import adapt
@@ -14,9 +15,6 @@ if __name__ == "__main__":
         item_tower="multimodal",
         objective="in_batch",
         max_seq_len=10,
-        batch_size=64,
-        lr=2e-4,
-        adapter_lr=1e-4,
         side_layers=6,
         narrow_end=True,
         cached="yes",

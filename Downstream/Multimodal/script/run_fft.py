@@ -8,6 +8,4 @@ Everything trains.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "full", item_tower="multimodal", objective="in_batch", max_seq_len=10, batch_size=32, lr=1e-4, backbone_lr=5e-5
-    )
+    adapt("full", item_tower="multimodal")

@@ -8,4 +8,4 @@ The backbones stay as they were pretrained.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("frozen", item_tower="multimodal", objective="in_batch", max_seq_len=10, batch_size=32, lr=1e-4)
+    adapt("frozen", item_tower="multimodal")

@@ -9,6 +9,4 @@ around the adapters.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt(
-        "compacter", max_seq_len=20, batch_size=32, adapter_lr=4e-3, item_bottleneck=64, user_bottleneck=16, kronecker=4
-    )
+    adapt("compacter", item_tower="text")

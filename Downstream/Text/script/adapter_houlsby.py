@@ -8,4 +8,4 @@ Only the adapters train; --insert places them in one of the two encoders, --trai
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("houlsby", max_seq_len=20, batch_size=32, adapter_lr=1.5e-4, item_bottleneck=64, user_bottleneck=16)
+    adapt("houlsby", item_tower="text")

@@ -9,4 +9,4 @@ released script did, which adds the input once more.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("parallel", max_seq_len=20, batch_size=32, adapter_lr=1.5e-4, item_bottleneck=64, user_bottleneck=16)
+    adapt("parallel", item_tower="text")

@@ -9,4 +9,4 @@ released script did, whose adapters see padding and future items.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("kadapter", max_seq_len=20, batch_size=32, adapter_lr=5e-6, item_size=192, item_heads=12, user_size=16)
+    adapt("kadapter", item_tower="text")

@@ -9,4 +9,4 @@ LayerNorm before each adapter.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("pfeiffer", max_seq_len=20, batch_size=32, adapter_lr=1e-4, item_bottleneck=64, user_bottleneck=16)
+    adapt("pfeiffer", item_tower="text")

@@ -8,4 +8,4 @@ What the released scripts call pfeiffer_ver2. --train_layernorm adds the LayerNo
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("pfeiffer_attention", max_seq_len=20, batch_size=32, adapter_lr=1e-4, item_bottleneck=64, user_bottleneck=16)
+    adapt("pfeiffer_attention", item_tower="text")

@@ -9,4 +9,4 @@ tokens.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("prompt", max_seq_len=20, batch_size=32, adapter_lr=1e-4, n_tokens=30)
+    adapt("prompt", item_tower="text")

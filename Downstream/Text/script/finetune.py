@@ -8,4 +8,4 @@ Without --checkpoint it trains on the target alone; --random_backbone makes that
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("full", max_seq_len=20, batch_size=32, lr=1e-4, backbone_lr=5e-5)
+    adapt("full", item_tower="text")

@@ -8,4 +8,4 @@ The lower baseline: what the pretrained backbone gives without being adapted.
 from transrec.runner import adapt
 
 if __name__ == "__main__":
-    adapt("frozen", max_seq_len=20, batch_size=32, lr=1e-4)
+    adapt("frozen", item_tower="text")

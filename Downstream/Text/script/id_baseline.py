@@ -8,4 +8,4 @@ There is no backbone and nothing to transfer: items of another dataset have othe
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(item_tower="id", max_seq_len=20, batch_size=32, lr=1e-3)
+    pretrain(item_tower="id")

@@ -10,12 +10,4 @@ MAE runs without masking; --mask_ratio 0.75 masks patches at random in every pas
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(
-        item_tower="image",
-        image_encoder="facebook/vit-mae-base",
-        objective="cpc",
-        max_seq_len=20,
-        batch_size=8,
-        lr=1e-4,
-        backbone_lr=1e-4,
-    )
+    pretrain(item_tower="image", image_encoder="facebook/vit-mae-base", objective="cpc")

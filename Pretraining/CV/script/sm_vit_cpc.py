@@ -8,12 +8,4 @@ Same user encoder as sm_vit_sasrec.py; only the last position of a sequence pred
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(
-        item_tower="image",
-        image_encoder="google/vit-base-patch16-224",
-        objective="cpc",
-        max_seq_len=20,
-        batch_size=8,
-        lr=1e-4,
-        backbone_lr=1e-4,
-    )
+    pretrain(item_tower="image", objective="cpc")

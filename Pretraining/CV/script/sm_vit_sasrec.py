@@ -9,12 +9,4 @@ Images come from the dataset's store (Dataset/build_lmdb.py). The run's folder i
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(
-        item_tower="image",
-        image_encoder="google/vit-base-patch16-224",
-        objective="sasrec",
-        max_seq_len=20,
-        batch_size=8,
-        lr=1e-4,
-        backbone_lr=1e-4,
-    )
+    pretrain(item_tower="image", objective="sasrec")

@@ -8,4 +8,4 @@ Same user encoder as sm_base_sasrec.py; only the last position of a sequence pre
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(objective="cpc", max_seq_len=20, batch_size=32, lr=1e-4, backbone_lr=5e-5)
+    pretrain(item_tower="text", objective="cpc")

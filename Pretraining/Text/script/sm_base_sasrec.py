@@ -8,4 +8,4 @@ The run's folder is what Downstream scripts take as --checkpoint.
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(objective="sasrec", max_seq_len=20, batch_size=32, lr=1e-4, backbone_lr=5e-5)
+    pretrain(item_tower="text", objective="sasrec")

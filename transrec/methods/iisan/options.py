@@ -40,8 +40,12 @@ class IISANOptions(MethodOptions):
     side_layers: int = flag(
         0, "Read so many layers of each encoder, evenly apart, the last included; 0: half of the shallowest one's."
     )
-    text_layers: list[int] = flag([], "The text encoder's layers to read instead, from 0; negative from the end.")
-    image_layers: list[int] = flag([], "The image encoder's layers to read instead, from 0; negative from the end.")
+    text_layers: list[int] = flag(
+        [], "The text encoder's layers to read instead of --side_layers, from 0; negative from the end."
+    )
+    image_layers: list[int] = flag(
+        [], "The image encoder's layers to read instead of --side_layers, from 0; negative from the end."
+    )
 
     def __post_init__(self):
         # One size for all is stored as a number, as runs of earlier releases have it.

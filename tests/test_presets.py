@@ -1,0 +1,184 @@
+"""Presets: scripts, methods and studies take the papers' settings from one place, and say who sets a value."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from transrec import methods, presets, runner, settings
+from transrec.errors import TransrecError
+from transrec.reports import defaults
+from transrec.studies import Axis, Grid, Study
+
+RECORDED = json.loads((REPOSITORY / "tests" / "script_options.json").read_text())
+FOLDERS = {"text": "Text", "image": "CV", "multimodal": "Multimodal"}
+# What says where a run keeps things, and, decided by the scripts of IISAN, whether it computes hidden states once.
+PLACES = {"output", "state_cache", "cached"}
+# Scripts that set more than a method and a modality: they decide it alone.
+OF_THEIR_OWN = {"run_IISAN_cached.py", "run_IISAN_versa.py", "id_baseline.py"}
+
+
+@pytest.fixture
+def call_of(monkeypatch):
+    """The method and the defaults that a script gives in its one call."""
+
+    def call(script: Path) -> tuple[str, dict]:
+        calls = []
+        monkeypatch.setattr(runner, "adapt", lambda method, **given: calls.append((method, given)))
+        monkeypatch.setattr(runner, "pretrain", lambda **given: calls.append(("full", given)))
+        runpy.run_path(str(script), run_name="__main__")
+        return calls.pop()
+
+    return call
+
+
+def parse(*words: str, method: str = "full", **given) -> settings.Settings:
+    return settings.parse(["--dataset", str(REPOSITORY), *words], method, given)
+
+
+@pytest.mark.parametrize("script", [name for name in RECORDED if name])
+def test_every_script_runs_at_the_settings_on_record(script, call_of):
+    method, given = call_of(REPOSITORY / script)
+    options = parse(method=method, **given).as_dict()
+    recorded = RECORDED[""] | RECORDED[script]
+    assert {name: options[name] for name in recorded} == recorded
+
+
+@pytest.fixture
+def encoder_words(backbones) -> list[str]:
+    return ["--text_encoder", str(backbones["bert"]), "--image_encoder", str(backbones["vit"]), "--title_tokens", "9"]
+
+
+@pytest.mark.parametrize("modality", FOLDERS)
+def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of, domain, encoder_words, tmp_path):
+    def options(words, method, given) -> dict:
+        every = settings.parse(["--dataset", str(domain), *encoder_words, *words], method, given).as_dict()
+        return {name: value for name, value in every.items() if name not in PLACES}
+
+    folder = REPOSITORY / "Downstream" / FOLDERS[modality] / "script"
+    calls = [call_of(script) for script in sorted(folder.glob("*.py")) if script.name not in OF_THEIR_OWN]
+    calls.append(("full", {"item_tower": modality}))
+    given = dict(
+        zip((word[2:] for word in encoder_words[::2]), ([value] for value in encoder_words[1::2]), strict=True)
+    )
+    grid = Grid((Axis("method", tuple(methods.names())),))
+    study = Study(None, domain, tmp_path, grid, [0], {("", name): value for name, value in given.items()}, modality)
+    # With --method, scripts that say the same are the same call.
+    unlike = {json.dumps(script_says): (method, script_says) for method, script_says in calls}
+    for point, (job,) in study.rows:
+        name = point["method"]
+        words = job.command[2:]
+        expected = options(words[: words.index("--output")], "full", {})
+        for method, script_says in unlike.values():
+            assert options(["--method", name], method, script_says) == expected, (name, method)
+        for method, script_says in calls:
+            if method == name:
+                assert options([], method, script_says) == expected, name
+
+
+def test_no_method_runs_at_settings_unlike_its_siblings():
+    """Each had a script's or another modality's settings in a study, because a script of its own was lacking."""
+
+    def of(method: str, modality: str, *names: str) -> tuple:
+        options = parse("--method", method, "--item_tower", modality).as_dict()
+        return tuple(options[name] for name in names)
+
+    for method in ("houlsby", "parallel", "pfeiffer", "pfeiffer_attention"):
+        assert of(method, "image", "adapter_lr", "batch_size") == (4e-4, 8)
+    adapters = {name for name in methods.names() if issubclass(methods.get(name).Options, methods.InsertOptions)}
+    for method in adapters:
+        assert of(method, "multimodal", "insert", "adapter_lr", "objective", "max_seq_len") == (
+            *("item", 1e-4),
+            *("in_batch", 10),
+        )
+    for modality in FOLDERS:
+        assert of("iisan", modality, "lr", "adapter_lr", "batch_size") == (2e-4, 1e-4, 64)
+
+
+def test_who_decides_a_value_and_in_which_order(tmp_path, domain, backbones):
+    def decided(*words: str, method: str = "iisan", **given) -> tuple:
+        made = parse(*words, method=method, **given)
+        return made.training.batch_size, made.set_by.get("batch_size")
+
+    assert decided(method="houlsby", item_tower="text") == (32, None)
+    assert decided(method="houlsby", item_tower="image") == (8, "preset of images")
+    assert decided(item_tower="image") == (64, "preset of iisan")
+    assert decided(item_tower="image", batch_size=5) == (5, "script")
+    assert decided("--batch_size", "6", item_tower="image", batch_size=5) == (6, "command line")
+    assert parse(method="kadapter", item_tower="image").set_by == {
+        "dataset": "command line",
+        "item_tower": "script",
+        "adapter_lr": "preset of kadapter over images",
+        "item_size": "preset of kadapter over images",
+        "batch_size": "preset of images",
+    }
+    several = parse("--modalities", "image", "text", "id", method="houlsby", item_tower="text")
+    assert several.set_by["adapter_lr"] == "preset of several modalities" and several.model.objective == "in_batch"
+    assert several.set_by["item_tower"] == "command line"
+    # What a preset says of a flag that the run does not have is passed over; what the command line chooses counts.
+    assert "insert" not in parse("--item_tower", "multimodal", method="full").as_dict()
+    assert parse("--method", "lora", method="houlsby", item_tower="multimodal").as_dict()["item_rank"] == 8
+
+    run = tmp_path / "run"
+    run.mkdir()
+    stored = parse("--text_encoder", str(backbones["bert"]), method="houlsby", batch_size=5)
+    options = stored.as_dict() | {"set_by": stored.set_by, "output": str(run)}
+    (run / "options.json").write_text(json.dumps(options | {"digest": settings.digest(options)}))
+    again = settings.parse(["--resume", str(run), "--epochs", "7"], "iisan", {"item_tower": "image"})
+    assert (again.method, again.training.batch_size, again.training.epochs) == ("houlsby", 5, 7)
+    assert again.set_by["batch_size"] == "script", "as the run was begun"
+    assert again.set_by["epochs"] == "command line"
+
+
+def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_path, capsys):
+    made = settings.parse(
+        [*flags, "--epochs", "1", "--output", str(tmp_path)], "pfeiffer", {"train_recommender": "yes"}
+    )
+    runner.execute(made)
+    stored = json.loads((tmp_path / "options.json").read_text())
+    assert stored["set_by"]["train_recommender"] == "script" and stored["set_by"]["epochs"] == "command line"
+    said = capsys.readouterr().out
+    assert "script: train_recommender yes" in said and "command line: " in said
+    assert "set_by" not in settings.deciding(stored)
+    assert settings.digest(stored) == stored["digest"] == settings.digest(stored | {"set_by": {}})
+
+
+@pytest.mark.parametrize(
+    "table,method,entry,message",
+    [
+        ("METHODS", "hulsby", {"text": {"lr": 1.0}}, "preset of hulsby over titles: no such method"),
+        ("METHODS", "houlsby", {"txt": {"lr": 1.0}}, "preset of houlsby over txt: no such modality; choose from"),
+        ("METHODS", "houlsby", {"text": {"adapter_rl": 1.0}}, "--adapter_rl: no run of it has such a flag"),
+        ("METHODS", "full", {"text": {"adapter_lr": 1.0}}, "--adapter_lr: no run of it has such a flag"),
+        ("METHODS", "houlsby", {"text": {"adapter_lr": "fast"}}, "--adapter_lr 'fast': must be a number"),
+        ("MODALITIES", "image", {"batch_size": 0}, "--batch_size 0: must be at least 1"),
+        ("METHODS", "houlsby", {"text": {"dataset": "/x"}}, "--dataset: a preset cannot set it"),
+    ],
+)
+def test_a_preset_that_means_nothing_is_told_at_once(monkeypatch, table, method, entry, message):
+    monkeypatch.setitem(getattr(presets, table), method, entry)
+    with pytest.raises(TransrecError) as error:
+        parse(method="lora")
+    assert message in str(error.value) and str(error.value).startswith(presets.__file__)
+
+
+def test_a_method_from_outside_brings_its_presets(monkeypatch):
+    bitfit = methods.get("bitfit")
+    monkeypatch.setattr(bitfit, "presets", {"image": {"adapter_lr": 3e-3}, presets.EVERY: {"lr": 7e-4}})
+    over_images, over_titles = (parse(method="bitfit", item_tower=modality) for modality in ("image", "text"))
+    assert over_images.set_by["adapter_lr"] == "preset of bitfit over images"
+    assert over_images.method_options.adapter_lr == 3e-3 and over_titles.method_options.adapter_lr == 4e-4
+    assert over_titles.training.lr == over_images.training.lr == 7e-4
+    monkeypatch.setattr(bitfit, "presets", {"image": {"adapter_rl": 3e-3}})
+    with pytest.raises(TransrecError, match=r"methods/parts\.py:\d+: preset of bitfit over images: --adapter_rl"):
+        parse(method="lora")
+    monkeypatch.setattr(bitfit, "presets", {"image": 3})
+    with pytest.raises(TransrecError, match=r"methods/parts\.py:\d+: preset of bitfit over images: must be a dict"):
+        parse(method="lora")
+
+
+def test_the_table_of_defaults_is_true():
+    path = REPOSITORY / "docs" / "defaults.md"
+    assert path.read_text() == defaults.page(), "python -m transrec.reports.defaults > docs/defaults.md"

@@ -1,0 +1,115 @@
+"""The papers' settings: what a modality, or a method over it, sets otherwise than a flag's own default.
+
+A flag's default is the value of Adapter4Rec's experiments over titles; a method's flags have theirs in the method's own
+file. What the papers set otherwise stands here and nowhere else: Adapter4Rec's experiments over images, IISAN's over
+titles and images. A value is used by the runs that have a flag of that name, and passed over by the others. A method
+that comes from outside carries its own settings in `Method.presets`, a dict like an entry of METHODS.
+
+Of several rules for one flag the first of these decides: the command line, the run that is resumed, the script, the
+preset of the method over the modality, that of the method over every one, that of the modality, the flag's default.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transrec import methods, modalities
+from transrec.errors import TransrecError
+from transrec.options import Options, RunOptions
+
+EVERY = "every modality"
+# Of runs that read several modalities, whichever these are.
+SEVERAL = "multimodal"
+# What the command line or a script must say.
+NEVER = {"dataset", "item_tower", "modalities"}
+
+# By modality.
+MODALITIES: dict[str, dict[str, Any]] = {
+    "image": {"batch_size": 8, "adapter_lr": 4e-4},
+    # IISAN has no source domain, so the user encoder trains as a whole and nothing is inserted into it.
+    "multimodal": {"objective": "in_batch", "max_seq_len": 10, "insert": "item", "adapter_lr": 1e-4},
+}
+
+# By method and modality.
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {"image": {"backbone_lr": 1e-4}, "id": {"lr": 1e-3}},
+    "compacter": {"image": {"adapter_lr": 4e-3}},
+    "kadapter": {"image": {"adapter_lr": 1.5e-5, "item_size": 384}},
+    "prompt": {"image": {"adapter_lr": 2e-4, "n_tokens": 10}},
+    "lora": {"multimodal": {"item_rank": 8}},
+    "iisan": {EVERY: {"batch_size": 64, "lr": 2e-4, "adapter_lr": 1e-4}},
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values of flags, and who sets them.
+
+    Attributes:
+        method: whose runs take them; None: those of every method.
+        modality: by which their items are read, or SEVERAL; None: by whichever.
+        place: where this is written.
+        values: by the names of the flags.
+    """
+
+    method: str | None
+    modality: str | None
+    place: str
+    values: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """For people, like "preset of houlsby over images"."""
+        known = {SEVERAL: "several modalities"} | {name: modalities.get(name).reads for name in modalities.names()}
+        over = known.get(self.modality, self.modality)
+        return f"preset of {' over '.join(filter(None, (self.method, over)))}"
+
+
+def _every() -> Iterator[Preset]:
+    for modality, values in MODALITIES.items():
+        yield Preset(None, modality, __file__, values)
+    tables = [(name, METHODS[name], __file__) for name in METHODS]
+    tables += [(name, methods.get(name).presets, methods.METHODS.place(name)) for name in methods.names()]
+    for method, table, place in tables:
+        if not isinstance(table, Mapping):
+            raise TransrecError(f"{place}: presets of {method}: must be a dict by modality, not {table!r}")
+        for modality, values in table.items():
+            yield Preset(method, None if modality == EVERY else modality, place, values)
+
+
+def of(method: str, read_by: Sequence[str]) -> list[Preset]:
+    """The presets of a run of a method whose items are read by these modalities, that which decides first in front."""
+    modality = read_by[0] if len(read_by) == 1 else SEVERAL
+    fit = [one for one in _every() if one.method in (None, method) and one.modality in (None, modality)]
+    return sorted(fit, key=lambda one: (one.method is None, one.modality is None))
+
+
+def check(takers: Callable[[str | None], Sequence[type[Options]]], known_methods: Sequence[str]) -> None:
+    """Raise TransrecError, naming the place, for a preset of what there is not, or with a value that its flag refuses.
+
+    Args:
+        takers: of a method, or of every method, the dataclasses whose flags a preset can set.
+    """
+    for preset in _every():
+        said = f"{preset.place}: {preset.name}"
+        if preset.method not in (None, *known_methods):
+            raise TransrecError(f"{said}: no such method; choose from {', '.join(known_methods)}")
+        if preset.modality not in (None, SEVERAL, *modalities.names()):
+            known = ", ".join((*modalities.names(), SEVERAL))
+            raise TransrecError(f"{said}: no such modality; choose from {known} or {EVERY!r}")
+        if not isinstance(preset.values, Mapping):
+            raise TransrecError(f"{said}: must be a dict of values by flag, not {preset.values!r}")
+        for flag, value in preset.values.items():
+            _check_value(said, flag, value, takers(preset.method))
+
+
+def _check_value(said: str, flag: str, value: Any, takers: Sequence[type[Options]]) -> None:
+    owners = [options for options in takers if flag in options.defaults()]
+    if flag in NEVER or RunOptions in owners:
+        raise TransrecError(f"{said}: --{flag}: a preset cannot set it")
+    if not owners:
+        raise TransrecError(f"{said}: --{flag}: no run of it has such a flag")
+    try:
+        owners[0](**{flag: value})
+    except TransrecError as error:
+        raise TransrecError(f"{said}: {error}") from error

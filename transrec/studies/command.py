@@ -1,0 +1,127 @@
+"""The command line of a study."""
+
+import argparse
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from transrec import methods, settings
+from transrec.arguments import Parser
+from transrec.command import reporting
+from transrec.errors import TransrecError, printable
+from transrec.paths import default_runs_folder, make_folder, resolve
+from transrec.reports.tables import read_result
+from transrec.studies.grid import MODALITIES, Axis, Grid
+from transrec.studies.study import Job, Study
+from transrec.studies.workers import Workers
+
+# The study decides these itself.
+RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
+FURTHER_FLAGS = """
+Every other flag is given to the runs that know it: --epochs 20. With a stage or a method in front to those alone:
+--source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.
+What no flag says is as the papers have it for the method and the modality (docs/defaults.md). The same command again
+skips what is done and resumes what was interrupted.
+"""
+
+
+def main(description: str, grid: Grid, arguments: list[str] | None = None, modality: str = "text") -> None:
+    """Command line of a study, over `modality` by default.
+
+    Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
+    """
+    parser = Parser(description + FURTHER_FLAGS)
+    parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
+    parser.add_argument("--target", required=True, help="dataset folder to adapt to")
+    parser.add_argument("--modality", choices=MODALITIES, default=modality, help="what represents an item")
+    parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the target runs, one run for each")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
+    for axis in grid.axes:
+        parser.add_argument(f"--{axis.name}", nargs="+", help=f"values of this axis (default: {_default(axis)})")
+    with reporting():
+        words = sys.argv[1:] if arguments is None else arguments
+        settings.check_flags(parser, words)
+        options, rest = parser.parse_known_args(words)
+        sys.exit(_run(options, grid, rest))
+
+
+def _default(axis: Axis) -> str:
+    """The values that an axis has of itself, for people."""
+    values = {modality: " ".join(axis.over(modality).values) for modality in MODALITIES}
+    if len({*values.values()}) == 1:
+        return values[MODALITIES[0]]
+    return "; ".join(f"{modality}: {of}" for modality, of in values.items())
+
+
+def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
+    if options.workers < 1:
+        raise TransrecError(f"--workers {options.workers}: must be at least 1")
+    if len({*options.seeds}) < len(options.seeds):
+        given = " ".join(map(str, options.seeds))
+        raise TransrecError(f"--seeds {given}: give each seed once, or its run would count as several")
+    grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
+    out = resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
+    source = resolve(options.source) if options.source else None
+    study = Study(source, resolve(options.target), out, grid, options.seeds, _given(rest, grid), options.modality)
+    jobs = study.jobs
+    done = sum(job.is_done for job in jobs)
+    print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")
+    for method, names in study.once.items():
+        print(f"once        {method}: does not depend on {', '.join(sorted(names))}; one row for all their values")
+    for job in jobs:
+        if (job.folder / "result.json").exists() and not job.is_done:
+            print(printable(f"again       {_why_damaged(job)}"))
+    print(printable(f"results     {out}"), flush=True)
+    if options.dry_run:
+        for job in jobs:
+            print(printable(f"{'done        ' if job.is_done else ''}$ {shlex.join(job.command)}"))
+        return 0
+    make_folder(out / "logs", "--out")
+    workers = Workers(options.workers, out / "logs")
+    study.write_tables()
+    workers.run(study)
+    study.write_tables()
+    print(f"\n{study.tables()['table.md']}")
+    print(printable(f"Tables: {out}/table.md, table.csv, table.tex"))
+    if workers.failed:
+        print(f"error: {len(workers.failed)} of {len(jobs)} runs failed, see above", file=sys.stderr)
+    return 1 if workers.failed else 0
+
+
+def _why_damaged(job: Job) -> str:
+    try:
+        read_result(job.folder)
+    except TransrecError as error:
+        return str(error).partition(";")[0]
+    return ""
+
+
+def _given(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
+    """Flags for the runs, by (stage or method or "", flag). Raises TransrecError for one that the study sets itself."""
+    by_axis = {flag: axis.name for axis in grid.axes for flag in axis.flags or (axis.name,)}
+    given: dict[tuple[str, str], list[str]] = {}
+    values: list[str] | None = None
+    for word in words:
+        if not word.startswith("--"):
+            if values is None:
+                raise TransrecError(f"unknown: {word}; --help shows how to call this")
+            values.append(word)
+            continue
+        flag, equals, value = word[2:].partition("=")
+        scope, _, name = flag.replace("-", "_").rpartition(".")
+        if name.startswith("no_"):
+            name, equals, value = name.removeprefix("no_"), "=", "false"
+        if scope not in ("", "source", "target", *methods.names()):
+            raise TransrecError(f"--{flag}: before the dot stands source, target or a method, not {scope!r}")
+        if axis := by_axis.get(flag) or by_axis.get(name):
+            raise TransrecError(f"--{flag}: is an axis of this study; give its values with --{axis}")
+        if name in ("item_tower", "modalities"):
+            raise TransrecError(f"--{flag}: the study sets it itself; give --modality")
+        if name in RESERVED and (scope, name) != ("source", "seed"):
+            raise TransrecError(f"--{flag}: the study sets it itself; --help lists its flags")
+        values = given.setdefault((scope, name), [])
+        values.extend([value] if equals else [])
+    return given

@@ -1,0 +1,309 @@
+"""The runs of a study, and its tables.
+
+Each point of a grid is a target run for each seed, which starts from the source run that its objective, encoder and so
+on call for; points that call for the same one share it. A run's folder is named after all that decides its numbers: a
+study that is started again skips what is done, resumes what was interrupted, and repeats only what has changed.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transrec import assembly, presets, settings
+from transrec.data.dataset import Dataset, load_dataset
+from transrec.errors import TransrecError, printable
+from transrec.options import ModelOptions
+from transrec.paths import REPOSITORY, resolve, write_text
+from transrec.reports.tables import (
+    COLUMNS,
+    below_popularity,
+    comma_separated,
+    latex,
+    markdown,
+    read_result,
+    result_numbers,
+    result_row,
+)
+from transrec.settings import Settings
+from transrec.studies.grid import Axis, Grid
+
+SCRIPT = REPOSITORY / "scripts" / "train.py"
+# Of an axis that does not change a row.
+NO_VALUE = "-"
+BELOW = "(below)"
+# What names a run's folder beside what decides its numbers.
+COUNTS_TOO = {"epochs", "patience"}
+# The dataset's place may change, its content may not.
+PLACES = {"dataset", "users_file", "items_file"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Attributes:
+        name: what the study calls it.
+        flags: what the script is given, less the folders.
+        folder: of the run.
+        start: the run it starts from.
+    """
+
+    name: str
+    flags: dict[str, list[str]]
+    folder: Path
+    start: "Job | None" = None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What its result.json holds; None while it is not done, and when the file is damaged."""
+        try:
+            return read_result(self.folder)
+        except TransrecError:
+            return None
+
+    @property
+    def is_done(self) -> bool:
+        return self.result is not None
+
+    @property
+    def command(self) -> list[str]:
+        flags = self.flags | ({"checkpoint": [str(self.start.folder)]} if self.start else {})
+        where = "--resume" if (self.folder / "options.json").exists() else "--output"
+        return [sys.executable, str(SCRIPT), *_words(flags), where, str(self.folder)]
+
+
+@dataclass
+class Study:
+    """The runs of a grid.
+
+    Args:
+        source, target: dataset folders; without a source nothing is pretrained.
+        out: where runs and tables go.
+        grid: what is varied; its axes are those over the study's modality.
+        seeds: of the target runs.
+        given: further flags, by (stage or method or "", flag).
+        modality: what items are represented by, where no axis says otherwise.
+
+    Attributes:
+        rows: the points of the grid, with their runs; an axis that does not change the runs of a point has no value.
+        sources: the source runs by folder, with the values that decide them.
+        once: by method, the axes that do not change its runs.
+    """
+
+    source: Path | None
+    target: Path
+    out: Path
+    grid: Grid
+    seeds: list[int]
+    given: dict[tuple[str, str], list[str]]
+    modality: str = "text"
+    rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
+    sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
+    once: dict[str, set[str]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self):
+        self._taken: set[tuple[str, str]] = set()
+        self._datasets: dict[tuple, tuple[Dataset, str]] = {}
+        self._summaries: set[str] = set()
+        self._checked: set[str] = set()
+        rows: dict[tuple[str, ...], tuple[dict[str, str], list[Job]]] = {}
+        for point in self.grid.points():
+            start = self._source_job(point)
+            idle = [axis for axis in self.grid.axes if not self._matters(axis, point, start)]
+            for axis in idle:
+                if len(axis.values) > 1:
+                    self.once.setdefault(_method(point)[0], set()).add(axis.name)
+            row = point | dict.fromkeys((axis.name for axis in idle), NO_VALUE)
+            if tuple(row.values()) not in rows:
+                rows[tuple(row.values())] = row, [self._target_job(point, row, seed, start) for seed in self.seeds]
+        self.rows = list(rows.values())
+        self._datasets.clear()
+        if unused := [".".join(filter(None, key)) for key in self.given if key not in self._taken]:
+            raise TransrecError(f"--{unused[0]}: no run of this study has such a flag")
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All runs, each source run before the target runs that start from it."""
+        return [*(job for _, job in self.sources.values()), *(job for _, jobs in self.rows for job in jobs)]
+
+    def _source_job(self, point: dict[str, str]) -> Job | None:
+        flags = self._flags(point, "source")
+        if self.source is None or float(flags.get("user_fraction", ["1"])[0]) == 0:
+            return None
+        values = {axis.name: point[axis.name] for axis in self.grid.axes if self._sets(axis, point, "source")}
+        job = self._job(["source", *values.values()], flags | {"dataset": [str(self.source)]}, None)
+        return self.sources.setdefault(job.folder, (values, job))[1]
+
+    def _matters(self, axis: Axis, point: dict[str, str], start: Job | None) -> bool:
+        """Whether the axis' value changes the target runs of a point, or the source run that they start from."""
+        if axis.name == "method" or self._sets(axis, point, "target"):
+            return True
+        if self.source is None:
+            return False
+        # Without a start, because that of the value is to train on nobody.
+        return self._sets(axis, point, "source") if start else "source.user_fraction" in axis.settings(point[axis.name])
+
+    def _sets(self, axis: Axis, point: dict[str, str], stage: str) -> bool:
+        """Whether a stage's run at a point reads a flag that the axis sets."""
+        read = {f"{modality}_encoder" for modality in ModelOptions(item_tower=self._modality(point)).read_by}
+        known = self._known(point, stage) - ({"text_encoder", "image_encoder"} - read)
+        names = {name for scope, name in _scoped(axis, point) if scope in ("", stage)}
+        return axis.name != "method" and not names.isdisjoint(known)
+
+    def _target_job(self, point: dict[str, str], row: dict[str, str], seed: int, start: Job | None) -> Job:
+        flags = self._flags(point, "target") | {"dataset": [str(self.target)], "seed": [str(seed)]}
+        name = [value for value in row.values() if value != NO_VALUE]
+        return self._job([*name, f"seed{seed}"], flags, start)
+
+    def _flags(self, point: dict[str, str], stage: str) -> dict[str, list[str]]:
+        """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
+        method, variant = _method(point) if stage == "target" else ("full", "")
+        known = self._known(point, stage)
+        flags = {"method": [method], "item_tower": [self._modality(point)]}
+        if self._modality(point) != self.modality:
+            # One of the study's modalities alone is seen under what holds for them together.
+            of_all = presets.MODALITIES.get(self.modality, {})
+            flags |= {name: [str(value)] for name, value in of_all.items() if name in known}
+        for key, values in self._given(stage, method):
+            if key[1] in known:
+                flags[key[1]] = values
+                self._taken.add(key)
+        for axis in self.grid.axes:
+            for (scope, name), value in _scoped(axis, point).items():
+                if scope in ("", stage) and name in known and axis.name != "method":
+                    flags[name] = value.split(",")
+        if variant:
+            flags["variant"] = [variant]
+        return flags
+
+    def _known(self, point: dict[str, str], stage: str) -> set[str]:
+        """The flags that a run has."""
+        method = _method(point)[0] if stage == "target" else "full"
+        said = {name: values[0] for (_, name), values in self._given(stage, method) if values}
+        for axis in self.grid.axes:
+            said |= {name: value for (scope, name), value in _scoped(axis, point).items() if scope in ("", stage)}
+        return settings.flags(**said | {"method": method, "item_tower": self._modality(point)})
+
+    def _modality(self, point: dict[str, str]) -> str:
+        return point.get("item_tower", self.modality)
+
+    def _given(self, stage: str, method: str) -> Iterator[tuple[tuple[str, str], list[str]]]:
+        """The further flags of a run by scope and name, the more general scopes first."""
+        for scope in ("", stage, *((method,) if stage == "target" else ())):
+            yield from ((key, values) for key, values in self.given.items() if key[0] == scope)
+
+    def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
+        title = "-".join(map(_short, name))
+        parsed = settings.parse(_words(flags), "full", {})
+        self._check(parsed, title)
+        counts = settings.deciding(parsed.departures) | {
+            name: value for name, value in parsed.departures.items() if name in COUNTS_TOO
+        }
+        counts = {name: value for name, value in counts.items() if name not in PLACES}
+        decides = [counts, self._content(parsed), start and start.folder.name]
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
+        return Job(title, flags, self.out / "runs" / f"{folder}-{digest}", start)
+
+    def _check(self, parsed: Settings, name: str) -> None:
+        """Raise TransrecError where a run's method or sizes do not fit its backbones, as the run itself would do."""
+        data = parsed.data
+        model = {key: value for key, value in parsed.model.as_dict().items() if key != "objective"}
+        parts = [parsed.choice(kind).options.as_dict() for kind in ("method", "user_encoder")]
+        built_of = [parsed.method, *parts, model, data.title_tokens, data.max_seq_len]
+        if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
+            return
+        try:
+            assembly.check_fit(parsed)
+        except TransrecError as error:
+            raise TransrecError(f"{error} (run {name})") from error
+        self._checked.add(key)
+
+    def _content(self, parsed: Settings) -> str:
+        """What the dataset's files hold; reads it whole, so that a mistake in it is told before the first run."""
+        data = parsed.data
+        key = (data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
+        if key not in self._datasets:
+            dataset = load_dataset(*key)
+            self._datasets[key] = dataset, " ".join(dataset.hashes().values())
+        dataset, content = self._datasets[key]
+        summary = dataset.with_fraction(data.user_fraction, data.subset_seed).summary
+        if summary not in self._summaries:
+            self._summaries.add(summary)
+            print(printable(f"data        {summary}"), flush=True)
+        return content
+
+    def tables(self) -> dict[str, str]:
+        """The study's files by name: of what has finished so far."""
+        axes = [axis.name for axis in self.grid.axes]
+        rows, numbers, popularity, below = [], [], [], False
+        towers: dict[str, None] = {}
+        for point, jobs in self.rows:
+            results = [result for job in jobs if (result := job.result)]
+            rows.append([*map(_short, point.values()), str(len(results)), *cells(*results)])
+            if results:
+                numbers.append({"stage": "target", **_names(results[0]), **point, **result_numbers(*results)})
+                below |= below_popularity(*results)
+                towers |= dict.fromkeys(result["item_tower"] for result in results if "item_tower" in result)
+                popularity += [result["popularity"]["HR@10"] for result in results]
+        header = [*axes, "seeds", *COLUMNS]
+        text = f"{markdown(header, rows)}\n"
+        if towers:
+            text += f"\nItem tower: {', '.join(towers)}.\n"
+        if popularity:
+            ends = dict.fromkeys(f"{value:.4f}" for value in (min(popularity), max(popularity)))
+            text += f"\nRanking by popularity: HR@10 {' to '.join(ends)}.\n"
+        if below:
+            text += f"\n{BELOW}: ranks below popularity.\n"
+        source_rows = []
+        for values, job in self.sources.values():
+            result = job.result
+            of_result = cells(result) if result else cells()
+            source_rows.append([" ".join(map(_short, values.values())) or "source", *of_result])
+            if result:
+                numbers.append({"stage": "source", **_names(result), **values, **result_numbers(result)})
+        if source_rows:
+            text += f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], source_rows)}\n"
+        return {"table.md": text, "table.csv": comma_separated(numbers), "table.tex": latex(header, rows) + "\n"}
+
+    def write_tables(self) -> None:
+        for name, text in self.tables().items():
+            write_text(self.out / name, text)
+
+
+def cells(*results: dict[str, Any]) -> list[str]:
+    """COLUMNS of a row over its results so far; says where they rank below popularity."""
+    if not results:
+        return ["-"] * len(COLUMNS)
+    hit_rate, *others = result_row(*results)
+    return [f"{hit_rate} {BELOW}" if below_popularity(*results) else hit_rate, *others]
+
+
+def _names(result: dict[str, Any]) -> dict[str, str]:
+    """Item tower and method of a result."""
+    return {name: result[name] for name in ("item_tower", "method") if name in result}
+
+
+def _method(point: dict[str, str]) -> tuple[str, str]:
+    """Method and variant of a point of the grid."""
+    method, _, variant = point.get("method", "full").partition(":")
+    return method, variant
+
+
+def _scoped(axis: Axis, point: dict[str, str]) -> dict[tuple[str, str], str]:
+    """What an axis sets at a point, by (stage or "", flag)."""
+    return {flag.rpartition(".")[::2]: value for flag, value in axis.settings(point[axis.name]).items()}
+
+
+def _words(flags: dict[str, list[str]]) -> list[str]:
+    return [word for name, values in flags.items() for word in (f"--{name}", *values)]
+
+
+def _short(value: str) -> str:
+    """A value as a cell or in a name: of a folder only the last part."""
+    folders = [value] if resolve(value).is_dir() else value.split(",")
+    return printable(",".join(Path(one).name if resolve(one).is_dir() else one for one in folders))

@@ -1,0 +1,158 @@
+"""Running a study: several jobs at a time, beside other processes that work on the same study."""
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from transrec.command import say
+from transrec.cpus import usable_cpus
+from transrec.errors import Interrupted, about_file, printable
+from transrec.locks import Lock
+from transrec.processes import STOP_SIGNALS
+from transrec.progress import Bar
+from transrec.studies.study import Job, Study, cells
+
+POLL_SECONDS = 0.2
+LINES_OF_A_FAILURE = 6
+THE_RUNS_SAVED = "the runs have saved, the same command continues"
+
+
+def _tell(text: str) -> None:
+    """Print a line between the bars."""
+    tqdm.write(printable(text))
+
+
+class Workers:
+    """Runs jobs, `count` at a time, each with its share of the machine's GPUs or CPU threads."""
+
+    def __init__(self, count: int, logs: Path):
+        self.count, self.logs = count, logs
+        self.running: dict[int, tuple[subprocess.Popen, Job, float, Lock]] = {}
+        self.failed: list[Job] = []
+        self.elsewhere: set[Path] = set()
+        self.stop_signal = 0
+
+    def run(self, study: Study) -> None:
+        """Run all that is not done; tables are rewritten after each. Raises Interrupted after SIGINT or SIGTERM."""
+        waiting = [job for job in study.jobs if not job.is_done]
+        old = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
+        try:
+            while (waiting or self.running) and not (self.stop_signal and not self.running):
+                waiting, done = ([], 0) if self.stop_signal else self._start(waiting)
+                if done:
+                    bar.update(done)
+                    study.write_tables()
+                bar.set_postfix_str(", ".join(job.name for _, job, *_ in self.running.values())[:60])
+                time.sleep(POLL_SECONDS)
+                for slot in [slot for slot, (process, *_) in self.running.items() if process.poll() is not None]:
+                    bar.update(self._finish(slot))
+                    study.write_tables()
+        finally:
+            bar.close()
+            # Where the study itself cannot go on, its runs stop too.
+            for process, *_ in self.running.values():
+                process.terminate()
+            for process, *_ in self.running.values():
+                process.wait()
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        if self.stop_signal:
+            raise Interrupted(self.stop_signal, THE_RUNS_SAVED)
+
+    def _start(self, waiting: list[Job]) -> tuple[list[Job], int]:
+        """Start what can be started; returns what still waits, and how many runs another process has done."""
+        later, done = [], 0
+        for job in waiting:
+            free = [slot for slot in range(self.count) if slot not in self.running]
+            if job.start in self.failed:
+                self.failed.append(job)
+                _tell(f"left out    {job.name}: needs {job.start.name}, which failed")
+            elif not free or not (job.start is None or job.start.is_done):
+                later.append(job)
+            elif self._launch(free[0], job):
+                # Only what has been seen to run elsewhere can be done: it was not when this process began.
+                done += job.is_done
+            else:
+                later.append(job)
+        return later, done
+
+    def _launch(self, slot: int, job: Job) -> bool:
+        """Start a job, unless it is done by now; False while another process runs it."""
+        lock = self._take(job)
+        if lock is None:
+            if job.folder not in self.elsewhere:
+                self.elsewhere.add(job.folder)
+                _tell(f"waiting     {job.name}: another process runs it")
+            return False
+        if job.is_done:
+            lock.close()
+            _tell(f"done        {job.name}, by another process")
+            return True
+        _tell(f"$ {shlex.join(job.command)}")
+        with about_file(self._log(job)), open(self._log(job), "ab") as log:
+            # A session of its own: Ctrl-C reaches the study alone, which passes it on once.
+            process = subprocess.Popen(
+                job.command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
+            )
+        self.running[slot] = (process, job, time.monotonic(), lock)
+        return True
+
+    def _take(self, job: Job) -> Lock | None:
+        """A job's lock, which its study holds while it runs; None while another process runs the job."""
+        try:
+            lock = Lock(self._log(job).with_suffix(".lock"))
+        except BlockingIOError:
+            return None
+        try:
+            # A run that was started by hand, or whose study was killed, holds its folder itself.
+            if job.folder.is_dir():
+                Lock(job.folder / ".lock").close()
+        except BlockingIOError:
+            lock.close()
+            return None
+        return lock
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        environment = dict(os.environ)
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+        if gpus:
+            share = max(1, len(gpus) // self.count)
+            first = slot * share % len(gpus)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + share])
+        else:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // self.count)))
+        return environment
+
+    def _finish(self, slot: int) -> int:
+        process, job, started, lock = self.running.pop(slot)
+        lock.close()
+        if process.returncode == 0 and (result := job.result):
+            seconds = time.monotonic() - started
+            _tell(f"done        {job.name}: HR@10 {cells(result)[0]}, {seconds:.0f} s")
+            return 1
+        if not self.stop_signal:
+            self.failed.append(job)
+            last = self._log(job).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
+            _tell(f"failed      {job.name} (status {process.returncode}), {self._log(job)}:")
+            for line in last:
+                _tell(f"  {line}")
+        return 0
+
+    def _log(self, job: Job) -> Path:
+        return self.logs / f"{job.folder.name}.txt"
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if not self.stop_signal:
+            say(f"{signal.Signals(number).name}: the runs save and stop ...")
+        self.stop_signal = number
+        for process, *_ in self.running.values():
+            process.send_signal(signal.SIGTERM)
