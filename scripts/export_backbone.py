@@ -23,7 +23,7 @@ def without_backbone(settings: Settings) -> str:
     """Why a run has no backbone to export, and what to take instead; "" when it has one."""
     encoders = {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder}
     if not encoders:
-        return "represents items by learned vectors; there is no backbone to export"
+        return "no backbone reads its items; there is none to export"
     if not stored_states(settings):
         return ""
     reason = "trained no backbone, it read hidden states computed before"

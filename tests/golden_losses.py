@@ -69,7 +69,7 @@ METHODS = {
     "iisan, cached": f"{SIDE} --cached --state_dtype fp32",
     "iisan, cached fp16": f"{SIDE} --cached --state_dtype fp16",
 }
-MODALITIES = ("text", "image", "multimodal", "id")
+MODALITIES = ("text", "image", "multimodal", "id", "vector", "text+image+vector")
 COMMON = (
     "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --blocks 2 --heads 2 --dropout 0.1 --epochs 1 --lr 1e-3 "
     "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0 "
@@ -86,6 +86,10 @@ def names(modality: str) -> list[str]:
     """The cases of a modality."""
     if modality == "id":
         return ["full"]
+    if modality == "vector":
+        return ["full", "houlsby, user", "iisan"]
+    if modality == "text+image+vector":
+        return ["frozen", "houlsby", *(name for name in METHODS if name.startswith("iisan"))]
     # Variants that need post-LN blocks: vision transformers are pre-LN.
     unfit = {"pfeiffer, published", "pfeiffer, adapterhub"} if modality != "text" else set()
     return [name for name in METHODS if name not in unfit]

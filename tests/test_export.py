@@ -87,7 +87,7 @@ def test_a_run_without_a_backbone_of_its_own(flags, backbones, tmp_path, monkeyp
     message = capsys.readouterr().err
     assert left.value.code == 2 and message.count("\n") == 1 and not (tmp_path / "out").exists()
     if tower == "id":
-        assert "represents items by learned vectors; there is no backbone to export" in message
+        assert "no backbone reads its items; there is none to export" in message
         return
     assert "trained no backbone, it read hidden states computed before" in message
     assert f"text: {backbones['bert']}" in message

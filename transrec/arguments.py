@@ -17,7 +17,9 @@ TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 
 def no_such_flag(flag: str, known: Collection[str]) -> TransrecError:
     """What to raise for a flag that is none of the known ones: names those it may have been meant for."""
-    near = difflib.get_close_matches(flag, [*known], n=2, cutoff=0.7)
+    # The hyphens that all share make none of them alike.
+    names = {one.lstrip("-"): one for one in known}
+    near = [names[name] for name in difflib.get_close_matches(flag.lstrip("-"), names, n=2, cutoff=0.7)]
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     help = "--help-all" if "--help-all" in known else "--help"
     return TransrecError(f"{flag}: no such flag; {meant}{help} lists them")

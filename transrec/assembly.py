@@ -1,7 +1,7 @@
 """From settings to a recommender: build it, load what it starts from, apply the method, load a finished run."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,8 +28,13 @@ SASREC = {"user_encoder": "sasrec"}
 READERS = dict.fromkeys((".pt", ".pth", ".bin"), "transrec.interop")
 
 
-def build_recommender(settings: Settings, item_count: int, load_weights: bool = True) -> Recommender:
+def build_recommender(
+    settings: Settings, item_count: int, load_weights: bool = True, sizes: Mapping[str, Any] | None = None
+) -> Recommender:
     """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
+
+    Args:
+        sizes: what a checkpoint says of a finished run.
 
     Raises TransrecError for an unknown or unfit backbone.
     """
@@ -42,7 +47,7 @@ def build_recommender(settings: Settings, item_count: int, load_weights: bool = 
         if name in stored:
             towers[name] = modality.stored_tower(model.embedding_dim, partial(_seed, settings))
         else:
-            towers[name] = _tower(settings, modality, item_count, load_weights)
+            towers[name] = _tower(settings, modality, {"item_count": item_count, **(sizes or {})}, load_weights)
     item_encoder = joined([towers[name] for name in settings.modalities])
     _seed(settings, "user encoder")
     user_encoder = settings.choice("user_encoder").build(model.embedding_dim, data.max_seq_len)
@@ -80,7 +85,7 @@ def tower_of(settings: Settings, modality: str) -> Tower:
     Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
     if not settings.run.checkpoint:
-        return _tower(settings, settings.modalities[modality])
+        return _tower(settings, settings.modalities[modality], {})
     return next(tower for tower in _whole_start(settings).item_encoder.towers if tower.modality == modality)
 
 
@@ -92,10 +97,10 @@ def _whole_start(settings: Settings) -> Recommender:
     return recommender
 
 
-def _tower(settings: Settings, modality: Modality, item_count: int = 0, load_weights: bool = True) -> Tower:
+def _tower(settings: Settings, modality: Modality, known: Mapping[str, Any], load_weights: bool = True) -> Tower:
     modality.check_length(settings.method_options.extra_tokens)
     draw = settings.model.random_backbone or not load_weights
-    return modality.tower(settings.model.embedding_dim, item_count, partial(_seed, settings), draw)
+    return modality.tower(settings.model.embedding_dim, known, partial(_seed, settings), draw)
 
 
 def check_fit(settings: Settings) -> None:
@@ -180,7 +185,7 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommen
     base = description["base"]
     # A run that trained everything needs nothing else.
     needs_base = bool(base["frozen_sha256"])
-    recommender = build_recommender(settings, description["item_count"], load_weights=needs_base)
+    recommender = build_recommender(settings, description["item_count"], needs_base, description["sizes"])
     if settings.run.checkpoint and needs_base:
         load_start(recommender, settings)
     apply_method(recommender, settings)
@@ -205,12 +210,12 @@ def apply_method(recommender: Recommender, settings: Settings) -> list[Trainable
 
 def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
     """What a checkpoint says of itself."""
-    embedding = getattr(recommender.item_encoder, "embedding", None)
+    embeddings = [tower.embedding for tower in recommender.item_encoder.towers if hasattr(tower, "embedding")]
     return {
         "method": settings.method,
         "method_options": settings.method_options.as_dict(),
         "sizes": _sizes(settings),
-        "item_count": embedding.num_embeddings - 1 if embedding is not None else 0,
+        "item_count": embeddings[0].num_embeddings - 1 if embeddings else 0,
         "options": deciding(settings.as_dict()),
         "base": {
             "encoders": {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder},

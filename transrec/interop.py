@@ -414,7 +414,7 @@ def _item_encoder(
         modality: BackboneModality = (
             Text(text_encoder=str(encoder)) if name == "text" else Image(str(encoder), mask_ratio)
         )
-        make = modality.stored_tower if cached else partial(modality.tower, item_count=0, draw=True)
+        make = modality.stored_tower if cached else partial(modality.tower, known={}, draw=True)
         towers.append(make(sizes["embedding_dim"], seed=lambda part: None))
     return joined(towers)
 

@@ -112,6 +112,11 @@ class DataOptions(Options):
         None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it."
     )
     image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
+    vectors: str | None = flag(
+        None,
+        "Vectors of the items computed elsewhere, for --modalities vector: .npy or .safetensors beside an ids.txt, or "
+        ".parquet (default: features.npy of the dataset folder).",
+    )
     cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
@@ -158,7 +163,7 @@ class ModelOptions(Options):
         "modalities joined by +.",
     )
     modalities: list[str] = flag(
-        [], "Modalities that items are read by, as text image; said here, they go before --item_tower."
+        [], "What items are read by, any of text, image, vector and id; said here, it goes before --item_tower."
     )
     text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
     image_encoder: str = flag(

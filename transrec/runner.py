@@ -374,8 +374,8 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """SHA-256 of each data file and plugin. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
-    for modality, part in zip(settings.modalities.values(), _parts(features), strict=True):
-        if not isinstance(part, StateFeatures):
+    for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
+        if name not in stored_states(settings):
             files |= modality.files(part)
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)

@@ -366,6 +366,7 @@ def _with_absolute_paths(settings: Settings) -> Settings:
             users_file=data.users_file and find_file(folder, "users", data.users_file),
             items_file=data.items_file and find_file(folder, "items", data.items_file),
             images=data.images and resolve(data.images),
+            vectors=data.vectors and resolve(data.vectors),
             cache_dir=data.cache_dir and resolve(data.cache_dir),
             state_cache=data.state_cache and resolve(data.state_cache),
         ),

@@ -1,10 +1,10 @@
 """A small two-domain dataset and tiny backbones, made on the spot.
 
 Items have a topic and a style. A title names both in one of several words each, beside a brand and a filler that mean
-nothing; an image shows the topic as a shape and the style as a colour. A user mostly stays with a topic while the style
-advances cyclically, so the next item can be told from the words of the last one. Both domains speak the same language
-and follow the same rule over different items and users: what is learned on the large source carries over, and the small
-target alone is too little to learn it from.
+nothing; an image shows the topic as a shape and the style as a colour; a vector marks both, with noise. A user mostly
+stays with a topic while the style advances cyclically, so the next item can be told from the words of the last one.
+Both domains speak the same language and follow the same rule over different items and users: what is learned on the
+large source carries over, and the small target alone is too little to learn it from.
 """
 
 import itertools
@@ -83,6 +83,7 @@ COLOURS = {
 }
 STAYS_WITH_TOPIC = 0.85
 STYLE_ADVANCES = 0.85
+VECTOR_NOISE = 0.3
 IMAGE_SIZE = 32
 # BERT's own 0.02 suits a width of 768; at 64 it leaves every title at almost the same vector.
 INITIALIZER_RANGE = 0.1
@@ -113,7 +114,7 @@ IMAGE_STORE = "images.lmdb"
 
 
 def make_domain(folder: Path, domain: Domain) -> None:
-    """Write users.tsv, items.tsv, dataset.json and images/ID.png (32 x 32) of one domain."""
+    """Write users.tsv, items.tsv, dataset.json, images/ID.png (32 x 32), features.npy and ids.txt of one domain."""
     rng = np.random.default_rng(domain.seed)
     topics, styles = list(TOPICS), list(STYLES)
     # Every (topic, style) pair gets as many items as any other, in random order.
@@ -148,6 +149,11 @@ def make_domain(folder: Path, domain: Domain) -> None:
     described = {"users": "users.tsv", "items": "items.tsv", "images": "images"}
     (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     _draw(folder / "images", ids, pair_of, rng)
+    marks = np.concatenate([np.eye(len(topics))[pair_of // len(styles)], np.eye(len(styles))[pair_of % len(styles)]], 1)
+    # A generator of their own: what else is drawn stays as it was.
+    noise = np.random.default_rng([domain.seed, 1]).normal(0, VECTOR_NOISE, marks.shape)
+    np.save(folder / "features.npy", (marks + noise).astype(np.float32))
+    (folder / "ids.txt").write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
 
 
 def make_domain_with_store(folder: Path, domain: Domain, size: int = IMAGE_SIZE) -> None:

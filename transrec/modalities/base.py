@@ -59,11 +59,11 @@ class Modality:
     def check_length(self, extra_tokens: int) -> None:
         """Raise TransrecError where what it reads, with so many tokens more, is longer than its backbone takes."""
 
-    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> Tower:
+    def tower(self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool) -> Tower:
         """Its tower.
 
         Args:
-            item_count: n, of the items 1..n.
+            known: `item_count`, n of the items 1..n; of a finished run also what `sizes` were when it trained.
             seed: called with the name of a part before anything of it is drawn at random.
             draw: draw the backbone's weights instead of loading its pretrained ones.
 
@@ -92,7 +92,9 @@ class BackboneModality(Modality):
             model = backbone.build_backbone(self.config, self.name)
         return sum(parameter.numel() for parameter in model.parameters())
 
-    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> BackboneTower:
+    def tower(
+        self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool
+    ) -> BackboneTower:
         seed(f"{self.name} backbone")
         if draw:
             weights = backbone.build_backbone(self.config, self.name)

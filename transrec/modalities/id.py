@@ -1,8 +1,8 @@
 """The baseline without content (`id`): one learned vector per item."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -39,6 +39,6 @@ class Id(Modality):
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> IdFeatures:
         return IdFeatures(world.device)
 
-    def tower(self, embedding_dim: int, item_count: int, seed: Callable[[str], None], draw: bool) -> IdTower:
+    def tower(self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool) -> IdTower:
         seed("id")
-        return IdTower(item_count, embedding_dim)
+        return IdTower(known["item_count"], embedding_dim)

@@ -1,0 +1,54 @@
+"""Vectors of items computed elsewhere (`vector`): a tower without a backbone."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transrec.data.dataset import Dataset
+from transrec.data.states import StateFeatures
+from transrec.data.vectors import IDS, VectorFile
+from transrec.modalities.base import Modality, register
+from transrec.models.towers import StoredTower
+from transrec.paths import file_sha256
+from transrec.training.distributed import World
+
+DEFAULT = "features.npy"
+
+
+@register("vector")
+@dataclass(frozen=True)
+class Vector(Modality):
+    name: ClassVar[str] = "vector"
+    reads: ClassVar[str] = "vectors"
+
+    dataset: str
+    vectors: str | None = None
+
+    @cached_property
+    def file(self) -> VectorFile:
+        """The file of --vectors, or the dataset folder's own. Raises TransrecError as `VectorFile`."""
+        return VectorFile(Path(self.vectors) if self.vectors else Path(self.dataset) / DEFAULT)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """K and D."""
+        return {"vectors": list(self.file.states.shape[1:])}
+
+    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> StateFeatures:
+        places = self.file.rows_of([dataset.catalog.ids[row] for row in rows])
+        return StateFeatures(self.file, places, world.device)
+
+    def files(self, features: StateFeatures) -> dict[str, str]:
+        paths = [self.file.path] + [path for path in [self.file.path.with_name(IDS)] if path.exists()]
+        return {str(path): file_sha256(path) for path in paths}
+
+    def tower(
+        self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool
+    ) -> StoredTower:
+        states, width = known.get("vectors") or self.sizes["vectors"]
+        seed("vector projection")
+        return StoredTower("vector", embedding_dim, width, states)
