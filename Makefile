@@ -1,6 +1,6 @@
 # make demo       the whole job on built-in data, one table at the end
 # make test       the whole test suite
-# make lint       style
+# make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
 # make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it
@@ -48,6 +48,7 @@ faults: $(SETUP)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -61,7 +61,7 @@ GATE = re.compile(r"^(side\..*\.gates)\.\d+$")
 SIDE = re.compile(r"mm_encoder\.(?:cv|bert|mm)_adapter_list\.")
 
 # Applied in order, each to the result of the one before. `@3.query.` is the query projection of the image backbone's
-# block 3: where that is, hangs on the layout that transformers gives the model (`Places`).
+# block 3: where that is depends on the layout that transformers gives the model (`Places`).
 KEY_RULES = [
     # Where things are. K-Adapter wraps the whole backbone and the list of blocks, other adapters wrap single blocks.
     (rf"{TEXT}bert_model\.bert_adapter_list\.", "item_encoder.backbone.k_adapter.adapters."),

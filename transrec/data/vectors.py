@@ -117,8 +117,8 @@ def _read_safetensors(path: Path) -> tuple[np.ndarray, None]:
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, list[str]]:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise TransrecError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow, or save a .npy") from error
     with open_regular(path) as file:
