@@ -289,6 +289,22 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
     assert rows[0]["trainable_parameters"] < rows[1]["trainable_parameters"]
 
 
+def test_a_study_over_all_that_decides_cached_states(domain, backbones, tmp_path, capsys):
+    """Its runs share a folder of states, whatever an axis changes, and each finds its own."""
+    dataset = shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns("images", ".transrec"))
+    axes = {"side_layers": ("1", "2"), "text_pooling": ("cls", "mean"), "state_dtype": ("fp16", "fp32")}
+    grid = Grid((Axis("method", ("iisan",)), *(Axis(name, values) for name, values in axes.items())))
+    words = ["--target", str(dataset), "--out", str(tmp_path / "out"), "--modality", "text", "--seeds", "0", "1"]
+    words += ["--text_encoder", str(backbones["bert"]), "--random_backbone", "--cached", "yes", "--epochs", "1"]
+    words += ["--max_seq_len", "6", "--title_tokens", "10", "--workers", "2"]
+    with pytest.raises(SystemExit) as left:
+        main("", grid, words)
+    assert left.value.code == 0, capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
+    assert len(rows) == 8 and all(row["runs"] == "2" for row in rows if "runs" in row)
+    assert len(list((dataset / ".transrec").glob("states-text-*"))) == 16
+
+
 @pytest.fixture
 def iisan_study(dry_run, backbones):
     encoders = ["--text_encoder", str(backbones["bert"]), "--image_encoder", str(backbones["vit"])]
