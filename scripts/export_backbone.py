@@ -1,4 +1,4 @@
-"""Export a run's text or image encoder as a plain folder in Hugging Face format, LoRA merged into the weights.
+"""Export a run's text or image encoder as a plain folder in Hugging Face format, LoRA and its like merged.
 
     python scripts/export_backbone.py --run runs/20260101-120000-adapter_lora-Target --out pretrained_models/mine
 

@@ -1,15 +1,16 @@
-"""Run under torchrun: gradients of one global batch for every method, and an evaluation, saved by the main rank.
+"""Run under torchrun: what a step of training gives for every method, and an evaluation, saved by the main rank.
 
 torchrun --nproc_per_node N rank_worker.py DATASET BACKBONE OUT
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from examples import EXAMPLES, PACKAGED, registered, small
 from safetensors.torch import save_file
-from torch.nn.parallel import DistributedDataParallel
 
 from transrec import methods
 from transrec.data.batches import TrainingBatches
@@ -21,11 +22,11 @@ from transrec.models.backbone import load_backbone, load_tokenizer
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
-from transrec.options import EvaluationOptions
+from transrec.options import EvaluationOptions, TrainingOptions
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
-
-SMALL = {"kadapter": {"item_size": 8, "item_heads": 2, "user_size": 8}, "prompt": {"n_tokens": 4}}
+from transrec.training.precision import Precision
+from transrec.training.trainer import Trainer
 
 
 def main(folder: Path, backbone: Path, out: Path) -> None:
@@ -33,39 +34,41 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
     dataset = load_dataset(folder, 6, 5)
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbone), 10, True)
     features = TextFeatures(tokens, dataset.split.item_rows)
+    evaluator = Evaluator(dataset.split, features, EvaluationOptions(eval_memory=1, eval_batch=16), "seen", world)
+    precision = Precision("fp32", world.device)
     gradients, metrics = {}, {}
+    names = sorted({*PACKAGED, *EXAMPLES})
     for objective in OBJECTIVES.names():
-        for method in methods.names():
+        kind = OBJECTIVES.get(objective)
+        for method in names:
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 torch.manual_seed(0)
-                kind = OBJECTIVES.get(objective)
                 model = Recommender(TextTower(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), kind())
-                options = methods.get(method).Options(**SMALL.get(method, {}))
-                methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
+                with registered([method]):
+                    options = methods.get(method).Options(**small(method))
+                    groups = methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
                 model.train()
                 # Each rank draws its own dropout, which leaves nothing to compare.
                 for module in model.modules():
                     if isinstance(module, torch.nn.Dropout):
                         module.p = 0.0
-                wrapped = DistributedDataParallel(model) if world.size > 1 else model
                 # Pieces of a batch are batches of their own to in_batch, so only the sums over slots stay comparable.
                 pieces = 1 if objective == "in_batch" else pieces
                 batches = TrainingBatches(
                     dataset.split, users, kind.negatives, kind.last_only, 0, world.rank, world.size, pieces
                 )
-                share = next(iter(batches.epoch(1)))
-                for number, piece in enumerate(share, start=1):
-                    loss = wrapped(piece.to(world.device, features)) / piece.predictions * world.size
-                    if world.size > 1 and number < len(share):
-                        with wrapped.no_sync():
-                            loss.backward()
-                    else:
-                        loss.backward()
-                for name, parameter in model.named_parameters():
-                    if parameter.requires_grad:
-                        gradients[f"{objective} {method} {users} {pieces} {name}"] = parameter.grad
-        evaluator = Evaluator(dataset.split, features, EvaluationOptions(eval_memory=1, eval_batch=16), "seen", world)
+                standing = [replace(group, lr=0.0) for group in groups]
+                trainer = Trainer(model, standing, batches, evaluator, TrainingOptions(), None, world, precision, {})
+                loss = trainer._step(*next(trainer._epoch()))
+                made = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
+                made |= {name: trainer.trained[name] for name in model.saved_buffers}
+                # Sums of what the ranks hold alike, and of their parts of the loss.
+                for name, tensor in made.items():
+                    mean = world.sum(tensor.double()) / world.size
+                    assert torch.equal(mean, tensor.double()), f"{method}: the ranks differ in {name}"
+                made["loss"] = world.sum(loss)
+                gradients |= {f"{objective} {method} {users} {pieces} {name}": made[name] for name in made}
         metrics[objective] = {part: evaluator.evaluate(model, part) for part in ("validation", "test")}
     if world.is_main:
         save_file(gradients, out / "gradients.safetensors")

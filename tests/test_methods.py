@@ -1,4 +1,8 @@
-"""Every method over every backbone and place: what trains, what it changes, what is saved."""
+"""Every method over every backbone and place: what trains, what it changes, what is saved.
+
+The first half runs over all methods that are registered, and over those that the files of docs/adding register: a new
+one is tested for all that its kind promises, and no table names it. The second half are single methods' own properties.
+"""
 
 import copy
 import dataclasses
@@ -10,7 +14,9 @@ from pathlib import Path
 import loralib
 import pytest
 import torch
-from conftest import BOTH, DECODER, ENCODERS, IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
+from conftest import BOTH, DECODER, ENCODERS, FEW_STEPS, IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
+from examples import EXAMPLES, PACKAGED, choices, has, plugin_flags, registered, small, small_flags
+from test_training import assert_same_run
 from torch import nn
 from transformers import BertConfig, RobertaConfig, ViTConfig, ViTMAEConfig
 
@@ -20,16 +26,11 @@ from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.errors import TransrecError
-from transrec.methods.bottleneck import (
-    INIT_STD,
-    AdaptedNorm,
-    AdapterBetweenNorms,
-    ParallelAdapter,
-    ParallelAdapterWithSkip,
-    SerialAdapter,
-)
-from transrec.methods.kadapter import KAdapter
-from transrec.methods.prompt import ImagePrompt, TextPrompt
+from transrec.export import merge
+from transrec.methods import ROUNDING
+from transrec.methods.bottleneck import INIT_STD, ParallelAdapter, SerialAdapter
+from transrec.methods.lora import LoRA
+from transrec.methods.prompt import PromptMethod
 from transrec.modalities.id import IdTower
 from transrec.modalities.image import ImageTower
 from transrec.modalities.text import TextTower
@@ -55,9 +56,12 @@ from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
+from transrec.training.trainer import Trainer
 
 RATES = methods.Rates(recommender=1e-3, backbone=1e-4)
 WHERE = ["item", "user", "user_first", "user_last", "all"]
+# Modules whose classes are defined there were inserted.
+OURS = ("transrec.", "transrec_plugin_")
 
 
 @pytest.fixture(params=[*TEXT_KINDS, *IMAGE_KINDS, BOTH])
@@ -108,7 +112,7 @@ def batch(features_and_split):
 def apply(recommender, name, train_recommender=False, **options):
     """Apply a method, at sizes that suit the tiny models unless given."""
     if recommender.user_encoder.width < 64:
-        options = DEFAULTS.get(name, {}) | options
+        options = small(name) | options
     return methods.apply(recommender, name, methods.get(name).Options(**options), RATES, train_recommender)
 
 
@@ -123,12 +127,10 @@ ROOTS = {
     "user_last": ["user_encoder.blocks.1"],
     "all": ["user_encoder"],
 }
-INSERTED = {
-    SerialAdapter: ["adapter"],
-    ParallelAdapter: ["adapter"],
-    ParallelAdapterWithSkip: ["adapter"],
-    AdaptedNorm: ["adapter"],
-    AdapterBetweenNorms: ["adapter", "norm"],
+# What `Method.trains_existing` may say, and which parameters of a module that is.
+EXISTING = {
+    "biases": lambda module: ["bias"] if isinstance(getattr(module, "bias", None), nn.Parameter) else [],
+    "LayerNorms": lambda module: [n for n, _ in module.named_parameters(recurse=False)] if is_norm(module) else [],
 }
 
 
@@ -138,68 +140,66 @@ def backbones_of(recommender):
     return {f"{path_of[tower]}.backbone": tower for tower in recommender.item_encoder.towers}
 
 
-def expected_names(recommender, name, insert="all", train_layernorm=False, variant="paper"):
-    """What must train, told apart by module type and place alone."""
-    every = {name for name, _ in recommender.named_parameters()}
-    towers = backbones_of(recommender)
-    if name == "full":
-        return every - {f"{path}.{n}" for path, tower in towers.items() for n in tower.constants}
-    if name == "frozen":
-        return {n for n in every if ".backbone." not in n}
+def promised_existing(recommender, name, options):
+    """Of a recommender without a method: those of its parameters that the method says it trains."""
+    method, towers = methods.get(name), backbones_of(recommender)
+    every = dict(recommender.named_parameters())
     found = set()
-    for root in [*ROOTS[insert], *(towers if insert in ("item", "all") else [])]:
+    if method.trains_backbone:
+        found |= {n for n in every if ".backbone." in n}
+        found -= {f"{path}.{n}" for path, tower in towers.items() for n in tower.constants}
+    if method.trains_recommender:
+        found |= {n for n in every if ".backbone." not in n and not n.startswith("backbone.")}
+    if not has(name, "insert"):
+        return {every[n] for n in found}
+    chosen = methods.get(name).Options(**options)
+    kinds = ["LayerNorms"] if getattr(chosen, "train_layernorm", False) else []
+    kinds += [method.trains_existing] if method.trains_existing else []
+    for root in [*ROOTS[chosen.insert], *(towers if chosen.insert in ("item", "all") else [])]:
         for path, module in recommender.get_submodule(root).named_modules(prefix=root):
-            for part in INSERTED.get(type(module), ()):
-                found |= {f"{path}.{part}.{n}" for n, _ in getattr(module, part).named_parameters()}
-            if isinstance(module, loralib.Linear):
-                found |= {f"{path}.lora_A", f"{path}.lora_B"} | ({f"{path}.bias"} if variant == "published" else set())
-            if name == "bitfit":
-                found |= {f"{path}.bias"} if isinstance(getattr(module, "bias", None), nn.Parameter) else set()
-            own = ".k_adapter." not in path
-            if (train_layernorm or name == "layernorm") and is_norm(module) and own:
-                found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
-    # These sit beside the blocks, wherever among them they were inserted.
-    for path, module in recommender.named_modules():
-        if isinstance(module, KAdapter | TextPrompt | ImagePrompt):
-            found |= {f"{path}.{n}" for n, _ in module.named_parameters()}
-    if variant == "published":
-        if name == "lora" and recommender.item_encoder.modality == "image":
-            found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
-        if name == "prompt":
-            images = [path for path, tower in towers.items() if tower.modality == "image"]
-            found |= {n for n in every for path in images if n.startswith(path.replace("backbone", "projection."))}
-    # A parameter that several modules share has one name.
-    return found & every
+            found |= {f"{path}.{n}" for kind in kinds for n in EXISTING[kind](module)}
+    return {every[n] for n in found if n in every}
 
 
-ADAPTERS = ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "lora", "compacter", "kadapter"]
-ADAPTERS += ["prompt", "bitfit", "layernorm"]
-DEFAULTS = {
-    "kadapter": {"item_size": 8, "item_heads": 2, "user_size": 8},
-    "prompt": {"n_tokens": 4},
-}
+# Kinds of backbone that stand for all where a method's place is the user encoder, and for what no kind changes.
+FIRST = TEXT_KINDS[0]
+FEW = (FIRST, IMAGE_KINDS[0])
+NAMES = sorted({*PACKAGED, *EXAMPLES})
+# Examples show what they show on one backbone of either sort.
+OVER = [(kind, name) for name in NAMES for kind in ((*TEXT_KINDS, *IMAGE_KINDS, BOTH) if name in PACKAGED else FEW)]
+OVER_FEW = [(kind, name) for kind, name in OVER if kind in FEW]
+
+
+@pytest.fixture(autouse=True)
+def examples(request):
+    """The example that a test is about is registered as long as the test runs."""
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    with registered([parameters["name"]] if parameters.get("name") in EXAMPLES else []):
+        yield
 
 
 def cases():
-    yield "full", {}
-    yield "frozen", {}
-    for name in ADAPTERS:
-        flags = {field.name for field in dataclasses.fields(methods.get(name).Options)}
-        for where in WHERE if name != "prompt" else ["item"]:
-            yield name, {"insert": where} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
-        if "train_layernorm" in flags:
-            yield name, {"insert": "all", "train_layernorm": True}
-            yield name, {"insert": "user_last", "train_layernorm": True}
-        if "variant" in flags:
-            yield name, {"variant": "published"} | ({"train_layernorm": False} if "train_layernorm" in flags else {})
-    yield "pfeiffer", {"variant": "adapterhub", "train_layernorm": False}
-    yield "pfeiffer", {"variant": "adapterhub", "train_layernorm": True}
+    for name in NAMES:
+        with registered([name]):
+            kinds = [kind for kind, of in OVER if of == name]
+            where, variants = choices(name, "insert"), choices(name, "variant")
+            for kind in kinds:
+                yield kind, name, {}
+                yield from ((kind, name, {"variant": variant}) for variant in variants[1:])
+                if has(name, "train_layernorm"):
+                    other = not methods.get(name).Options().train_layernorm
+                    yield kind, name, {"train_layernorm": other}
+                for place in where if len(where) > 1 else []:
+                    if place != "all" and (place == "item" or kind == FIRST):
+                        yield kind, name, {"insert": place}
+            if has(name, "train_layernorm") and len(where) > 1:
+                yield FIRST, name, {"insert": "user_last", "train_layernorm": True}
 
 
-@pytest.mark.parametrize("name,options", cases(), ids=str)
+@pytest.mark.parametrize("kind,name,options", cases(), ids=str)
 def test_exactly_what_should_train_trains(kind, recommender, batch, name, options):
-    """The groups, `requires_grad`, and what one step moves are the same set of parameters."""
-    if name == "bitfit" and options["insert"] == "item" and kind == DECODER:
+    """What is new, and what the method says of the rest: these are in the groups, and these two steps move."""
+    if name == "bitfit" and options.get("insert") == "item" and kind == DECODER:
         with pytest.raises(TransrecError, match="--method bitfit --insert item: nothing there trains"):
             apply(recommender, name, **options)
         return
@@ -207,9 +207,19 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
         with pytest.raises(TransrecError, match="needs a LayerNorm behind each block; use --variant paper"):
             apply(recommender, name, **options)
         options = options | {"insert": "user"}
+    # That of a MAE nobody trained is zero, and what reads nothing else learns nothing.
+    for tower_name, parameter in recommender.item_encoder.named_parameters():
+        if tower_name.endswith("cls_token"):
+            nn.init.normal_(parameter)
+    before = set(recommender.parameters())
+    existing = promised_existing(recommender, name, options)
     groups = apply(recommender, name, **options)
-    expected = expected_names(recommender, name, **options)
-    assert trained_names(recommender) == expected
+    every = dict(recommender.named_parameters())
+    if options.get("variant") == "published" and issubclass(methods.get(name), (LoRA, PromptMethod)):
+        expected = published_names(recommender, name)
+    else:
+        expected = {n for n, p in every.items() if p not in before or p in existing}
+    assert expected and trained_names(recommender) == expected
     in_groups = [n for group in groups for n in group.parameters]
     assert sorted(in_groups) == sorted(expected)
 
@@ -219,7 +229,7 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
     recommender.train()
     for _ in range(2):
         optimizer.zero_grad()
-        recommender(batch).backward()
+        (recommender(batch) + (recommender.method.penalty() or 0)).backward()
         optimizer.step()
     moved = {n for n, p in recommender.named_parameters() if not torch.equal(p, before[n])}
     never_read = {n for n in expected if before[n].numel() and recommender.get_parameter(n).grad is None}
@@ -228,6 +238,22 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
     # every logit of a query alike, so its gradient is zero up to rounding.
     assert moved <= expected
     assert {n for n in expected - moved if not n.endswith(("key.bias", "k_proj.bias"))} == set()
+
+
+def published_names(recommender, name):
+    """What must train of methods whose released programs leave new weights frozen, or train old ones."""
+    every = {name for name, _ in recommender.named_parameters()}
+    if issubclass(methods.get(name), PromptMethod):
+        images = [path for path, tower in backbones_of(recommender).items() if tower.modality == "image"]
+        projections = tuple(path.replace("backbone", "projection.") for path in images)
+        return {n for n in every if n.endswith("prompt.vectors") or (images and n.startswith(projections))}
+    found = set()
+    for path, module in recommender.named_modules():
+        if isinstance(module, loralib.Linear):
+            found |= {f"{path}.lora_A", f"{path}.lora_B", f"{path}.bias"}
+    if recommender.item_encoder.modality == "image":
+        found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
+    return found
 
 
 def encode(recommender, batch):
@@ -239,19 +265,41 @@ def encode(recommender, batch):
         return recommender.item_encoder(*batch.inputs), recommender.user_encoder(torch.randn(4, 6, 16), mask)[mask]
 
 
-@pytest.mark.parametrize("name", ["lora", "kadapter", "bitfit", "layernorm"])
-@pytest.mark.parametrize("where", WHERE)
-def test_zero_update_methods_start_as_the_identity(kind, recommender, batch, name, where):
-    """B = 0, or nothing inserted: not one bit changes. K-Adapter's fusion [I, 0] sums in another order."""
-    if (kind, name, where) == (DECODER, "bitfit", "item"):
-        pytest.skip("a Llama has no biases")
+@pytest.mark.parametrize("kind,name", OVER)
+def test_what_insertion_changes_is_what_the_method_says(kind, recommender, batch, name):
     before = encode(recommender, batch)
-    apply(recommender, name, insert=where)
-    for old, new in zip(before, encode(recommender, batch), strict=True):
-        if name == "kadapter":
-            torch.testing.assert_close(new, old, atol=1e-6, rtol=1e-6)
-        else:
-            assert torch.equal(new, old)
+    apply(recommender, name)
+    after, said = encode(recommender, batch), methods.get(name).changes_at_insertion
+    assert all(torch.isfinite(new).all() for new in after)
+    if said in ("", ROUNDING):
+        for old, new in zip(before, after, strict=True):
+            torch.testing.assert_close(new, old, atol=1e-6 if said else 0, rtol=1e-6 if said else 0)
+    else:
+        assert not all(map(torch.equal, before, after)), f"{name} says that it changes something: {said}"
+
+
+@pytest.mark.parametrize("kind,name", OVER_FEW)
+def test_what_can_be_merged_computes_the_same_and_the_rest_says_why_not(kind, recommender, batch, name):
+    groups = apply(recommender, name)
+    with torch.no_grad():
+        for parameter in (p for group in groups for p in group.parameters.values()):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    (tower,) = recommender.item_encoder.towers
+    inside = [module for module in tower.backbone.modules() if type(module).__module__.startswith(OURS)]
+    if any(hasattr(module, "cannot_merge") for module in inside):
+        with pytest.raises(TransrecError) as error:
+            merge(tower.backbone)
+        assert any(f": {getattr(module, 'cannot_merge', None)}, so" in str(error.value) for module in inside)
+        return
+    assert all(hasattr(module, "merge") for module in inside), "neither `merge` nor `cannot_merge`"
+    recommender.eval()
+    with torch.no_grad():
+        before, adapted = tower.read_out(*batch.inputs), tower.backbone
+        tower.backbone = merge(adapted)
+        assert not [module for module in tower.backbone.modules() if type(module).__module__.startswith(OURS)]
+        torch.testing.assert_close(tower.read_out(*batch.inputs), before, atol=1e-5, rtol=1e-4)
+        tower.backbone = adapted
+        assert torch.equal(tower.read_out(*batch.inputs), before), "the original stays as it was"
 
 
 def test_lora_keeps_the_pretrained_weights(recommender, batch):
@@ -312,8 +360,15 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
     assert all(map(torch.equal, before, encode(recommender, batch)))
 
 
-@pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
-@pytest.mark.parametrize("objective", OBJECTIVES.names())
+@pytest.mark.parametrize(
+    "kind,name,objective",
+    [
+        (kind, name, objective)
+        for kind, name in OVER
+        for objective in OBJECTIVES.names()
+        if kind == FIRST or objective == "sasrec"
+    ],
+)
 def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, kind, name, objective):
     """What an item shows moves no user vector before that item; padding of any content moves none at all."""
     kind_of_batch = OBJECTIVES.get(objective)
@@ -357,8 +412,8 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         torch.testing.assert_close(first[batch.mask], second[batch.mask], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_copied_model_stands_alone(recommender, batch, name):
+@pytest.mark.parametrize("kind,name", OVER_FEW)
+def test_a_copied_model_stands_alone(kind, recommender, batch, name):
     apply(recommender, name)
     copied, other = copy.deepcopy(recommender), copy.deepcopy(recommender)
     before = encode(recommender, batch)
@@ -372,8 +427,8 @@ def test_a_copied_model_stands_alone(recommender, batch, name):
     assert all(map(torch.equal, before, encode(other, batch)))
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_a_step_in_bf16(recommender, batch, name):
+@pytest.mark.parametrize("kind,name", OVER)
+def test_a_step_in_bf16(kind, recommender, batch, name):
     apply(recommender, name)
     recommender.train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -384,7 +439,7 @@ def test_a_step_in_bf16(recommender, batch, name):
 
 
 def test_sizes_that_compacter_cannot_divide(recommender):
-    with pytest.raises(TransrecError, match="--kronecker 5: must divide both sizes of every adapter, here 32 and 64"):
+    with pytest.raises(TransrecError, match="--kronecker 5: must divide both sizes of every adapter, here 32 and 8"):
         apply(recommender, "compacter", kronecker=5)
 
 
@@ -394,17 +449,17 @@ def test_a_rank_that_is_no_low_rank(recommender):
     apply(recommender, "lora", item_rank=32, user_rank=16)
 
 
-@pytest.mark.parametrize(
-    "name,flag",
-    [
-        *((name, flag) for name in ("houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "compacter")
-          for flag in ("item_bottleneck", "user_bottleneck")),
-        *(("lora", "item_rank"), ("lora", "user_rank"), ("kadapter", "item_size"), ("prompt", "n_tokens")),
-    ],
-)  # fmt: skip
-def test_sizes_of_nothing(name, flag):
-    with pytest.raises(TransrecError, match=f"--{flag} 0: must be at least 1"):
-        methods.get(name).Options(**{flag: 0})
+@pytest.mark.parametrize("name", NAMES)
+def test_values_below_the_least(name):
+    """Sizes of nothing, rates below zero."""
+    options = methods.get(name).Options
+    for owner in options.__mro__:
+        for flag, least in vars(owner).get("_minimum", {}).items():
+            with pytest.raises(TransrecError, match=rf"--{flag} {least - 1}: must be at least {least}"):
+                options(**{flag: least - 1})
+    sizes = [f.name for f in dataclasses.fields(options) if type(f.default) is int and f.default > 1]
+    unchecked = set(sizes) - {flag for owner in options.__mro__ for flag in vars(owner).get("_minimum", {})}
+    assert not unchecked, "_minimum says nothing of these"
 
 
 def test_a_layer_outside_the_backbone(recommender):
@@ -578,8 +633,9 @@ def test_a_name_is_registered_once():
         methods.get("hulsby")
 
 
-@pytest.mark.parametrize("name", ["full", "frozen", *ADAPTERS])
-@pytest.mark.parametrize("from_source", [False, True], ids=["alone", "from source"])
+@pytest.mark.parametrize(
+    "kind,name,from_source", [(kind, name, start) for kind, name in OVER for start in {False, kind == FIRST}]
+)
 def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split, kind, backbones, name, from_source):
     """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
     flags = [*flags, *encoder_flags(kind, backbones)]
@@ -587,21 +643,41 @@ def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split,
         run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
         flags += ["--checkpoint", str(tmp_path / "source")]
     folder = tmp_path / "run"
-    sizes = [word for flag, value in DEFAULTS.get(name, {}).items() for word in (f"--{flag}", str(value))]
-    result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2", *sizes], name)
+    result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2", *small_flags(name)], name)
     tensors, description = checkpoint.read(folder / "checkpoints" / "best.safetensors")
-    assert sum(t.numel() for t in tensors.values()) == result["trainable_parameters"]
     assert description["method"] == name
 
-    loaded = load_run(folder)
-    assert set(tensors) == trained_names(loaded)
+    loaded = load_run(folder, plugins=plugin_flags(name)[1:])
+    buffers = {n: t for n, t in tensors.items() if n in loaded.saved_buffers}
+    assert set(tensors) == trained_names(loaded) | set(loaded.saved_buffers)
+    assert sum(t.numel() for n, t in tensors.items() if n not in buffers) == result["trainable_parameters"]
     for tensor_name, tensor in tensors.items():
-        assert torch.equal(loaded.get_parameter(tensor_name), tensor)
+        loaded_one = (loaded.get_buffer if tensor_name in buffers else loaded.get_parameter)(tensor_name)
+        assert torch.equal(loaded_one, tensor)
     world = World(rank=0, size=1, device=torch.device("cpu"))
     evaluator = Evaluator(features_and_split[1], features_and_split[0], EvaluationOptions(), "seen", world)
     assert evaluator.evaluate(loaded, "test") == result["test"]
     if name == "houlsby" and from_source:
         assert all(".adapter." in tensor_name for tensor_name in tensors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_fell_resumes_to_the_same_numbers(flags, tmp_path, name, monkeypatch):
+    """Whatever the method keeps from step to step is saved: nothing of the run hangs on where it was broken off."""
+    flags = [*flags, *FEW_STEPS, "--save_steps", "1", "--lr", "1e-2", *small_flags(name)]
+    run([*flags, "--output", str(tmp_path / "whole")], name)
+    step = Trainer._step
+
+    def fall(self, *arguments):
+        if (self.state.epoch, self.state.step) == (2, 1):
+            raise RuntimeError("fell")
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="fell"):
+        patch.setattr(Trainer, "_step", fall)
+        run([*flags, "--output", str(tmp_path / "parts")], name)
+    run(["--resume", str(tmp_path / "parts"), *plugin_flags(name)], name)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("name,more", [("frozen", ["--random_backbone"]), ("houlsby", ["--train_recommender", "no"])])
@@ -660,7 +736,7 @@ def test_the_documented_parameter_counts():
     """docs/methods.md, its table of every method at its defaults."""
     text = (REPOSITORY / "docs" / "methods.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| .*? \| ([\d,]+) \|", text, flags=re.MULTILINE))
-    assert set(documented) == set(methods.names())
+    assert set(documented) == set(PACKAGED)
     for name, count in documented.items():
         with torch.device("meta"):
             backbone = build_backbone(BertConfig())

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import loralib
 import torch
 from torch import nn
 
@@ -15,26 +14,23 @@ from transrec.paths import make_folder
 
 
 def merge(backbone: nn.Module) -> nn.Module:
-    """A copy of the backbone with LoRA's updates added to the weights they update: W + scaling B A.
+    """A copy of the backbone as transformers builds it: every inserted layer replaced by what its `merge` gives.
 
-    Raises TransrecError when something is inserted that no weight can absorb.
+    Raises TransrecError when something is inserted that has no `merge`, with its own word for why (`cannot_merge`).
     """
-    merged = copy.deepcopy(backbone)
-    for path, module in backbone.named_modules():
-        if isinstance(module, loralib.Linear):
-            plain = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
-            with torch.no_grad():
-                plain.weight.copy_(module.weight + module.scaling * module.lora_B @ module.lora_A)
-                if module.bias is not None:
-                    plain.bias.copy_(module.bias)
+    plain = copy.deepcopy(backbone)
+    with torch.device("meta"):
+        kinds = {path: type(module) for path, module in type(backbone)(backbone.config).named_modules()}
+    inserted = [(path, module) for path, module in plain.named_modules() if kinds.get(path) is not type(module)]
+    for path, module in inserted:
+        if hasattr(module, "merge"):
             parent, _, name = path.rpartition(".")
-            setattr(merged.get_submodule(parent), name, plain)
-        elif type(module).__module__.startswith("transrec."):
-            raise TransrecError(
-                f"{path} holds a {type(module).__name__}, which cannot be merged into the weights around it; "
-                f"only LoRA, BitFit, LayerNorm tuning and full fine-tuning give a plain backbone"
-            )
-    return merged
+            setattr(plain.get_submodule(parent), name, module.merge())
+    for path, module in plain.named_modules():
+        if kinds.get(path) is not type(module):
+            reason = getattr(module, "cannot_merge", "it cannot be merged into the weights around it")
+            raise TransrecError(f"{path} holds a {type(module).__name__}: {reason}, so this is no plain backbone")
+    return plain
 
 
 def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) -> None:

@@ -6,28 +6,34 @@ and places modules at the sites of a stack. Nothing else needs to know of it.
 
 from transrec.methods.base import (
     METHODS,
+    ROUNDING,
     AdapterOptions,
     InsertOptions,
     Method,
     MethodOptions,
+    Place,
     Rates,
     TrainableGroup,
     apply,
     get,
     names,
+    plain_linear,
     register,
 )
 
 __all__ = [
     "METHODS",
+    "ROUNDING",
     "AdapterOptions",
     "InsertOptions",
     "Method",
     "MethodOptions",
+    "Place",
     "Rates",
     "TrainableGroup",
     "apply",
     "get",
     "names",
+    "plain_linear",
     "register",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from transrec.errors import TransrecError
@@ -87,6 +88,9 @@ class Place:
         return [norm for module in self.modules for norm in layer_norms(module)]
 
 
+# What `Method.changes_at_insertion` says where sums are taken in another order, and that is all.
+ROUNDING = "rounding"
+
 # What a method trains at one place: parameters, by the name of their group where there are several groups.
 Trained = Collection[nn.Parameter] | Mapping[str, Collection[nn.Parameter]]
 
@@ -103,12 +107,20 @@ class Method:
         presets: by modality, or presets.EVERY of them, the values of flags that its paper uses (transrec/presets.py).
         trains_backbone: whether the backbone's own weights train.
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
+        trains_existing: which weights `insert` trains of those that were there before, in words; all that is new trains
+            too, and LayerNorms where --train_layernorm says so.
+        changes_at_insertion: what the recommender computes otherwise before the method has learned anything, in words;
+            "" where not a bit of it changes.
+
+    The last two say what the tests hold the method to (tests/test_methods.py), at the defaults of its options.
     """
 
     Options: type[MethodOptions] = MethodOptions
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     trains_backbone = False
     trains_recommender = False
+    trains_existing = ""
+    changes_at_insertion = ""
 
     def rebuild(self, item_encoder: nn.Module, options: MethodOptions) -> tuple[nn.Module, list[nn.Parameter]]:
         """The item encoder to go on with, and the parameters that are new in it."""
@@ -137,6 +149,16 @@ class Method:
             step: how many steps the run has taken, from 1.
             steps: how many it takes at most.
         """
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with copies of a weight [out, in] and a bias [out]: what an inserted layer merges into."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        if bias is not None:
+            layer.bias.copy_(bias)
+    return layer
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

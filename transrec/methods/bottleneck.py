@@ -46,6 +46,8 @@ class Bottleneck(nn.Module):
 class SerialAdapter(nn.Module):
     """y + adapter(y) in the place of `inner`, whose output y is; adapter(y) alone without `residual`."""
 
+    cannot_merge = "between the adapter's two matrices stands an activation, which no weight can take in"
+
     def __init__(self, inner: nn.Module, adapter: nn.Module, residual: bool = True):
         super().__init__()
         self.inner = inner
@@ -62,6 +64,8 @@ class InputAdapter(nn.Module):
 
     `reader`, which reads x first, is watched for it: x is held from there to the sub-layer's end and then let go.
     """
+
+    cannot_merge = "the adapter is a second path beside the sub-layer, with an activation that no weight can take in"
 
     def __init__(self, inner: nn.Module, adapter: nn.Module, reader: nn.Module):
         super().__init__()
@@ -101,6 +105,8 @@ class AdaptedNorm(nn.LayerNorm):
 
     LN keeps its parameters and their names. This is AdapterHub's `pfeiffer`.
     """
+
+    cannot_merge = "the adapter follows the LayerNorm, with an activation that no weight can take in"
 
     def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
         super().__init__(norm.normalized_shape, eps=norm.eps)
@@ -170,6 +176,7 @@ class BottleneckMethod(Method):
     """Puts one adapter at each of the chosen sub-layers of each block."""
 
     Options = BottleneckOptions
+    changes_at_insertion = "adapters add a little to what their sub-layers give: their weights are N(0, 0.01)"
 
     def sublayers(self, block: Block, options: BottleneckOptions) -> tuple[Sublayer, ...]:
         """Which sub-layers of a block get an adapter."""

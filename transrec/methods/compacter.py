@@ -82,6 +82,7 @@ class Compacter(Method):
     """One adapter behind each sub-layer; the A_i are one parameter of the whole recommender."""
 
     Options = CompacterOptions
+    changes_at_insertion = "adapters add a little to what their sub-layers give: their shared factors are N(0, 0.01)"
 
     def __init__(self):
         self.rule: nn.Parameter | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from transrec.errors import TransrecError
-from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.methods.base import ROUNDING, AdapterOptions, Method, Place, register
 from transrec.models.user_encoders.sasrec import MASKED, SASRecBlock
 from transrec.options import flag
 
@@ -51,6 +51,7 @@ class KAdapter(nn.Module):
 
     # The backbone may be kept in eval mode; the adapters follow the mode of the recommender.
     follows_mode = True
+    cannot_merge = "its adapters are transformers of their own, which read the hidden states of several layers"
 
     def __init__(self, place: Place, layers: list[int], size: int, heads: int, dropout: float, masked: bool):
         super().__init__()
@@ -128,6 +129,8 @@ class KAdapterMethod(Method):
     """Adapters on the chosen layers of the item encoder and on every block of SASRec."""
 
     Options = KAdapterOptions
+    # The fusion starts as [I, 0].
+    changes_at_insertion = ROUNDING
 
     def insert(self, place: Place, options: KAdapterOptions) -> list[nn.Parameter]:
         count = len(place.stack.blocks)

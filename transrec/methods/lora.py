@@ -7,9 +7,17 @@ import loralib
 from torch import nn
 
 from transrec.errors import TransrecError
-from transrec.methods.base import AdapterOptions, Method, Place, register
+from transrec.methods.base import AdapterOptions, Method, Place, plain_linear, register
 from transrec.models.backbone import Site
 from transrec.options import flag
+
+
+class LowRankLinear(loralib.Linear):
+    """W x + b + scaling B A x, as loralib computes it."""
+
+    def merge(self) -> nn.Linear:
+        """The linear layer that computes the same: W + scaling B A in one."""
+        return plain_linear(self.weight + self.scaling * self.lora_B @ self.lora_A, self.bias)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class LoRA(Method):
         return list(layer.parameters())
 
     @staticmethod
-    def _layer(site: Site, rank: int, options: LoRAOptions) -> loralib.Linear:
+    def _layer(site: Site, rank: int, options: LoRAOptions) -> LowRankLinear:
         old = site.module
         full_rank = min(old.in_features, old.out_features)
         if rank > full_rank:
@@ -78,7 +86,7 @@ class LoRA(Method):
             )
         published = options.variant == "published"
         scaling = 1 / rank if published else options.lora_scaling
-        layer = loralib.Linear(
+        layer = LowRankLinear(
             old.in_features,
             old.out_features,
             r=rank,

@@ -18,6 +18,7 @@ class BitFit(Method):
     """All biases train, those of LayerNorms included."""
 
     Options = PartOptions
+    trains_existing = "biases"
 
     def insert(self, place: Place, options: PartOptions) -> list[nn.Parameter]:
         named = [pair for module in place.modules for pair in module.named_parameters()]
@@ -29,6 +30,7 @@ class LayerNorm(Method):
     """All LayerNorms train."""
 
     Options = PartOptions
+    trains_existing = "LayerNorms"
 
     def insert(self, place: Place, options: PartOptions) -> list[nn.Parameter]:
         return parameters_of(place.layer_norms)

@@ -21,6 +21,8 @@ class TextPrompt(nn.Module):
     included, and the mask stays.
     """
 
+    cannot_merge = "its vectors stand among the words of every text, in no weight of the backbone"
+
     def __init__(self, backbone: nn.Module, tokens: int, published: bool):
         super().__init__()
         words = backbone.get_input_embeddings().weight
@@ -49,6 +51,8 @@ class ImagePrompt(nn.Module):
     paper: inserted after [CLS], drawn from N(0, 0.02). published: behind the last patch, zero at the start. They have
     no position.
     """
+
+    cannot_merge = "its vectors stand among the patches of every image, in no weight of the backbone"
 
     def __init__(self, place: Place, tokens: int, published: bool):
         super().__init__()
@@ -91,6 +95,7 @@ class PromptMethod(Method):
     """Learned vectors in front of the words, or the patches, of every item."""
 
     Options = PromptOptions
+    changes_at_insertion = "texts grow by words, images by patches"
 
     def insert(self, place: Place, options: PromptOptions) -> list[nn.Parameter]:
         if place.tower != "item":
