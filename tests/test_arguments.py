@@ -202,7 +202,7 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
         ("Dataset/build_lmdb.py", ["--items", "x", "--out", "x"], "one of the arguments --images --import_original"),
         *((study, ["--target", "x", "--epcohs", "3"], "did you mean --epochs") for study in STUDIES),
         *((study, [], "--target: missing; --help says what to give") for study in STUDIES),
-        (STUDIES[0], ["--traget", "x"], "--traget: no such flag; did you mean --target?"),
+        (STUDIES[0], ["--traget", "x"], "--traget: no such flag; did you mean --target"),
         (STUDIES[0], ["--target", "x", "--workrs", "3"], "--workrs: no such flag; did you mean --workers?"),
         (STUDIES[0], ["--target", "x", "--source.epcohs", "3"], "--epcohs: no such flag; did you mean --epochs?"),
         (STUDIES[0], ["--target", "x", "--modality", "txt"], "--modality: 'txt' is none of text, image, multimodal"),

@@ -18,7 +18,7 @@ from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator, Ranker
-from transrec.training.metrics import summarise
+from transrec.training.metrics import MRR, Metric, Ranking, summarise
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -62,10 +62,40 @@ def test_constant_scores_hit_nothing():
 
 
 def test_metrics_by_hand():
-    metrics = summarise(np.array([1.0, 3.0, 11.0, np.inf]), [1, 10])
+    metrics = summarise(Ranking(np.array([1.0, 3.0, 11.0, np.inf])), [1, 10])
     assert metrics["HR@1"] == 0.25 and metrics["HR@10"] == 0.5
     assert metrics["NDCG@10"] == pytest.approx((1 + 1 / 2) / 4)
     assert metrics["MRR"] == pytest.approx((1 + 1 / 3 + 1 / 11) / 4)
+
+
+def test_lists_hold_the_best_items_that_are_not_masked():
+    rng = np.random.default_rng(1)
+    items, users = rng.standard_normal((40, 8)).astype(np.float32), rng.standard_normal((9, 8)).astype(np.float32)
+    # The last user has seen all items but three.
+    history = [rng.choice(40, size, replace=False) + 1 for size in (*range(8), 37)]
+    targets, owner = rng.integers(1, 41, 9), np.repeat(np.arange(9), [len(seen) for seen in history])
+    arrays = [torch.from_numpy(a) for a in (users, targets, np.concatenate(history), owner)]
+    made = [Ranker(torch.from_numpy(items), memory, "seen", length=5).rank(*arrays) for memory in (1, 2**20)]
+    scores = users @ items.T
+    for user, seen in enumerate(history):
+        scores[user, seen - 1] = -np.inf
+    expected = np.argsort(-scores, axis=1)[:, :5] + 1
+    expected[8, 3:] = 0
+    for _, lists in made:
+        assert lists.dtype == torch.int32 and np.array_equal(lists, expected)
+
+
+def test_values_that_are_no_metric_are_refused():
+    class Broken(Metric):
+        label, has_cutoff = "MRR", False
+
+        def __call__(self, ranking, k):
+            return float("nan")
+
+    with pytest.raises(TransrecError, match="--metrics: Broken gives MRR nan, which is no finite number"):
+        summarise(Ranking(np.ones(3)), [10], [Broken()])
+    with pytest.raises(TransrecError, match="--metrics: two of them give MRR, Broken for one"):
+        summarise(Ranking(np.ones(3)), [10], [MRR(), Broken()])
 
 
 def test_metrics_equal_an_independent_evaluator():
@@ -74,7 +104,7 @@ def test_metrics_equal_an_independent_evaluator():
     scores = rng.standard_normal((50, 200))
     targets = rng.integers(0, 200, 50)
     ranks = 1 + (scores > scores[np.arange(50), targets][:, None]).sum(1)
-    ours = summarise(ranks.astype(float), [5, 10, 20])
+    ours = summarise(Ranking(ranks.astype(float)), [5, 10, 20])
     judged = {f"u{u}": {f"i{t}": 1} for u, t in enumerate(targets)}
     ranked = {f"u{u}": {f"i{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)}
     names = {
@@ -113,7 +143,9 @@ def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_his
             vector = recommender.user_encoder(shown[None], (torch.arange(6) >= 6 - len(context))[None])[0, -1]
             seen = set(split.history(part)[user].tolist())
             ranks.append(plain_rank((items @ vector).numpy(), target, seen, mask_history))
-    assert evaluator.evaluate(recommender, part) == pytest.approx(summarise(np.array(ranks), [5, 10, 20]), abs=1e-12)
+    assert evaluator.evaluate(recommender, part) == pytest.approx(
+        summarise(Ranking(np.array(ranks)), [5, 10, 20]), abs=1e-12
+    )
 
 
 def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
@@ -131,7 +163,7 @@ def test_popularity_ranks_by_training_count(split):
         plain_rank(counts, split.test[u][-1], set(split.history("test")[u].tolist()), "seen")
         for u in range(split.user_count)
     ]
-    assert evaluator.popularity("test") == pytest.approx(summarise(np.array(ranks), [5, 10, 20]))
+    assert evaluator.popularity("test") == pytest.approx(summarise(Ranking(np.array(ranks)), [5, 10, 20]))
 
 
 def test_embeddings_that_are_not_finite_are_refused(split, recommender):

@@ -28,7 +28,7 @@ from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.training.evaluation import Ranker
-from transrec.training.metrics import summarise
+from transrec.training.metrics import Ranking, summarise
 
 TEXT_CASES = [
     ("base_sasrec", "sasrec", None),
@@ -328,7 +328,7 @@ def test_ranks_and_metrics(golden, device):
         reachable = np.isfinite(ranks)
         np.testing.assert_array_equal(ranks[reachable], recorded["rank"][reachable])
         assert (recorded["hit10"][~reachable] == 0).all()
-        metrics = summarise(ranks, [10])
+        metrics = summarise(Ranking(ranks), [10])
         assert metrics["HR@10"] == pytest.approx(float(recorded["mean_hit10"]), abs=1e-6)
         assert metrics["NDCG@10"] == pytest.approx(float(recorded["mean_ndcg10"]), abs=1e-6)
 
@@ -354,6 +354,6 @@ def test_evaluation_end_to_end(golden, tmp_path, part, device, tolerance):
             seen = torch.tensor(full[:-2] if part == "valid" else full[:-1], device=device)
             target = torch.tensor([target], device=device)
             rank = Ranker(items, 2**20, "seen").ranks(vector, target, seen, torch.zeros_like(seen))
-            metrics = summarise(rank.cpu().numpy(), [10])
+            metrics = summarise(Ranking(rank.cpu().numpy()), [10])
             assert metrics["HR@10"] == recorded["hit10"][user]
             assert metrics["NDCG@10"] == pytest.approx(recorded["ndcg10"][user], abs=1e-6)

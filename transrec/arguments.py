@@ -137,6 +137,7 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     argument: dict[str, Any] = dict(field.metadata)
     names = [f"--{field.name}", *argument.pop("aliases", ())]
     off = argument.pop("off", False if kind is bool else None)
+    shorthands = argument.pop("shorthands", {})
     has_default = field.default is not dataclasses.MISSING
     argument["default"] = field.default if has_default else field.default_factory()
     if get_origin(kind) is Literal:
@@ -149,9 +150,11 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
         # Of `str | None` the str.
         argument["type"] = next((of for of in get_args(kind) if of is not type(None)), kind)
     group.add_argument(*names, **argument)
+    hidden = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     if off is not None:
-        hidden = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         group.add_argument(f"--no_{field.name}", action="store_const", const=off, **hidden)
+    for name, value in shorthands.items():
+        group.add_argument(name, action="store_const", const=value, **hidden)
 
 
 class _HelpAll(argparse.Action):

@@ -218,6 +218,8 @@ class TrainingOptions(Options):
     batch_size: int = flag(32, "Users per step, over all processes; results do not depend on the number of processes.")
     lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), where it trains.")
     backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
+    optimizer: str = flag("adam", "Optimiser of everything that trains.")
+    schedule: str = flag("constant", "How the learning rates change from step to step.")
     accumulate: int = flag(
         1, "Split each batch into this many pieces, to save memory; in_batch then takes its candidates from one piece."
     )
@@ -243,6 +245,7 @@ class EvaluationOptions(Options):
     _argument_group_name: ClassVar[str] = "evaluation"
     _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
 
+    metrics: list[str] = flag(["hr", "ndcg", "mrr"], "Metrics that are computed; hr and ndcg always are.")
     cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
     eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.")
     eval_batch: int = flag(256, "Items encoded at a time in evaluation.")
@@ -293,7 +296,12 @@ class RunOptions(Options):
     profile: bool = flag(
         False, "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart."
     )
-    tensorboard: bool = flag(False, "Also log to RUN/tensorboard (needs the tensorboard package).")
+    tracker: list[str] = flag(
+        [],
+        "Where metrics are logged besides RUN/metrics.jsonl; tensorboard needs the package of that name, and "
+        "--tensorboard alone chooses it.",
+        shorthands={"--tensorboard": ["tensorboard"]},
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -43,14 +43,26 @@ class Registry(Generic[Entry]):
     Args:
         kind: what an entry is called, "user encoder"; the flag that chooses one is --user_encoder.
         base: the class that entries derive from.
-        package: whose modules register entries when they are imported.
+        package: whose modules register entries when they are imported; a module that registers them itself will do.
+        flag: where it is not the kind's name.
+        several: whether a run may choose any number of entries.
+        always: names of those that every run chooses.
     """
 
     every: ClassVar[list["Registry"]] = []
 
-    def __init__(self, kind: str, base: type[Entry], package: str):
+    def __init__(
+        self,
+        kind: str,
+        base: type[Entry],
+        package: str,
+        flag: str = "",
+        several: bool = False,
+        always: tuple[str, ...] = (),
+    ):
         self.every.append(self)
-        self.kind, self.flag, self.base, self.package = kind, kind.replace(" ", "_"), base, package
+        self.kind, self.base, self.package = kind, base, package
+        self.flag, self.several, self.always = flag or kind.replace(" ", "_"), several, always
         self._entries: dict[str, type[Entry]] = {}
         self._places: dict[str, str] = {}
         self._is_complete = False
@@ -66,7 +78,7 @@ class Registry(Generic[Entry]):
         def add(entry: type[Entry]) -> type[Entry]:
             if not (isinstance(entry, type) and issubclass(entry, self.base)):
                 raise TransrecError(f"{place}: {self.kind} {name!r} must be a class derived from {self.base.__name__}")
-            if not entry.__module__.startswith(f"{self.package}."):
+            if not f"{entry.__module__}.".startswith(f"{self.package}."):
                 self._discover()
             if name in self._entries:
                 raise TransrecError(f"{place}: {self.kind} {name!r} is registered twice, first in {self._places[name]}")
@@ -97,7 +109,7 @@ class Registry(Generic[Entry]):
     def _discover(self) -> None:
         if not self._is_complete:
             package = importlib.import_module(self.package)
-            for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+            for module in pkgutil.iter_modules(getattr(package, "__path__", []), f"{self.package}."):
                 importlib.import_module(module.name)
             self._is_complete = True
             _load_installed()

@@ -47,6 +47,7 @@ from transrec.models.recommender import Recommender
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, digest, parse
+from transrec.tracking import Tracker
 from transrec.training import distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
@@ -147,6 +148,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
             raise type(told)(f"{told}; the run continues with: {again}") from error
         raise
     finally:
+        for tracker in trainer.trackers if trainer else ():
+            tracker.close()
         run.discard()
 
 
@@ -177,6 +180,9 @@ def _train(
         "environment": environment(world.device, world.size),
     }
     run.write_result(result)
+    with about_file(run.folder):
+        for tracker in trainer.trackers:
+            tracker.finish(result)
     if not settings.run.keep_state:
         trainer.drop_optimizer()
     for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
@@ -218,7 +224,10 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         ranks=world.size,
         pieces=settings.training.accumulate,
     )
-    evaluator = Evaluator(dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision)
+    metrics = [choice.build() for choice in settings.choices["metrics"]]
+    evaluator = Evaluator(
+        dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision, metrics
+    )
     trainer = Trainer(
         recommender,
         groups,
@@ -230,7 +239,9 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         precision,
         description,
         save_steps=settings.run.save_steps,
-        writer=_tensorboard(settings, run),
+        trackers=_trackers(settings, run),
+        optimizer=settings.choice("optimizer").build(),
+        schedule=settings.choice("schedule").build(),
         profile=settings.run.profile,
     )
     _announce(run, settings, table, world, precision, len(batches))
@@ -417,12 +428,8 @@ def _told(value: Any) -> str:
     return " ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
 
 
-def _tensorboard(settings: Settings, run: Run):
-    if not (settings.run.tensorboard and run.is_main):
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise TransrecError("--tensorboard: pip install tensorboard first") from error
-    with about_file(run.folder / "tensorboard"):
-        return SummaryWriter(run.folder / "tensorboard")
+def _trackers(settings: Settings, run: Run) -> list[Tracker]:
+    if not run.is_main:
+        return []
+    with about_file(run.folder):
+        return [choice.build(run.folder) for choice in settings.choices["tracker"]]

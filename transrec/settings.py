@@ -31,12 +31,16 @@ from transrec.options import (
 from transrec.paths import resolve
 from transrec.plugins import admit, check_named, load_plugins
 from transrec.registry import Choice, Registry
+from transrec.tracking import TRACKERS
 from transrec.training import checkpoint
+from transrec.training.metrics import METRICS
+from transrec.training.optimizers import OPTIMIZERS
 from transrec.training.run import Run, read_options
+from transrec.training.schedules import SCHEDULES
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
-KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES)
+KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES, METRICS, TRACKERS)
 # The flags that --help shows; --help-all shows all.
 COMMON = (
     *("dataset", "method", "item_tower", "text_encoder", "image_encoder", "checkpoint", "objective"),
@@ -52,7 +56,7 @@ MAY_CHANGE = {
         "accept_edits",
         "save_steps",
         "keep_state",
-        "tensorboard",
+        "tracker",
         "cache_dir",
         "profile",
         "plugin",
@@ -76,12 +80,13 @@ class Settings:
     training: TrainingOptions
     evaluation: EvaluationOptions
     run: RunOptions
-    choices: dict[str, Choice]
+    choices: dict[str, list[Choice]]
     set_by: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def choice(self, kind: str) -> Choice:
-        """The entry that the run chose by the flag --KIND."""
-        return self.choices[kind]
+        """The one entry that the run chose by the flag --KIND."""
+        (only,) = self.choices[kind]
+        return only
 
     @property
     def method(self) -> str:
@@ -127,16 +132,16 @@ class Settings:
         return settings
 
     @classmethod
-    def _of(cls, chosen: dict[str, str], groups: list[Any]) -> "Settings":
+    def _of(cls, chosen: dict[str, list[str]], groups: list[Any]) -> "Settings":
         """The settings of the entries `chosen` and the objects of `_groups(chosen)`."""
-        own = zip(KINDS, groups[len(GROUPS) :], strict=True)
-        choices = {k.flag: Choice(chosen[k.flag], k.get(chosen[k.flag]), options) for k, options in own}
+        own = iter(groups[len(GROUPS) :])
+        choices = {k.flag: [Choice(name, k.get(name), next(own)) for name in chosen[k.flag]] for k in KINDS}
         return cls(*groups[: len(GROUPS)], choices)
 
     @property
     def groups(self) -> list[Options]:
         """The options of each group, those of the chosen entries last."""
-        own = (choice.options for choice in self.choices.values())
+        own = (choice.options for choices in self.choices.values() for choice in choices)
         return [self.data, self.model, self.training, self.evaluation, self.run, *own]
 
     def as_dict(self) -> dict[str, Any]:
@@ -149,22 +154,31 @@ class Settings:
         return {name: value for name, value in self.as_dict().items() if name in defaults and value != defaults[name]}
 
 
-def _chosen(*sources: Mapping[str, Any]) -> dict[str, str]:
+def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the entries that a run chooses, by the flag of their kind: each as the first source to know says."""
-    defaults = {f.name: f.default for options in GROUPS for f in dataclasses.fields(options)}
+    defaults = {name: value for options in GROUPS for name, value in options.defaults().items()}
     known = ChainMap(*sources, defaults, {"method": ""})
-    return {kind.flag: known[kind.flag] for kind in KINDS}
+    chosen = {}
+    for kind in KINDS:
+        value = known[kind.flag]
+        names = [*kind.always, *(value if isinstance(value, list) else [value])]
+        chosen[kind.flag] = [name for number, name in enumerate(names) if name not in names[:number]]
+    return chosen
 
 
-def _groups(chosen: dict[str, str]) -> list[tuple[str, type[Options]]]:
+def _pairs(chosen: dict[str, list[str]]) -> list[tuple[Registry, str]]:
+    """Kind and name of each entry that is chosen."""
+    return [(kind, name) for kind in KINDS for name in chosen[kind.flag]]
+
+
+def _groups(chosen: dict[str, list[str]]) -> list[tuple[str, type[Options]]]:
     """Titles and dataclasses of all flags of a run that chooses these entries.
 
     Raises TransrecError for an unknown name, and for a flag that two of them have.
     """
     groups = [(options._argument_group_name, options) for options in GROUPS]
     owners = {"method": "all runs", **{flag: f"{title} options" for title, of in groups for flag in _flags_of(of)}}
-    for kind in KINDS:
-        name = chosen[kind.flag]
+    for kind, name in _pairs(chosen):
         options = kind.get(name).Options
         owner = f"{kind.kind} {name} ({kind.place(name)})"
         for flag in _flags_of(options):
@@ -207,7 +221,7 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
     )
 
 
-def flags(**chosen: str) -> set[str]:
+def flags(**chosen: Any) -> set[str]:
     """Names of all flags of runs that choose these entries, by the flag of their kind, and what presets choose else."""
     chosen_too = (preset.values for preset in _presets(chosen, {"method": "full"}))
     return {f.name for _, options in _groups(_chosen(chosen, *chosen_too)) for f in dataclasses.fields(options)}
@@ -243,9 +257,9 @@ def check_flags(parser: Parser, words: list[str]) -> None:
             raise no_such_flag(flag, {*parser.flags, *(known for run in runs for known in run.flags)} - {"--help-all"})
 
 
-def _parser(chosen: dict[str, str]) -> OptionsParser:
+def _parser(chosen: dict[str, list[str]]) -> OptionsParser:
     parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__, COMMON)
-    parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"])
+    parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"][0])
     for kind in KINDS:
         parser.add_to_help(kind.flag, f" One of {', '.join(kind.names())}.")
     return parser
@@ -259,7 +273,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     """
     first = Parser(add_help=False)
     for kind in KINDS:
-        first.add_argument(f"--{kind.flag}")
+        first.add_argument(f"--{kind.flag}", nargs="+" if kind.several else None)
+    first.add_argument("--tensorboard", dest="tracker", action="store_const", const=["tensorboard"])
     first.add_argument("--item_tower")
     first.add_argument("--modalities", nargs="+")
     first.add_argument("--resume", nargs="?", const="")
@@ -274,6 +289,9 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         folder = resolve(resumed)
         stored = read_options(folder)
         as_now = read_settings(folder, given["plugin"]).as_dict()
+        if stored.get("tensorboard") is True:
+            # As runs of earlier releases say it.
+            stored.setdefault("tracker", ["tensorboard"])
     load_plugins(given["plugin"])
     presets.check(_preset_takers, METHODS.names())
     defaults = {"method": method} | defaults
@@ -283,7 +301,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     chosen = _chosen(given, *(values for _, values in rules))
 
     parser, known = _parser(chosen), {f.name for _, options in _groups(chosen) for f in dataclasses.fields(options)}
-    if unknown := set(defaults) - flags(**_chosen(defaults)) - {"method"}:
+    if unknown := set(defaults) - flags(**defaults) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
     parser.set_defaults(plugin=defaults.get("plugin", []))
     set_by: dict[str, str] = {}
@@ -298,7 +316,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         for kind in KINDS:
             if of := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
-                raise TransrecError(f"{flag}: no flag of {kind.kind} {chosen[kind.flag]}, but of {', '.join(of)}")
+                have = ", ".join(chosen[kind.flag]) or "none"
+                raise TransrecError(f"{flag}: no flag of {kind.kind} {have}, but of {', '.join(of)}")
     settings = Settings._of(chosen, parser.parse_options(arguments))
     settings.check_modalities()
     if stored and not settings.run.accept_edits:
@@ -306,8 +325,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
-    for kind in KINDS:
-        check_named(kind.place(chosen[kind.flag]), settings.run.plugin)
+    for kind, name in _pairs(chosen):
+        check_named(kind.place(name), settings.run.plugin)
     # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
     if stored.get("text_pooling") != "auto" and (declaring := _with_declared_pooling(settings)) != settings:
         settings = declaring
@@ -315,7 +334,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
-    if changed := [k for k in stored if k in now and k not in MAY_CHANGE and now[k] != as_now.get(k, stored[k])]:
+    may_change = MAY_CHANGE - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
+    if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_now.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return dataclasses.replace(settings, set_by={name: set_by[name] for name in settings.departures if name in set_by})

@@ -358,7 +358,7 @@ def test_evaluation_is_the_cpus(flags, backbones, tmp_path, monkeypatch, domain,
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones["bert"]), 10, lower_case=True)
     ranks, items = [], []
     # What `summarise` is given are the ranks.
-    monkeypatch.setattr(evaluation, "summarise", lambda ranks, cutoffs: ranks)
+    monkeypatch.setattr(evaluation, "summarise", lambda ranking, *_: ranking.ranks)
     for device in (DEVICE, torch.device("cpu")):
         features = TextFeatures(tokens, dataset.split.item_rows, device)
         world = World(rank=0, size=1, device=device)

@@ -4,7 +4,7 @@ Blocks are cut by position, never by rank: how many processes share them changes
 ranked once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
 from transrec.progress import Bar
 from transrec.training.distributed import World
-from transrec.training.metrics import summarise
+from transrec.training.metrics import PAPERS, Metric, Ranking, summarise
 from transrec.training.precision import Precision
 
 USERS_AT_ONCE = 256
@@ -30,17 +30,22 @@ class Ranker:
         item_embeddings: float32 [n, d] of items 1..n.
         memory: bytes that scores may take at a time; scores of at least one user are computed at a time.
         mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md).
+        length: of the lists of recommended items, at most n; 0: none are made.
     """
 
-    def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str):
-        self.items, self.mask_history = item_embeddings, mask_history
+    def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str, length: int = 0):
+        self.items, self.mask_history, self.length = item_embeddings, mask_history, length
         count = len(item_embeddings)
         self.rows = min(USERS_AT_ONCE, max(1, memory // (2 * item_embeddings.element_size() * count)))
         self.scores = item_embeddings.new_empty(self.rows, count)
         self.comparison = torch.empty_like(self.scores)
 
     def ranks(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
-        """Rank of each user's target: 1 + items scored strictly higher + half of the equal ones, rounded up.
+        """The ranks of `rank` alone."""
+        return self.rank(users, targets, history, owner)[0]
+
+    def rank(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Rank of each user's target: 1 + items scored strictly higher + half of the equal ones, rounded up; and lists.
 
         Args:
             users: float32 [B, d].
@@ -49,6 +54,7 @@ class Ranker:
 
         Returns:
             float32 [B], exact to 2**24; infinity where the target itself is masked.
+            int32 [B, length], the items 1..n that score highest, best first; 0 where all others are masked.
         """
         if self.mask_history == "none":
             history, owner = history[:0], owner[:0]
@@ -56,11 +62,19 @@ class Ranker:
             other = history != targets[owner]
             history, owner = history[other], owner[other]
         ranks = torch.empty(len(users), device=users.device)
+        lists = torch.empty(len(users), self.length, dtype=torch.int32, device=users.device)
         for start in range(0, len(users), self.rows):
             block = slice(start, min(start + self.rows, len(users)))
             mine = (owner >= block.start) & (owner < block.stop)
             ranks[block] = self._block(users[block], targets[block], history[mine], owner[mine] - start)
-        return ranks
+            if self.length:
+                lists[block] = self._lists(len(ranks[block]))
+        return ranks, lists
+
+    def _lists(self, users: int) -> Tensor:
+        """Of the block that was ranked last."""
+        best, items = self.scores[:users].topk(self.length)
+        return torch.where(best == -torch.inf, 0, items + 1).int()
 
     def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
         # Comparing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
@@ -82,6 +96,7 @@ class Evaluator:
         features: source of the item encoder's inputs.
         options: cut-offs and memory.
         mask_history: as in Ranker.
+        metrics: what is computed.
     """
 
     def __init__(
@@ -92,9 +107,13 @@ class Evaluator:
         mask_history: str,
         world: World,
         precision: Precision | None = None,
+        metrics: Sequence[Metric] = PAPERS,
     ):
         self.split, self.features, self.options, self.mask_history = split, features, options, mask_history
         self.world, self.precision = world, precision or Precision("fp32", world.device)
+        self.metrics = metrics
+        needs_lists = any(metric.needs_lists for metric in metrics)
+        self.length = min(max(options.cutoffs), split.item_count) if needs_lists else 0
 
     @torch.no_grad()
     def encode_items(self, recommender: Recommender) -> Tensor:
@@ -128,27 +147,28 @@ class Evaluator:
                 embeddings = items[(sequences - 1).clamp(min=0)] * mask.unsqueeze(-1)
                 return recommender.user_encoder(embeddings, mask)[:, -1].float()
 
-        metrics = summarise(self._all_ranks(items, user_vectors, part), self.options.cutoffs)
+        metrics = self._metrics(items, user_vectors, part)
         recommender.train(was_training)
         return metrics
 
     def popularity(self, part: str) -> dict[str, float]:
         """Metrics of ranking by number of training interactions, the baseline every model must beat."""
         counts = torch.from_numpy(self.split.train_counts()[1:]).float().unsqueeze(1).to(self.world.device)
-        ranks = self._all_ranks(counts, lambda users: counts.new_ones(len(users), 1), part)
-        return summarise(ranks, self.options.cutoffs)
+        return self._metrics(counts, lambda users: counts.new_ones(len(users), 1), part)
 
-    def _all_ranks(self, items: Tensor, user_vectors, part: str) -> np.ndarray:
-        """Rank of every user's target, float64 [U], equal on every rank."""
+    def _metrics(self, items: Tensor, user_vectors, part: str) -> dict[str, float]:
+        """Equal on every rank."""
         with about_memory("ranking", f"give a smaller --eval_memory than {self.options.eval_memory} (MiB)"):
-            return self._ranks_in_blocks(items, user_vectors, part)
+            ranking = self._rank_in_blocks(items, user_vectors, part)
+            return summarise(ranking, self.options.cutoffs, self.metrics)
 
-    def _ranks_in_blocks(self, items: Tensor, user_vectors, part: str) -> np.ndarray:
+    def _rank_in_blocks(self, items: Tensor, user_vectors, part: str) -> Ranking:
         self._check_finite(items, "item embeddings")
-        ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history)
+        ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
         ranks = torch.zeros(len(sequences), device=items.device)
+        lists = torch.zeros(len(sequences), self.length, dtype=torch.int32, device=items.device)
         blocks = self._mine(range(0, len(sequences), USERS_AT_ONCE))
         for start in self._progress(blocks, blocks, f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
@@ -158,8 +178,13 @@ class Evaluator:
                 torch.from_numpy(array).long().to(items.device)
                 for array in (sequences.only_last(1).flat(users), history.flat(users), history.owners(users))
             )
-            ranks[start : start + len(users)] = ranker.ranks(vectors, *on_device)
-        return self.world.sum(ranks).cpu().numpy().astype(np.float64)
+            block = slice(start, start + len(users))
+            ranks[block], lists[block] = ranker.rank(vectors, *on_device)
+        return Ranking(
+            self.world.sum(ranks).cpu().numpy().astype(np.float64),
+            self.world.sum(lists).cpu().numpy() if self.length else None,
+            self.split.item_count,
+        )
 
     def _mine(self, blocks: range) -> range:
         """This rank's share of the blocks."""

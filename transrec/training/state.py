@@ -1,6 +1,7 @@
 """What a run saves so that it can be resumed: how far it is, and the tensors of its optimiser."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,29 +67,34 @@ def _validation(epoch: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix(VALIDATION): value for name, value in epoch.items() if name.startswith(VALIDATION)}
 
 
-def optimizer_tensors(optimizer: torch.optim.Adam, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """The optimiser's state of each parameter, as `optimizer.KEY.NAME`."""
     return {
         f"optimizer.{key}.{name}": value
         for name, parameter in trained.items()
         for key, value in optimizer.state[parameter].items()
+        if isinstance(value, Tensor)
     }
 
 
 def load_optimizer(
-    optimizer: torch.optim.Adam, trained: dict[str, nn.Parameter], path: Path, tensors: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    state_like: Callable[[Tensor], dict[str, Tensor]],
+    trained: dict[str, nn.Parameter],
+    path: Path,
+    tensors: dict[str, Tensor],
 ) -> None:
     """Restore the optimiser from the tensors of `optimizer_tensors`, read from the checkpoint at `path`.
 
     Args:
+        state_like: what the optimiser keeps of a parameter (transrec.training.optimizers).
         trained: the parameters by name, in the order in which the optimiser was given them.
 
     Raises TransrecError for a tensor that is missing, or of another shape or type than its parameter calls for.
     """
     saved = optimizer.state_dict()
     for index, (name, parameter) in enumerate(trained.items()):
-        wanted = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
-        wanted = {f"optimizer.{key}.{name}": like for key, like in wanted.items()}
+        wanted = {f"optimizer.{key}.{name}": like for key, like in state_like(parameter).items()}
         found = {full: tensors[full] for full in wanted if full in tensors}
         # A parameter that has had no gradient yet has no state at all.
         if found and (missing := wanted.keys() - found.keys()):

@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -25,12 +25,15 @@ from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
+from transrec.tracking import Tracker
 from transrec.training import checkpoint
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
+from transrec.training.optimizers import Adam, Optimizer
 from transrec.training.precision import Precision
 from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
+from transrec.training.schedules import Constant, Schedule
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 SELECTED_BY = "HR@10"
@@ -58,6 +61,8 @@ class Trainer:
         run: where to write.
         description: what checkpoints say of the model (transrec.runner).
         save_steps: save the state every so many steps as well; 0: after epochs only.
+        trackers: where each epoch's metrics go, besides the run's metrics.jsonl; of the main process alone.
+        optimizer, schedule: by which it trains, and how the groups' learning rates change.
         profile: have the seconds of each phase of a step exact on a GPU too.
     """
 
@@ -73,18 +78,21 @@ class Trainer:
         precision: Precision,
         description: dict[str, Any],
         save_steps: int = 0,
-        writer=None,
+        trackers: Sequence[Tracker] = (),
+        optimizer: Optimizer | None = None,
+        schedule: Schedule | None = None,
         profile: bool = False,
     ):
         self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
         self.options, self.run, self.world, self.precision = options, run, world, precision
-        self.description, self.save_steps, self.writer, self.profile = description, save_steps, writer, profile
+        self.description, self.save_steps, self.trackers, self.profile = description, save_steps, trackers, profile
         self.clock = Clock(world.device, profile)
         self.trained = checkpoint.trained(recommender)
         self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
         self.groups = groups
-        self.optimizer = torch.optim.Adam(
-            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups], fused=True
+        self.optimizing, self.schedule = optimizer or Adam(), schedule or Constant()
+        self.optimizer = self.optimizing.make(
+            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups]
         )
         # Whether the method has a step of its own after each of the optimiser's.
         self.method_steps = type(recommender.method).after_step is not Method.after_step
@@ -166,7 +174,7 @@ class Trainer:
                 )
             # The optimiser numbers its parameters in the order in which it was given the groups.
             in_order = {name: parameter for group in self.groups for name, parameter in group.parameters.items()}
-            load_optimizer(self.optimizer, in_order, self.run.last, tensors)
+            load_optimizer(self.optimizer, self.optimizing.state_like, in_order, self.run.last, tensors)
             try:
                 self.scaler.load_state_dict(description["scaler"])
             except (KeyError, TypeError, RuntimeError) as error:
@@ -279,6 +287,7 @@ class Trainer:
                 self.scaler.scale(whole).backward()
             total += loss.detach()
         self.clock.enter("step")
+        self._set_rates()
         if self.options.clip_grad_norm or self.method_steps:
             self.scaler.unscale_(self.optimizer)
         if self.options.clip_grad_norm:
@@ -290,6 +299,13 @@ class Trainer:
         if self.method_steps and self.scaler.get_scale() >= scale:
             self._after_step()
         return total
+
+    def _set_rates(self) -> None:
+        """The learning rates of this step: the groups' own, as the schedule changes them."""
+        steps = len(self.batches)
+        factor = self.schedule((self.state.epoch - 1) * steps + self.state.step, self.options.epochs * steps)
+        for given, group in zip(self.optimizer.param_groups, self.groups, strict=True):
+            given["lr"] = group.lr * factor
 
     def _after_step(self) -> None:
         """The method's own step, the same on all ranks, random numbers included."""
@@ -344,17 +360,14 @@ class Trainer:
                 checkpoint.save(self.run.best, self.trained, description)
         self.run.log(
             f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
-            + "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTED_BY, "NDCG@10", "MRR"))
+            + "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTED_BY, "NDCG@10", "MRR") if name in metrics)
             + f"  train {line['train_seconds']:.1f} s  evaluation {line['evaluation_seconds']:.1f} s"
             + ("  best" if better else "")
         )
-        if self.writer:
-            with about_file(self.run.folder / "tensorboard"):
-                for name, value in line.items():
-                    if isinstance(value, dict):
-                        continue
-                    self.writer.add_scalar(name.replace(" ", "/"), value, state.epoch)
         self.run.write_metrics(state.epochs)
+        with about_file(self.run.folder):
+            for tracker in self.trackers:
+                tracker.log(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
 

@@ -1,0 +1,128 @@
+"""Optimisers and schedules by name."""
+
+import pytest
+import torch
+from conftest import FEW_STEPS, run
+from test_training import assert_same_run
+
+from transrec.errors import TransrecError
+from transrec.settings import parse
+from transrec.training.optimizers import OPTIMIZERS, SGD
+from transrec.training.schedules import Constant, Cosine, Linear
+from transrec.training.trainer import Trainer
+
+
+def test_factors_of_schedules():
+    assert [Constant()(step, 4) for step in range(4)] == [1.0] * 4
+    assert [Constant(warmup_steps=2)(step, 4) for step in range(4)] == [0.5, 1, 1, 1]
+    assert [Linear()(step, 4) for step in range(4)] == [1, 0.75, 0.5, 0.25]
+    assert [Linear(warmup_share=0.5)(step, 4) for step in range(4)] == [0.5, 1, 1, 0.5]
+    assert [Linear(warmup_steps=9)(step, 4) for step in range(4)] == [1 / 9, 2 / 9, 3 / 9, 4 / 9]
+    assert [Cosine()(step, 4) for step in range(4)] == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.names())
+def test_what_an_optimizer_says_of_its_state_is_its_state(name):
+    optimizer = OPTIMIZERS.get(name)(**OPTIMIZERS.get(name).Options().as_dict())
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    made = optimizer.make([{"params": [parameter], "lr": 0.1}])
+    parameter.grad = torch.ones(2, 3)
+    made.step()
+    kept, said = (
+        {key: (value.shape, value.dtype) for key, value in state.items()}
+        for state in (made.state[parameter], optimizer.state_like(parameter))
+    )
+    assert kept == said and not torch.equal(parameter, torch.ones(2, 3))
+
+
+def test_sgd_by_hand():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    made = SGD(momentum=0.5, weight_decay=0.0).make([{"params": [parameter], "lr": 0.1}])
+    for _ in range(2):
+        parameter.grad = torch.tensor([1.0])
+        made.step()
+    # 1 - 0.1 * 1 - 0.1 * (0.5 * 1 + 1)
+    assert parameter.item() == pytest.approx(0.75)
+    assert SGD(momentum=0.0, weight_decay=0.0).state_like(parameter) == {}
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rates of each step of the runs that a test starts."""
+    noted, original = [], Trainer._set_rates
+
+    def note(trainer):
+        original(trainer)
+        noted.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+    monkeypatch.setattr(Trainer, "_set_rates", note)
+    return noted
+
+
+MORE = (*FEW_STEPS, "--epochs", "2", "--lr", "1e-2", "--backbone_lr", "1e-3")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--optimizer", "sgd", "--schedule", "linear", "--warmup_share", "0.3"],
+        ["--optimizer", "adamw", "--weight_decay", "0.1", "--schedule", "cosine", "--warmup_steps", "2"],
+    ],
+    ids=["sgd, linear", "adamw, cosine"],
+)
+def test_a_run_that_was_stopped_resumes_to_the_same_numbers(flags, tmp_path, monkeypatch, rates, words):
+    arguments = [*flags, *MORE, *words, "--save_steps", "2"]
+    run([*arguments, "--output", str(tmp_path / "unbroken")])
+    unbroken = rates.copy()
+    assert len({backbone for backbone, _ in unbroken}) > 3
+    assert all(recommender == pytest.approx(10 * backbone) for backbone, recommender in unbroken), "each group's own"
+    rates.clear()
+
+    class Stopped(Exception):
+        pass
+
+    original = Trainer._save_state
+
+    def save(trainer):
+        original(trainer)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_state", save)
+        with pytest.raises(Stopped):
+            run([*arguments, "--output", str(tmp_path / "resumed")])
+    assert len(rates) == 2
+    run(["--resume", str(tmp_path / "resumed")])
+    assert rates == unbroken
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def test_epochs_of_a_schedule_that_reads_them_stay(flags, tmp_path):
+    run([*flags, *MORE, "--schedule", "linear", "--keep_state", "--output", str(tmp_path)])
+    with pytest.raises(TransrecError, match=r"cannot be resumed with --epochs 3 \(was 2\)"):
+        run(["--resume", str(tmp_path), "--epochs", "3"])
+
+
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (
+            ["--optimizer", "adma"],
+            "--optimizer adma: unknown; did you mean adam or adamw? choose from adam,",
+        ),
+        (
+            ["--schedule", "cosin"],
+            "--schedule cosin: unknown; did you mean cosine? choose from constant,",
+        ),
+        (["--weight_decay", "1"], "--weight_decay: no flag of optimizer adam, but of adamw, sgd"),
+        (["--warmup_share", "0.1"], "--warmup_share: no flag of schedule constant, but of cosine, linear"),
+        (["--schedule", "linear", "--warmup_share", "1"], "--warmup_share 1.0: must be at least 0 and below 1"),
+        (["--optimizer", "sgd", "--momentum", "1"], "--momentum 1.0: must be below 1"),
+        (["--metrics", "recal"], "--metrics recal: unknown; choose from hr, mrr, ndcg"),
+        (["--tracker", "tensorbord"], "--tracker tensorbord: unknown; did you mean tensorboard"),
+    ],
+)
+def test_mistakes(flags, words, told):
+    with pytest.raises(TransrecError) as caught:
+        parse([*flags, *words], "full", {})
+    assert str(caught.value).startswith(told)

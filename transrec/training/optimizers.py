@@ -1,0 +1,93 @@
+"""Optimisers by name: `adam`, `adamw`, `sgd`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from transrec.errors import TransrecError
+from transrec.options import Options, flag
+from transrec.registry import Registry
+
+
+class Optimizer:
+    """Base of all optimisers, made of the values of its flags by their names.
+
+    Attributes:
+        Options: the dataclass of its flags.
+    """
+
+    Options: type[Options] = Options
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of groups of {"params": list of parameters, "lr": learning rate}."""
+        raise NotImplementedError
+
+    def state_like(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Tensors of the shapes and types of a parameter's state, by the optimiser's names: what a run saves of it."""
+        raise NotImplementedError
+
+
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", Optimizer, __name__)
+register = OPTIMIZERS.register
+
+
+@register("adam")
+class Adam(Optimizer):
+    """Adam without weight decay, as the papers train."""
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(groups, fused=True)
+
+    def state_like(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+
+
+@dataclass(frozen=True)
+class AdamWOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"weight_decay": 0}
+
+    weight_decay: float = flag(0.01, "Decoupled weight decay of everything that trains.")
+
+
+@register("adamw")
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
+
+    Options = AdamWOptions
+
+    def __init__(self, weight_decay: float):
+        self.weight_decay = weight_decay
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True)
+class SGDOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"momentum": 0, "weight_decay": 0}
+
+    momentum: float = flag(0.9, "Momentum of stochastic gradient descent; 0: none.")
+    weight_decay: float = flag(0.0, "L2 penalty of everything that trains.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.momentum >= 1:
+            raise TransrecError(f"--momentum {self.momentum}: must be below 1")
+
+
+@register("sgd")
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    Options = SGDOptions
+
+    def __init__(self, momentum: float, weight_decay: float):
+        self.momentum, self.weight_decay = momentum, weight_decay
+
+    def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def state_like(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"momentum_buffer": parameter} if self.momentum else {}
