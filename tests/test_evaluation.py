@@ -16,6 +16,7 @@ from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
+from transrec.training import evaluation
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator, Ranker
 from transrec.training.metrics import MRR, Metric, Ranking, summarise
@@ -146,6 +147,30 @@ def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_his
     assert evaluator.evaluate(recommender, part) == pytest.approx(
         summarise(Ranking(np.array(ranks)), [5, 10, 20]), abs=1e-12
     )
+
+
+def test_ranks_and_lists_are_those_of_one_process_however_many_share_them(split, monkeypatch):
+    class Coverage(Metric):
+        label, needs_lists = "Coverage", True
+
+    class Share(World):
+        def sum(self, tensor):
+            return tensor
+
+    monkeypatch.setattr(evaluation, "USERS_AT_ONCE", 16)
+    torch.manual_seed(0)
+    items, users = torch.randn(split.item_count, 8), torch.randn(split.user_count, 8)
+    shares = [ALONE, *(Share(rank=rank, size=3, device=ALONE.device) for rank in range(3))]
+    whole, *parts = (
+        Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", world, metrics=[Coverage()])._rank_in_blocks(
+            items, lambda numbers: users[numbers], "test"
+        )
+        for world in shares
+    )
+    assert whole.lists.shape == (split.user_count, 20) and whole.item_count == split.item_count
+    assert all((part.ranks == 0).any() for part in parts)
+    assert np.array_equal(sum(part.ranks for part in parts), whole.ranks)
+    assert np.array_equal(sum(part.lists for part in parts), whole.lists)
 
 
 def test_evaluation_leaves_the_mode_as_it_was(split, recommender):

@@ -213,7 +213,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     if settings.training.compile:
         compile_encoders(recommender)
 
-    objective = settings.choice("objective").entry
+    objective = recommender.objective
     batches = TrainingBatches(
         dataset.split,
         settings.training.batch_size,

@@ -24,10 +24,12 @@ class Batch:
         items: int64 [U], item numbers 1..n, ascending; stays on the host for the features to look up.
         inputs: the item encoder's inputs for `items`.
         sequences: int64 [B, L + 1], training sequences, left-padded; 0 is padding, k is `items[k - 1]`.
-        negatives: int64 [B, L], same coding; the negative at t is compared with the positive item at t + 1; 0 is none.
+        negatives: int64 [B, L], or [B, L, K] of K > 1 per position, same coding; those at t are compared with the
+            positive item at t + 1; 0 is none.
         log_popularity: float32 [U], log of each item's share of the training interactions.
         predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
         weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
+        item_count: n, all items that there are.
     """
 
     items: Tensor
@@ -37,6 +39,7 @@ class Batch:
     predictions: int
     weight: float = 1.0
     inputs: tuple[Tensor, ...] = ()
+    item_count: int = 0
 
     @property
     def mask(self) -> Tensor:
@@ -55,16 +58,18 @@ class Batch:
         )
 
 
-def sample_negatives(rng: np.random.Generator, sequences: np.ndarray, item_count: int) -> np.ndarray:
-    """For each of the last L positions of each sequence one item outside that sequence, uniformly.
+def sample_negatives(
+    rng: np.random.Generator, sequences: np.ndarray, item_count: int, negatives: int = 1
+) -> np.ndarray:
+    """For each of the last L positions of each sequence K = `negatives` items outside that sequence, uniformly.
 
-    Draws a rank among the allowed items and skips the forbidden ones: one draw per position, none is rejected.
+    Draws a rank among the allowed items and skips the forbidden ones: one draw per negative, none is rejected.
 
     Args:
         sequences: int [B, L + 1], item numbers, 0 is padding.
 
     Returns:
-        int64 [B, L].
+        int64 [B, L * K], those of a position side by side.
     """
     forbidden = np.sort(sequences, axis=1).astype(np.int64)
     repeated = np.zeros_like(forbidden, dtype=bool)
@@ -73,7 +78,7 @@ def sample_negatives(rng: np.random.Generator, sequences: np.ndarray, item_count
     forbidden[repeated | (forbidden == 0)] = never
     forbidden.sort(axis=1)
     allowed = item_count - (forbidden != never).sum(1, keepdims=True)
-    ranks = rng.integers(0, allowed, size=(len(sequences), sequences.shape[1] - 1))
+    ranks = rng.integers(0, allowed, size=(len(sequences), (sequences.shape[1] - 1) * negatives))
     # The i-th smallest forbidden item has forbidden[i] - 1 - i allowed ones below it: it is passed by every rank from
     # that number on.
     allowed_below = forbidden - 1 - np.arange(forbidden.shape[1])
@@ -86,7 +91,7 @@ class TrainingBatches:
     Args:
         split: where the sequences come from.
         batch_size: users in a global batch, over all ranks and pieces.
-        negatives: whether the objective needs sampled negatives.
+        negatives: how many sampled negatives the objective needs for each position.
         last_only: whether only the last position of a sequence predicts (CPC).
         pieces: number of parts that a rank's share is cut into (gradient accumulation).
 
@@ -97,7 +102,7 @@ class TrainingBatches:
         self,
         split: Split,
         batch_size: int,
-        negatives: bool,
+        negatives: int,
         last_only: bool,
         seed: int,
         rank: int = 0,
@@ -141,7 +146,8 @@ class TrainingBatches:
             mask[:, :-1] = False
         negatives = np.zeros_like(mask, dtype=np.int64)
         if self.negatives:
-            negatives = np.where(mask, sample_negatives(rng, sequences, self.item_count), 0)
+            drawn = sample_negatives(rng, sequences, self.item_count, self.negatives)
+            negatives = np.where(mask.repeat(self.negatives, axis=1), drawn, 0)
         predictions = int(mask.sum())
         share = np.array_split(np.arange(len(sequences)), self.ranks)[self.rank]
         # Every rank takes part in every collective call: a piece without users becomes a stand-in that weighs nothing.
@@ -160,11 +166,15 @@ class TrainingBatches:
         return Batch(
             items=torch.from_numpy(items.astype(np.int64)),
             sequences=torch.from_numpy(index[:, : self.width]),
-            negatives=torch.from_numpy(index[:, self.width :]),
+            negatives=torch.from_numpy(index[:, self.width :].reshape(self._negatives_shape(len(sequences)))),
             log_popularity=torch.from_numpy(self.log_popularity[items]),
             predictions=predictions,
             weight=weight,
+            item_count=self.item_count,
         )
+
+    def _negatives_shape(self, users: int) -> tuple[int, ...]:
+        return (users, self.width - 1, self.negatives) if self.negatives > 1 else (users, self.width - 1)
 
     def _check_negatives(self) -> None:
         widest = self.users[self.train.lengths[self.users] >= self.item_count]

@@ -17,12 +17,12 @@ class Objective:
 
     Attributes:
         Options: the dataclass of its flags.
-        negatives: whether the batch must carry sampled negatives.
+        negatives: how many sampled negatives the batch must carry for each position.
         last_only: whether only the last position of a sequence predicts.
     """
 
     Options: type[Options] = Options
-    negatives: ClassVar[bool] = False
+    negatives: int = 0
     last_only: ClassVar[bool] = False
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:

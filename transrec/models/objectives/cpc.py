@@ -12,7 +12,7 @@ from transrec.models.objectives.base import Objective, contrast, register, take,
 class CPCObjective(Objective):
     """As SASRecObjective, but only the last position predicts the last item (Adapter4Rec)."""
 
-    negatives = True
+    negatives = 1
     last_only = True
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:

@@ -12,7 +12,7 @@ from transrec.models.objectives.base import Objective, contrast, register, take,
 class SASRecObjective(Objective):
     """Each position against one random negative: BCE on <h_t, e_{t+1}> = 1 and <h_t, e_neg> = 0 (Adapter4Rec)."""
 
-    negatives = True
+    negatives = 1
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = user_vectors(embeddings, batch, user_encoder)

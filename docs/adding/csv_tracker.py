@@ -1,0 +1,44 @@
+"""Metrics as a table: RUN/metrics.csv, a row per epoch (`csv`).
+
+python finetune.py --plugin docs/adding/csv_tracker.py --tracker csv --csv_separator ";" ...
+"""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transrec.errors import TransrecError
+from transrec.options import Options, flag
+from transrec.paths import write_text
+from transrec.tracking import Tracker, register
+
+
+@dataclass(frozen=True)
+class CSVOptions(Options):
+    csv_separator: str = flag(",", "What stands between the cells of RUN/metrics.csv.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if len(self.csv_separator) != 1:
+            raise TransrecError(f"--csv_separator {self.csv_separator!r}: must be one character")
+
+
+@register("csv")
+class CSV(Tracker):
+    """Rewritten as a whole after each epoch, so that a resumed run leaves none of its past behind."""
+
+    Options = CSVOptions
+
+    def __init__(self, folder: Path, csv_separator: str):
+        super().__init__(folder)
+        self.separator = csv_separator
+
+    def log(self, epochs: list[dict[str, Any]]) -> None:
+        columns = [name for name, value in epochs[-1].items() if not isinstance(value, dict)]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", delimiter=self.separator, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(epochs)
+        write_text(self.folder / "metrics.csv", text.getvalue())

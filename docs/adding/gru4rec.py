@@ -1,0 +1,58 @@
+"""GRU4Rec: a recurrent user encoder (Hidasi et al., ICLR 2016; `gru4rec`).
+
+    python finetune.py --plugin docs/adding/gru4rec.py --user_encoder gru4rec --gru_size 128 ...
+
+It has no transformer blocks: methods that insert into those say so, and take --insert item.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from transrec.errors import TransrecError
+from transrec.models.user_encoders import UserEncoder, register
+from transrec.options import Options, flag
+
+
+@dataclass(frozen=True)
+class GRU4RecOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"gru_size": 1, "gru_layers": 1, "gru_dropout": 0}
+
+    gru_size: int = flag(100, "Width of the recurrent state.")
+    gru_layers: int = flag(1, "Recurrent layers.")
+    gru_dropout: float = flag(0.1, "Dropout of the item embeddings that the first layer reads.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gru_dropout >= 1:
+            raise TransrecError(f"--gru_dropout {self.gru_dropout}: must be below 1")
+
+
+@register("gru4rec")
+class GRU4Rec(UserEncoder):
+    """A GRU over the item embeddings, and a linear layer from its state back to their width."""
+
+    Options = GRU4RecOptions
+    sizes = ("gru_size", "gru_layers")
+
+    def __init__(self, width: int, max_seq_len: int, gru_size: int, gru_layers: int, gru_dropout: float):
+        super().__init__(width)
+        self.dropout = nn.Dropout(gru_dropout)
+        self.gru = nn.GRU(width, gru_size, gru_layers, batch_first=True)
+        self.projection = nn.Linear(gru_size, width)
+
+    def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
+        # A recurrent layer would read padding in front of the items, but not behind them.
+        length = mask.shape[1]
+        padding = length - mask.sum(1, keepdim=True)
+        places = torch.arange(length, device=mask.device)
+        to_front, to_back = ((places + shift) % length for shift in (padding, -padding))
+        states, _ = self.gru(_at(self.dropout(item_embeddings), to_front))
+        return self.projection(_at(states, to_back))
+
+
+def _at(rows: Tensor, places: Tensor) -> Tensor:
+    """Of rows [B, L, D] those at places [B, L]."""
+    return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

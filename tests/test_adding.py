@@ -1,0 +1,188 @@
+"""The examples of docs/adding: each works from its file alone, together with the others."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import FEW_STEPS, REPOSITORY, run
+from test_training import assert_same_run
+from torch.nn import functional as F
+
+from transrec import plugins, runner
+from transrec.data.batches import Batch, TrainingBatches
+from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.user_encoders import USER_ENCODERS
+from transrec.settings import parse
+from transrec.training.trainer import Trainer
+
+FILES = sorted((REPOSITORY / "docs" / "adding").glob("*.py"))
+PLUGINS = [word for path in FILES for word in ("--plugin", str(path))]
+ALL = [
+    *PLUGINS,
+    *("--objective", "gbce", "--negatives", "3", "--calibration", "0.5"),
+    *("--user_encoder", "gru4rec", "--gru_size", "12", "--gru_layers", "2"),
+    *("--metrics", "mrr", "recall", "coverage", "--tracker", "csv", "--csv_separator", ";"),
+]
+
+
+@pytest.fixture(autouse=True)
+def loaded():
+    """The plugins, taken back after the test."""
+    plugins.load_plugins(FILES)
+    yield
+    for path in FILES:
+        plugins.unload(path)
+
+
+@pytest.fixture
+def words(flags):
+    return [*flags, *FEW_STEPS, *ALL, "--lr", "1e-2"]
+
+
+def test_all_of_them_in_one_run(words, tmp_path):
+    result = run([*words, "--output", str(tmp_path)], "frozen")
+    lists = [f"{name}@{k}" for k in (5, 10, 20) for name in ("HR", "NDCG", "Recall", "Coverage")]
+    for part in ("validation", "test", "popularity"):
+        assert [*result[part]] == [*lists, "MRR"]
+        assert all(result[part][f"Recall@{k}"] == result[part][f"HR@{k}"] for k in (5, 10, 20))
+        assert 0 < result[part]["Coverage@5"] <= result[part]["Coverage@20"] <= 1
+    rows = [*csv.DictReader((tmp_path / "metrics.csv").open(), delimiter=";")]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [float(row["validation Coverage@10"]) for row in rows] == [line["validation Coverage@10"] for line in lines]
+    with pytest.raises(TransrecError, match="the run needs the plugin"):
+        runner.load_run(tmp_path)
+    assert type(runner.load_run(tmp_path, FILES).user_encoder).__name__ == "GRU4Rec"
+
+
+def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_path, monkeypatch):
+    run([*words, "--save_steps", "2", "--output", str(tmp_path / "unbroken")], "frozen")
+
+    class Stopped(Exception):
+        pass
+
+    original = Trainer._save_state
+
+    def save(trainer):
+        original(trainer)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_state", save)
+        with pytest.raises(Stopped):
+            run([*words, "--save_steps", "2", "--output", str(tmp_path / "resumed")], "frozen")
+    run(["--resume", str(tmp_path / "resumed"), *PLUGINS], "frozen")
+    assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
+    assert len((tmp_path / "resumed" / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_two_processes_give_the_metrics_of_one(words, tmp_path):
+    # Without dropout, whose draws depend on how users are shared out.
+    words = [*words, "--gru_dropout", "0", "--backbone_dropout", "off", "--epochs", "1"]
+    alone = run([*words, "--output", str(tmp_path / "one")], "frozen")
+    script = str(REPOSITORY / "Downstream" / "Text" / "script" / "frozen.py")
+    command = [sys.executable, script, *words, "--nproc", "2", "--output", str(tmp_path / "two")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    together = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert together["popularity"] == alone["popularity"], "lists and ranks of one model are the same"
+    assert together["test"] == pytest.approx(alone["test"], abs=0.02)
+
+
+def test_gbce_by_its_formula():
+    torch.manual_seed(0)
+    embeddings, sequences = torch.randn(6, 4), torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6]])
+    negatives = torch.tensor([[[0, 0], [4, 5], [6, 4]], [[2, 3], [3, 2], [2, 2]]])
+    batch = Batch(torch.arange(1, 7), sequences, negatives, torch.zeros(6), predictions=5, item_count=6)
+    loss = OBJECTIVES.get("gbce")(negatives=2, calibration=0.75)(embeddings, batch, lambda items, mask: items)
+    share = 2 / 5
+    power = share * (0.75 * (1 - 1 / share) + 1 / share)
+    expected = torch.zeros(())
+    for user in range(2):
+        for place in range(3):
+            if sequences[user, place]:
+                vector, target = (embeddings[sequences[user, place + step] - 1] for step in (0, 1))
+                expected -= torch.log(torch.sigmoid(vector @ target) ** power) / 3
+                for negative in negatives[user, place]:
+                    expected -= torch.log(1 - torch.sigmoid(vector @ embeddings[negative - 1])) / 3
+    torch.testing.assert_close(loss, expected)
+
+
+def test_gbce_of_one_negative_and_no_calibration_is_half_the_loss_of_sasrec():
+    torch.manual_seed(0)
+    embeddings, sequences = torch.randn(6, 4), torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6]])
+    batch = Batch(
+        torch.arange(1, 7), sequences, torch.tensor([[0, 4, 5], [2, 3, 2]]), torch.zeros(6), predictions=5, item_count=6
+    )
+    losses = [
+        objective(embeddings, batch, lambda items, mask: items)
+        for objective in (OBJECTIVES.get("gbce")(negatives=1, calibration=0.0), SASRecObjective())
+    ]
+    torch.testing.assert_close(2 * losses[0], losses[1])
+
+
+def test_several_negatives_of_a_position(domain):
+    split = load_dataset(domain, 6, 5).split
+    (batch,) = TrainingBatches(split, 20, negatives=3, last_only=False, seed=0).pieces_of(1, 0)
+    assert batch.negatives.shape == (20, 6, 3) and batch.item_count == split.item_count
+    assert torch.equal(batch.negatives > 0, batch.mask.unsqueeze(-1).expand(-1, -1, 3))
+    assert not (batch.negatives.flatten(1).unsqueeze(2) == batch.sequences.unsqueeze(1))[
+        batch.negatives.flatten(1) > 0
+    ].any()
+    assert len(set(batch.negatives[batch.mask].flatten().tolist())) > 20, "each is drawn by itself"
+
+
+def test_gru4rec_is_causal_and_reads_no_padding():
+    torch.manual_seed(0)
+    encoder = USER_ENCODERS.get("gru4rec")(8, 5, gru_size=6, gru_layers=2, gru_dropout=0.1).eval()
+    items = torch.randn(3, 5, 8)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]).bool()
+    vectors = encoder(items, mask)
+    assert torch.isfinite(vectors).all()
+    later = items.clone()
+    later[:, 3:] = 9.0
+    torch.testing.assert_close(encoder(later, mask)[:2, :3][mask[:2, :3]], vectors[:2, :3][mask[:2, :3]])
+    noise = torch.where(mask.unsqueeze(-1), items, torch.full_like(items, 7.0))
+    torch.testing.assert_close(encoder(noise, mask)[mask], vectors[mask])
+    short = encoder(F.pad(items[:1, 2:], (0, 0, 0, 0)), torch.ones(1, 3).bool())
+    torch.testing.assert_close(vectors[0, 2:], short[0])
+
+
+def test_methods_that_insert_into_blocks_say_so(words, tmp_path):
+    message = "--method houlsby --insert all: the user encoder GRU4Rec has no transformer blocks to insert into; use"
+    with pytest.raises(TransrecError, match=message):
+        run([*words, "--output", str(tmp_path)], "houlsby")
+    result = run([*words, "--output", str(tmp_path), "--insert", "item", "--epochs", "1"], "houlsby")
+    assert result["trainable_parameters"] > 0
+
+
+def test_a_base_of_another_user_encoder_is_told_apart(words, flags, tmp_path):
+    run([*words, "--output", str(tmp_path / "base"), "--epochs", "1"], "full")
+    with pytest.raises(
+        TransrecError, match="was trained with --user_encoder gru4rec, this run has user_encoder sasrec"
+    ):
+        run([*flags, "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "run")], "houlsby")
+    more = ["--checkpoint", str(tmp_path / "base"), "--insert", "item", "--epochs", "1"]
+    run([*words, *more, "--output", str(tmp_path / "run")], "houlsby")
+
+
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["--objective", "gbce", "--calibration", "2"], "--calibration 2.0: must be at most 1"),
+        (["--calibration", "0.5"], "--calibration: no flag of objective sasrec, but of gbce"),
+        (["--csv_separator", ";"], "--csv_separator: no flag of tracker none, but of csv"),
+        (["--user_encoder", "gru4rec", "--heads", "2"], "--heads: no flag of user encoder gru4rec, but of sasrec"),
+    ],
+)
+def test_mistakes(flags, words, told):
+    with pytest.raises(TransrecError) as caught:
+        parse([*flags, *PLUGINS, *words], "full", {})
+    assert str(caught.value).startswith(told)
