@@ -22,7 +22,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
 from transrec import methods, runner  # noqa: E402
-from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone  # noqa: E402
+from transrec.data.demo import (  # noqa: E402
+    IMAGE_STORE,
+    Domain,
+    make_domain_with_store,
+    make_image_backbone,
+    make_text_backbone,
+)
 from transrec.training.trainer import Trainer  # noqa: E402
 
 LOSSES = Path(__file__).with_name("losses")
@@ -33,6 +39,7 @@ TOLERANCE = 1e-4
 ADAPTERS = "--insert all --adapter_lr 1e-3"
 SIZES = f"{ADAPTERS} --item_bottleneck 8 --user_bottleneck 4"
 SIDE = "--adapter_lr 1e-3 --side_size 8"
+ATTRIBUTES = "--text_attributes title abstract --attribute_tokens 6 9"
 # What a case is called, and its flags: all that a preset could decide is said.
 METHODS = {
     "full": "--backbone_lr 1e-3",
@@ -68,6 +75,9 @@ METHODS = {
     "iisan, auto": f"{SIDE} --cached auto",
     "iisan, cached": f"{SIDE} --cached --state_dtype fp32",
     "iisan, cached fp16": f"{SIDE} --cached --state_dtype fp16",
+    "full, template": "--backbone_lr 1e-3 --text_template {title}/{brand}",
+    "full, attributes": f"--backbone_lr 1e-3 {ATTRIBUTES}",
+    "prompt, attributes": f"--insert item --adapter_lr 1e-3 --n_tokens 3 {ATTRIBUTES}",
 }
 MODALITIES = ("text", "image", "multimodal", "id", "vector", "text+image+vector")
 COMMON = (
@@ -92,12 +102,15 @@ def names(modality: str) -> list[str]:
         return ["frozen", "houlsby", *(name for name in METHODS if name.startswith("iisan"))]
     # Variants that need post-LN blocks: vision transformers are pre-LN.
     unfit = {"pfeiffer, published", "pfeiffer, adapterhub"} if modality != "text" else set()
+    if modality == "image":
+        unfit |= {name for name, flags in METHODS.items() if "--text_" in flags}
     return [name for name in METHODS if name not in unfit]
 
 
 def prepare(folder: Path) -> list[str]:
     """Make the dataset and the backbones that all cases read; returns the flags that name them."""
     make_domain_with_store(folder / "data", Domain("small", users=60, items=150, longest=9, seed=3))
+    make_columns(folder / "data", folder / "columns")
     make_text_backbone(folder / "bert", hidden_size=32, layers=2)
     make_image_backbone(folder / "vit", hidden_size=32, layers=2)
     users = int((folder / "data/users.tsv").read_text().count("\n"))
@@ -105,6 +118,18 @@ def prepare(folder: Path) -> list[str]:
         *("--dataset", str(folder / "data"), "--batch_size", str(-(-users // STEPS))),
         *("--text_encoder", str(folder / "bert"), "--image_encoder", str(folder / "vit")),
     ]
+
+
+def make_columns(dataset: Path, folder: Path) -> None:
+    """The same users and items, whose titles are told apart into columns; every seventh item has no abstract."""
+    folder.mkdir()
+    (folder / "users.tsv").write_bytes((dataset / "users.tsv").read_bytes())
+    lines = ["item_id\tbrand\ttitle\tabstract"]
+    for number, line in enumerate((dataset / "items.tsv").read_text().splitlines()):
+        item, title = line.split("\t")
+        brand, filler, style, topic = title.split(" ")
+        lines.append("\t".join([item, brand, topic, *([f"{filler} {style} {topic}"] if number % 7 else [])]))
+    (folder / "items.tsv").write_text("\n".join(lines))
 
 
 def numbers(modality: str, name: str, objective: str, given: list[str], output: Path) -> str:
@@ -122,6 +147,9 @@ def numbers(modality: str, name: str, objective: str, given: list[str], output: 
     Trainer._step = noted
     try:
         words = [*given, *COMMON.split(), *METHODS[name].split(), "--item_tower", modality, "--objective", objective]
+        if "--text_" in METHODS[name]:
+            data = Path(words[words.index("--dataset") + 1])
+            words += ["--dataset", str(data.with_name("columns")), "--images", str(data / IMAGE_STORE)]
         if "--cached" in METHODS[name]:
             words += ["--state_cache", f"{output}-states"]
         result = runner.execute(runner.parse([*words, "--output", str(output)], name.partition(",")[0], {}))

@@ -177,7 +177,7 @@ def test_a_raw_file_of_mind(fails, dataset):
         ),
         (
             lambda number: f"\tlamp {number}\tan abstract",
-            "has 3 columns, and only the second, the title, is read; --text_template",
+            "has 3 columns, and only the second, the title, is read; --text_attributes",
         ),
         (lambda number: f"\tlamp {number}" if number else "", "1 of 150 items have no title"),
     ],

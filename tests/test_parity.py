@@ -128,6 +128,17 @@ def check_recommender(meta, io, recommender, real, tolerance, expected=""):
     assert loss.item() == pytest.approx(float(io[f"loss{expected}"]), abs=tolerance)
 
 
+def test_embeddings_of_attributes_are_averaged(text_case, tolerance):
+    """As the original programs do of titles, abstracts and bodies: behind the projection and GELU."""
+    _, io, recommender = text_case
+    content = torch.from_numpy(io["item_content"][1:]).long().to(device_of(recommender))
+    title, abstract = content.chunk(2, dim=1), content.flip(0).chunk(2, dim=1)
+    with torch.no_grad():
+        embeddings = recommender.item_encoder(*title, *abstract).cpu()
+    recorded = io["catalog_embeddings"][1:]
+    np.testing.assert_allclose(embeddings, (recorded + recorded[::-1]) / 2, atol=tolerance, rtol=0)
+
+
 def test_text_recommender(text_case, tolerance):
     meta, io, recommender = text_case
     check_recommender(meta, io, recommender, io["attention_mask"].sum(1) > 0, tolerance)

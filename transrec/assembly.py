@@ -70,6 +70,8 @@ def stored_states(settings: Settings) -> dict[str, list[int]]:
     if settings.data.cached != "yes":
         return {}
     states = settings.method_options.states({m.name: m.depth for m in settings.modalities.values() if m.encoder})
+    for name in states:
+        settings.modalities[name].check_states()
     if states and settings.model.backbone_dropout == "on":
         raise TransrecError("--cached yes: not with --backbone_dropout on, which has other states in every step")
     if "image" in states and settings.model.mask_ratio:

@@ -175,6 +175,8 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
         before: `structure` of its backbone before the method was applied.
     """
     backbone = tower.backbone
+    if not tower.states:
+        return f"{tower.stateless} have no hidden states"
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         return f"parameters inside the {tower.modality} encoder train"
     if structure(backbone) != before:

@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from transrec.data.template import read_template
+from transrec.data.template import is_template, read_template
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
@@ -76,13 +76,17 @@ def _yes_or_no(value: Any) -> Any:
     return {"true": "yes", "1": "yes", "y": "yes", "false": "no", "0": "no", "n": "no"}.get(str(value).lower(), value)
 
 
+# Of a text: what begins it, what ends it, and a word between.
+FEWEST_TOKENS = 3
+
+
 @dataclass(frozen=True)
 class DataOptions(Options):
     _argument_group_name: ClassVar[str] = "data"
     _minimum: ClassVar[dict[str, float]] = {
         "max_seq_len": 1,
         "min_seq_len": 3,
-        "title_tokens": 3,
+        "title_tokens": FEWEST_TOKENS,
         "subset_seed": 0,
         "image_workers": 0,
     }
@@ -101,7 +105,15 @@ class DataOptions(Options):
     text_template: str | None = flag(
         None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
     )
-    title_tokens: int = flag(30, "Titles are cut to this many word pieces, special tokens included.")
+    text_attributes: list[str] = flag(
+        ["title"], "Columns of the items file that are encoded one by one, as title abstract; an item is their mean."
+    )
+    title_tokens: int = flag(
+        30, "Titles, or what --text_template makes, are cut to this many word pieces, special tokens included."
+    )
+    attribute_tokens: list[int] = flag(
+        [], "Word pieces that each of --text_attributes is cut to (default: --title_tokens of title, 50 of any other)."
+    )
     lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
         "seen",
@@ -144,8 +156,29 @@ class DataOptions(Options):
         super().__post_init__()
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        object.__setattr__(self, "text_attributes", [name.lower() for name in self.text_attributes])
+        attributes, lengths = self.text_attributes, self.attribute_tokens
+        flag = f"--text_attributes {' '.join(attributes)}"
+        if not attributes or len(set(attributes)) < len(attributes):
+            raise TransrecError(f"{flag}: give the name of at least one column, and none twice")
+        if named := [name for name in attributes if is_template(name)]:
+            raise TransrecError(f"{flag}: {named[0]!r} is a template, not a column; give it by --text_template")
+        if lengths and len(lengths) != len(attributes):
+            raise TransrecError(
+                f"--attribute_tokens {' '.join(map(str, lengths))}: give as many numbers as there are columns in {flag}"
+            )
+        if min(lengths, default=FEWEST_TOKENS) < FEWEST_TOKENS:
+            raise TransrecError(f"--attribute_tokens {min(lengths)}: must be at least {FEWEST_TOKENS}")
         if self.text_template is not None:
             read_template(self.text_template)
+            if lengths or attributes != ["title"]:
+                raise TransrecError(
+                    f"--text_template {self.text_template!r} and --text_attributes or --attribute_tokens: give one; a "
+                    f"template is one text, of --title_tokens"
+                )
 
 
 # What --item_tower calls several modalities.

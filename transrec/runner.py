@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -267,7 +266,7 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
 
 def _dataset(settings: Settings) -> Dataset:
     data = settings.data
-    dataset = load_dataset(
+    return load_dataset(
         data.dataset,
         data.max_seq_len,
         data.min_seq_len,
@@ -276,9 +275,6 @@ def _dataset(settings: Settings) -> Dataset:
         data.user_fraction,
         data.subset_seed,
     )
-    if data.text_template is not None and "text" in settings.modalities:
-        dataset = replace(dataset, catalog=dataset.catalog.reading(data.text_template))
-    return dataset
 
 
 def _parts(features: Features) -> list[Features]:

@@ -175,7 +175,8 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
         )
     if alone and catalog.text == TITLE and not catalog.has_header and catalog.width > 2:
         warnings.append(
-            f"{path}: has {catalog.width} columns, and only the second, the title, is read; --text_template reads more"
+            f"{path}: has {catalog.width} columns, and only the second, the title, is read; --text_attributes and "
+            f"--text_template read others"
         )
     return warnings
 

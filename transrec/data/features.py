@@ -97,6 +97,23 @@ class TextFeatures:
         return self.input_ids[rows, :longest].long(), attention_mask.long()
 
 
+class AttributeFeatures:
+    """Several texts of the same items; their inputs follow one another."""
+
+    workers = 0
+
+    def __init__(self, parts: Sequence[TextFeatures]):
+        self.parts = parts
+
+    def read(self, items: Tensor) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """`input_ids` and `attention_mask` of each text of items int64 [N], as of `TextFeatures`."""
+        return sum((part.inputs(items) for part in self.parts), ())
+
+
 class IdFeatures:
     """The item numbers themselves."""
 

@@ -112,6 +112,9 @@ class BackboneModality(Modality):
         seed(f"{self.name} projection")
         return StoredTower(self.name, embedding_dim, self.config.hidden_size, 1 + self.depth, self.depth)
 
+    def check_states(self) -> None:
+        """Raise TransrecError where no state of a layer stands for an item."""
+
     @property
     def pooling(self) -> str:
         """What stands for an item in a layer's output."""

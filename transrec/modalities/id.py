@@ -18,6 +18,7 @@ class IdTower(Tower):
     """Embedding(n + 1, d), row 0 padding, Xavier-normal; nothing is projected, and there are no states."""
 
     modality = "id"
+    stateless = "learned vectors (id)"
 
     def __init__(self, item_count: int, embedding_dim: int):
         super().__init__(embedding_dim, embedding_dim, [])

@@ -1,6 +1,6 @@
-"""Titles, read by a text backbone (`text`)."""
+"""Titles, or other texts of an item, read by a text backbone (`text`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transrec.data.catalog import Tokens, cached_tokens, check_texts
+from transrec.data.catalog import TITLE, Catalog, Tokens, cached_tokens, check_texts
 from transrec.data.dataset import Dataset
-from transrec.data.features import TextFeatures
-from transrec.errors import warn
+from transrec.data.features import AttributeFeatures, TextFeatures
+from transrec.errors import TransrecError, warn
 from transrec.modalities.base import BackboneModality, register
 from transrec.models import backbone
 from transrec.models.backbone import Pooling
@@ -21,21 +21,38 @@ from transrec.models.towers import BackboneTower
 from transrec.paths import make_folder
 from transrec.training.distributed import World
 
+# Word pieces of an attribute other than the title (Adapter4Rec's programs).
+ATTRIBUTE_TOKENS = 50
+SEVERAL_TEXTS = "several --text_attributes"
+
 
 class TextTower(BackboneTower):
     """Runs a text backbone. Its last state is what that gives out, in decoders behind their last norm.
 
+    Of several texts of an item (Adapter4Rec's news attributes) each is encoded for itself, and the embeddings are
+    averaged; no state of a layer then stands for the item.
+
     Args:
         pooling: what stands for a text: its first token, its last, or the mean of all.
+        texts: A, the number of texts of an item.
     """
 
     modality = "text"
-    input_count = 2
     ends_in_output = True
+    stateless = SEVERAL_TEXTS
 
-    def __init__(self, backbone: nn.Module, embedding_dim: int, pooling: Pooling = "cls"):
+    def __init__(self, backbone: nn.Module, embedding_dim: int, pooling: Pooling = "cls", texts: int = 1):
         super().__init__(backbone, embedding_dim)
-        self.pooling = pooling
+        self.pooling, self.input_count = pooling, 2 * texts
+        if texts > 1:
+            self.states = []
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """input_ids and attention_mask, int64 [N, T], of each of A texts -> item embeddings [N, d]."""
+        if len(inputs) == 2:
+            return super().forward(*inputs)
+        texts = zip(inputs[::2], inputs[1::2], strict=True)
+        return torch.stack([BackboneTower.forward(self, *text) for text in texts]).mean(0)
 
     def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids int64 [N, T], attention_mask int64 [N, T] (1 = token) -> [N, D]."""
@@ -61,6 +78,9 @@ class Text(BackboneModality):
 
     text_encoder: str
     text_pooling: Literal["auto"] | Pooling = "auto"
+    text_template: str | None = None
+    text_attributes: Sequence[str] = (TITLE,)
+    attribute_tokens: Sequence[int] = ()
     title_tokens: int = 30
     lower_case: bool = True
     cache_dir: str | None = None
@@ -68,6 +88,14 @@ class Text(BackboneModality):
     @property
     def encoder(self) -> str:
         return self.text_encoder
+
+    @property
+    def texts(self) -> dict[str, int]:
+        """What is read of an item's columns, each a column's name or a template, and how many word pieces of it."""
+        if self.text_template is not None:
+            return {self.text_template: self.title_tokens}
+        usual = [self.title_tokens if name == TITLE else ATTRIBUTE_TOKENS for name in self.text_attributes]
+        return dict(zip(self.text_attributes, self.attribute_tokens or usual, strict=True))
 
     @property
     def pooling(self) -> Pooling:
@@ -79,13 +107,26 @@ class Text(BackboneModality):
         return {"text_pooling": self.pooling}
 
     def check_length(self, extra_tokens: int) -> None:
-        backbone.check_text_length(self.config, self.title_tokens + extra_tokens)
+        longest, length = max(self.texts.items(), key=lambda text: text[1])
+        of_titles = longest in (TITLE, self.text_template) and not self.attribute_tokens
+        flag = "--title_tokens" if of_titles else "--attribute_tokens"
+        backbone.check_text_length(self.config, length + extra_tokens, flag)
+
+    def check_states(self) -> None:
+        if len(self.texts) > 1:
+            raise TransrecError(f"--cached yes: {SEVERAL_TEXTS} have no hidden states; join them by --text_template")
 
     def tower_of(self, weights: nn.Module, embedding_dim: int) -> TextTower:
-        return TextTower(weights, embedding_dim, self.pooling)
+        return TextTower(weights, embedding_dim, self.pooling, len(self.texts))
 
-    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures:
-        for warning in check_texts(dataset.catalog):
+    def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures | AttributeFeatures:
+        parts = [
+            self._features_of(dataset.catalog.reading(text), length, rows, world) for text, length in self.texts.items()
+        ]
+        return AttributeFeatures(parts) if len(parts) > 1 else parts[0]
+
+    def _features_of(self, catalog: Catalog, length: int, rows: np.ndarray, world: World) -> TextFeatures:
+        for warning in check_texts(catalog, alone=len(self.texts) == 1):
             if world.is_main:
                 warn(warning)
         folder = Path(self.cache_dir) if self.cache_dir else None
@@ -93,18 +134,20 @@ class Text(BackboneModality):
             make_folder(folder, "--cache_dir")
         # The main rank tokenises and fills the cache, the others read it.
         if world.is_main:
-            made = self._tokens(dataset, folder, progress=True)
+            made = self._tokens(catalog, length, folder, progress=True)
         world.patient_barrier()
-        return TextFeatures(made if world.is_main else self._tokens(dataset, folder), rows, world.device)
+        return TextFeatures(made if world.is_main else self._tokens(catalog, length, folder), rows, world.device)
 
-    def _tokens(self, dataset: Dataset, folder: Path | None, progress: bool = False) -> Tokens:
+    def _tokens(self, catalog: Catalog, length: int, folder: Path | None, progress: bool = False) -> Tokens:
         tokenizer = backbone.load_tokenizer(self.encoder)
-        made = cached_tokens(dataset.catalog, tokenizer, self.title_tokens, self.lower_case, folder, progress)
+        made = cached_tokens(catalog, tokenizer, length, self.lower_case, folder, progress)
         backbone.check_tokens(made.input_ids, tokenizer, self.config, self.encoder)
         return made
 
     def announce(self, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Say where titles are read, if the text encoder's folder declares it."""
+        """Say which texts are read, if not titles alone, and where, if the text encoder's folder declares it."""
+        if list(self.texts) != [TITLE]:
+            log("texts       " + ", ".join(f"{text} ({length} word pieces)" for text, length in self.texts.items()))
         if (declared := backbone.declared_pooling(self.encoder)) is None:
             return
         which = f"{self.encoder} (modules.json) declares"

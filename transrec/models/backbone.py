@@ -531,15 +531,14 @@ def _are_numbers(values: Any, count: int, least: float) -> bool:
     return all(isinstance(value, int | float) and least < value < math.inf for value in values)
 
 
-def check_text_length(config, length: int) -> None:
-    """Raise TransrecError when texts of `length` tokens exceed the backbone's positions."""
+def check_text_length(config, length: int, flag: str = "--title_tokens") -> None:
+    """Raise TransrecError when texts of `length` tokens, which `flag` decides, exceed the backbone's positions."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa and its kin count positions from padding_idx + 1.
     offset = config.pad_token_id + 1 if OFFSET_POSITIONS.search(config.model_type) else 0
     if positions and length + offset > positions:
         raise TransrecError(
-            f"--title_tokens: {length} tokens per text, prompts included, and the text encoder takes "
-            f"{positions - offset}"
+            f"{flag}: {length} tokens per text, prompts included, and the text encoder takes {positions - offset}"
         )
 
 

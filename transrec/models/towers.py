@@ -28,6 +28,7 @@ class Tower(nn.Module):
         width: D.
         depth: layers of the backbone, whose states are 0 to depth; None for what no backbone has made.
         states: which states `read` gives, by their numbers; K of them.
+        stateless: where there are none, what has no states.
         projection: Linear(D, d); None once a method has taken it over.
         backbone: what it runs; None where it reads what was computed before.
         backbone_dropout: whether the backbone's own dropout is active in training mode; off, the backbone stays in eval
@@ -36,6 +37,7 @@ class Tower(nn.Module):
 
     modality: str
     input_count: int = 1
+    stateless: str = ""
     depth: int | None = None
     backbone_dropout: bool = True
 

@@ -214,7 +214,8 @@ class Study:
         data = parsed.data
         model = {key: value for key, value in parsed.model.as_dict().items() if key != "objective"}
         parts = [parsed.choice(kind).options.as_dict() for kind in ("method", "user_encoder")]
-        built_of = [parsed.method, *parts, model, data.title_tokens, data.max_seq_len]
+        texts = [data.title_tokens, data.text_template, data.text_attributes, data.attribute_tokens]
+        built_of = [parsed.method, *parts, model, *texts, data.max_seq_len]
         if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
             return
         try:
