@@ -2,9 +2,9 @@
 
     python benchmarks/constant_towers.py --dataset Dataset/Scientific --text_encoder all-MiniLM-L6-v2
 
-`frozen`, and `houlsby --insert user`, each with both. Seconds per epoch are those of training and of evaluating on all
-items. The other seconds hold the evaluation on the test part, and in the first run over states the pass over all items
-that makes them; the second finds them.
+`frozen`, and `houlsby --insert user`, each with both. Seconds per epoch are those of training. The other
+seconds hold the evaluations on all items, and in the first run over states the pass over all items that makes them; the
+second run finds them.
 """
 
 import argparse
