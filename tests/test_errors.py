@@ -70,11 +70,12 @@ def test_no_file_fits(fails, dataset):
     (dataset / "dataset.json").unlink()
     (dataset / "items.tsv").rename(dataset / "things.tsv")
     message = fails()
-    assert "no file fits *items*.tsv or *news*.tsv; it holds images.lmdb, things.tsv, users.tsv; name it" in message
+    held = "features.npy, ids.txt, images.lmdb, things.tsv, users.tsv"
+    assert f"no file fits *items*.tsv or *news*.tsv; it holds {held}; name it" in message
     for number in range(30):
         (dataset / f"part{number:02}.csv").touch()
     message = fails()
-    assert "part00.csv" in message and " and 23 more; name it with --items_file" in message
+    assert "part00.csv" in message and " and 25 more; name it with --items_file" in message
     assert "part20.csv" not in message
 
 

@@ -20,7 +20,7 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """A group of flags. Each class sets `_minimum`, the least allowed value of its own numeric flags."""
+    """A group of flags. Each class sets `_minimum`, the least allowed value of its own numeric flags, or of each value."""
 
     _argument_group_name: ClassVar[str] = ""
     _minimum: ClassVar[dict[str, float]] = {}
@@ -34,8 +34,10 @@ class Options:
                 raise TransrecError(f"--{name} {value}: must be a finite number")
         for owner in type(self).__mro__:
             for name, least in vars(owner).get("_minimum", {}).items():
-                if not getattr(self, name) >= least:
-                    raise TransrecError(f"--{name} {getattr(self, name)}: must be at least {least}")
+                value = getattr(self, name)
+                values = value if isinstance(value, list) else [value]
+                if not values or not min(values) >= least:
+                    raise TransrecError(f"--{name} {' '.join(map(str, values))}: must be at least {least}")
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -20,7 +20,7 @@ INTER = "inter"
 
 @dataclass(frozen=True)
 class IISANOptions(MethodOptions):
-    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0, "side_layers": 0}
+    _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0, "side_size": 1, "side_layers": 0}
 
     adapter_lr: float = flag(1e-4, "Learning rate of the side network.")
     side_size: list[int] | int = flag(
@@ -52,8 +52,6 @@ class IISANOptions(MethodOptions):
         if isinstance(self.side_size, list) and len(self.side_size) == 1:
             object.__setattr__(self, "side_size", self.side_size[0])
         super().__post_init__()
-        if min(self._sizes, default=0) < 1:
-            raise TransrecError(f"--side_size {' '.join(map(str, self._sizes))}: must be at least 1")
 
     @property
     def _sizes(self) -> list[int]:
