@@ -129,6 +129,8 @@ def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(doma
         "3",
         "--image_workers",
         "2",
+        "--cached",
+        "no",
     ]
     flags = ["--dataset", str(domain), "--image_encoder", str(backbones["vit"]), *sizes]
     script = os.path.relpath(IMAGE_SCRIPT, SCRIPTS)
@@ -150,6 +152,7 @@ def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(doma
 def test_image_workers_end_with_a_run_that_is_killed(domain, backbones, tmp_path):
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--batch_size", "2", "--epochs", "500", "--patience", "500"]
     flags = ["--dataset", str(domain), "--image_encoder", str(backbones["vit"]), *sizes, "--image_workers", "2"]
+    flags += ["--cached", "no"]
     process = start(os.path.relpath(IMAGE_SCRIPT, SCRIPTS), [*flags, "--output", str(tmp_path / "run")])
     until((tmp_path / "run" / "options.json").exists)
     workers = until(lambda: children(process.pid))

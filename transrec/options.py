@@ -20,7 +20,7 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """A group of flags. Each class sets `_minimum`, the least allowed value of its own numeric flags, or of each value."""
+    """A group of flags. Each class sets `_minimum`, the least value that each number of its own flags may have."""
 
     _argument_group_name: ClassVar[str] = ""
     _minimum: ClassVar[dict[str, float]] = {}
