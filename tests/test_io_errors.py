@@ -272,7 +272,7 @@ def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "owner,name,flag", [(Evaluator, "encode_items", "--eval_batch"), (Ranker, "ranks", "--eval_memory")]
+    "owner,name,flag", [(Evaluator, "encode_items", "--eval_batch"), (Ranker, "rank", "--eval_memory")]
 )
 def test_out_of_memory_in_evaluation(command, unbroken_run, tmp_path, monkeypatch, owner, name, flag):
     with monkeypatch.context() as patched:

@@ -35,7 +35,7 @@ def dataset_of(histories: list[list[int]], max_seq_len: int) -> Dataset:
     values = np.array([item for history in histories for item in history], dtype=np.int32)
     users = [f"u{number}" for number in range(len(histories))]
     interactions = Interactions(Path("users.tsv"), users, Sequences(values, starts, stops))
-    catalog = Catalog(Path("items.tsv"), [f"i{number}" for number in range(ITEMS)], [""] * ITEMS)
+    catalog = Catalog(Path("items.tsv"), [f"i{number}" for number in range(ITEMS)], [""] * ITEMS, ["item_id"], 1)
     return Dataset("random", catalog, interactions, leave_one_out(interactions, max_seq_len, MINIMUM))
 
 
