@@ -38,10 +38,9 @@ def _load(path: Path) -> None:
     if _loaded.get(path) == digest:
         return
     unload(path)
+    module = ModuleType(f"transrec_plugin_{digest[:12]}_{path.stem}")
     # Where dataclasses look up what their annotations mean.
-    module = sys.modules[f"transrec_plugin_{digest[:12]}_{path.stem}"] = ModuleType(
-        f"transrec_plugin_{digest[:12]}_{path.stem}"
-    )
+    sys.modules[module.__name__] = module
     module.__file__ = str(path)
     try:
         exec(compile(source, str(path), "exec"), vars(module))

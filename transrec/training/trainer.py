@@ -281,7 +281,7 @@ class Trainer:
                 self.clock.enter("backward")
                 # DDP averages over ranks; the global batch's mean is the sum of their parts.
                 whole = loss * self.world.size
-                if number == len(pieces) and (penalty := self.recommender.method.penalty()) is not None:
+                if is_last and (penalty := self.recommender.method.penalty()) is not None:
                     # Of every rank the same, it is not summed but averaged.
                     whole, loss = whole + penalty, loss + penalty / self.world.size
                 self.scaler.scale(whole).backward()
@@ -302,17 +302,21 @@ class Trainer:
 
     def _set_rates(self) -> None:
         """The learning rates of this step: the groups' own, as the schedule changes them."""
-        steps = len(self.batches)
-        factor = self.schedule((self.state.epoch - 1) * steps + self.state.step, self.options.epochs * steps)
+        factor = self.schedule(*self._progress())
         for given, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             given["lr"] = group.lr * factor
 
     def _after_step(self) -> None:
         """The method's own step, the same on all ranks, random numbers included."""
-        state, steps = self.state, len(self.batches)
-        torch.manual_seed(_seed_of(self.options.seed, state.epoch, state.step))
+        torch.manual_seed(_seed_of(self.options.seed, self.state.epoch, self.state.step))
+        taken, steps = self._progress()
         with torch.no_grad():
-            self.recommender.method.after_step((state.epoch - 1) * steps + state.step + 1, self.options.epochs * steps)
+            self.recommender.method.after_step(taken + 1, steps)
+
+    def _progress(self) -> tuple[int, int]:
+        """Steps of the whole run before this one, and how many there are if no epoch is spared by early stopping."""
+        steps = len(self.batches)
+        return (self.state.epoch - 1) * steps + self.state.step, self.options.epochs * steps
 
     def _check_losses(self) -> None:
         """Bring the losses since the last check to the host, and stop if one is not finite."""
