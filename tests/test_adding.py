@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import FEW_STEPS, REPOSITORY, run
-from test_training import assert_same_run
+from test_training import assert_same_run, run_to_the_first_save
 from torch.nn import functional as F
 
 from transrec import plugins, runner
@@ -20,7 +20,6 @@ from transrec.models.objectives import OBJECTIVES
 from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.settings import parse
-from transrec.training.trainer import Trainer
 
 FILES = sorted((REPOSITORY / "docs" / "adding").glob("*.py"))
 PLUGINS = [word for path in FILES for word in ("--plugin", str(path))]
@@ -64,19 +63,7 @@ def test_all_of_them_in_one_run(words, tmp_path):
 def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_path, monkeypatch):
     run([*words, "--save_steps", "2", "--output", str(tmp_path / "unbroken")], "frozen")
 
-    class Stopped(Exception):
-        pass
-
-    original = Trainer._save_state
-
-    def save(trainer):
-        original(trainer)
-        raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_state", save)
-        with pytest.raises(Stopped):
-            run([*words, "--save_steps", "2", "--output", str(tmp_path / "resumed")], "frozen")
+    run_to_the_first_save(monkeypatch, [*words, "--save_steps", "2", "--output", str(tmp_path / "resumed")], "frozen")
     run(["--resume", str(tmp_path / "resumed"), *PLUGINS], "frozen")
     assert_same_run(tmp_path / "unbroken", tmp_path / "resumed")
     assert len((tmp_path / "resumed" / "metrics.csv").read_text().splitlines()) == 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import FEW_STEPS, run
-from test_training import assert_same_run
+from test_training import assert_same_run, run_to_the_first_save
 
 from transrec.errors import TransrecError
 from transrec.settings import parse
@@ -78,19 +78,7 @@ def test_a_run_that_was_stopped_resumes_to_the_same_numbers(flags, tmp_path, mon
     assert all(recommender == pytest.approx(10 * backbone) for backbone, recommender in unbroken), "each group's own"
     rates.clear()
 
-    class Stopped(Exception):
-        pass
-
-    original = Trainer._save_state
-
-    def save(trainer):
-        original(trainer)
-        raise Stopped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save_state", save)
-        with pytest.raises(Stopped):
-            run([*arguments, "--output", str(tmp_path / "resumed")])
+    run_to_the_first_save(monkeypatch, [*arguments, "--output", str(tmp_path / "resumed")])
     assert len(rates) == 2
     run(["--resume", str(tmp_path / "resumed")])
     assert rates == unbroken

@@ -19,6 +19,7 @@ from transrec.data.demo import Domain, make_domain
 from transrec.errors import TransrecError
 from transrec.training import checkpoint
 from transrec.training.precision import Precision
+from transrec.training.trainer import Trainer
 
 SCRIPTS = REPOSITORY / "Downstream" / "Text" / "script"
 # One thread each: sums over threads may round otherwise, and these tests compare bit by bit.
@@ -60,6 +61,24 @@ def assert_same_run(one: Path, other: Path) -> None:
     tensors, others = best(one), best(other)
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def run_to_the_first_save(monkeypatch, arguments: list[str], method: str = "full") -> None:
+    """A run that falls right behind its first save."""
+
+    class Stopped(Exception):
+        pass
+
+    original = Trainer._save_state
+
+    def save(trainer):
+        original(trainer)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_state", save)
+        with pytest.raises(Stopped):
+            run(arguments, method)
 
 
 def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
@@ -153,7 +172,6 @@ def test_float32_on_a_gpu_is_float32(monkeypatch):
 
 
 def test_an_operation_without_a_deterministic_algorithm_is_named(flags, tmp_path, monkeypatch):
-    from transrec.training.trainer import Trainer
 
     original = Trainer._step
 
