@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+IMPORT = ["duckdb>=2.0", "pyarrow>=16"]
 
 setup(
     name="transrec",
@@ -31,6 +32,7 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text().split(),
     extras_require={
         "test": [
+            *IMPORT,
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
@@ -39,6 +41,7 @@ setup(
             "ir-measures>=0.3.7",
         ],
         "docs": ["pdoc>=15"],
+        "import": IMPORT,
         "peft": ["peft>=0.15"],
         "tensorboard": ["tensorboard>=2.16"],
     },

@@ -1,6 +1,7 @@
 """A dataset is a folder: finding its files and reading them."""
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,19 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {described.name}")
 
 
+def check_not_raw(folder: Path) -> None:
+    """Raise TransrecError for a folder as a publisher gives it out, with the command that imports it."""
+    from transrec.data.formats import recognise
+
+    if not folder.is_dir() or os.path.lexists(folder / "dataset.json"):
+        return
+    for kind, why in recognise([folder]).items():
+        raise TransrecError(
+            f"{folder}: is raw {kind} ({why}); import it, and give the new folder, with: python "
+            f"scripts/import_dataset.py {kind} {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-imported')}"
+        )
+
+
 def _some(paths: list[Path]) -> str:
     """Their names, the first few of them."""
     names = [path.name + "/" * path.is_dir() for path in paths if not path.name.startswith(".")]
@@ -125,9 +139,11 @@ def load_dataset(
 ) -> Dataset:
     """Find, read and split a dataset; only `user_fraction` of the users are trained on.
 
-    Raises TransrecError as `find_file`, `read_catalog`, `read_interactions` and `leave_one_out` do.
+    Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `leave_one_out` do.
     """
     folder = resolve(folder)
+    if not (users_file or items_file):
+        check_not_raw(folder)
     items_path = find_file(folder, "items", items_file)
     users_path = find_file(folder, "users", users_file)
     catalog = read_catalog(items_path)

@@ -10,7 +10,7 @@ from transrec.errors import TransrecError, about_file
 from transrec.untrusted import open_regular
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Usual names of columns, as `_plain` writes them.
+# Usual names of columns, as `plain` writes them.
 ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?ids?|(?:parent)?asin|[in]id")
 USER_NAME = re.compile(r"user|(?:user|customer|reviewer|visitor|session)?id|uid")
 ITEMS_NAME = re.compile(rf"{ITEM_NAME.pattern}|(?:item|itemid)?(?:list|history|sequences?|behaviou?rs|interactions)")
@@ -56,7 +56,7 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
 def check_no_header(path: Path, number: int, line: str) -> None:
     """Raise TransrecError when the first line of a behaviours file names columns, by its first two fields."""
-    user, items, *_ = [_plain(field) for field in [*line.split("\t"), ""]]
+    user, items, *_ = [plain(field) for field in [*line.split("\t"), ""]]
     if USER_NAME.fullmatch(user) and ITEMS_NAME.fullmatch(items):
         raise TransrecError(
             f"{path}, line {number}: {line[:60]!r} looks like a header, and the file must have none; remove that line, "
@@ -72,8 +72,8 @@ def header(path: Path, number: int, line: str) -> list[str] | None:
     Raises TransrecError for a name that stands there twice.
     """
     first, *others = line.split("\t")
-    others_named = [name for name in map(_plain, others) if name]
-    if not ITEM_NAME.fullmatch(_plain(first)) or (others_named and not any(map(TEXT_NAME.fullmatch, others_named))):
+    others_named = [name for name in map(plain, others) if name]
+    if not ITEM_NAME.fullmatch(plain(first)) or (others_named and not any(map(TEXT_NAME.fullmatch, others_named))):
         return None
     names = [field.partition(":")[0].strip().lower() for field in (first, *others)]
     for name, count in Counter(filter(None, names)).items():
@@ -82,6 +82,6 @@ def header(path: Path, number: int, line: str) -> list[str] | None:
     return names
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A column's name in lower case without type (RecBole's `item_id:token`), signs and spaces."""
     return re.sub(r"[\W_]", "", name.partition(":")[0].lower())

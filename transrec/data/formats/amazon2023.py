@@ -1,0 +1,69 @@
+"""`amazon2023`: Amazon Reviews 2023 (https://amazon-reviews-2023.github.io), raw, or its 0-core and 5-core."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table, column
+from transrec.errors import TransrecError
+
+CSV = ("user_id", "parent_asin", "rating", "timestamp")
+# The publisher's own files of a split, and what the parts are called here.
+PARTS = {"train": "train", "valid": "validation", "test": "test"}
+META = ("title", "store", "main_category", "features", "description", "categories", "images")
+
+
+@register("amazon2023")
+class Amazon2023(Format):
+    """CAT.jsonl of reviews or CAT.csv of ratings, and meta_CAT.jsonl; an item is a parent_asin."""
+
+    reads = "CAT.jsonl(.gz) or CAT.csv (also .train, .valid, .test), and meta_CAT.jsonl(.gz)"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            first = (head(path) if fits(path, "*.csv", "*.jsonl") else None) or [""]
+            if first[0].startswith(",".join(CSV)):
+                return f"the header {','.join(CSV)} of {path.name}"
+            if '"parent_asin"' in first[0] and '"user_id"' in first[0]:
+                return f"{path.name} has parent_asin and user_id in its first line"
+        return ""
+
+    def interactions(self) -> list[Rows]:
+        metadata = self.all_of("meta_*")
+        reviews = [path for path in self.all_of("*.jsonl", "*.csv") if path not in metadata]
+        if not reviews:
+            reviews = [self.one_of("*.jsonl", "*.csv")]
+        kinds = {path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in reviews}
+        if len(kinds) > 1:
+            raise TransrecError(
+                f"{reviews[0].parent}: holds reviews (.jsonl) and ratings (.csv) of the same interactions; give the "
+                f"paths of those to import, and of the meta_ file"
+            )
+        return [self._rows(path) for path in reviews]
+
+    def _rows(self, path: Path) -> Rows:
+        columns = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
+        part = PARTS.get(path.name.lower().split(".")[1])
+        return Rows(Table(path), columns | ({"part": f"'{part}'"} if part else {}), CSV, time_unit="ms")
+
+    def items(self) -> list[Rows]:
+        columns = {
+            "item": "parent_asin",
+            "title": "title",
+            "brand": "store",
+            "category": "main_category",
+            "categories": _joined("categories", ", "),
+            "features": _joined("features", " "),
+            "description": _joined("description", " "),
+            "image": "coalesce(images->0->>'hi_res', images->0->>'large')",
+        }
+        return [Rows(Table(path), columns, ("parent_asin", *META)) for path in self.all_of("meta_*.jsonl")]
+
+    def notes(self) -> list[str]:
+        return ["an item is a parent_asin, which stands for all variants of a product"]
+
+
+def _joined(name: str, by: str) -> str:
+    """SQL of a JSON list's texts in one."""
+    return f"array_to_string(TRY_CAST({column(name)} AS VARCHAR[]), '{by}')"

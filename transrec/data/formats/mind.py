@@ -1,0 +1,68 @@
+"""`mind`: news and their readers as Microsoft gives them out (https://msnews.github.io), MINDsmall and MINDlarge."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table
+
+BEHAVIORS = ("impression", "user", "time", "history", "shown")
+NEWS = ("item", "category", "subcategory", "title", "abstract", "url", "title_entities", "abstract_entities")
+TIME = "%m/%d/%Y %I:%M:%S %p"
+
+
+@register("mind")
+class MIND(Format):
+    """behaviors.tsv (a line per impression, the history in each) and news.tsv, both without a header.
+
+    A user's sequence is the history of the user's earliest line, then what the user clicked, by time.
+    """
+
+    reads = "behaviors.tsv and news.tsv of MIND, of one folder or of several (train, dev)"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            line = (head(path) if fits(path, "behaviors.tsv") else None) or [""]
+            if line[0].count("\t") == len(BEHAVIORS) - 1 and any(fits(one, "news.tsv") for one in files):
+                return "behaviors.tsv of five columns and news.tsv lie there"
+        return ""
+
+    def interactions(self) -> list[Rows]:
+        found = self.all_of("behaviors.tsv") or [self.one_of("behaviors.tsv")]
+        tables = [Table(path, names=BEHAVIORS, delimiter="\t", quote="") for path in found]
+        return [rows for table in tables for rows in (self._history(table), self._clicks(table))]
+
+    def _history(self, table: Table) -> Rows:
+        # It was read before its line: at the line's time at the latest.
+        first = (
+            f"(SELECT user, strftime(min(try_strptime(time, '{TIME}')), '{TIME}') AS time, "
+            f"arg_min(history, (try_strptime(time, '{TIME}'), impression)) AS history FROM {{table}} GROUP BY user)"
+        )
+        read = "list_filter(string_split(history, ' '), lambda one: one <> '')"
+        each = (
+            "(SELECT user, time, unnest(read) AS item, unnest(range(len(read))) - len(read) AS position "
+            f"FROM (SELECT user, time, {read} AS read FROM {first}))"
+        )
+        columns = {"user": "user", "item": "item", "time": "time", "position": "position"}
+        return Rows(table, columns, ("user", "time", "history"), each, time_format=TIME)
+
+    def _clicks(self, table: Table) -> Rows:
+        each = (
+            "(SELECT user, time, regexp_extract(one, '^(.*)-1$', 1) AS item FROM "
+            "(SELECT user, time, unnest(string_split(shown, ' ')) AS one FROM {table}) WHERE one LIKE '%-1')"
+        )
+        columns = {"user": "user", "item": "item", "time": "time", "position": "0"}
+        return Rows(table, columns, ("user", "time", "shown"), each, time_format=TIME)
+
+    def items(self) -> list[Rows]:
+        found = self.all_of("news.tsv") or [self.one_of("news.tsv")]
+        names = ("item", "title", "abstract", "category", "subcategory")
+        columns = {name: name for name in names}
+        return [Rows(Table(path, names=NEWS, delimiter="\t", quote=""), columns, names) for path in found]
+
+    def notes(self) -> list[str]:
+        return [
+            "a user's sequence is the history of the user's earliest line, whose times are not known and are that "
+            "line's, then the clicks by time; news that were shown and not clicked are not read"
+        ]

@@ -1,0 +1,122 @@
+"""The data card of an import: what was read, what was dropped and why, and what is there now."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import transrec
+from transrec.data.importing import writing
+from transrec.reports.tables import markdown
+
+if TYPE_CHECKING:
+    from transrec.data.importing.job import Job
+
+DUPLICATES = {
+    "drop": "of several interactions of a user with an item the earliest is kept",
+    "consecutive": "an interaction with the item of the one before it is dropped",
+    "keep": "all are kept",
+}
+# What says how the work is done, and changes nothing of what is made.
+NOT_TOLD = {"out", "overwrite", "memory", "threads"}
+
+
+def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Path) -> dict[str, Any]:
+    """The data card of an import whose files are in `folder`, as JSON has it."""
+    texts = dict(counted["texts"])
+    items, touched = texts.pop("items", 0), texts.pop("touched", 0)
+    counts = {name: counted[name] for name in ("users", "interactions")}
+    counts |= {"items": items, "items touched": touched}
+    files = sorted(path.name for path in folder.iterdir())
+    told = {
+        "format": job.choice.name,
+        "why": job.why or "as the command says",
+        "options": _changed(job),
+        "sources": [
+            {
+                "file": str(path),
+                "bytes": path.stat().st_size,
+                "sha256": digest,
+                "rows": counted["rows"].get(str(path), 0),
+            }
+            for path, digest in hashes.items()
+        ],
+        "rows of interactions": counted["staged"],
+        "dropped": counted["dropped"] | _rest(counted),
+        "order": _order(job),
+        "duplicates": DUPLICATES[job.options.duplicates],
+        "rounds of the k-core": counted["rounds"],
+        "ids with white space, which became _": sum(counted["changed"].values()),
+        "texts": texts,
+        "counts": counts,
+        "first": _moment(counted["first"]),
+        "last": _moment(counted["last"]),
+        "published": _published(job, counted),
+        "notes": job.source.notes(),
+        "files": files,
+        "transrec": transrec.__version__,
+    }
+    names = {"users": writing.USERS, "items": writing.ITEMS, "interactions": writing.INTERACTIONS}
+    return {name: file for name, file in names.items() if file in files} | {"import": told}
+
+
+def text(card: dict[str, Any]) -> str:
+    """The card as a table for people."""
+    told, rows = card["import"], []
+    for source in told["sources"]:
+        rows.append([f"rows of {Path(source['file']).name}", f"{source['rows']:,}"])
+    for reason, count in told["dropped"].items():
+        rows.append([f"interactions dropped: {reason}", f"{count:,}"])
+    rows += [[name, f"{count:,}"] for name, count in told["counts"].items()]
+    rows += [[f"texts {name}", f"{count:,}"] for name, count in told["texts"].items() if count]
+    rows += [[name, told[name]] for name in ("first", "last") if told[name]]
+    for one in told["published"]:
+        difference = f"{one['difference']:+,}" if one["difference"] else "the same"
+        rows.append([f"{one['what']}: {one['published']:,} as published", difference])
+    lines = [markdown([told["format"], ""], rows), f"order: {told['order']}", f"duplicates: {told['duplicates']}"]
+    return "\n".join([*lines, *told["notes"]])
+
+
+def _changed(job: Job) -> dict[str, Any]:
+    """The flags that are not at their defaults."""
+    given = {}
+    for options in (job.options, job.choice.options):
+        defaults = type(options).defaults()
+        given |= {name: value for name, value in dataclasses.asdict(options).items() if value != defaults[name]}
+    return {name: value for name, value in given.items() if name not in NOT_TOLD}
+
+
+def _rest(counted: dict[str, Any]) -> dict[str, int]:
+    """What users and items of too few interactions take with them."""
+    rest = counted["staged"] - sum(counted["dropped"].values()) - counted["interactions"]
+    return {"of users or items with too few, or too many, interactions": rest} if rest else {}
+
+
+def _order(job: Job) -> str:
+    if not job.timed:
+        return "as the source's rows, which have no times"
+    ties = "as the source's rows" if job.options.ties == "row" else "by item id"
+    return f"by time, {ties} at equal times"
+
+
+def _moment(seconds: int | None) -> str | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        # Some sets count time from a beginning of their own.
+        return str(seconds)
+
+
+def _published(job: Job, counted: dict[str, Any]) -> list[dict[str, Any]]:
+    """The publisher's counts beside those of what was read."""
+    rows = {Path(path).name: count for path, count in counted["rows"].items()}
+    here = rows | counted["read"]
+    return [
+        {"what": what, "published": count, "here": here[what], "difference": here[what] - count}
+        for what, count in job.source.published().items()
+        if what in here
+    ]

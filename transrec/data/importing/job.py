@@ -1,0 +1,243 @@
+"""An import from beginning to end: `import_dataset`."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transrec.cpus import usable_cpus
+from transrec.data.formats import FORMATS, Format, Rows, column, recognise
+from transrec.data.importing import card, reading, selecting, writing
+from transrec.data.importing.database import Database
+from transrec.data.importing.options import ImportOptions
+from transrec.errors import Interrupted, TransrecError, about_file, printable
+from transrec.locks import Lock
+from transrec.paths import file_sha256, resolve, write_text
+from transrec.registry import Choice
+from transrec.untrusted import read_json
+
+CARD = "dataset.json"
+AUTO = "auto"
+STAGED = "source INTEGER, user VARCHAR, item VARCHAR, time DOUBLE, rating DOUBLE, position BIGINT, part VARCHAR"
+# Beside what an import writes, what runs keep in a dataset's folder.
+OURS = {CARD, ".transrec"}
+
+
+def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions, why: str = "") -> dict[str, Any]:
+    """Import a dataset and return its data card, which its dataset.json holds too.
+
+    The new folder appears whole or not at all. An import that was stopped goes on where it was when it is asked for
+    again; one that found a mistake leaves nothing.
+
+    Args:
+        choice: the format.
+        paths: of its files, or the folders that hold them.
+        why: the format was chosen, if it was guessed.
+
+    Raises TransrecError for a folder that may not be written, and for whatever of the source cannot be read.
+    """
+    out = Path(os.path.abspath(Path(options.out).expanduser()))
+    source = choice.entry([resolve(path) for path in paths], **choice.options.as_dict())
+    job = Job(source, choice, options, why)
+    _check_out(out, job.tables, options.overwrite)
+    work = out.with_name(f".{out.name}.import")
+    with about_file(out.parent, "give another folder with --out"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = Lock(out.with_name(f".{out.name}.import.lock"))
+    except BlockingIOError:
+        raise TransrecError(f"{out}: another import is writing it; wait for it to end") from None
+    with closing(lock):
+        try:
+            written = job.run(work)
+        except Interrupted as stop:
+            stop.advice = "what was read so far is kept; the same command goes on from there"
+            raise
+        except TransrecError:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        _put_in_place(work / "made", out)
+        shutil.rmtree(work, ignore_errors=True)
+    return written
+
+
+def guess(paths: Sequence[Path]) -> tuple[str, str]:
+    """The format of these files, and why. Raises TransrecError where none fits, or several do."""
+    found = recognise([resolve(path) for path in paths], general=True)
+    if len(found) == 1:
+        return next(iter(found.items()))
+    places = ", ".join(map(str, paths))
+    if found:
+        told = "; ".join(f"{name}, for {why}" for name, why in found.items())
+        raise TransrecError(f"{places}: may be of several formats: {told}; name the one in place of auto")
+    raise TransrecError(
+        f"{places}: of no format that is known by its files' names and headers; name one of "
+        f"{', '.join(FORMATS.names())} in place of auto, or write one (Dataset/README.md)"
+    )
+
+
+class Job:
+    """One import: what it reads, and the steps from there to a folder."""
+
+    def __init__(self, source: Format, choice: Choice, options: ImportOptions, why: str):
+        self.source, self.choice, self.options, self.why = source, choice, options, why
+        self._interactions, self._items = (
+            [self._encoded(rows) for rows in needed] for needed in (source.interactions(), source.items())
+        )
+
+    def _encoded(self, rows: Rows) -> Rows:
+        encoding = self.options.encoding or rows.table.encoding
+        return replace(rows, table=replace(rows.table, encoding=encoding))
+
+    @property
+    def tables(self) -> list[Path]:
+        """The files that are read."""
+        return list(dict.fromkeys(rows.table.path for rows in (*self._interactions, *self._items)))
+
+    @property
+    def timed(self) -> bool:
+        """Whether times order the interactions, not the source's rows."""
+        return any("time" in rows.columns for rows in self._interactions)
+
+    def run(self, work: Path) -> dict[str, Any]:
+        """Make work/made, the folder to be, and return its card."""
+        self._check_flags()
+        if (work / "signature").exists() and (work / "signature").read_text() != self._signature():
+            shutil.rmtree(work)
+        with about_file(work, "give another folder with --out"):
+            work.mkdir(exist_ok=True)
+            write_text(work / "signature", self._signature())
+            shutil.rmtree(work / "made", ignore_errors=True)
+            (work / "made").mkdir()
+        threads = self.options.threads or usable_cpus()
+        with ThreadPoolExecutor(1) as pool, closing(Database(work, self.options.memory_bytes, threads)) as database:
+            hashes = pool.map(file_sha256, self.tables)
+            try:
+                counted = self._read(database, work)
+                counted |= self._select(database)
+                counted |= self._write(database, work / "made", counted["columns"])
+                self.source.finish(work / "made")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            made = card.make(self, counted, dict(zip(self.tables, hashes, strict=True)), work / "made")
+        write_text(work / "made" / CARD, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+        return made
+
+    def _check_flags(self) -> None:
+        if not self.timed and (self.options.since or self.options.until):
+            raise TransrecError("--since and --until: the source has no times; leave them out")
+        if self.options.min_rating is not None and not any("rating" in rows.columns for rows in self._interactions):
+            raise TransrecError("--min_rating: the source has no ratings; leave it out")
+
+    def _signature(self) -> str:
+        """What decides the work: the same for a command that goes on with it."""
+        files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tables]
+        told = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED]
+        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+    def _read(self, database: Database, work: Path) -> dict[str, Any]:
+        """Read all sources; returns how many rows each file has, and which columns items have."""
+        database.once("begin", lambda: self._make_tables(database))
+        rows: dict[str, int] = {}
+        for number, one in enumerate(self._interactions):
+            read = database.once(f"read {number}", lambda n=number, one=one: self._stage(database, work, n, one))
+            path = str(one.table.path)
+            rows[path] = rows.get(path, 0) + read["rows"]
+        listed = database.once("read items", lambda: self._stage_items(database, work))
+        return {"rows": rows | listed["rows"], "columns": listed["columns"]}
+
+    def _make_tables(self, database: Database) -> None:
+        database.run(f"CREATE TABLE staged ({STAGED})")
+        database.run("CREATE TABLE sources (source INTEGER, per_second DOUBLE)")
+
+    def _select(self, database: Database) -> dict[str, Any]:
+        """From what was read to the interactions kept; returns what was dropped, and why."""
+        options, order = self.options, selecting.order_of(self.options, self.timed)
+        dropped = selecting.drop_rows(database, options, self.timed)
+        changed = database.once("number", lambda: selecting.number_all(database))
+        events = database.once("events", lambda: selecting.make_events(database))
+        twice = database.once("duplicates", lambda: selecting.drop_duplicates(database, options.duplicates, order))
+        core = database.once("core", lambda: selecting.find_core(database, options))
+        (staged,) = database.row("SELECT count(*) FROM staged")
+        read = selecting.count_read(database) if self.source.published() else {}
+        return {"dropped": dropped | twice, "changed": changed, "staged": staged, "read": read} | events | core
+
+    def _stage(self, database: Database, work: Path, number: int, rows: Rows) -> dict[str, Any]:
+        """Read one source of interactions; returns how many rows it has."""
+        source = reading.open_source(rows, work, database)
+        columns = {"source": str(number)} | rows.columns
+        if "time" in columns:
+            columns["time"] = reading.checked_time(source, database)
+        if "rating" in columns:
+            columns["rating"] = reading.checked_rating(source)
+        reading.insert(database, "staged", source, columns, f"read {printable(source.path.name)}")
+        unit = rows.time_unit or ("" if "time" in columns and reading.has_numbers(source, database) else "s")
+        per_second = selecting.unit_of_times(database, number, unit)
+        database.run("INSERT INTO sources VALUES (?, ?)", [number, per_second])
+        (count,) = database.row("SELECT count(*) FROM staged WHERE source = ?", [number])
+        return {"rows": count}
+
+    def _stage_items(self, database: Database, work: Path) -> dict[str, Any]:
+        """Read what the source says of items; returns its columns, and how many rows each file has."""
+        names = list(dict.fromkeys(name for rows in self._items for name in rows.columns if name != "item"))
+        database.run(f"CREATE TABLE item_rows (item VARCHAR{''.join(f', {column(name)} VARCHAR' for name in names)})")
+        counts: dict[str, int] = {}
+        for rows in self._items:
+            (before,) = database.row("SELECT count(*) FROM item_rows")
+            source = reading.open_source(rows, work, database)
+            reading.insert(database, "item_rows", source, rows.columns, f"read {printable(source.path.name)}")
+            (after,) = database.row("SELECT count(*) FROM item_rows")
+            path = str(rows.table.path)
+            counts[path] = max(counts.get(path, 0), after - before)
+        return {"columns": names, "rows": counts}
+
+    def _join_items(self, database: Database, columns: list[str]) -> None:
+        """Make `listed`, a row for each item that the source lists: of several, the longest text of each column."""
+        longest = "".join(
+            f", substr(max(lpad(length({column(name)})::VARCHAR, 12, '0') || {column(name)}), 13) AS {column(name)}"
+            for name in columns
+        )
+        database.run(
+            f"CREATE OR REPLACE TABLE listed AS SELECT id{longest} FROM item_rows r JOIN item_ids n ON r.item = n.raw "
+            "GROUP BY id"
+        )
+
+    def _write(self, database: Database, folder: Path, columns: list[str]) -> dict[str, Any]:
+        self._join_items(database, columns)
+        parts = any("part" in rows.columns for rows in self._interactions)
+        order = selecting.order_of(self.options, self.timed)
+        written = writing.write_interactions(database, folder, order, parts)
+        return written | {"texts": writing.write_items(database, folder, columns, self.options.keeps_untouched)}
+
+
+def _check_out(out: Path, tables: Sequence[Path], overwrite: bool) -> None:
+    """Raise TransrecError where the new folder would take the place of anything but an import's."""
+    if within := [path for path in tables if path.resolve().is_relative_to(out.resolve())]:
+        raise TransrecError(f"--out {out}: holds {within[0].name}, which is to be read; give another folder")
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise TransrecError(f"--out {out}: exists already; give another folder, or --overwrite")
+    try:
+        written = read_json(out / CARD)["import"]["files"]
+        others = sorted({path.name for path in out.iterdir()} - {*written} - OURS)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TransrecError(f"--out {out}: was not written by an import; give another folder") from None
+    if others:
+        raise TransrecError(f"--out {out}: holds {others[0]}, which no import wrote; move it, or give another folder")
+
+
+def _put_in_place(made: Path, out: Path) -> None:
+    """Rename the finished folder, in place of an earlier one."""
+    before = made.with_name("before")
+    with about_file(out, "give another folder with --out"):
+        if os.path.lexists(out):
+            os.replace(out, before)
+        os.replace(made, out)

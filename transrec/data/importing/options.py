@@ -1,0 +1,105 @@
+"""The flags of every import."""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import ClassVar, Literal
+
+from transrec.errors import TransrecError
+from transrec.options import Options, flag
+
+BYTES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+LEAST_BYTES = 250 * 10**6
+
+
+@dataclass(frozen=True)
+class ImportOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"k_core": 0, "min_length": 0, "max_length": 0, "threads": 0}
+
+    out: str = flag("", "Folder of the new dataset (required).")
+    overwrite: bool = flag(False, "Replace the dataset that an earlier import wrote to --out.")
+    plugin: list[str] = flag([], "Python files that register formats of your own.", action="extend")
+    min_rating: float | None = flag(None, "Keep interactions of this rating or more; those without one are dropped.")
+    since: str | None = flag(None, "Keep interactions from this time on: 2019-09-01, 2019-09-01T12:00, or seconds.")
+    until: str | None = flag(None, "Keep interactions before this time.")
+    duplicates: Literal["drop", "consecutive", "keep"] = flag(
+        "drop",
+        "Several interactions of a user with an item: drop all but the earliest, only those that follow one another "
+        "directly, or keep all.",
+    )
+    k_core: int = flag(
+        0, "Keep users and items of this many interactions or more with one another, repeated until nothing changes."
+    )
+    min_length: int = flag(0, "Drop users with fewer interactions than this.")
+    max_length: int = flag(0, "Drop users with more interactions than this, such as robots (0: none).")
+    ties: Literal["item", "row"] = flag(
+        "item", "The order of a user's interactions at equal times: by item id, or as the rows of the source."
+    )
+    untouched: Literal["auto", "keep", "drop"] = flag(
+        "auto", "Items that the source lists and nobody touches: keep or drop them; auto drops them with --k_core."
+    )
+    encoding: str = flag("", "Encoding of the source's texts, as latin-1 (default: what the format says, else UTF-8).")
+    memory: str = flag("4GB", "Memory that DuckDB may use; what does not fit goes to files beside --out.")
+    threads: int = flag(0, "Threads that DuckDB uses (0: one per usable CPU).")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.out:
+            raise TransrecError("--out: missing; give the folder of the new dataset, such as --out Dataset/Mine")
+        if self.max_length and self.max_length < max(self.min_length, self.k_core):
+            raise TransrecError(
+                f"--max_length {self.max_length}: below --min_length or --k_core, so no user would stay"
+            )
+        if self.encoding:
+            try:
+                "".encode(self.encoding)
+            except LookupError:
+                raise TransrecError(f"--encoding {self.encoding}: unknown; give one such as latin-1") from None
+        if self.memory_bytes < LEAST_BYTES:
+            raise TransrecError(f"--memory {self.memory}: too little to work with; give 250MB or more")
+        since, until = self.since_seconds, self.until_seconds
+        if since is not None and until is not None and since >= until:
+            raise TransrecError(f"--since {self.since}: not before --until {self.until}")
+
+    @property
+    def memory_bytes(self) -> int:
+        """--memory in bytes. Raises TransrecError for what is no amount of memory."""
+        found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", self.memory, re.IGNORECASE)
+        try:
+            return int(float(found[1]) * BYTES[found[2].upper()]) if found else int(self.memory)
+        except ValueError:
+            raise TransrecError(f"--memory {self.memory}: no amount of memory; give one such as 4GB") from None
+
+    @property
+    def since_seconds(self) -> float | None:
+        """--since in seconds since 1970, UTC."""
+        return _seconds("since", self.since)
+
+    @property
+    def until_seconds(self) -> float | None:
+        """--until in seconds since 1970, UTC."""
+        return _seconds("until", self.until)
+
+    @property
+    def shortest(self) -> int:
+        """The fewest interactions that a user may have."""
+        return max(self.min_length, self.k_core)
+
+    @property
+    def keeps_untouched(self) -> bool:
+        """Whether items.tsv lists items of the source that nobody touches."""
+        return self.untouched == "keep" or (self.untouched == "auto" and not self.k_core)
+
+
+def _seconds(name: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise TransrecError(f"--{name} {text}: no time; give one such as 2019-09-01, or seconds since 1970") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

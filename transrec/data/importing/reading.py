@@ -1,0 +1,281 @@
+"""Reading the rows of a source into the database, and naming file, line and remedy where one cannot be read."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transrec.data.formats import Rows, Table, column
+from transrec.data.importing.database import Database
+from transrec.data.tables import damaged, ending
+from transrec.errors import FileError, TransrecError, about_file
+from transrec.paths import atomic_write
+from transrec.untrusted import check_regular
+
+UTF8 = ("utf-8", "utf8", "utf-8-sig")
+GLOB = set("*?[")
+CHUNK = 2**22
+LONGEST_ROW = 2**26
+ISO = "a date and time such as 2019-09-01 12:00:00"
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows that DuckDB can read.
+
+    Attributes:
+        rows: as the format describes them.
+        table: the file as DuckDB is given it, which may be a copy in UTF-8 or in JSON.
+        sql: the table as SQL, its columns texts.
+    """
+
+    rows: Rows
+    table: Table
+    sql: str
+
+    @property
+    def path(self) -> Path:
+        """The file that the user knows."""
+        return self.rows.table.path
+
+    @property
+    def query(self) -> str:
+        """What the expressions of the columns are evaluated over."""
+        return self.rows.query.replace("{table}", self.sql)
+
+
+def open_source(rows: Rows, folder: Path, database: Database) -> Source:
+    """Make rows readable: check the file and the columns it needs, and where DuckDB does not read it, copy it.
+
+    Args:
+        folder: for the copy.
+
+    Raises TransrecError for a file that is missing, empty, no such file, or lacks a column.
+    """
+    table = rows.table
+    if GLOB & set(str(table.path)):
+        raise TransrecError(f"{table.path}: the signs * ? [ in a path would be taken for patterns; rename it")
+    with about_file(table.path, what="cannot be read"):
+        check_regular(table.path)
+    table.check(rows.needs)
+    if table.path.suffix.lower() == ".zst":
+        check_whole(table)
+    readable = table
+    if table.reader == "literal":
+        readable = _as_json(table, folder)
+    elif table.encoding.lower() not in UTF8:
+        readable = _as_utf8(table, folder)
+    return Source(rows, readable, _sql(readable, rows.needs))
+
+
+def check_whole(table: Table) -> None:
+    """Raise TransrecError where a file's compressed data ends too early, which DuckDB may overlook."""
+    with table.open() as text:
+        while text.read(CHUNK):
+            pass
+
+
+def _sql(table: Table, needs: tuple[str, ...]) -> str:
+    path = _text(str(table.path))
+    if table.reader == "parquet":
+        texts = ", ".join(f"{column(name)}::VARCHAR AS {column(name)}" for name in needs)
+        return f"(SELECT {texts} FROM read_parquet({path}))"
+    if table.reader == "json":
+        columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in needs)
+        return (
+            f"read_json({path}, format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_ROW})"
+        )
+    # DuckDB takes names that differ in case for the same.
+    names: dict[str, str] = {}
+    for place, given in enumerate(table.columns()):
+        name = given if given and given.lower() not in names else f"{given} {place}"
+        names[name.lower()] = name
+    columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names.values())
+    quote = _text(table.quote)
+    return (
+        f"read_csv({path}, auto_detect=false, header={str(not table.names).lower()}, delim={_text(table.separator)}, "
+        f"quote={quote}, escape={quote}, columns={{{columns}}}, max_line_size={LONGEST_ROW})"
+    )
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _as_utf8(table: Table, folder: Path) -> Table:
+    """A copy of a file in UTF-8."""
+    copy = folder / f"{table.path.name}{ending(table.path)}"
+    with (
+        atomic_write(copy) as temporary,
+        table.open() as text,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
+        while piece := text.read(CHUNK):
+            file.write(piece)
+    return replace(table, path=copy, kind=table.reader, delimiter=table.separator, encoding="utf-8")
+
+
+def _as_json(table: Table, folder: Path) -> Table:
+    """A copy of a file of Python dicts in JSON."""
+    copy = folder / f"{table.path.name}.json"
+    with table.open() as text, atomic_write(copy) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for row, _ in table.records(text):
+            file.write(json.dumps(row, default=str) + "\n")
+    return replace(table, path=copy, kind="json", encoding="utf-8")
+
+
+def insert(database: Database, target: str, source: Source, columns: dict[str, str], doing: str) -> None:
+    """Read a source into a table of the database.
+
+    Args:
+        columns: SQL of what is read, by the column of `target` that it goes to.
+
+    Raises TransrecError naming the file, the line or row, the column and the remedy where it cannot be read.
+    """
+    into = ", ".join(map(column, columns))
+    select = f"SELECT {', '.join(columns.values())} FROM {source.query}"
+    try:
+        database.run(f"INSERT INTO {target} ({into}) {select}", doing=doing)
+    except database.Error as error:
+        if isinstance(error, database.Fault):
+            raise
+        raise told(error, source, database) from error
+
+
+def checked_time(source: Source, database: Database) -> str:
+    """SQL of the time of a source's rows in its own unit, DOUBLE, which fails at what is none."""
+    time = source.rows.columns["time"]
+    if source.rows.time_format:
+        parsed = f"epoch(try_strptime({time}, {_text(source.rows.time_format)}))"
+        return _or_error("time", time, parsed)
+    if _is_number(source, time, database):
+        return _or_error("time", time, f"try_cast({time} AS DOUBLE)")
+    # Where no offset is given, UTC.
+    return _or_error("time", time, f"epoch(try_cast({time} AS TIMESTAMPTZ))")
+
+
+def checked_rating(source: Source) -> str:
+    """SQL of the rating of a source's rows, DOUBLE, which fails at what is no number."""
+    rating = source.rows.columns["rating"]
+    return _or_error("rating", rating, f"try_cast({rating} AS DOUBLE)")
+
+
+def has_numbers(source: Source, database: Database) -> bool:
+    """Whether the times of a source are numbers, as its first one is."""
+    return not source.rows.time_format and _is_number(source, source.rows.columns["time"], database)
+
+
+def _is_number(source: Source, expression: str, database: Database) -> bool:
+    try:
+        found = database.look(
+            f"SELECT try_cast({expression} AS DOUBLE) IS NOT NULL FROM {source.sql} "
+            f"WHERE trim({expression}) <> '' LIMIT 1"
+        )
+    except database.Error as error:
+        if isinstance(error, database.Fault):
+            raise
+        raise told(error, source, database) from error
+    return not found or found[0][0]
+
+
+def _or_error(what: str, expression: str, parsed: str) -> str:
+    fails = _fails(expression, parsed)
+    return f"CASE WHEN {fails} THEN error('transrec {what}:' || {expression}) ELSE {parsed} END"
+
+
+def _fails(expression: str, parsed: str) -> str:
+    return f"trim({expression}) <> '' AND ({parsed} IS NULL OR NOT isfinite({parsed}))"
+
+
+def told(error: Exception, source: Source, database: Database) -> TransrecError:
+    """The TransrecError for what DuckDB says of a source."""
+    text, path, table = str(error), source.path, source.table
+    if found := re.search(r"transrec (time|rating):", text):
+        return _not_parsed(found[1], source, database)
+    if "GZIP" in text:
+        return damaged(path, OSError("its packed data ends too early" if "Unexpected end" in text else text))
+    if table.reader == "json":
+        return _bad_json(source) or TransrecError(f"{path}: is no JSON lines file ({_first(text)})")
+    line = re.search(r"CSV Error on Line: (\d+)", text)
+    place = f"{path}, line {line[1]}" if line else str(path)
+    if "utf-8" in text or "unicode" in text:
+        return TransrecError(f"{place}: is not UTF-8; name the file's encoding, such as --encoding latin-1")
+    if found := re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", text):
+        return TransrecError(
+            f"{place}: has {found[2]} columns where there should be {found[1]}; mend the line, or fetch the file again "
+            f"if it is the last"
+        )
+    if "unterminated quote" in text:
+        return TransrecError(f"{place}: opens a quote {table.quote} that nothing closes; mend the line")
+    if "invalid state" in text and (found := _other_line_end(table)):
+        return TransrecError(f"{path}, line {found}: ends otherwise than line 1; convert the file, as with dos2unix")
+    return TransrecError(f"{place}: cannot be read ({_first(text)}); mend it, or fetch it again")
+
+
+def _first(text: str) -> str:
+    return next(line for line in text.splitlines() if line.strip())[:160]
+
+
+def _not_parsed(what: str, source: Source, database: Database) -> TransrecError:
+    """Of a time or rating that is none: where the first one stands."""
+    expression = source.rows.columns[what]
+    parsed = f"try_cast({expression} AS DOUBLE)"
+    should, remedy = "a number", "mend it, or name another column"
+    if what == "time":
+        if source.rows.time_format:
+            parsed = f"epoch(try_strptime({expression}, {_text(source.rows.time_format)}))"
+            should = f"a time like {source.rows.time_format}"
+        elif not has_numbers(source, database):
+            parsed, should = f"epoch(try_cast({expression} AS TIMESTAMPTZ))", ISO
+        remedy = "mend it, or name another column"
+    ((number, value),) = database.look(
+        f"SELECT number, value FROM (SELECT row_number() OVER () AS number, {expression} AS value FROM {source.sql}) "
+        f"WHERE {_fails('value', parsed.replace(expression, 'value'))} ORDER BY number LIMIT 1"
+    )
+    return TransrecError(f"{place_of(source, number)}, {what}: {value!r} is not {should}; {remedy}")
+
+
+def place_of(source: Source, number: int) -> str:
+    """The file and the line, or where there are no lines the row, of a source's row of that number from 1."""
+    table = source.rows.table
+    if table.reader == "parquet":
+        return f"{source.path}, row {number}"
+    skipped = int(table.reader == "csv" and not table.names)
+    try:
+        with table.open() as text:
+            for place, (_, line) in enumerate(table.records(text), start=1 - skipped):
+                if place == number:
+                    return f"{source.path}, line {line}"
+    except FileError:
+        pass
+    return f"{source.path}, row {number}"
+
+
+def _bad_json(source: Source) -> TransrecError | None:
+    """The first line of a JSON file that is no object."""
+    table = source.rows.table
+    try:
+        with table.open() as text:
+            for _ in table.records(text):
+                pass
+    except TransrecError as error:
+        return error
+    return None
+
+
+def _other_line_end(table: Table) -> int | None:
+    """The number of the first line that ends otherwise than the first one."""
+    with table.open() as text:
+        return next(_unlike(text), None)
+
+
+def _unlike(text: Any) -> Iterator[int]:
+    first = None
+    for number, line in enumerate(text, start=1):
+        end = line[len(line.rstrip("\r\n")) :]
+        first = first or end
+        if end and end != first:
+            yield number
