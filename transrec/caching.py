@@ -189,7 +189,7 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
 
 
 def replace_tower(recommender: Recommender, tower: Tower) -> None:
-    """Put a tower that is given a backbone's states in the place of the one that runs the backbone."""
+    """Replace the tower that runs a backbone by one that reads the backbone's stored states."""
     # Drawing nothing: the projection, where the tower still has it, stays.
     with torch.device("meta"):
         stored = StoredTower(tower.modality, tower.embedding_dim, tower.width, len(tower.states), tower.depth)

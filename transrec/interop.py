@@ -38,7 +38,8 @@ TEXT = r"^bert_encoder\.text_encoders\.title\."
 IMAGE = r"^cv_encoder\.image_net\."
 USER = r"^user_encoder\.transformer_encoder\."
 
-# The side network of IISAN's programs, cached and uncached. A tower's gates are a tensor a step there, one vector here.
+# The side network of IISAN's programs, cached and uncached. There each step's gate of a tower is a tensor of its own,
+# here they are one vector.
 SIDE_RULES = [
     (r"^mm_encoder\.cv_adapter_list\.", "side.intra.image.adapters."),
     (r"^mm_encoder\.bert_adapter_list\.", "side.intra.text.adapters."),
@@ -197,7 +198,7 @@ class Places:
 def our_names(keys: Iterable[str]) -> dict[str, str]:
     """Our parameter's name for each original state-dict key that something reads; `Places` completes names with @.
 
-    The keys of a tower's gates, one a step, share one name.
+    The keys of a tower's gates, one per step, share one name.
     """
     keys = list(keys)
     rules = KEY_RULES + (BETWEEN_NORMS if any(".LN." in key for key in keys) else [])

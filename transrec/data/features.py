@@ -43,7 +43,7 @@ class BackboneFeatures(Features, Protocol):
     """Inputs of a backbone, whose output for them may be kept in a file.
 
     Attributes:
-        digest: SHA-256 of all that the backbone is given, in the order of the items.
+        digest: SHA-256 of the backbone's whole input, in the order of the items.
     """
 
     digest: str

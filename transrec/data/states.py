@@ -42,9 +42,9 @@ class Provenance:
         model_type: the backbone's, as its configuration says.
         weights: digest of the backbone's configuration and weights, the commit of a hub model, or how they were drawn.
         checkpoint: SHA-256 of the recommender whose backbone it is; None for the pretrained backbone itself.
-        inputs: digest of what the backbone is given of every item, in the catalogue's order.
+        inputs: digest of the backbone's input of every item, in the catalogue's order.
         preprocessing: what is done to the inputs before the backbone sees them; of texts nothing.
-        pooling: what stands for an item in a layer's output.
+        pooling: how a layer's output becomes one vector of the item.
         states: the states that are kept, 0 the embedding layer's, k that of block k; "output": what the backbone gives
             out for an item, alone.
         dtype: how they are kept, fp16 or fp32.

@@ -139,8 +139,8 @@ class BottleneckOptions(AdapterOptions):
         "user_bottleneck": (r"user_encoder\..*\.adapter\.down\.weight", 0),
     }
 
-    item_bottleneck: int = flag(64, "Bottleneck size in the item encoder.")
-    user_bottleneck: int = flag(16, "Bottleneck size in the user encoder.")
+    item_bottleneck: int = flag(64, "Bottleneck size of the adapters in the item encoder.")
+    user_bottleneck: int = flag(16, "Bottleneck size of the adapters in the user encoder.")
     activation: Literal["relu", "gelu", "tanh"] = flag("relu", "Activation of the adapters.")
 
     def size(self, place: Place) -> int:
@@ -176,7 +176,7 @@ class BottleneckMethod(Method):
     """Puts one adapter at each of the chosen sub-layers of each block."""
 
     Options = BottleneckOptions
-    changes_at_insertion = "adapters add a little to what their sub-layers give: their weights are N(0, 0.01)"
+    changes_at_insertion = "adapters add a little to the output of their sub-layers: their weights are N(0, 0.01)"
 
     def sublayers(self, block: Block, options: BottleneckOptions) -> tuple[Sublayer, ...]:
         """Which sub-layers of a block get an adapter."""
@@ -225,7 +225,7 @@ class Parallel(BottleneckMethod):
 
 @register("pfeiffer")
 class Pfeiffer(BottleneckMethod):
-    """One adapter a block, behind the feed-forward sub-layer."""
+    """One adapter per block, behind the feed-forward sub-layer."""
 
     Options = PfeifferOptions
 
@@ -251,7 +251,7 @@ class Pfeiffer(BottleneckMethod):
 
 @register("pfeiffer_attention")
 class PfeifferAttention(BottleneckMethod):
-    """One adapter a block, behind the attention sub-layer."""
+    """One adapter per block, behind the attention sub-layer."""
 
     Options = PfeifferAttentionOptions
 

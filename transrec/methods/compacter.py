@@ -21,7 +21,7 @@ class KroneckerLinear(nn.Module):
     Args:
         rule: the A_i, [n, n, n], shared by all adapters.
 
-    Raises TransrecError when n divides not both sizes.
+    Raises TransrecError when n does not divide both sizes.
     """
 
     def __init__(self, in_features: int, out_features: int, rule: nn.Parameter):
@@ -69,9 +69,11 @@ class CompacterOptions(AdapterOptions):
 
     adapter_lr: float = flag(4e-3, "Learning rate of what the method trains.")
     train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
-    item_bottleneck: int = flag(64, "Bottleneck size in the item encoder.")
-    user_bottleneck: int = flag(16, "Bottleneck size in the user encoder.")
-    kronecker: int = flag(4, "n, the number and the size of the Kronecker factors A_i.")
+    item_bottleneck: int = flag(64, "Bottleneck size of the adapters in the item encoder.")
+    user_bottleneck: int = flag(16, "Bottleneck size of the adapters in the user encoder.")
+    kronecker: int = flag(
+        4, "n of Compacter: each weight is a sum of n Kronecker products whose first factors are n x n matrices."
+    )
     variant: Literal["paper", "published"] = flag(
         "paper", "published: as the released programs, without the residual around the adapter."
     )
@@ -82,7 +84,7 @@ class Compacter(Method):
     """One adapter behind each sub-layer; the A_i are one parameter of the whole recommender."""
 
     Options = CompacterOptions
-    changes_at_insertion = "adapters add a little to what their sub-layers give: their shared factors are N(0, 0.01)"
+    changes_at_insertion = "adapters add a little to their sub-layers' output: their shared factors are N(0, 0.01)"
 
     def __init__(self):
         self.rule: nn.Parameter | None = None

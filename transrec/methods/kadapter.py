@@ -31,7 +31,7 @@ class SideAdapter(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, D], mask added to the logits, broadcast to [B, 1, T, T] (query, key) -> [B, T, D]."""
+        """x [B, T, D], additive mask that broadcasts to [B, 1, T, T] (query, key) -> [B, T, D]."""
         y = self.down(x)
         for block in self.blocks:
             y = block(y, mask)
@@ -41,12 +41,12 @@ class SideAdapter(nn.Module):
 class KAdapter(nn.Module):
     """h <- A_k(hidden_k + h) over the chosen layers, h_0 = 0; the stack's output becomes Linear(concat(last, h)).
 
-    It lives beside the stack's blocks and watches them: hidden_k is what block k gives in the item encoder, and what
-    it is given in the user encoder; the mask is the one the last block is given.
+    It stands beside the stack's blocks and reads them through hooks: hidden_k is the output of block k in the item
+    encoder, and its input in the user encoder; the attention mask is the last block's.
 
     Args:
         layers: the chosen blocks, ascending.
-        masked: respect the blocks' own mask inside the adapters; without it every position sees every other.
+        masked: apply the blocks' own attention mask inside the adapters; without it every position sees every other.
     """
 
     # The backbone may be kept in eval mode; the adapters follow the mode of the recommender.
@@ -64,7 +64,7 @@ class KAdapter(nn.Module):
             with torch.no_grad():
                 self.fusion.weight.copy_(torch.eye(width, 2 * width))
                 self.fusion.bias.zero_()
-        # A decoder's blocks are given no mask where no text is padded, and are causal all the same.
+        # A decoder's blocks receive no mask where no text is padded, and are causal all the same.
         self._is_causal = getattr(place.stack.blocks[0].query.parent, "is_causal", False)
         self._hidden: dict[int, Tensor] = {}
         self._last = len(place.stack.blocks) - 1
@@ -73,7 +73,7 @@ class KAdapter(nn.Module):
                 block.module.register_forward_hook(partial(self._watch, number), with_kwargs=True)
 
     def _watch(self, number: int, block: nn.Module, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
-        """Called after block `number`; returns what the last block is to give instead."""
+        """Called after block `number`; returns what replaces the output of the last block."""
         hidden = output[0] if isinstance(output, tuple) else output
         if number in self.layers:
             self._hidden[number] = arguments[0] if self.reads_input else hidden
@@ -87,7 +87,7 @@ class KAdapter(nn.Module):
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
     def _added(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """The blocks' mask as something to add to logits; blocks are given it so, or as truth values, or not at all."""
+        """The blocks' mask as an additive one; blocks receive an additive mask, a boolean one or none."""
         length = hidden.shape[1]
         if self.masked and mask is None and self._is_causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]

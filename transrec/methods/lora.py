@@ -33,9 +33,9 @@ class LoRAOptions(AdapterOptions):
     }
 
     adapter_lr: float = flag(1e-3, "Learning rate of what the method trains.")
-    item_rank: int = flag(12, "Rank of the updates in the item encoder.")
-    user_rank: int = flag(4, "Rank of the updates in the user encoder.")
-    lora_scaling: float = flag(1.0, "What B A x is multiplied by.")
+    item_rank: int = flag(12, "Rank of LoRA's updates in the item encoder.")
+    user_rank: int = flag(4, "Rank of LoRA's updates in the user encoder.")
+    lora_scaling: float = flag(1.0, "Scaling of the low-rank update: W x + scaling B A x.")
     variant: Literal["paper", "published"] = flag(
         "paper",
         "published: as the released programs, which put fresh frozen weights and trained biases in the place of query "

@@ -46,7 +46,7 @@ class TextPrompt(nn.Module):
 
 
 class ImagePrompt(nn.Module):
-    """Learned vectors among the patches that an image backbone's first block is given (shallow VPT).
+    """Learned vectors among the patches that the first block of an image backbone receives (shallow VPT).
 
     paper: inserted after [CLS], drawn from N(0, 0.02). published: behind the last patch, zero at the start. They have
     no position.
@@ -76,13 +76,15 @@ class PromptOptions(InsertOptions):
     _minimum: ClassVar[dict[str, float]] = {"n_tokens": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {"n_tokens": (r"item_encoder\..*\.prompt\.vectors", 0)}
 
-    insert: Literal["item"] = flag("item", "A prompt goes in front of an item's words or patches, nowhere else.")
+    insert: Literal["item"] = flag("item", "Where the prompt goes: in front of an item's words or patches.")
     adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
-    n_tokens: int = flag(30, "Learned vectors; of text from the first word embeddings of the vocabulary.")
+    n_tokens: int = flag(
+        30, "How many vectors are learned; those of texts start as the first word embeddings of the vocabulary."
+    )
     variant: Literal["paper", "published"] = flag(
         "paper",
-        "published: as the released programs, where the vectors overwrite the first tokens, [CLS] included, and the "
-        "item is read out at the first of them; behind the last patch of images, with the projection training too.",
+        "published: as the released programs. In texts the vectors overwrite the first tokens, [CLS] included, and the "
+        "item is read at the first of them; in images they stand behind the last patch, and the projection trains too.",
     )
 
     @property

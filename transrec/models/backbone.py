@@ -461,7 +461,7 @@ def set_mask_ratio(backbone: "PreTrainedModel", ratio: float) -> None:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image backbone is given: RGB images of `size` x `size`, scaled to [0, 1] and normalised by channel."""
+    """The input of an image backbone: RGB images of `size` x `size`, scaled to [0, 1] and normalised by channel."""
 
     size: int
     mean: tuple[float, ...]

@@ -86,7 +86,7 @@ class StoredTower(Tower):
 
 
 class BackboneTower(Tower):
-    """Runs a backbone. State 0 is what the first of its blocks is given, state k what block k gives.
+    """Runs a backbone. State 0 is the input of its first block, state k the output of block k.
 
     Attributes:
         ends_in_output: whether the last state is `read_out`'s, not the last block's.
@@ -123,7 +123,7 @@ class BackboneTower(Tower):
         return self._reader
 
     def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
-        """What stands for each of N items in a layer's output: [N, T, D] and the items' inputs -> [N, D]."""
+        """Pooling of a layer's output over the tokens of N items: [N, T, D] and the items' inputs -> [N, D]."""
         return hidden[:, 0]
 
 

@@ -19,7 +19,7 @@ from transrec.studies.workers import Workers
 # The study decides these itself.
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
 FURTHER_FLAGS = """
-Every other flag is given to the runs that know it: --epochs 20. With a stage or a method in front to those alone:
+Every other flag goes to the runs that know it: --epochs 20. With a stage or a method in front, to those alone:
 --source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.
 What no flag says is as the papers have it for the method and the modality (docs/defaults.md). The same command again
 skips what is done and resumes what was interrupted.

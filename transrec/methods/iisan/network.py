@@ -31,7 +31,7 @@ class Steps(nn.Module):
     Args:
         adapters: one for each step.
         gated: learn the weights; without them everything is added.
-        joined: how many states a step joins.
+        joined: how many states each step adds up.
     """
 
     def __init__(self, adapters: list[nn.Module], gated: bool, joined: int = 2):

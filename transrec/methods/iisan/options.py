@@ -32,19 +32,21 @@ class IISANOptions(MethodOptions):
     side_towers: Literal["intra_inter", "intra", "inter"] = flag(
         "intra_inter", "Towers of the side network: one for each modality (intra) and one for all together (inter)."
     )
-    side_gates: bool = flag(True, "Learn how much of each state a step takes; without it states are added.")
-    keep_embedding: bool = flag(True, "Read the embedding layer's output too, before the kept layers.")
+    side_gates: bool = flag(True, "Weigh the states that a step joins by learned gates; without it they are added up.")
+    keep_embedding: bool = flag(True, "Read the output of the embedding layer too, as the first state.")
     narrow_end: bool = flag(
-        False, "End intra towers in Linear(D, d), Linear(d, d) instead of Linear(D, D), Linear(D, d), as Versa does."
+        False,
+        "End each intra-modal tower in Linear(D, d), Linear(d, d), as IISAN-Versa does, not in Linear(D, D), "
+        "Linear(D, d).",
     )
     side_layers: int = flag(
-        0, "Read so many layers of each encoder, evenly apart, the last included; 0: half of the shallowest one's."
+        0, "How many layers of each encoder are read, evenly spaced, the last among them; 0: half of the shallowest's."
     )
     text_layers: list[int] = flag(
-        [], "The text encoder's layers to read instead of --side_layers, from 0; negative from the end."
+        [], "Numbers of the text encoder's layers that are read, from 0 or negative; they replace --side_layers."
     )
     image_layers: list[int] = flag(
-        [], "The image encoder's layers to read instead of --side_layers, from 0; negative from the end."
+        [], "Numbers of the image encoder's layers that are read, from 0 or negative; they replace --side_layers."
     )
 
     def __post_init__(self):
