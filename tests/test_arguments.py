@@ -199,6 +199,7 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
         ("scripts/efficiency.py", ["--epcohs", "1"], "--epcohs: no such flag; did you mean --epochs?"),
         ("scripts/efficiency.py", ["--methods", "run_ftf"], "--methods: 'run_ftf' is none of run_fft, run_adapter"),
         ("Dataset/build_lmdb.py", ["--item", "x"], "--item: no such flag; did you mean --items?"),
+        ("Dataset/fetch_images.py", ["--link", "x"], "--link: no such flag; did you mean --links?"),
         ("Dataset/build_lmdb.py", ["--items", "x", "--out", "x"], "one of the arguments --images --import_original"),
         *((study, ["--target", "x", "--epcohs", "3"], "did you mean --epochs") for study in STUDIES),
         *((study, [], "--target: missing; --help says what to give") for study in STUDIES),

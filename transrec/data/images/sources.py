@@ -3,12 +3,15 @@
 A source can be pickled and sent to another process, which opens files anew.
 """
 
+import hashlib
 import os
+import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from PIL import Image
 
@@ -20,6 +23,9 @@ from transrec.untrusted import check_regular, read_regular
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp"}
 HUGE_BYTES = 2**29
+# On one system or another; and what could be taken for such a letter that is written as in addresses.
+NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|]|%(?=[0-9A-F]{2})')
+LONGEST_STEM_BYTES = 200
 
 
 class Found(NamedTuple):
@@ -39,21 +45,40 @@ class Source(Protocol):
         ...
 
 
+def stem(item: str) -> str:
+    """The name before the extension of the image file of an item: its id, and no two ids give the same.
+
+    Letters that cannot be in a file's name are written as in addresses (%2F for /); of an id that is too long for a
+    name it is the SHA-256.
+    """
+    if len(item.encode()) > LONGEST_STEM_BYTES:
+        return f"%{hashlib.sha256(item.encode()).hexdigest().upper()}"
+    if not item.strip("."):
+        return "%2E" * len(item)
+    escaped = NOT_IN_NAMES.sub(lambda letter: quote(letter[0], safe=""), item)
+    return "".join(letter if letter.isprintable() else quote(letter) for letter in escaped)
+
+
+def _by_stem(ids: Set[str]) -> dict[str, str]:
+    """Items by the names of their files, which may also be the bare ids."""
+    return {item: item for item in ids} | {stem(item): item for item in ids}
+
+
 class Folder:
-    """Image files anywhere under a folder; the name before the extension is the item id."""
+    """Image files anywhere under a folder; the name before the extension is the item id, as `stem` writes it."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        found = defaultdict(list)
+        found, items = defaultdict(list), _by_stem(ids)
         for folder, _, names in os.walk(self.path, onerror=self._unreadable):
             for name in names:
-                item, extension = os.path.splitext(name)
-                if item in ids and extension.lower() in EXTENSIONS:
+                before, extension = os.path.splitext(name)
+                if before in items and extension.lower() in EXTENSIONS:
                     file = Path(folder, name)
                     relative = file.relative_to(self.path).as_posix()
-                    found[item].append(Found(relative, file.stat().st_size if file.exists() else 0))
+                    found[items[before]].append(Found(relative, file.stat().st_size if file.exists() else 0))
         return found
 
     def _unreadable(self, error: OSError) -> None:
@@ -71,7 +96,7 @@ class Folder:
 
 
 class Zip:
-    """Image files anywhere in a zip; the name before the extension is the item id."""
+    """Image files anywhere in a zip; the name before the extension is the item id, as `stem` writes it."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -81,14 +106,14 @@ class Zip:
         return vars(self) | {"_archive": None}
 
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        found = defaultdict(list)
+        found, items = defaultdict(list), _by_stem(ids)
         try:
             check_regular(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for member in archive.infolist():
                     name = PurePosixPath(member.filename)
-                    if name.stem in ids and name.suffix.lower() in EXTENSIONS and not member.is_dir():
-                        found[name.stem].append(Found(member.filename, member.file_size))
+                    if name.stem in items and name.suffix.lower() in EXTENSIONS and not member.is_dir():
+                        found[items[name.stem]].append(Found(member.filename, member.file_size))
         except (OSError, zipfile.BadZipFile) as error:
             raise TransrecError(
                 f"{self.path}: neither a folder nor a readable zip ({error}); check --images"
