@@ -2,7 +2,7 @@
 
     python benchmarks/distinct_items.py --dataset Dataset/Scientific
 
-"every slot" encodes each of the B (L + 1) sequence slots, padding included, and under the sasrec objective a negative
+"every slot" encodes each of the B (L + 1) sequence slots, padding included, and under the bce objective a negative
 beside each, as the published programs do; "real slots" leaves padding out; "distinct" is what transrec encodes.
 """
 
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     split = load_dataset(arguments.dataset, arguments.max_seq_len, 5).split
     table = []
-    for objective, negatives in (("sasrec", True), ("in_batch", False)):
+    for objective, negatives in (("bce", True), ("in_batch", False)):
         for batch_size in (32, 64):
             slots, real, distinct = count(split, batch_size, negatives)
             row = [f"{objective}, batch {batch_size}", f"{slots:.0f}", f"{real:.0f}", f"{distinct:.0f}"]

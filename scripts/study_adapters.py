@@ -10,7 +10,7 @@ objective is IISAN's by default; without --source, as in IISAN's tables, nothing
 from transrec import methods
 from transrec.studies import Axis, Grid, encoder_axis, main
 
-OBJECTIVES = {"text": ("sasrec", "cpc"), "image": ("sasrec", "cpc"), "multimodal": ("in_batch",)}
+OBJECTIVES = {"text": ("bce", "cpc"), "image": ("bce", "cpc"), "multimodal": ("in_batch",)}
 GRID = Grid(
     (
         encoder_axis(),

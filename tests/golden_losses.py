@@ -33,7 +33,7 @@ from transrec.training.trainer import Trainer  # noqa: E402
 
 LOSSES = Path(__file__).with_name("losses")
 STEPS = 8
-OBJECTIVES = ("sasrec", "cpc", "in_batch")
+OBJECTIVES = ("bce", "cpc", "in_batch")
 # Of a run on another processor or build of torch.
 TOLERANCE = 1e-4
 ADAPTERS = "--insert all --adapter_lr 1e-3"

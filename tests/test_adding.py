@@ -17,7 +17,6 @@ from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.models.objectives import OBJECTIVES
-from transrec.models.objectives.sasrec import SASRecObjective
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.settings import parse
 
@@ -25,7 +24,7 @@ FILES = sorted((REPOSITORY / "docs" / "adding").glob("*.py"))
 PLUGINS = [word for path in FILES for word in ("--plugin", str(path))]
 ALL = [
     *PLUGINS,
-    *("--objective", "gbce", "--negatives", "3", "--calibration", "0.5"),
+    *("--objective", "margin", "--negatives", "3", "--margin", "0.5"),
     *("--user_encoder", "gru4rec", "--gru_size", "12", "--gru_layers", "2"),
     *("--metrics", "mrr", "recall", "coverage", "--tracker", "csv", "--csv_separator", ";"),
 ]
@@ -83,36 +82,18 @@ def test_two_processes_give_the_metrics_of_one(words, tmp_path):
     assert together["test"] == pytest.approx(alone["test"], abs=0.02)
 
 
-def test_gbce_by_its_formula():
+def test_margin_by_its_formula():
     torch.manual_seed(0)
     embeddings, sequences = torch.randn(6, 4), torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6]])
     negatives = torch.tensor([[[0, 0], [4, 5], [6, 4]], [[2, 3], [3, 2], [2, 2]]])
     batch = Batch(torch.arange(1, 7), sequences, negatives, torch.zeros(6), predictions=5, item_count=6)
-    loss = OBJECTIVES.get("gbce")(negatives=2, calibration=0.75)(embeddings, batch, lambda items, mask: items)
-    share = 2 / 5
-    power = share * (0.75 * (1 - 1 / share) + 1 / share)
-    expected = torch.zeros(())
-    for user in range(2):
-        for place in range(3):
-            if sequences[user, place]:
-                vector, target = (embeddings[sequences[user, place + step] - 1] for step in (0, 1))
-                expected -= torch.log(torch.sigmoid(vector @ target) ** power) / 3
-                for negative in negatives[user, place]:
-                    expected -= torch.log(1 - torch.sigmoid(vector @ embeddings[negative - 1])) / 3
-    torch.testing.assert_close(loss, expected)
-
-
-def test_gbce_of_one_negative_and_no_calibration_is_half_the_loss_of_sasrec():
-    torch.manual_seed(0)
-    embeddings, sequences = torch.randn(6, 4), torch.tensor([[0, 1, 2, 3], [1, 4, 5, 6]])
-    batch = Batch(
-        torch.arange(1, 7), sequences, torch.tensor([[0, 4, 5], [2, 3, 2]]), torch.zeros(6), predictions=5, item_count=6
-    )
-    losses = [
-        objective(embeddings, batch, lambda items, mask: items)
-        for objective in (OBJECTIVES.get("gbce")(negatives=1, calibration=0.0), SASRecObjective())
-    ]
-    torch.testing.assert_close(2 * losses[0], losses[1])
+    loss = OBJECTIVES.get("margin")(negatives=2, margin=0.5)(embeddings, batch, lambda items, mask: items)
+    expected = 0.0
+    for user, place in batch.mask.nonzero().tolist():
+        vector, target = (embeddings[sequences[user, place + step] - 1] for step in (0, 1))
+        for negative in negatives[user, place]:
+            expected += max(0.0, float(0.5 - vector @ target + vector @ embeddings[negative - 1])) / 2
+    assert loss.item() == pytest.approx(expected) and expected > 0
 
 
 def test_several_negatives_of_a_position(domain):
@@ -163,8 +144,8 @@ def test_a_base_of_another_user_encoder_is_told_apart(words, flags, tmp_path):
 @pytest.mark.parametrize(
     "words,told",
     [
-        (["--objective", "gbce", "--calibration", "2"], "--calibration 2.0: must be at most 1"),
-        (["--calibration", "0.5"], "--calibration: no flag of objective sasrec, but of gbce"),
+        (["--objective", "margin", "--margin", "-1"], "--margin -1.0: must be at least 0"),
+        (["--margin", "0.5"], "--margin: no flag of objective bce, but of margin"),
         (["--csv_separator", ";"], "--csv_separator: no flag of tracker none, but of csv"),
         (["--user_encoder", "gru4rec", "--heads", "2"], "--heads: no flag of user encoder gru4rec, but of sasrec"),
     ],

@@ -172,12 +172,12 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
         (
             f"{TEXT}/finetune.py",
             ["--no-gather-items"],
-            "--no-gather-items: no flag of objective sasrec, but of in_batch",
+            "--no-gather-items: no flag of objective bce, but of in_batch",
         ),
         (
             f"{TEXT}/finetune.py",
             ["--objective", "cp"],
-            "--objective cp: unknown; did you mean cpc? choose from cpc, in_",
+            "--objective cp: unknown; did you mean cpc? choose from bce, bpr, cpc, ",
         ),
         (f"{TEXT}/finetune.py", ["--user_encoder", "gru"], "--user_encoder gru: unknown; choose from sasrec"),
         (f"{TEXT}/finetune.py", ["--epochs"], "--epochs: expected one argument"),

@@ -27,7 +27,7 @@ from transrec.models.backbone import (
     pooling,
     view,
 )
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
@@ -97,7 +97,7 @@ def recommender(kind, folders):
         encoder = TextTower(backbone, 16, pooling(backbone.config, "auto"))
     else:
         encoder = ImageTower(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
-    return Recommender(encoder, SASRec(16, 6, 2, 2, 0.1), SASRecObjective()).eval()
+    return Recommender(encoder, SASRec(16, 6, 2, 2, 0.1), BCEObjective()).eval()
 
 
 @pytest.fixture
@@ -264,7 +264,7 @@ def test_what_is_no_plain_transformer_is_refused(kind, tmp_path):
 
 def test_layers_that_share_a_block_are_not_told_apart(folders):
     backbone = load_backbone(folders["albert"])
-    recommender = Recommender(TextTower(backbone, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    recommender = Recommender(TextTower(backbone, 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
     with pytest.raises(TransrecError, match="--method kadapter: the layers of this backbone share their blocks"):
         apply(recommender, "kadapter", item_size=8, item_heads=2, user_size=8)
 

@@ -217,7 +217,10 @@ def test_options_of_runs_without_a_digest_are_taken(broken):
         ({"cutoffs": "10"}, "options.json: --cutoffs '10': must be a list"),
         ({"dataset": 5}, "options.json: --dataset 5: must be text"),
         ({"lower_case": "yes"}, "options.json: --lower_case 'yes': must be true or false"),
-        ({"objective": "guess"}, "options.json: --objective guess: unknown; choose from cpc, in_batch, sasrec"),
+        (
+            {"objective": "guess"},
+            "options.json: --objective guess: unknown; choose from bce, bpr, cpc, ",
+        ),
         ({"method": "REMOVED"}, "options.json: --method : unknown"),
         ({"method": 3}, "options.json: --method 3: unknown"),
         ({"max_seq_len": 0}, "options.json: --max_seq_len 0: must be at least 1"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transrec.data.batches import TrainingBatches, sample_negatives
+from transrec.data.batches import Sampler, TrainingBatches
 from transrec.data.catalog import Tokens, cached_tokens, read_catalog
 from transrec.data.dataset import find_file, load_dataset
 from transrec.data.features import TextFeatures
@@ -94,7 +94,7 @@ def test_sequences_padded_and_flat(lists, width):
 def test_negatives_are_outside_the_sequence(item_count, seed):
     rng = np.random.default_rng(seed)
     sequences = rng.integers(0, item_count, size=(6, 5))
-    negatives = sample_negatives(rng, sequences, item_count)
+    negatives = Sampler(item_count).outside(rng, sequences)
     assert negatives.shape == (6, 4)
     assert negatives.min() >= 1 and negatives.max() <= item_count
     assert not (negatives[:, :, None] == sequences[:, None, :]).any()
@@ -103,7 +103,7 @@ def test_negatives_are_outside_the_sequence(item_count, seed):
 def test_negatives_are_uniform():
     sequence = np.array([[0, 7, 2, 2, 9]])
     allowed = [1, 3, 4, 5, 6, 8, 10]
-    drawn = sample_negatives(np.random.default_rng(0), np.repeat(sequence, 20_000, axis=0), 10)
+    drawn = Sampler(10).outside(np.random.default_rng(0), np.repeat(sequence, 20_000, axis=0))
     shares = np.bincount(drawn.ravel(), minlength=11) / drawn.size
     assert shares[[i for i in range(11) if i not in allowed]].sum() == 0
     # 80,000 draws: the standard deviation of a share of 1/7 is 0.0012.

@@ -12,7 +12,7 @@ from transrec.data.dataset import load_dataset
 from transrec.data.features import IdFeatures
 from transrec.errors import TransrecError
 from transrec.modalities.id import IdTower
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
@@ -126,7 +126,7 @@ def split(domain):
 @pytest.fixture
 def recommender(split):
     torch.manual_seed(0)
-    return Recommender(IdTower(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    return Recommender(IdTower(split.item_count, 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])

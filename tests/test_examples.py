@@ -10,7 +10,7 @@ from transrec import methods
 from transrec.errors import TransrecError
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.training import checkpoint
@@ -27,7 +27,7 @@ def examples():
 def adapted(folder, name, **options):
     """A recommender over that backbone, and the layers that the method put into the backbone, by path."""
     torch.manual_seed(0)
-    recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
     chosen = methods.get(name).Options(insert="item", **options)
     methods.apply(recommender, name, chosen, methods.Rates(1e-3, 1e-4))
     modules = recommender.item_encoder.backbone.named_modules()

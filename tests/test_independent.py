@@ -21,7 +21,7 @@ from test_export import ia3  # noqa: F401
 from transrec import methods
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 
@@ -57,7 +57,7 @@ def their_name(name, method):
 def adapted(folder, method, options):
     """Our recommender over that backbone, and by name what the method trains, drawn anew."""
     torch.manual_seed(0)
-    recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective())
+    recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
     sizes = {"item_bottleneck": 8} if "item_bottleneck" in methods.get(method).Options.__dataclass_fields__ else {}
     plain = {"train_layernorm": False} if "train_layernorm" in methods.get(method).Options.__dataclass_fields__ else {}
     chosen = methods.get(method).Options(insert="item", **sizes, **plain, **options)

@@ -13,7 +13,7 @@ from transrec.errors import TransrecError
 from transrec.interop import load_original, read_original
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import build_backbone, load_config
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 
@@ -49,7 +49,7 @@ def original_name(name: str) -> str:
 def recommender(backbones):
     torch.manual_seed(0)
     backbone = build_backbone(load_config(backbones["bert"]))
-    return Recommender(TextTower(backbone, 16), SASRec(16, 6, 2, 2, 0.1), SASRecObjective()).eval()
+    return Recommender(TextTower(backbone, 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective()).eval()
 
 
 @pytest.fixture

@@ -31,13 +31,13 @@ from transrec.training.evaluation import Ranker
 from transrec.training.metrics import Ranking, summarise
 
 TEXT_CASES = [
-    ("base_sasrec", "sasrec", None),
+    ("base_sasrec", "bce", None),
     ("base_cpc", "cpc", None),
-    ("houslby_serial", "sasrec", "houlsby"),
-    ("houslby_parallel", "sasrec", "parallel"),
-    ("lora", "sasrec", "lora"),
-    ("compacter", "sasrec", "compacter"),
-    ("kadapter", "sasrec", "kadapter"),
+    ("houslby_serial", "bce", "houlsby"),
+    ("houslby_parallel", "bce", "parallel"),
+    ("lora", "bce", "lora"),
+    ("compacter", "bce", "compacter"),
+    ("kadapter", "bce", "kadapter"),
 ]
 IMAGE_CASES = [("base_sasrec", None), ("houslby_serial", "houlsby"), ("mae_base", None)]
 

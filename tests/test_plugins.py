@@ -17,14 +17,14 @@ PLAIN = """
 from pathlib import Path
 
 from transrec.models.objectives import register
-from transrec.models.objectives.sasrec import SASRecObjective
+from transrec.models.objectives.bce import BCEObjective
 
 with open(Path(__file__).with_name("ran"), "a") as file:
     file.write("once ")
 
 
 @register("doubled")
-class Doubled(SASRecObjective):
+class Doubled(BCEObjective):
     def __call__(self, *arguments):
         return 2 * super().__call__(*arguments)
 """

@@ -269,8 +269,8 @@ class NoDoubles(TorchDispatchMode):
     ("method", "kind", "objective"),
     [
         ("full", "bert", "cpc"),
-        ("compacter", "vit", "sasrec"),
-        ("prompt", "llama", "sasrec"),
+        ("compacter", "vit", "bce"),
+        ("prompt", "llama", "bce"),
         ("iisan", BOTH, "in_batch"),
     ],
 )

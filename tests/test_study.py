@@ -27,7 +27,7 @@ from transrec.training.run import Run
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
 STUDY_IISAN = str(REPOSITORY / "scripts" / "study_iisan.py")
-GRID = Grid((Axis("objective", ("sasrec", "cpc")), Axis("method", ("frozen", "houlsby"))))
+GRID = Grid((Axis("objective", ("bce", "cpc")), Axis("method", ("frozen", "houlsby"))))
 
 
 def make(source, target, tmp_path, grid=GRID, seeds=(0,), **given) -> Study:
@@ -52,7 +52,7 @@ def test_a_grid_crosses_its_axes_or_varies_them_singly():
 def test_runs_get_the_flags_that_are_theirs(domain, encoder, tmp_path):
     grid = Grid(
         (
-            Axis("objective", ("sasrec", "cpc")),
+            Axis("objective", ("bce", "cpc")),
             Axis("method", ("frozen", "houlsby", "lora:published")),
             Axis("insert", ("all", "user")),
             Axis("part", ("0.5",), flags=("source.user_fraction",)),
@@ -61,7 +61,7 @@ def test_runs_get_the_flags_that_are_theirs(domain, encoder, tmp_path):
     given = encoder | {"source.epochs": ["7"], "adapter_lr": ["1e-3"], "lora.item_rank": ["3"], "epochs": ["2"]}
     made = make(domain, domain, tmp_path, grid, seeds=(0, 1), **given)
     sources = [job for _, job in made.sources.values()]
-    assert [job.flags["objective"] for job in sources] == [["sasrec"], ["cpc"]], "one source run an objective"
+    assert [job.flags["objective"] for job in sources] == [["bce"], ["cpc"]], "one source run an objective"
     for job in sources:
         assert (job.flags["epochs"], job.flags["user_fraction"]) == (["7"], ["0.5"])
         assert not job.flags.keys() & {"adapter_lr", "insert", "item_rank", "checkpoint"}

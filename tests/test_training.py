@@ -132,7 +132,7 @@ def test_same_options_same_numbers_other_seed_others(flags, tmp_path):
     assert numbers(tmp_path / "one")["epochs"] != numbers(tmp_path / "other")["epochs"]
 
 
-@pytest.mark.parametrize("objective", ["sasrec", "cpc"])
+@pytest.mark.parametrize("objective", ["bce", "cpc"])
 def test_accumulation_changes_memory_not_numbers(flags, tmp_path, objective):
     flags = [*flags, "--objective", objective, "--dropout", "0", "--backbone_dropout", "off"]
     for pieces in ("1", "3"):
@@ -209,17 +209,17 @@ def test_the_id_baseline(flags, tmp_path):
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags, tmp_path, monkeypatch):
-    from transrec.models.objectives.sasrec import SASRecObjective
+    from transrec.models.objectives.bce import BCEObjective
 
     calls = {"count": 0}
-    original = SASRecObjective.__call__
+    original = BCEObjective.__call__
 
     def poisoned(self, *arguments):
         calls["count"] += 1
         # 60 users in batches of 8 make 8 steps an epoch: this is step 3 of epoch 2.
         return original(self, *arguments) * (float("nan") if calls["count"] == 11 else 1.0)
 
-    monkeypatch.setattr(SASRecObjective, "__call__", poisoned)
+    monkeypatch.setattr(BCEObjective, "__call__", poisoned)
     with pytest.raises(TransrecError, match=r"epoch 2, step 3 of 8: the loss is nan .*recommender 0\.0001") as caught:
         run([*flags, "--output", str(tmp_path)])
     kept = tmp_path / "checkpoints" / "best.safetensors"

@@ -354,7 +354,7 @@ def load_original(
     method: str | None = None,
     variant: str = "published",
     method_options: MethodOptions | None = None,
-    objective: str = "sasrec",
+    objective: str = "bce",
     heads: int = 2,
     dropout: float = 0.1,
     image_encoder: str | Path | None = None,

@@ -211,7 +211,7 @@ class ModelOptions(Options):
     )
     mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
-    objective: str = flag("sasrec", "Training objective.")
+    objective: str = flag("bce", "Training objective.")
     user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
     embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
     backbone_dropout: Literal["auto", "on", "off"] = flag(

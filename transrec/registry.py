@@ -65,10 +65,12 @@ class Registry(Generic[Entry]):
         self.flag, self.several, self.always = flag or kind.replace(" ", "_"), several, always
         self._entries: dict[str, type[Entry]] = {}
         self._places: dict[str, str] = {}
+        # What an entry was called before, with what it is called now.
+        self._former: dict[str, str] = {}
         self._is_complete = False
 
-    def register(self, name: str) -> Callable[[type[Entry]], type[Entry]]:
-        """Class decorator: make an entry known by `name`.
+    def register(self, name: str, *former: str) -> Callable[[type[Entry]], type[Entry]]:
+        """Class decorator: make an entry known by `name`, and by the names that it had before.
 
         Raises TransrecError, naming file and line, when the name is taken, and for what is no such entry.
         """
@@ -80,9 +82,12 @@ class Registry(Generic[Entry]):
                 raise TransrecError(f"{place}: {self.kind} {name!r} must be a class derived from {self.base.__name__}")
             if not f"{entry.__module__}.".startswith(f"{self.package}."):
                 self._discover()
-            if name in self._entries:
-                raise TransrecError(f"{place}: {self.kind} {name!r} is registered twice, first in {self._places[name]}")
+            for taken in (name, *former):
+                if (known := self._former.get(taken, taken)) in self._entries:
+                    first = self._places[known]
+                    raise TransrecError(f"{place}: {self.kind} {taken!r} is registered twice, first in {first}")
             self._entries[name], self._places[name] = entry, place
+            self._former |= dict.fromkeys(former, name)
             return entry
 
         return add
@@ -92,9 +97,17 @@ class Registry(Generic[Entry]):
         self._discover()
         return sorted(self._entries)
 
-    def get(self, name: str) -> type[Entry]:
-        """The entry of that name. Raises TransrecError for an unknown one, with the names nearest to it."""
+    def current(self, name: str) -> str:
+        """What an entry is called now that may be known by a name that it had before; any other name as it is."""
         self._discover()
+        return self._former.get(name, name) if isinstance(name, str) else name
+
+    def get(self, name: str) -> type[Entry]:
+        """The entry of that name, or that had it before.
+
+        Raises TransrecError for an unknown one, with the names nearest to it.
+        """
+        name = self.current(name)
         if not isinstance(name, str) or name not in self._entries:
             near = difflib.get_close_matches(str(name), self._entries, n=2)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -104,7 +117,7 @@ class Registry(Generic[Entry]):
     def place(self, name: str) -> str:
         """Where an entry is registered: FILE:LINE."""
         self.get(name)
-        return self._places[name]
+        return self._places[self.current(name)]
 
     def _discover(self) -> None:
         if not self._is_complete:
@@ -135,3 +148,4 @@ def forget(path: Path) -> None:
         for name, place in list(registry._places.items()):
             if place.rpartition(":")[0] == str(path):
                 del registry._entries[name], registry._places[name]
+                registry._former = {old: new for old, new in registry._former.items() if new != name}

@@ -207,6 +207,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     # Of the whole recommender: a run's folder holds what it needs, whatever of it is computed once.
     description = describe(settings, recommender)
     table = parameter_table(recommender, groups, parameters_left_out(settings))
+    if recommender.objective.sampling.catalogue:
+        _check_constant(settings, recommender, before, len(dataset.split.item_rows))
     features = _computed_once(settings, recommender, before, features, cache)
     recommender.to(world.device)
     if settings.training.compile:
@@ -222,6 +224,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         rank=world.rank,
         ranks=world.size,
         pieces=settings.training.accumulate,
+        sampling=objective.sampling,
     )
     metrics = [choice.build() for choice in settings.choices["metrics"]]
     evaluator = Evaluator(
@@ -342,6 +345,22 @@ def _computed_once(
                 replace_tower(recommender, tower)
         parts.append(part)
     return _joined(parts)
+
+
+def _check_constant(
+    settings: Settings, recommender: Recommender, before: dict[str, list[tuple]], item_count: int
+) -> None:
+    """Raise TransrecError where a backbone would have to read the whole catalogue in every step."""
+    for tower in recommender.item_encoder.towers:
+        if tower.backbone is None:
+            continue
+        why = why_not_constant(tower, before[tower.modality])
+        if why or settings.data.cached == "no":
+            raise TransrecError(
+                f"--objective {settings.model.objective}: scores all {item_count:,} items in every step, and the "
+                f"{tower.modality} backbone would have to encode them each time ({why or '--cached no'}); use "
+                f"--objective in_batch or sampled_softmax, or a method that trains nothing in the backbone, as frozen"
+            )
 
 
 def _provenance(

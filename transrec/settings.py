@@ -134,6 +134,7 @@ class Settings:
     @classmethod
     def _of(cls, chosen: dict[str, list[str]], groups: list[Any]) -> "Settings":
         """The settings of the entries `chosen` and the objects of `_groups(chosen)`."""
+        groups = [_with_current_names(options) for options in groups]
         own = iter(groups[len(GROUPS) :])
         choices = {k.flag: [Choice(name, k.get(name), next(own)) for name in chosen[k.flag]] for k in KINDS}
         return cls(*groups[: len(GROUPS)], choices)
@@ -154,6 +155,13 @@ class Settings:
         return {name: value for name, value in self.as_dict().items() if name in defaults and value != defaults[name]}
 
 
+def _with_current_names(options: Any) -> Any:
+    """The same options, entries named as they are now."""
+    named = {kind.flag for kind in KINDS if not kind.several} & {f.name for f in dataclasses.fields(options)}
+    now = {kind.flag: kind.current(getattr(options, kind.flag)) for kind in KINDS if kind.flag in named}
+    return dataclasses.replace(options, **now) if now else options
+
+
 def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
     """Names of the entries that a run chooses, by the flag of their kind: each as the first source to know says."""
     defaults = {name: value for options in GROUPS for name, value in options.defaults().items()}
@@ -162,7 +170,7 @@ def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
     for kind in KINDS:
         value = known[kind.flag]
         names = [*kind.always, *(value if isinstance(value, list) else [value])]
-        chosen[kind.flag] = [name for number, name in enumerate(names) if name not in names[:number]]
+        chosen[kind.flag] = list(dict.fromkeys(kind.current(name) for name in names))
     return chosen
 
 

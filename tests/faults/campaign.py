@@ -398,7 +398,7 @@ def full_disk_at_tables() -> Case:
     """A finished study finds no room for its tables."""
 
     def act(bench: Bench, place: Path) -> None:
-        flags = ["--target", str(bench.good["dataset"]), "--encoder", str(bench.good["text"]), "--objective", "sasrec"]
+        flags = ["--target", str(bench.good["dataset"]), "--encoder", str(bench.good["text"]), "--objective", "bce"]
         flags += ["--method", "frozen", "--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10"]
         flags += ["--batch_size", "64", "--epochs", "1", "--device", "cpu"]
         ended = start(script(STUDY, *flags, "--out", str(place / "study")), place / "made").wait()

@@ -126,7 +126,7 @@ def test_a_short_run(flags, backbones, tmp_path, on_the_cpu, report, tower, prec
     assert first_loss(tmp_path / "run") == pytest.approx(expected, rel=NEAR[precision])
 
 
-@pytest.mark.parametrize("objective", ["sasrec", "in_batch"])
+@pytest.mark.parametrize("objective", ["bce", "in_batch"])
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_over_titles_and_images(flags, backbones, tmp_path, on_the_cpu, method, objective):
     """In its own dropout's absence as on the CPU, with deterministic algorithms only."""
@@ -275,7 +275,7 @@ def test_a_run_in_a_world_of_one(flags, tmp_path):
 
 
 @needs_two_cards
-@pytest.mark.parametrize("objective", ["sasrec", "in_batch"])
+@pytest.mark.parametrize("objective", ["bce", "in_batch"])
 def test_two_ranks_train_to_the_numbers_of_one(flags, tmp_path, report, objective):
     arguments = [*flags, *STILL, "--objective", objective]
     for processes in ("1", "2"):

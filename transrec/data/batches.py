@@ -5,7 +5,7 @@ batch and keeps its share of the users. That is also all a resumed run needs to 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class Batch:
         negatives: int64 [B, L], or [B, L, K] of K > 1 per position, same coding; those at t are compared with the
             positive item at t + 1; 0 is none.
         log_popularity: float32 [U], log of each item's share of the training interactions.
+        shared_negatives: int64 [N], same coding: negatives of every position; drawn for the whole global batch.
+        log_chance: float32 [U], log of the probability that a negative that is drawn is this item.
         predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
         weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
         item_count: n, all items that there are.
@@ -40,6 +42,8 @@ class Batch:
     weight: float = 1.0
     inputs: tuple[Tensor, ...] = ()
     item_count: int = 0
+    shared_negatives: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    log_chance: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @property
     def mask(self) -> Tensor:
@@ -53,36 +57,101 @@ class Batch:
             inputs=features.inputs(self.items, read),
             **{
                 name: getattr(self, name).to(device, non_blocking=True)
-                for name in ("sequences", "negatives", "log_popularity")
+                for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance")
             },
         )
 
 
-def sample_negatives(
-    rng: np.random.Generator, sequences: np.ndarray, item_count: int, negatives: int = 1
-) -> np.ndarray:
-    """For each of the last L positions of each sequence K = `negatives` items outside that sequence, uniformly.
+@dataclass(frozen=True)
+class Sampling:
+    """What a batch holds besides its users' sequences and the negatives of each position.
 
-    Draws a rank among the allowed items and skips the forbidden ones: one draw per negative, none is rejected.
+    Attributes:
+        sampler: by which negatives are drawn: "uniform", "popularity" (by the training interactions of an item to the
+            power of `power`), or "in_batch" (by the item's slots in the global batch).
+        power: 0 and above.
+        shared: how many negatives are drawn for all positions of the global batch together, repeats included.
+        catalogue: whether every item 1..n is in the batch.
+    """
+
+    sampler: str = "uniform"
+    power: float = 1.0
+    shared: int = 0
+    catalogue: bool = False
+
+
+# What a popularity is rounded to a multiple of, so that whole numbers are drawn, none rejected and none misplaced.
+STEPS_OF_ONE = 2**16
+
+
+class Sampler:
+    """Draws items 1..n with chances in proportion to whole-number weights.
 
     Args:
-        sequences: int [B, L + 1], item numbers, 0 is padding.
-
-    Returns:
-        int64 [B, L * K], those of a position side by side.
+        weights: int64 [n]; None: all alike.
     """
-    forbidden = np.sort(sequences, axis=1).astype(np.int64)
-    repeated = np.zeros_like(forbidden, dtype=bool)
-    repeated[:, 1:] = forbidden[:, 1:] == forbidden[:, :-1]
-    never = np.iinfo(np.int64).max
-    forbidden[repeated | (forbidden == 0)] = never
-    forbidden.sort(axis=1)
-    allowed = item_count - (forbidden != never).sum(1, keepdims=True)
-    ranks = rng.integers(0, allowed, size=(len(sequences), (sequences.shape[1] - 1) * negatives))
-    # The i-th smallest forbidden item has forbidden[i] - 1 - i allowed ones below it: it is passed by every rank from
-    # that number on.
-    allowed_below = forbidden - 1 - np.arange(forbidden.shape[1])
-    return 1 + ranks + (ranks[:, :, None] >= allowed_below[:, None, :]).sum(2)
+
+    def __init__(self, item_count: int, weights: np.ndarray | None = None):
+        self.item_count, self.weights = item_count, weights
+        self._ends = None if weights is None else np.cumsum(weights)
+        self.total = item_count if self._ends is None else int(self._ends[-1])
+
+    @property
+    def log_chances(self) -> np.ndarray:
+        """Log of the probability that a draw gives each item: float32 [n], -inf of those that are never drawn."""
+        if self.weights is None:
+            return np.full(self.item_count, -np.log(self.item_count), np.float32)
+        with np.errstate(divide="ignore"):
+            return (np.log(self.weights) - np.log(self.total)).astype(np.float32)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """int64 [count], with replacement."""
+        return self._at(rng.integers(0, self.total, size=count))
+
+    def outside(self, rng: np.random.Generator, sequences: np.ndarray, negatives: int = 1) -> np.ndarray:
+        """For each of the last L positions of each sequence K = `negatives` items outside that sequence.
+
+        Draws a place among what the allowed items weigh and skips the forbidden ones: one draw per negative, none is
+        rejected.
+
+        Args:
+            sequences: int [B, L + 1], item numbers, 0 is padding.
+
+        Returns:
+            int64 [B, L * K], those of a position side by side; 0 where no item is allowed.
+        """
+        forbidden = np.sort(sequences, axis=1).astype(np.int64)
+        repeated = np.zeros_like(forbidden, dtype=bool)
+        repeated[:, 1:] = forbidden[:, 1:] == forbidden[:, :-1]
+        forbidden[repeated | (forbidden == 0)] = self.item_count + 1
+        forbidden.sort(axis=1)
+        real = forbidden <= self.item_count
+        passed_over = np.cumsum(np.where(real, self._weight(forbidden), 0), axis=1)
+        passed_over = np.concatenate([np.zeros((len(sequences), 1), np.int64), passed_over], axis=1)
+        allowed = self.total - passed_over[:, -1:]
+        shape = len(sequences), (sequences.shape[1] - 1) * negatives
+        places = rng.integers(0, np.maximum(allowed, 1), size=shape)
+        # A forbidden item is skipped by every place that is not below it among the allowed ones.
+        allowed_below = np.where(real, self._below(forbidden) - passed_over[:, :-1], self.total)
+        # One search over all rows, laid end to end.
+        shift = np.arange(len(sequences))[:, None] * (self.total + 1)
+        skipped = np.searchsorted((allowed_below + shift).ravel(), (places + shift).ravel(), side="right")
+        skipped = skipped.reshape(shape) - np.arange(len(sequences))[:, None] * forbidden.shape[1]
+        drawn = self._at(np.minimum(places + np.take_along_axis(passed_over, skipped, axis=1), self.total - 1))
+        return np.where(allowed > 0, drawn, 0)
+
+    def _weight(self, items: np.ndarray) -> np.ndarray | int:
+        return 1 if self.weights is None else self.weights[np.minimum(items, self.item_count) - 1]
+
+    def _below(self, items: np.ndarray) -> np.ndarray:
+        """What the items of lower numbers weigh together."""
+        if self._ends is None:
+            return items - 1
+        return np.concatenate([[0], self._ends])[np.minimum(items, self.item_count) - 1]
+
+    def _at(self, places: np.ndarray) -> np.ndarray:
+        """The items at places 0 to `total` - 1."""
+        return 1 + (places if self._ends is None else np.searchsorted(self._ends, places, side="right"))
 
 
 class TrainingBatches:
@@ -94,8 +163,10 @@ class TrainingBatches:
         negatives: how many sampled negatives the objective needs for each position.
         last_only: whether only the last position of a sequence predicts (CPC).
         pieces: number of parts that a rank's share is cut into (gradient accumulation).
+        sampling: what else the objective needs.
 
-    Raises TransrecError when a user leaves no item to draw negatives from, and when no user has two training items.
+    Raises TransrecError when there are fewer items than negatives, when a user leaves no item to draw them from, and
+    when no user has two training items.
     """
 
     def __init__(
@@ -108,7 +179,9 @@ class TrainingBatches:
         rank: int = 0,
         ranks: int = 1,
         pieces: int = 1,
+        sampling: Sampling | None = None,
     ):
+        self.sampling = sampling or Sampling()
         self.train, self.width, self.item_count = split.train, split.max_seq_len + 1, split.item_count
         self.batch_size, self.negatives, self.last_only = batch_size, negatives, last_only
         self.seed, self.rank, self.ranks, self.pieces = seed, rank, ranks, pieces
@@ -117,11 +190,13 @@ class TrainingBatches:
         self.users = np.flatnonzero(self.train.lengths >= 2)
         if not len(self.users):
             raise TransrecError("no user has two training items, which takes four interactions; nothing can be learned")
-        if negatives:
-            self._check_negatives()
+        if most := max(negatives, self.sampling.shared):
+            self._check_negatives(most)
         counts = split.train_counts()
         with np.errstate(divide="ignore"):
             self.log_popularity = np.log(counts / counts.sum()).astype(np.float32)
+        self.sampler = self._sampler(counts[1:])
+        self.log_chance = np.concatenate([[0], self.sampler.log_chances]).astype(np.float32)
 
     def __len__(self) -> int:
         """Global batches in an epoch; the last one may be smaller."""
@@ -144,30 +219,43 @@ class TrainingBatches:
         mask = sequences[:, :-1] > 0
         if self.last_only:
             mask[:, :-1] = False
+        sampler = self.sampler
+        if self.sampling.sampler == "in_batch":
+            sampler = Sampler(self.item_count, np.bincount(sequences.ravel(), minlength=self.item_count + 1)[1:])
         negatives = np.zeros_like(mask, dtype=np.int64)
         if self.negatives:
-            drawn = sample_negatives(rng, sequences, self.item_count, self.negatives)
+            drawn = sampler.outside(rng, sequences, self.negatives)
             negatives = np.where(mask.repeat(self.negatives, axis=1), drawn, 0)
+        shared = sampler.draw(rng, self.sampling.shared)
         predictions = int(mask.sum())
         share = np.array_split(np.arange(len(sequences)), self.ranks)[self.rank]
         # Every rank takes part in every collective call: a piece without users becomes a stand-in that weighs nothing.
         return [
-            self._batch(sequences[piece], negatives[piece], predictions, 1.0)
+            self._batch(sequences[piece], negatives[piece], shared, predictions, 1.0)
             if len(piece)
-            else self._batch(sequences[:1], negatives[:1], predictions, 0.0)
+            else self._batch(sequences[:1], negatives[:1], shared, predictions, 0.0)
             for piece in np.array_split(share, self.pieces)
         ]
 
-    def _batch(self, sequences: np.ndarray, negatives: np.ndarray, predictions: int, weight: float) -> Batch:
-        items, index = np.unique(np.concatenate([sequences, negatives], axis=1), return_inverse=True)
-        # 0 sorts first where there is padding; without any, codes still start at 1.
-        index = index.reshape(len(sequences), -1) + (items[0] != 0)
-        items = items[items != 0]
+    def _batch(
+        self, sequences: np.ndarray, negatives: np.ndarray, shared: np.ndarray, predictions: int, weight: float
+    ) -> Batch:
+        numbers = np.concatenate([sequences.ravel(), negatives.ravel(), shared])
+        if self.sampling.catalogue:
+            items, index = np.arange(1, self.item_count + 1), numbers.astype(np.int64)
+        else:
+            items, index = np.unique(numbers, return_inverse=True)
+            # 0 sorts first where there is padding; without any, codes still start at 1.
+            index = index.reshape(-1) + (items[0] != 0)
+            items = items[items != 0]
+        of_sequences, of_negatives, of_shared = np.split(index, [sequences.size, sequences.size + negatives.size])
         return Batch(
             items=torch.from_numpy(items.astype(np.int64)),
-            sequences=torch.from_numpy(index[:, : self.width]),
-            negatives=torch.from_numpy(index[:, self.width :].reshape(self._negatives_shape(len(sequences)))),
+            sequences=torch.from_numpy(of_sequences.reshape(sequences.shape)),
+            negatives=torch.from_numpy(of_negatives.reshape(self._negatives_shape(len(sequences)))),
+            shared_negatives=torch.from_numpy(of_shared),
             log_popularity=torch.from_numpy(self.log_popularity[items]),
+            log_chance=torch.from_numpy(self.log_chance[items]),
             predictions=predictions,
             weight=weight,
             item_count=self.item_count,
@@ -176,8 +264,20 @@ class TrainingBatches:
     def _negatives_shape(self, users: int) -> tuple[int, ...]:
         return (users, self.width - 1, self.negatives) if self.negatives > 1 else (users, self.width - 1)
 
-    def _check_negatives(self) -> None:
-        widest = self.users[self.train.lengths[self.users] >= self.item_count]
+    def _sampler(self, counts: np.ndarray) -> Sampler:
+        """Of the whole catalogue; of an "in_batch" one, what it draws on average over batches."""
+        power = {"uniform": 0.0, "popularity": self.sampling.power, "in_batch": 1.0}[self.sampling.sampler]
+        if not power:
+            return Sampler(self.item_count)
+        return Sampler(self.item_count, np.rint(counts**power * STEPS_OF_ONE).astype(np.int64))
+
+    def _check_negatives(self, count: int) -> None:
+        if count >= self.item_count:
+            raise TransrecError(
+                f"--negatives {count}: the dataset has {self.item_count} items, one of them a position's target; give "
+                f"fewer"
+            )
+        widest = self.users[self.train.lengths[self.users] >= self.item_count] if self.negatives else []
         for user in widest:
             if len(np.unique(self.train[user])) >= self.item_count:
                 raise TransrecError(

@@ -1,11 +1,11 @@
 """A recommender: item encoder, user encoder, objective."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from transrec.data.batches import Batch
+from transrec.models.objectives import Objective
 from transrec.models.user_encoders import UserEncoder
 
 
@@ -20,7 +20,7 @@ class Recommender(nn.Module):
         saved_buffers: names of the buffers that training changes, which the method brought along.
     """
 
-    def __init__(self, item_encoder: nn.Module, user_encoder: UserEncoder, objective: Callable):
+    def __init__(self, item_encoder: nn.Module, user_encoder: UserEncoder, objective: Objective):
         super().__init__()
         self.item_encoder = item_encoder
         self.user_encoder = user_encoder

@@ -147,7 +147,7 @@ class Evaluator:
                 embeddings = items[(sequences - 1).clamp(min=0)] * mask.unsqueeze(-1)
                 return recommender.user_encoder(embeddings, mask)[:, -1].float()
 
-        metrics = self._metrics(items, user_vectors, part)
+        metrics = self._metrics(recommender.objective.scored(items), user_vectors, part)
         recommender.train(was_training)
         return metrics
 

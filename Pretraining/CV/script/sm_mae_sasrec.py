@@ -11,4 +11,4 @@ MAE runs without masking; --mask_ratio 0.75 masks patches at random in every pas
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(item_tower="image", image_encoder="facebook/vit-mae-base", objective="sasrec")
+    pretrain(item_tower="image", image_encoder="facebook/vit-mae-base", objective="bce")

@@ -9,4 +9,4 @@ Images come from the dataset's store (Dataset/build_lmdb.py). The run's folder i
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(item_tower="image", objective="sasrec")
+    pretrain(item_tower="image", objective="bce")

@@ -8,4 +8,4 @@ The run's folder is what Downstream scripts take as --checkpoint.
 from transrec.runner import pretrain
 
 if __name__ == "__main__":
-    pretrain(item_tower="text", objective="sasrec")
+    pretrain(item_tower="text", objective="bce")

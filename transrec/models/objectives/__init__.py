@@ -1,5 +1,25 @@
 """Training objectives by name (docs/protocol.md), one file each."""
 
-from transrec.models.objectives.base import OBJECTIVES, Objective, contrast, register, take, user_vectors
+from transrec.models.objectives.base import (
+    OBJECTIVES,
+    NegativesOptions,
+    Objective,
+    binary,
+    held_items,
+    pair_scores,
+    register,
+    take,
+    user_vectors,
+)
 
-__all__ = ["OBJECTIVES", "Objective", "contrast", "register", "take", "user_vectors"]
+__all__ = [
+    "OBJECTIVES",
+    "NegativesOptions",
+    "Objective",
+    "binary",
+    "held_items",
+    "pair_scores",
+    "register",
+    "take",
+    "user_vectors",
+]

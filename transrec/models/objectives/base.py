@@ -1,14 +1,15 @@
 """What a training objective is, and what several of them share."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from transrec.data.batches import Batch
-from transrec.options import Options
+from transrec.data.batches import Batch, Sampling
+from transrec.options import Options, flag
 from transrec.registry import Registry
 
 
@@ -19,11 +20,13 @@ class Objective:
         Options: the dataclass of its flags.
         negatives: how many sampled negatives the batch must carry for each position.
         last_only: whether only the last position of a sequence predicts.
+        sampling: how negatives are drawn, and what else the batch must hold.
     """
 
     Options: type[Options] = Options
     negatives: int = 0
     last_only: ClassVar[bool] = False
+    sampling: Sampling = Sampling()
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         """The loss, a scalar: summed over the predicting positions; the trainer divides by their number.
@@ -34,9 +37,22 @@ class Objective:
         """
         raise NotImplementedError
 
+    def scored(self, embeddings: Tensor) -> Tensor:
+        """Item embeddings [n, d] as user vectors are multiplied with them, in evaluation too; they themselves here."""
+        return embeddings
+
 
 OBJECTIVES: Registry[Objective] = Registry("objective", Objective, __package__)
 register = OBJECTIVES.register
+
+
+@dataclass(frozen=True)
+class NegativesOptions(Options):
+    """Of objectives that compare each position's target with negatives of its own."""
+
+    _minimum: ClassVar[dict[str, float]] = {"negatives": 1}
+
+    negatives: int = flag(1, "K, the sampled negatives of each position; each is an item more to encode.")
 
 
 def take(embeddings: Tensor, index: Tensor) -> Tensor:
@@ -50,12 +66,21 @@ def user_vectors(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tu
     return user_encoder(sequences[:, :-1], batch.mask), sequences[:, 1:]
 
 
-def _binary(scores: Tensor, label: float, mask: Tensor) -> Tensor:
-    scores = scores.float()
-    losses = F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label), reduction="none")
-    return (losses * mask).sum()
+def pair_scores(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tuple[Tensor, Tensor]:
+    """Scores of each position's target, float32 [B, L], and of its negatives, [B, L, K]."""
+    users, targets = user_vectors(embeddings, batch, user_encoder)
+    negatives = take(embeddings, batch.negatives.view(*batch.mask.shape, -1))
+    return (users * targets).sum(-1).float(), (users.unsqueeze(-2) * negatives).sum(-1).float()
 
 
-def contrast(users: Tensor, targets: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
-    """Targets as 1 and negatives as 0, summed over where `mask` [...] is true; the others are [..., d]."""
-    return _binary((users * targets).sum(-1), 1.0, mask) + _binary((users * negatives).sum(-1), 0.0, mask)
+def binary(scores: Tensor, label: float) -> Tensor:
+    """Binary cross-entropy of each score, as a logit, with the label."""
+    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label), reduction="none")
+
+
+def held_items(batch: Batch) -> Tensor:
+    """bool [B, U + 1]: which items, coded as in Batch, each user's sequence holds; padding is none."""
+    held = torch.zeros(len(batch.sequences), len(batch.items) + 1, dtype=torch.bool, device=batch.sequences.device)
+    held.scatter_(1, batch.sequences, True)
+    held[:, 0] = False
+    return held

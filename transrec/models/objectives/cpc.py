@@ -5,12 +5,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from transrec.data.batches import Batch
-from transrec.models.objectives.base import Objective, contrast, register, take, user_vectors
+from transrec.models.objectives.base import Objective, binary, register, take, user_vectors
 
 
 @register("cpc")
 class CPCObjective(Objective):
-    """As SASRecObjective, but only the last position predicts the last item (Adapter4Rec)."""
+    """As BCEObjective with one negative, but only the last position predicts the last item (Adapter4Rec)."""
 
     negatives = 1
     last_only = True
@@ -18,4 +18,6 @@ class CPCObjective(Objective):
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = user_vectors(embeddings, batch, user_encoder)
         negatives = take(embeddings, batch.negatives[:, -1])
-        return contrast(users[:, -1], targets[:, -1], negatives, batch.mask[:, -1])
+        users, mask = users[:, -1], batch.mask[:, -1]
+        positive, negative = ((users * items).sum(-1).float() for items in (targets[:, -1], negatives))
+        return (binary(positive, 1.0) * mask).sum() + (binary(negative, 0.0) * mask).sum()

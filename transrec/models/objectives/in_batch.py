@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from transrec.data.batches import Batch
 from transrec.models.gathering import gather_rows
-from transrec.models.objectives.base import Objective, register, user_vectors
+from transrec.models.objectives.base import Objective, held_items, register, user_vectors
 from transrec.options import Options, flag
 
 
@@ -49,12 +49,10 @@ class InBatchObjective(Objective):
         items, slots, prior = own_items, slots * batch.weight, batch.log_popularity
         if self.gather_items:
             embeddings, items, slots, prior = (gather_rows(x) for x in (embeddings, items, slots, prior))
-        held = torch.zeros(len(batch.sequences), len(own_items) + 1, dtype=torch.bool, device=embeddings.device)
-        held.scatter_(1, batch.sequences, True)
+        held = held_items(batch)
         # `own_items` is ascending: look each candidate up in it, and miss where it is not there.
         place = torch.searchsorted(own_items, items).clamp(max=len(own_items) - 1)
         place = torch.where(own_items[place] == items, place + 1, 0)
-        held[:, 0] = False
         excluded = held[:, place] | (slots == 0)
 
         logits = users @ embeddings.T + (slots.clamp(min=1).log() - prior)

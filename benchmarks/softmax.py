@@ -1,0 +1,60 @@
+"""Softmax over a whole catalogue: seconds and peak memory of a step, in chunks and with all scores at once.
+
+    python benchmarks/softmax.py --items 20000
+    python benchmarks/softmax.py --items 1000000 --chunked_only
+
+A step is the loss of every position of a batch and its gradients with respect to user vectors and item embeddings. Each
+way runs in a process of its own; its memory is what the process grew by.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from transrec.models.objectives.softmax import cross_entropy  # noqa: E402
+
+
+def step(way: str, positions: int, items: int, width: int, memory: int) -> None:
+    """Take one step, and print its seconds and the MiB that it took."""
+    torch.manual_seed(0)
+    users, embeddings = ((0.1 * torch.randn(size, width)).requires_grad_() for size in (positions, items))
+    targets = torch.randint(items, (positions,))
+    # What only the first operation of a process pays for.
+    cross_entropy(users[:2], embeddings[:9], targets[:2] % 9, 2**20).sum().backward()
+    users.grad = embeddings.grad = None
+    before, started = _peak(), time.perf_counter()
+    if way == "chunked":
+        loss = cross_entropy(users, embeddings, targets, memory * 2**20).sum()
+    else:
+        loss = F.cross_entropy(users @ embeddings.T, targets, reduction="sum")
+    loss.backward()
+    seconds = time.perf_counter() - started
+    print(f"{way:8} {items:>9,} items  {seconds:8.2f} s a step  {_peak() - before:8,.0f} MiB  loss {loss.item():.3f}")
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024) / 1024
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--positions", type=int, default=128 * 50)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--memory", type=int, default=64, help="MiB that scores may take at a time")
+    parser.add_argument("--chunked_only", action="store_true", help="leave out the way that needs all scores at once")
+    parser.add_argument("--way", choices=["chunked", "plain"], help="that way alone, in this process")
+    given = parser.parse_args()
+    if given.way:
+        step(given.way, given.positions, given.items, given.width, given.memory)
+    else:
+        for way in ("chunked",) if given.chunked_only else ("chunked", "plain"):
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], check=True)

@@ -1,0 +1,354 @@
+"""Objectives against a few plain lines each, values and gradients, and how negatives are drawn."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from conftest import run
+from hypothesis import given
+from hypothesis import strategies as st
+from test_training import assert_same_run
+from torch.nn import functional as F
+
+from transrec.data.batches import STEPS_OF_ONE, Batch, Sampler, Sampling, TrainingBatches
+from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.objectives.softmax import cross_entropy
+from transrec.models.user_encoders.sasrec import SASRec
+from transrec.settings import parse
+
+FIELDS = {"dtype": torch.float64}
+
+
+@dataclass
+class Example:
+    """A batch of a dataset, float64 embeddings [n, d] of all items and a user encoder."""
+
+    batch: Batch
+    items: torch.Tensor
+    encoder: SASRec
+
+    def positions(self) -> list[tuple[int, int, torch.Tensor, int]]:
+        """User, place, user vector and the target's item number from 0, of each position that predicts."""
+        numbers = torch.cat([torch.zeros(1, dtype=torch.long), self.batch.items])[self.batch.sequences]
+        inputs = F.pad(self.items, (0, 0, 1, 0))[numbers[:, :-1]]
+        vectors = self.encoder(inputs, self.batch.mask)
+        return [(u, t, vectors[u, t], int(numbers[u, t + 1]) - 1) for u, t in self.batch.mask.nonzero().tolist()]
+
+    def drawn(self, codes: torch.Tensor) -> list[int]:
+        """Item numbers from 0 of what a batch codes, without what is none."""
+        return [int(self.batch.items[code - 1]) - 1 for code in codes.flatten().tolist() if code]
+
+    def own(self, user: int) -> set[int]:
+        return set(self.drawn(self.batch.sequences[user]))
+
+
+@pytest.fixture
+def example(domain) -> Callable[..., Example]:
+    def make(objective, step: int = 0) -> Example:
+        split = load_dataset(domain, 6, 5).split
+        batches = TrainingBatches(split, 9, objective.negatives, objective.last_only, 3, sampling=objective.sampling)
+        (batch,) = batches.pieces_of(1, step)
+        torch.manual_seed(1)
+        items = torch.randn(split.item_count, 8, **FIELDS, requires_grad=True)
+        return Example(batch, items, SASRec(8, 6, 1, 2, 0.0).double())
+
+    return make
+
+
+def bce(given: Example, negatives: int) -> torch.Tensor:
+    loss = 0.0
+    for u, t, user, target in given.positions():
+        loss = loss - F.logsigmoid(user @ given.items[target])
+        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
+            loss = loss - F.logsigmoid(-(user @ given.items[item]))
+    return loss
+
+
+def bpr(given: Example, negatives: int) -> torch.Tensor:
+    loss = 0.0
+    for u, t, user, target in given.positions():
+        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
+            loss = loss - torch.log(torch.sigmoid(user @ given.items[target] - user @ given.items[item])) / negatives
+    return loss
+
+
+def gbce(given: Example, negatives: int, calibration: float) -> torch.Tensor:
+    share, loss = negatives / (len(given.items) - 1), 0.0
+    power = share * (calibration * (1 - 1 / share) + 1 / share)
+    for u, t, user, target in given.positions():
+        loss = loss - torch.log(torch.sigmoid(user @ given.items[target]) ** power)
+        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
+            loss = loss - torch.log(1 - torch.sigmoid(user @ given.items[item]))
+    return loss / (negatives + 1)
+
+
+def softmax(given: Example, temperature: float = 1.0, normalise: bool = False) -> torch.Tensor:
+    scale = (lambda x: x / x.norm(dim=-1, keepdim=True)) if normalise else (lambda x: x)
+    items, loss = scale(given.items), 0.0
+    for _, _, user, target in given.positions():
+        loss = loss - F.log_softmax(items @ scale(user) / temperature, 0)[target]
+    return loss
+
+
+def sampled(given: Example, chances: torch.Tensor | None, temperature: float = 1.0, normalise: bool = False):
+    """`chances` float64 [n]: of each item, that a draw gives it; None: no correction."""
+    scale = (lambda x: x / x.norm(dim=-1, keepdim=True)) if normalise else (lambda x: x)
+    items, loss = scale(given.items), 0.0
+    for u, t, user, target in given.positions():
+        own = given.own(u)
+        if len(given.batch.shared_negatives):
+            drawn, outside = given.drawn(given.batch.shared_negatives), 1.0
+            count = len(drawn)
+        else:
+            drawn = given.drawn(given.batch.negatives[u, t])
+            outside = 1 - sum(float(chances[item]) for item in own) if chances is not None else 1.0
+            count = given.batch.negatives.shape[-1]
+        total = score = torch.exp(items[target] @ scale(user) / temperature)
+        for item in drawn:
+            if item not in own:
+                often = count * chances[item] / outside if chances is not None else 1.0
+                total = total + torch.exp(items[item] @ scale(user) / temperature) / often
+        loss = loss - torch.log(score / total)
+    return loss
+
+
+def popularity(domain, power: float) -> torch.Tensor:
+    """Chances by interactions to a power, rounded as whole numbers are drawn."""
+    weights = torch.from_numpy(load_dataset(domain, 6, 5).split.train_counts()[1:]).double() ** power
+    weights = (weights * STEPS_OF_ONE).round()
+    return weights / weights.sum()
+
+
+CASES = {
+    "bce": ("bce", {}, lambda given, _: bce(given, 1)),
+    "bce, 3": ("bce", {"negatives": 3}, lambda given, _: bce(given, 3)),
+    "bpr": ("bpr", {}, lambda given, _: bpr(given, 1)),
+    "bpr, 4": ("bpr", {"negatives": 4}, lambda given, _: bpr(given, 4)),
+    "gbce": ("gbce", {"negatives": 5, "calibration": 0.75}, lambda given, _: gbce(given, 5, 0.75)),
+    "gbce, 1": ("gbce", {"negatives": 1, "calibration": 0.0}, lambda given, _: bce(given, 1) / 2),
+    "softmax": ("softmax", {}, lambda given, _: softmax(given)),
+    "softmax, cosine": ("softmax", {"normalise": True, "temperature": 0.2}, lambda given, _: softmax(given, 0.2, True)),
+    "sampled": ("sampled_softmax", {"negatives": 20}, lambda given, _: sampled(given, torch.full((131,), 1 / 131))),
+    "sampled, plain": ("sampled_softmax", {"negatives": 20, "logq": False}, lambda given, _: sampled(given, None)),
+    "sampled, popularity": (
+        "sampled_softmax",
+        {"negatives": 20, "sampler": "popularity", "popularity_power": 0.5, "temperature": 0.5},
+        lambda given, domain: sampled(given, popularity(domain, 0.5), 0.5),
+    ),
+    "sampled, in batch, cosine": (
+        "sampled_softmax",
+        {"negatives": 20, "sampler": "in_batch", "normalise": True, "temperature": 0.1},
+        lambda given, domain: sampled(given, popularity(domain, 1.0), 0.1, True),
+    ),
+    "sampled, position": (
+        "sampled_softmax",
+        {"negatives": 7, "negatives_per": "position", "sampler": "popularity", "popularity_power": 1.0},
+        lambda given, domain: sampled(given, popularity(domain, 1.0)),
+    ),
+    "sampled, position, in batch": (
+        "sampled_softmax",
+        {"negatives": 7, "negatives_per": "position", "sampler": "in_batch", "logq": False},
+        lambda given, _: sampled(given, None),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_value_and_gradients_are_those_of_plain_lines(example, domain, name, monkeypatch):
+    # The objectives compute in float32; here they are held to their formula, not to its rounding.
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+    objective, flags, plain = CASES[name]
+    loss_of = OBJECTIVES.get(objective)(**flags)
+    given = example(loss_of)
+    embeddings = given.items[given.batch.items - 1]
+    batch = given.batch
+    loss = loss_of(embeddings, batch, given.encoder)
+    expected = plain(given, domain)
+    parameters = [given.items, *given.encoder.parameters()]
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(*(torch.autograd.grad(of, parameters) for of in (loss, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
+    assert loss > 0
+
+
+def test_every_objective_of_the_package_has_a_plain_reference():
+    held_elsewhere = {"cpc", "in_batch"}
+    assert {objective for objective, _, _ in CASES.values()} | held_elsewhere == {*OBJECTIVES.names()}
+
+
+def test_cpc_is_bce_of_the_last_position(example):
+    loss_of = OBJECTIVES.get("cpc")()
+    given = example(loss_of)
+    expected = 0.0
+    for u, t, user, target in given.positions():
+        if t == 5:
+            (negative,) = given.drawn(given.batch.negatives[u, t])
+            expected = expected - F.logsigmoid(user @ given.items[target]) - F.logsigmoid(-user @ given.items[negative])
+    loss = loss_of(given.items[given.batch.items - 1], given.batch, given.encoder)
+    torch.testing.assert_close(loss, expected, check_dtype=False)
+
+
+@pytest.mark.parametrize("items_at_a_time", [1, 7, 64, 150])
+def test_softmax_in_chunks_is_softmax(items_at_a_time):
+    torch.manual_seed(0)
+    users, items = (torch.randn(size, 8, **FIELDS, requires_grad=True) for size in (33, 150))
+    targets, weights = torch.randint(150, (33,)), torch.rand(33, **FIELDS)
+    losses = cross_entropy(users, items, targets, items_at_a_time * 33 * 8)
+    expected = F.cross_entropy(users @ items.T, targets, reduction="none")
+    torch.testing.assert_close(losses, expected)
+    gradients = [torch.autograd.grad((of * weights).sum(), (users, items)) for of in (losses, expected)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_softmax_of_large_scores_is_finite():
+    users = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    losses = cross_entropy(users, torch.tensor([[1.0], [-1.0], [0.5]]), torch.tensor([0, 0]), 1)
+    assert losses.tolist() == [0.0, 2e4]
+    assert torch.isfinite(torch.autograd.grad(losses.sum(), users)[0]).all()
+
+
+@pytest.mark.parametrize("per", ["batch", "position"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_corrected_negatives_estimate_the_sum_over_all_items(per, weighted):
+    """Averaged over samples, what a sample's corrected scores add up to is the sum over items outside the sequence."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    items, user = torch.randn(40, 4), 0.7 * torch.randn(4)
+    sampler = Sampler(40, rng.integers(0, 5, 40) if weighted else None)
+    loss_of = OBJECTIVES.get("sampled_softmax")(negatives=50, negatives_per=per)
+    sequences = torch.tensor([[3, 8]])
+    scores, sums = torch.exp(items @ user), []
+    for _ in range(400):
+        batch = Batch(
+            torch.arange(1, 41),
+            sequences,
+            torch.from_numpy(sampler.outside(rng, sequences.numpy(), 50)).view(1, 1, 50),
+            torch.zeros(40),
+            predictions=1,
+            shared_negatives=torch.from_numpy(sampler.draw(rng, 50)),
+            log_chance=torch.from_numpy(sampler.log_chances),
+        )
+        loss = loss_of(items, batch, lambda x, mask: user.expand(*x.shape[:2], -1))
+        sums.append(float(loss.exp() * scores[7] - scores[7]))
+    outside = torch.from_numpy(np.isfinite(sampler.log_chances)) & ~torch.isin(torch.arange(1, 41), sequences)
+    # The standard deviation of the mean of 400 samples is below 2 %.
+    assert np.mean(sums) == pytest.approx(float(scores[outside].sum()), rel=0.06)
+
+
+@given(st.integers(5, 20), st.integers(0, 2**31))
+def test_weighted_negatives_are_outside_the_sequence(item_count, seed):
+    rng = np.random.default_rng(seed)
+    sequences = rng.integers(0, item_count, size=(6, 5))
+    weights = rng.integers(0, 4, item_count)
+    weights[rng.integers(item_count)] = 3
+    drawn = Sampler(item_count, weights).outside(rng, sequences, 2)
+    assert drawn.shape == (6, 8) and drawn.max() <= item_count
+    for row, items in zip(sequences, drawn, strict=True):
+        left = [item for item in range(1, item_count + 1) if weights[item - 1] and item not in row]
+        assert set(items.tolist()) <= (set(left) or {0})
+
+
+def test_weighted_negatives_are_drawn_by_their_weights():
+    weights = np.array([5, 0, 1, 2, 7, 4, 0, 3])
+    sequences = np.repeat(np.array([[0, 5, 3, 5]]), 20_000, axis=0)
+    drawn = Sampler(8, weights).outside(np.random.default_rng(0), sequences)
+    allowed = np.array([5, 0, 0, 2, 0, 4, 0, 3])
+    # 60,000 draws: a share's standard deviation is at most 0.002.
+    np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=9)[1:] / drawn.size, allowed / 14, atol=0.01)
+    alone = Sampler(8, weights)
+    shares = np.bincount(alone.draw(np.random.default_rng(0), 60_000), minlength=9)[1:] / 60_000
+    np.testing.assert_allclose(shares, weights / 22, atol=0.01)
+    np.testing.assert_allclose(np.exp(alone.log_chances), weights / 22, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampling", [Sampling("popularity", 0.5, 30), Sampling("in_batch", 1.0, 30)])
+def test_ranks_and_pieces_share_the_negatives_of_a_batch(domain, sampling):
+    split = load_dataset(domain, 6, 5).split
+
+    def shared(rank, ranks, pieces, epoch=2):
+        batches = TrainingBatches(split, 13, 0, False, 1, rank, ranks, pieces, sampling)
+        return [[batch.items[batch.shared_negatives - 1].tolist() for batch in parts] for parts in batches.epoch(epoch)]
+
+    whole = shared(0, 1, 1)
+    assert all(len(of) == 30 for (of,) in whole)
+    for rank in range(2):
+        assert shared(rank, 2, 2) == [[of, of] for (of,) in whole]
+    assert shared(0, 1, 1) == whole != shared(0, 1, 1, epoch=3)
+
+
+def test_softmax_batches_hold_the_catalogue(domain):
+    split = load_dataset(domain, 6, 5).split
+    (batch,) = TrainingBatches(split, 8, 0, False, 0, sampling=Sampling(catalogue=True)).pieces_of(1, 0)
+    (other,) = TrainingBatches(split, 8, 0, False, 0).pieces_of(1, 0)
+    assert batch.items.tolist() == list(range(1, split.item_count + 1))
+    assert torch.equal(batch.sequences, torch.cat([torch.zeros(1, dtype=torch.long), other.items])[other.sequences])
+
+
+IDS = ["--item_tower", "id", "--batch_size", "20", "--epochs", "1", "--lr", "1e-2"]
+
+
+@pytest.mark.parametrize("name", ["softmax", "sampled_softmax", "gbce"])
+def test_a_run_over_ids_repeats_itself(flags, tmp_path, name):
+    words = [*flags, *IDS, "--objective", name, "--epochs", "2"]
+    words += ["--negatives", "20"] if name == "sampled_softmax" else []
+    result = run([*words, "--output", str(tmp_path / "one")])
+    assert math.isfinite(result["test"]["HR@10"])
+    run([*words, "--output", str(tmp_path / "two")])
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def test_softmax_over_a_constant_backbone(flags, tmp_path):
+    words = [*flags, "--objective", "softmax", "--batch_size", "20", "--epochs", "1"]
+    assert run([*words, "--output", str(tmp_path / "frozen")], "frozen")["test"]
+    told = r"--objective softmax: scores all 131 items in every step, and the text backbone would have to encode them"
+    with pytest.raises(TransrecError, match=told):
+        run([*words, "--output", str(tmp_path / "full")], "full")
+    with pytest.raises(TransrecError, match=r"each time \(--cached no\)"):
+        run([*words, "--cached", "no", "--output", str(tmp_path / "uncached")], "frozen")
+    assert not (tmp_path / "full").exists()
+
+
+def test_normalised_scores_rank_by_cosine():
+    """A long item embedding wins a product and not a cosine."""
+    items = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
+    by_cosine = OBJECTIVES.get("softmax")(normalise=True).scored(items)
+    user = torch.tensor([1.0, 0.0])
+    assert (items @ user).argmax() == 1 and (by_cosine @ user).argmax() == 0
+    assert torch.equal(OBJECTIVES.get("softmax")().scored(items), items)
+
+
+def test_the_former_name_of_bce_goes_on_working(flags):
+    settings = parse([*flags, "--objective", "sasrec"], "full", {})
+    assert settings.model.objective == "bce" and settings.as_dict()["negatives"] == 1
+    stored = {name: value for name, value in settings.as_dict().items() if name != "negatives"}
+    restored = type(settings).from_stored(stored | {"objective": "sasrec"})
+    assert restored.model.objective == "bce" and restored.choice("objective").build().negatives == 1
+
+
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["--objective", "bce", "--negatives", "131"], "--negatives 131: the dataset has 131 items, one of them"),
+        (["--objective", "sampled_softmax", "--negatives", "900"], "--negatives 900: the dataset has 131 items"),
+        (["--objective", "bpr", "--negatives", "0"], "--negatives 0: must be at least 1"),
+        (["--objective", "gbce", "--calibration", "2"], "--calibration 2.0: must be at least 0 and at most 1"),
+        (
+            ["--objective", "sampled_softmax", "--temperature", "0"],
+            "--temperature 0: scores are divided by it; must be",
+        ),
+        (["--objective", "softmax", "--normalise", "--temperature", "-1"], "--temperature -1: scores are divided"),
+        (
+            ["--objective", "sampled_softmax", "--sampler", "zipf"],
+            "--sampler: 'zipf' is none of uniform, popularity, in_batch",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(command, words, told):
+    status, said = command("--item_tower", "id", *words, method="full")
+    assert status == 2 and told in said, said

@@ -1,0 +1,87 @@
+"""Softmax over the target and sampled negatives: `sampled_softmax` (docs/protocol.md)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from transrec.data.batches import Batch, Sampling
+from transrec.models.objectives.base import held_items, register, take, user_vectors
+from transrec.models.objectives.scale import ScaledObjective, ScaleOptions
+from transrec.options import flag
+
+
+@dataclass(frozen=True)
+class SampledSoftmaxOptions(ScaleOptions):
+    _minimum: ClassVar[dict[str, float]] = {"negatives": 1, "popularity_power": 0}
+
+    negatives: int = flag(256, "N, the sampled negatives; each is an item more to encode.")
+    negatives_per: Literal["batch", "position"] = flag(
+        "batch", "Whether all positions of a batch share the negatives, or each position has its own."
+    )
+    sampler: Literal["uniform", "popularity", "in_batch"] = flag(
+        "uniform",
+        "How negatives are drawn: all items alike, by their training interactions to the power of --popularity_power, "
+        "or by their places in the batch's sequences.",
+    )
+    popularity_power: float = flag(0.75, "a of --sampler popularity: 0 is uniform, 1 by interactions.")
+    logq: bool = flag(True, "Correct negatives' scores for how often each is drawn (logQ).")
+
+
+@register("sampled_softmax")
+class SampledSoftmaxObjective(ScaledObjective):
+    """-log of exp(s+) / (exp(s+) + sum of exp(s_j - log E_j) over N negatives outside the user's sequence.
+
+    E_j is how often the sample holds item j on average, N times the chance of a draw: the sum over the sample then
+    estimates that over all items outside the sequence (Bengio and Senecal, IEEE Transactions on Neural Networks 2008).
+    The target is in the sum for certain, so its score is not corrected. Without `logq` E_j is 1.
+    """
+
+    Options = SampledSoftmaxOptions
+
+    def __init__(
+        self,
+        normalise: bool = False,
+        temperature: float = 1.0,
+        negatives: int = 256,
+        negatives_per: str = "batch",
+        sampler: str = "uniform",
+        popularity_power: float = 0.75,
+        logq: bool = True,
+    ):
+        super().__init__(normalise, temperature)
+        self.count, self.logq, self.are_shared = negatives, logq, negatives_per == "batch"
+        self.negatives = 0 if self.are_shared else negatives
+        self.sampling = Sampling(sampler, popularity_power, shared=negatives if self.are_shared else 0)
+
+    def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
+        users, targets = user_vectors(embeddings, batch, user_encoder)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self._loss(self.scored(embeddings.float()), users, self.scored(targets.float()), batch)
+
+    def _loss(self, embeddings: Tensor, users: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        owner, position = batch.mask.nonzero(as_tuple=True)
+        users, targets = self.scaled(users[owner, position]), targets[owner, position]
+        held = held_items(batch)
+        chances = F.pad(batch.log_chance, (1, 0))
+        if self.are_shared:
+            drawn = batch.shared_negatives
+            scores = users @ take(embeddings, drawn).T
+            correction = math.log(self.count) + chances[drawn]
+            excluded = held[:, drawn][owner]
+        else:
+            drawn = batch.negatives.view(*batch.mask.shape, self.count)[owner, position]
+            scores = (users.unsqueeze(1) * take(embeddings, drawn)).sum(-1)
+            # Of draws among the items that the user's sequence does not hold.
+            outside = 1 - (held * chances.exp()).sum(1)
+            correction = math.log(self.count) + chances[drawn] - outside.clamp(min=1e-6).log()[owner].unsqueeze(1)
+            excluded = drawn == 0
+        if self.logq:
+            scores = scores - correction
+        target_scores = (users * targets).sum(-1)
+        everything = torch.cat([target_scores.unsqueeze(1), scores.masked_fill(excluded, -torch.inf)], dim=1)
+        return (everything.logsumexp(1) - target_scores).sum()
