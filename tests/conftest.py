@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -13,8 +14,10 @@ import preloaded
 import pytest
 import torch
 
-from transrec import runner
+from transrec import modalities, runner
+from transrec.arguments import Parser
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
+from transrec.options import ModelOptions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENCODERS = ("bert", "roberta")
@@ -106,7 +109,8 @@ def command(flags, tmp_path, monkeypatch, capfd):
     """
 
     def call(*more: str, method: str = "houlsby") -> tuple[int, str]:
-        arguments = more if "--resume" in more else (*flags, *FEW_STEPS, "--output", str(tmp_path / "run"), *more)
+        words = (*flags, *FEW_STEPS, "--output", str(tmp_path / "run"), *more)
+        arguments = more if "--resume" in more else fitting(words)
         monkeypatch.setattr(sys, "orig_argv", ["python", "adapter.py"])
         monkeypatch.setattr(sys, "argv", ["adapter.py", *arguments])
         capfd.readouterr()
@@ -142,6 +146,27 @@ def encoder_flags(kind: str, backbones: dict[str, Path]) -> list[str]:
     return ["--item_tower", "multimodal", text, str(backbones[first]), image, str(backbones[second]), *workers]
 
 
+def fitting(words: Sequence[str], item_tower: str = "text") -> list[str]:
+    """The words of a command line, less the flags of modalities that its run is not over."""
+    if "--resume" in words:
+        return [*words]
+    parser = Parser(add_help=False)
+    parser.add_argument("--item_tower", default=item_tower)
+    parser.add_argument("--modalities", nargs="+", default=[])
+    given = parser.parse_known_args(words)[0]
+    read_by = given.modalities or ModelOptions(item_tower=given.item_tower).read_by
+    others = [modalities.get(name).Options for name in modalities.names() if name not in read_by]
+    lacking = {f"--{flag}" for options in others for flag in options.defaults()}
+    kept, keep = [], True
+    for word in words:
+        if word.startswith("--"):
+            keep = word not in lacking
+        if keep:
+            kept.append(word)
+    return kept
+
+
 def run(arguments: list[str], method: str = "full", **defaults) -> dict:
     """A run in this process; returns its result."""
-    return runner.execute(runner.parse(arguments, method, defaults))
+    words = fitting(arguments, defaults.get("item_tower", "text"))
+    return runner.execute(runner.parse(words, method, defaults))

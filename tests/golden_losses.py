@@ -21,7 +21,9 @@ import torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
-from transrec import methods, runner  # noqa: E402
+from conftest import run  # noqa: E402
+
+from transrec import methods  # noqa: E402
 from transrec.data.demo import (  # noqa: E402
     IMAGE_STORE,
     Domain,
@@ -152,7 +154,7 @@ def numbers(modality: str, name: str, objective: str, given: list[str], output: 
             words += ["--dataset", str(data.with_name("columns")), "--images", str(data / IMAGE_STORE)]
         if "--cached" in METHODS[name]:
             words += ["--state_cache", f"{output}-states"]
-        result = runner.execute(runner.parse([*words, "--output", str(output)], name.partition(",")[0], {}))
+        result = run([*words, "--output", str(output)], name.partition(",")[0])
     finally:
         Trainer._step = step
         torch.set_num_threads(threads)

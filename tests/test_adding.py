@@ -3,14 +3,17 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import FEW_STEPS, REPOSITORY, run
 from test_training import assert_same_run, run_to_the_first_save
 from torch.nn import functional as F
+from transformers import ASTConfig, AutoModel
 
 from transrec import plugins, runner
 from transrec.data.batches import Batch, TrainingBatches
@@ -139,6 +142,65 @@ def test_a_base_of_another_user_encoder_is_told_apart(words, flags, tmp_path):
         run([*flags, "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "run")], "houlsby")
     more = ["--checkpoint", str(tmp_path / "base"), "--insert", "item", "--epochs", "1"]
     run([*words, *more, "--output", str(tmp_path / "run")], "houlsby")
+
+
+@pytest.fixture
+def audio(domain, tmp_path) -> list[str]:
+    """Flags that name a tiny audio backbone and spectrograms of the small dataset's items."""
+    config = ASTConfig(
+        **{"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+        **{"max_length": 16, "num_mel_bins": 16, "patch_size": 8, "frequency_stride": 8, "time_stride": 8},
+    )
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "ast")
+    shutil.copy(domain / "ids.txt", tmp_path / "ids.txt")
+    items = len((tmp_path / "ids.txt").read_text().split())
+    np.save(tmp_path / "sounds.npy", np.random.default_rng(0).normal(size=(items, 16, 16)).astype(np.float32))
+    return ["--audio_encoder", str(tmp_path / "ast"), "--spectrograms", str(tmp_path / "sounds.npy")]
+
+
+@pytest.mark.parametrize(
+    "method,modality,more",
+    [
+        ("houlsby", ["audio"], ["--insert", "all"]),
+        ("frozen", ["audio"], ["--cached", "yes"]),
+        ("iisan", ["text", "audio"], ["--cached", "yes", "--side_size", "8"]),
+    ],
+)
+def test_a_modality_with_a_backbone_and_flags_of_its_own(flags, audio, tmp_path, method, modality, more):
+    given = [*flags, *FEW_STEPS, *PLUGINS, *audio, "--modalities", *modality, *more, "--epochs", "1", "--keep_state"]
+    given += ["--state_cache", str(tmp_path / "states"), "--backbone_dropout", "off"]
+    result = run([*given, "--output", str(tmp_path / "run")], method)
+    assert result["item_tower"] == "+".join(modality) and result["name"].endswith("sounds")
+    stored = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert stored["audio_encoder"] == str(tmp_path / "ast")
+    # Hidden states that are read from files name what they were made of themselves.
+    assert (stored["spectrograms"] in stored["files"]) == (method != "iisan")
+    # Whether what the backbone gives is kept in files decides nothing, and neither does where a run is loaded.
+    uncached = [*given, "--cached", "no", "--output", str(tmp_path / "uncached")]
+    if "--cached" in more:
+        assert run(uncached, method)["test"] == pytest.approx(result["test"], abs=1e-4)
+    loaded = runner.load_run(tmp_path / "run", FILES)
+    assert {type(tower).__name__ for tower in loaded.item_encoder.towers} >= (
+        {"AudioTower"} if method != "iisan" else {"StoredTower"}
+    )
+    run(["--resume", str(tmp_path / "run"), *PLUGINS, "--epochs", "2"], method)
+
+
+def test_mistakes_of_a_modality_from_outside(flags, audio, backbones, tmp_path):
+    def told(*words: str) -> str:
+        with pytest.raises(TransrecError) as caught:
+            run([*flags, *PLUGINS, *audio, *words, "--output", str(tmp_path / "run")], "frozen")
+        return str(caught.value)
+
+    with pytest.raises(TransrecError, match="--audio_encoder: no flag of modality text, but of audio"):
+        parse([*flags, *PLUGINS, *audio], "frozen", {})
+    alone = ("--modalities", "audio")
+    assert "a BertModel reads text, not audio" in told(*alone, "--audio_encoder", str(backbones["bert"]))
+    np.save(tmp_path / "sounds.npy", np.zeros((150, 8, 16), np.float32))
+    assert "sounds.npy: is of [8, 16] frames and mels, and " in told(*alone)
+    (tmp_path / "sounds.npy").unlink()
+    assert "sounds.npy: cannot read the vectors" in told(*alone)
 
 
 @pytest.mark.parametrize(

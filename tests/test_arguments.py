@@ -127,13 +127,28 @@ def test_help_says_what_turns_a_flag_off(help_of):
 def test_help_shows_the_common_flags_and_where_all_are(help_of):
     text = help_of("Downstream/CV/script/sm_vit_adapter.py")
     shown = re.findall(r" --([a-z_]+) (?=[A-Z{\[])", text.partition("what most runs set:")[2])
-    assert shown == [*settings.COMMON]
+    assert shown == [name for name in settings.COMMON if name != "text_encoder"], "a flag of another modality"
     assert "Houlsby" in text and "show all flags, in groups, and exit" in text
     assert "(default: 0.0004)" in text and "(default: 8)" in text, "the presets of images"
     every = help_of("Downstream/CV/script/sm_vit_adapter.py", "--help-all")
     known = settings.flags(method="houlsby", item_tower="image") | {"method"}
     assert all(f"--{name} " in every for name in known), "data, model, training, evaluation, run and method"
     assert "--adapter_lr" not in help_of(f"{TEXT}/finetune.py")
+
+
+@pytest.mark.parametrize(
+    "words,told",
+    [
+        (["--vectors", "x.npy"], "--vectors: no flag of modality text, but of vector"),
+        (["--item_tower", "image", "--title_tokens", "9"], "--title_tokens: no flag of modality image, but of text"),
+        (["--modalities", "id", "--no_lower_case"], "--no_lower_case: no flag of modality id, but of text"),
+        (["--item_tower", "multimodal", "--vectors", "x"], "--vectors: no flag of modality text, image, but of vector"),
+    ],
+)
+def test_a_flag_of_a_modality_that_is_not_chosen(words, told):
+    with pytest.raises(TransrecError) as caught:
+        parse(*words)
+    assert str(caught.value) == told
 
 
 @pytest.mark.parametrize(

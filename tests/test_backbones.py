@@ -377,7 +377,7 @@ def test_a_run_reads_as_its_encoder_declares(flags, sentence_encoder, tmp_path, 
     again = parse(
         [*flags, *encoder, "--text_pooling", "auto", "--output", str(tmp_path / "auto"), "--resume"], "full", {}
     )
-    assert again.model.text_pooling == "mean"
+    assert again.modalities["text"].options.text_pooling == "mean"
 
 
 def test_runs_begun_before_declarations_were_read_stay_what_they_were(flags, sentence_encoder, tmp_path, capsys):

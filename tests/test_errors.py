@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from conftest import REPOSITORY, fitting, run
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -33,7 +33,7 @@ def fails(flags, dataset, tmp_path, monkeypatch, capsys):
     """Runs a script's entry point on the spoilt dataset; returns the message it printed."""
 
     def call(*more: str, method: str = "houlsby") -> str:
-        arguments = [*flags, "--dataset", str(dataset), *more]
+        arguments = fitting([*flags, "--dataset", str(dataset), *more])
         if "--output" not in more:
             arguments += ["--output", str(tmp_path / "run")]
         monkeypatch.setattr(sys, "argv", ["adapter.py", *arguments])
@@ -260,7 +260,7 @@ def test_values_out_of_range(fails):
     "flag", ["lr", "backbone_lr", "adapter_lr", "dropout", "clip_grad_norm", "user_fraction", "mask_ratio"]
 )
 def test_numbers_that_are_not_finite(fails, flag, value):
-    assert fails(f"--{flag}={value}") == f"error: --{flag} {value}: must be a finite number"
+    assert fails("--item_tower", "image", f"--{flag}={value}") == f"error: --{flag} {value}: must be a finite number"
 
 
 def test_dataset_not_given(monkeypatch, capsys):

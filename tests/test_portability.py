@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import BOTH, encoder_flags, run
+from conftest import BOTH, encoder_flags, fitting, run
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -104,7 +104,7 @@ print(runner.execute(settings)["test"]["HR@10"])
 
 def test_without_what_linux_has(flags, tmp_path):
     """Every module can be imported, and a run gives the same, where fcntl, resource and their like are missing."""
-    ids = [*flags, "--item_tower", "id", "--epochs", "1"]
+    ids = fitting([*flags, "--item_tower", "id", "--epochs", "1"])
     command = [sys.executable, "-c", ELSEWHERE, *ids, "--output", str(tmp_path / "elsewhere")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

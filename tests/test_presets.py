@@ -5,10 +5,11 @@ import runpy
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, fitting
 
 from transrec import methods, presets, runner, settings
 from transrec.errors import TransrecError
+from transrec.options import ModelOptions
 from transrec.reports import defaults
 from transrec.studies import Axis, Grid, Study
 
@@ -38,11 +39,13 @@ def parse(*words: str, method: str = "full", **given) -> settings.Settings:
     return settings.parse(["--dataset", str(REPOSITORY), *words], method, given)
 
 
-@pytest.mark.parametrize("script", [name for name in RECORDED if name])
+@pytest.mark.parametrize("script", [name for name in RECORDED if name.endswith(".py")])
 def test_every_script_runs_at_the_settings_on_record(script, call_of):
     method, given = call_of(REPOSITORY / script)
     options = parse(method=method, **given).as_dict()
     recorded = RECORDED[""] | RECORDED[script]
+    for modality in ModelOptions(item_tower=recorded["item_tower"]).read_by:
+        recorded = RECORDED.get(modality, {}) | recorded
     assert {name: options[name] for name in recorded} == recorded
 
 
@@ -54,15 +57,16 @@ def encoder_words(backbones) -> list[str]:
 @pytest.mark.parametrize("modality", FOLDERS)
 def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of, domain, encoder_words, tmp_path):
     def options(words, method, given) -> dict:
-        every = settings.parse(["--dataset", str(domain), *encoder_words, *words], method, given).as_dict()
+        tower = given.get("item_tower", modality)
+        fit = fitting([*encoder_words, "--item_tower", tower])
+        every = settings.parse(["--dataset", str(domain), *fit, *words], method, given).as_dict()
         return {name: value for name, value in every.items() if name not in PLACES}
 
     folder = REPOSITORY / "Downstream" / FOLDERS[modality] / "script"
     calls = [call_of(script) for script in sorted(folder.glob("*.py")) if script.name not in OF_THEIR_OWN]
     calls.append(("full", {"item_tower": modality}))
-    given = dict(
-        zip((word[2:] for word in encoder_words[::2]), ([value] for value in encoder_words[1::2]), strict=True)
-    )
+    words = fitting([*encoder_words, "--item_tower", modality])[:-2]
+    given = dict(zip((word[2:] for word in words[::2]), ([value] for value in words[1::2]), strict=True))
     grid = Grid((Axis("method", tuple(methods.names())),))
     study = Study(None, domain, tmp_path, grid, [0], {("", name): value for name, value in given.items()}, modality)
     # With --method, scripts that say the same are the same call.

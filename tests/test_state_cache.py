@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from conftest import REPOSITORY, fitting, run
 from transformers import AutoModel
 
 from transrec import runner
@@ -20,7 +20,7 @@ from transrec.locks import Lock
 
 def cache_ahead(monkeypatch, capsys, *flags: str) -> tuple[list[Path], str]:
     """Run the caching script here; the files that it names, and all that it printed."""
-    monkeypatch.setattr(sys, "argv", ["cache_features.py", *flags])
+    monkeypatch.setattr(sys, "argv", ["cache_features.py", *fitting(flags)])
     capsys.readouterr()
     runner.cache()
     told = capsys.readouterr()

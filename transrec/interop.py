@@ -23,8 +23,8 @@ from transrec.methods.base import MethodOptions
 from transrec.methods.iisan import IISANOptions, SideNetwork
 from transrec.methods.iisan.options import INTER
 from transrec.modalities import BackboneModality
-from transrec.modalities.image import Image
-from transrec.modalities.text import Text
+from transrec.modalities.image import Image, ImageOptions
+from transrec.modalities.text import Text, TextOptions
 from transrec.models.backbone import view
 from transrec.models.items import joined
 from transrec.models.objectives import OBJECTIVES
@@ -413,7 +413,9 @@ def _item_encoder(
         if (encoder := encoders[name]) is None:
             raise TransrecError(f"{path}: is of a recommender over {name}; say which backbone with {name}_encoder=...")
         modality: BackboneModality = (
-            Text(text_encoder=str(encoder)) if name == "text" else Image(str(encoder), mask_ratio)
+            Text(TextOptions(text_encoder=str(encoder)))
+            if name == "text"
+            else Image(ImageOptions(image_encoder=str(encoder), mask_ratio=mask_ratio))
         )
         make = modality.stored_tower if cached else partial(modality.tower, known={}, draw=True)
         towers.append(make(sizes["embedding_dim"], seed=lambda part: None))

@@ -2,17 +2,21 @@
 
 import math
 import os
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from transrec.data.template import is_template, read_template
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
 
 def flag(default: Any, help: str, **argument: Any) -> Any:
-    """A dataclass field that is also a command-line flag; `argument` goes to argparse."""
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+        argument: goes to argparse; but `absolute` makes of a path, or of each of a list, the one that means the same
+            whatever the working directory.
+    """
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **argument})
     return field(default=default, metadata={"help": help, **argument})
@@ -41,6 +45,17 @@ class Options:
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def absolute(self) -> Self:
+        """The same options, of paths that mean the same whatever folder they are read from later."""
+        paths: dict[str, Any] = {}
+        for f in fields(self):
+            if (absolute := f.metadata.get("absolute")) and (value := getattr(self, f.name)):
+                several = isinstance(value, list)
+                paths[f.name] = (
+                    list(dict.fromkeys(str(absolute(one)) for one in value)) if several else str(absolute(value))
+                )
+        return replace(self, **paths)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -78,22 +93,18 @@ def _yes_or_no(value: Any) -> Any:
     return {"true": "yes", "1": "yes", "y": "yes", "false": "no", "0": "no", "n": "no"}.get(str(value).lower(), value)
 
 
-# Of a text: what begins it, what ends it, and a word between.
-FEWEST_TOKENS = 3
-
-
 @dataclass(frozen=True)
 class DataOptions(Options):
     _argument_group_name: ClassVar[str] = "data"
     _minimum: ClassVar[dict[str, float]] = {
         "max_seq_len": 1,
         "min_seq_len": 3,
-        "title_tokens": FEWEST_TOKENS,
         "subset_seed": 0,
-        "image_workers": 0,
     }
 
-    dataset: str | None = flag(None, "Dataset folder (required): dataset.json, or one *users*.tsv and one *items*.tsv.")
+    dataset: str | None = flag(
+        None, "Dataset folder (required): dataset.json, or one *users*.tsv and one *items*.tsv.", absolute=resolve
+    )
     users_file: str | None = flag(
         None, "Interactions file of the dataset, where the folder's names do not tell which it is."
     )
@@ -104,34 +115,11 @@ class DataOptions(Options):
     subset_seed: int = flag(
         0, "Seed that draws the users of --user_fraction; under one seed a smaller fraction lies within a larger one."
     )
-    text_template: str | None = flag(
-        None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
-    )
-    text_attributes: list[str] = flag(
-        ["title"], "Columns of the items file that are encoded one by one, as title abstract; an item is their mean."
-    )
-    title_tokens: int = flag(
-        30, "Titles, or what --text_template makes, are cut to this many word pieces, special tokens included."
-    )
-    attribute_tokens: list[int] = flag(
-        [], "Word pieces that each of --text_attributes is cut to (default: --title_tokens of title, 50 of any other)."
-    )
-    lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
         "seen",
         "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
         "none, or all seen but the target.",
     )
-    images: str | None = flag(
-        None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it."
-    )
-    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
-    vectors: str | None = flag(
-        None,
-        "Vectors of the items computed elsewhere, for --modalities vector: .npy or .safetensors beside an ids.txt, or "
-        ".parquet (default: features.npy of the dataset folder).",
-    )
-    cache_dir: str | None = flag(None, "Folder for tokenised titles (default: .transrec/ beside the items file).")
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
         "Compute what the backbones give once, before the first epoch, keep it in files, and read it from there. auto: "
@@ -144,7 +132,7 @@ class DataOptions(Options):
     )
     state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Number format of the files of --cached.", aliases=["--dtype"])
     state_cache: str | None = flag(
-        None, "Folder for the files of --cached (default: .transrec/ beside the items file)."
+        None, "Folder for the files of --cached (default: .transrec/ beside the items file).", absolute=resolve
     )
     cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
         "auto",
@@ -158,29 +146,6 @@ class DataOptions(Options):
         super().__post_init__()
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
-        self._check_texts()
-
-    def _check_texts(self) -> None:
-        object.__setattr__(self, "text_attributes", [name.lower() for name in self.text_attributes])
-        attributes, lengths = self.text_attributes, self.attribute_tokens
-        flag = f"--text_attributes {' '.join(attributes)}"
-        if not attributes or len(set(attributes)) < len(attributes):
-            raise TransrecError(f"{flag}: give the name of at least one column, and none twice")
-        if named := [name for name in attributes if is_template(name)]:
-            raise TransrecError(f"{flag}: {named[0]!r} is a template, not a column; give it by --text_template")
-        if lengths and len(lengths) != len(attributes):
-            raise TransrecError(
-                f"--attribute_tokens {' '.join(map(str, lengths))}: give as many numbers as there are columns in {flag}"
-            )
-        if min(lengths, default=FEWEST_TOKENS) < FEWEST_TOKENS:
-            raise TransrecError(f"--attribute_tokens {min(lengths)}: must be at least {FEWEST_TOKENS}")
-        if self.text_template is not None:
-            read_template(self.text_template)
-            if lengths or attributes != ["title"]:
-                raise TransrecError(
-                    f"--text_template {self.text_template!r} and --text_attributes or --attribute_tokens: give one; a "
-                    f"template is one text, of --title_tokens"
-                )
 
 
 # What --item_tower calls several modalities.
@@ -190,26 +155,14 @@ ITEM_TOWERS = {"multimodal": ["text", "image"]}
 @dataclass(frozen=True)
 class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
-    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "mask_ratio": 0}
+    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1}
 
     item_tower: str = flag(
         "text",
         "What represents an item: text (its title), image, multimodal (both), id (a learned vector), or several "
         "modalities joined by +.",
     )
-    modalities: list[str] = flag(
-        [], "What items are read by, any of text, image, vector and id; said here, it goes before --item_tower."
-    )
-    text_encoder: str = flag("bert-base-uncased", "Text backbone: folder, name in pretrained_models/, or hub name.")
-    image_encoder: str = flag(
-        "google/vit-base-patch16-224", "Image backbone: folder, name in pretrained_models/, or hub name."
-    )
-    text_pooling: Literal["auto", "cls", "last", "mean"] = flag(
-        "auto",
-        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: what a "
-        "sentence-transformers folder declares, else cls for encoders, last for decoders (LLMs).",
-    )
-    mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
+    modalities: list[str] = flag([], "What items are read by; said here, it goes before --item_tower.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
     objective: str = flag("bce", "Training objective.")
     user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
@@ -220,8 +173,6 @@ class ModelOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mask_ratio >= 1:
-            raise TransrecError(f"--mask_ratio {self.mask_ratio}: must be below 1")
         if len(set(self.read_by)) < len(self.read_by) or len(set(self.modalities)) < len(self.modalities):
             raise TransrecError(f"--modalities {' '.join(self.modalities or self.read_by)}: names one of them twice")
         if self.modalities:
@@ -298,7 +249,9 @@ class RunOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"nproc": 1, "save_steps": 0, "timeout": 1}
 
     checkpoint: str | None = flag(
-        None, "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt."
+        None,
+        "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt.",
+        absolute=resolve,
     )
     output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).")
     resume: str | None = flag(
@@ -319,6 +272,7 @@ class RunOptions(Options):
         "Python file that adds methods, objectives, ... of your own (docs/adding); give the flag again for more files. "
         "It runs: give only files that you trust.",
         action="extend",
+        absolute=resolve,
     )
     timeout: int = flag(
         1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."

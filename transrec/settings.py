@@ -5,9 +5,9 @@ import hashlib
 import json
 import sys
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import METHODS, MethodOptions
 from transrec.modalities import MODALITIES, Modality
-from transrec.models.backbone import POOLINGS, declared_pooling, find_backbone
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.options import (
@@ -40,7 +39,10 @@ from transrec.training.schedules import SCHEDULES
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
 # Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
-KINDS: tuple[Registry, ...] = (METHODS, USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES, METRICS, TRACKERS)
+KINDS: tuple[Registry, ...] = (
+    *(METHODS, MODALITIES, USER_ENCODERS, OBJECTIVES),
+    *(OPTIMIZERS, SCHEDULES, METRICS, TRACKERS),
+)
 # The flags that --help shows; --help-all shows all.
 COMMON = (
     *("dataset", "method", "item_tower", "text_encoder", "image_encoder", "checkpoint", "objective"),
@@ -102,16 +104,11 @@ class Settings:
         *others, last = (modality.reads for modality in self.modalities.values())
         return f"{self.method} over {', '.join(others)} and {last}" if others else f"{self.method} over {last}"
 
-    def check_modalities(self) -> None:
-        """Raise TransrecError for an unknown modality."""
-        for name in self.model.read_by:
-            MODALITIES.get(name)
-
     @cached_property
     def modalities(self) -> dict[str, Modality]:
         """What items are read by, by name."""
-        options = self.as_dict()
-        return {name: MODALITIES.get(name).of(options) for name in self.model.read_by}
+        of = self.choices[MODALITIES.flag]
+        return {choice.name: choice.entry(choice.options, self.data.dataset) for choice in of}
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any], path: Path | None = None) -> "Settings":
@@ -126,7 +123,6 @@ class Settings:
                 for _, options in _groups(chosen)
             ]
             settings = cls._of(chosen, groups)
-            settings.check_modalities()
         except TransrecError as error:
             raise TransrecError(f"{path}: {error}; restore the file, or start a new run" if path else error) from error
         return settings
@@ -138,6 +134,11 @@ class Settings:
         own = iter(groups[len(GROUPS) :])
         choices = {k.flag: [Choice(name, k.get(name), next(own)) for name in chosen[k.flag]] for k in KINDS}
         return cls(*groups[: len(GROUPS)], choices)
+
+    def changed(self, change: Callable[[Options], Options]) -> "Settings":
+        """The same entries, each group of options as `change` gives it."""
+        names = {kind: [choice.name for choice in choices] for kind, choices in self.choices.items()}
+        return Settings._of(names, [change(options) for options in self.groups])
 
     @property
     def groups(self) -> list[Options]:
@@ -168,10 +169,15 @@ def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
     known = ChainMap(*sources, defaults, {"method": ""})
     chosen = {}
     for kind in KINDS:
-        value = known[kind.flag]
+        value = _read_by(known) if kind is MODALITIES else known[kind.flag]
         names = [*kind.always, *(value if isinstance(value, list) else [value])]
         chosen[kind.flag] = list(dict.fromkeys(kind.current(name) for name in names))
     return chosen
+
+
+def _read_by(known: Mapping[str, Any]) -> list[str]:
+    """The modalities of runs for which that is known."""
+    return ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).read_by
 
 
 def _pairs(chosen: dict[str, list[str]]) -> list[tuple[Registry, str]]:
@@ -238,9 +244,7 @@ def flags(**chosen: Any) -> set[str]:
 def _presets(*sources: Mapping[str, Any]) -> list[presets.Preset]:
     """The presets of the method and the modalities that the first source to know says, the strongest in front."""
     known = ChainMap(*sources, ModelOptions.defaults())
-    return presets.of(
-        known["method"], ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).read_by
-    )
+    return presets.of(known["method"], _read_by(known))
 
 
 def _preset_takers(method: str | None) -> list[type[Options]]:
@@ -269,7 +273,7 @@ def _parser(chosen: dict[str, list[str]]) -> OptionsParser:
     parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__, COMMON)
     parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"][0])
     for kind in KINDS:
-        parser.add_to_help(kind.flag, f" One of {', '.join(kind.names())}.")
+        parser.add_to_help(kind.flag, f" {'Any' if kind.several else 'One'} of {', '.join(kind.names())}.")
     return parser
 
 
@@ -284,7 +288,6 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         first.add_argument(f"--{kind.flag}", nargs="+" if kind.several else None)
     first.add_argument("--tensorboard", dest="tracker", action="store_const", const=["tensorboard"])
     first.add_argument("--item_tower")
-    first.add_argument("--modalities", nargs="+")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
     _add_plugin(first)
@@ -327,7 +330,6 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
                 have = ", ".join(chosen[kind.flag]) or "none"
                 raise TransrecError(f"{flag}: no flag of {kind.kind} {have}, but of {', '.join(of)}")
     settings = Settings._of(chosen, parser.parse_options(arguments))
-    settings.check_modalities()
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
     if not settings.data.dataset:
@@ -335,10 +337,11 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     settings = _with_absolute_paths(settings)
     for kind, name in _pairs(chosen):
         check_named(kind.place(name), settings.run.plugin)
-    # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
-    if stored.get("text_pooling") != "auto" and (declaring := _with_declared_pooling(settings)) != settings:
-        settings = declaring
-        set_by["text_pooling"] = "text encoder"
+    for choice in settings.choices[MODALITIES.flag]:
+        # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
+        declared = {k: v for k, v in choice.options.declared().items() if stored.get(k) != getattr(choice.options, k)}
+        settings = settings.changed(partial(_with, of=choice.options, values=declared))
+        set_by |= dict.fromkeys(declared, f"{choice.name} encoder")
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
@@ -367,44 +370,15 @@ def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Set
     return Settings.from_stored(stored, path)
 
 
-def _with_declared_pooling(settings: Settings) -> Settings:
-    """The same settings, `--text_pooling auto` replaced by what the text encoder's folder declares, where it does."""
-    model = settings.model
-    if model.text_pooling != "auto" or "text" not in model.read_by:
-        return settings
-    declared = declared_pooling(model.text_encoder)
-    if declared not in POOLINGS:
-        return settings
-    return dataclasses.replace(settings, model=dataclasses.replace(model, text_pooling=declared))
+def _with(options: Options, of: Options, values: dict[str, Any]) -> Options:
+    """The options, with other values if they are those that the values are of."""
+    return dataclasses.replace(options, **values) if options is of else options
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     """The same settings, meaning the same whatever folder they are read from later."""
-
-    def changed(options, **paths):
-        return dataclasses.replace(options, **{name: str(path) for name, path in paths.items() if path})
-
-    data, model, run = settings.data, settings.model, settings.run
+    data = settings.data
     folder = resolve(data.dataset)
-    return dataclasses.replace(
-        settings,
-        data=changed(
-            data,
-            dataset=folder,
-            users_file=data.users_file and find_file(folder, "users", data.users_file),
-            items_file=data.items_file and find_file(folder, "items", data.items_file),
-            images=data.images and resolve(data.images),
-            vectors=data.vectors and resolve(data.vectors),
-            cache_dir=data.cache_dir and resolve(data.cache_dir),
-            state_cache=data.state_cache and resolve(data.state_cache),
-        ),
-        model=changed(
-            model,
-            text_encoder=find_backbone(model.text_encoder),
-            image_encoder=find_backbone(model.image_encoder),
-        ),
-        run=dataclasses.replace(
-            changed(run, checkpoint=run.checkpoint and resolve(run.checkpoint)),
-            plugin=list(dict.fromkeys(str(resolve(file)) for file in run.plugin)),
-        ),
-    )
+    files = {"users_file": data.users_file, "items_file": data.items_file}
+    found = {name: str(find_file(folder, name.removesuffix("_file"), given)) for name, given in files.items() if given}
+    return settings.changed(lambda options: _with(options, data, found).absolute())

@@ -16,7 +16,7 @@ import accelerator
 import numpy as np
 import pytest
 import torch
-from conftest import BOTH, REPOSITORY, encoder_flags, run
+from conftest import BOTH, REPOSITORY, encoder_flags, fitting, run
 from safetensors.torch import load_file
 from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, best, finish, numbers, wait_for_state
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
@@ -202,7 +202,7 @@ def test_states_are_those_of_the_cpu(flags, backbones, tmp_path):
 
 
 def start(script: str, arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    command = [sys.executable, str(SCRIPTS / script), *fitting(arguments)]
     return subprocess.Popen(command, env=RUN_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -245,7 +245,7 @@ def test_resuming_after_sigkill(flags, backbones, tmp_path, precision):
 
 def torchrun(processes: int, script: Path, arguments: list[str]) -> str:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", str(script)]
-    command = [sys.executable, *launcher, *arguments]
+    command = [sys.executable, *launcher, *fitting(arguments)]
     done = subprocess.run(command, env=RUN_ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout

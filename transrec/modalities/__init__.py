@@ -1,5 +1,5 @@
 """What items are read by. A modality is one file of this package: its flags, its features and its tower."""
 
-from transrec.modalities.base import MODALITIES, BackboneModality, Modality, get, names, register
+from transrec.modalities.base import MODALITIES, BackboneModality, Modality, ModalityOptions, get, names, register
 
-__all__ = ["MODALITIES", "BackboneModality", "Modality", "get", "names", "register"]
+__all__ = ["MODALITIES", "BackboneModality", "Modality", "ModalityOptions", "get", "names", "register"]

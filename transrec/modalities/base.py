@@ -1,8 +1,9 @@
 """What a modality is, and the registry."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,16 +14,34 @@ from transrec.data.dataset import Dataset
 from transrec.data.features import Features
 from transrec.models import backbone
 from transrec.models.towers import BackboneTower, StoredTower, Tower
+from transrec.options import Options
 from transrec.registry import Registry
 from transrec.training.distributed import World
 
 
-class Modality:
-    """Something that items are read by: what a run's flags say of it, its features and its tower.
+@dataclass(frozen=True)
+class ModalityOptions(Options):
+    """Flags of a modality."""
 
-    A subclass is a frozen dataclass whose fields are flags by their names.
+    def declared(self) -> dict[str, Any]:
+        """Values of flags that are left open, by name, which the files that other flags name declare.
+
+        A new run takes them, and keeps them in its options.
+
+        Raises TransrecError for a file that is malformed.
+        """
+        return {}
+
+
+class Modality:
+    """Something that items are read by: its features and its tower.
+
+    Args:
+        options: the values of its flags.
+        dataset: the dataset's folder.
 
     Attributes:
+        Options: the dataclass of its flags.
         name: what it is called in --modalities.
         reads: what it reads of an item, for people, in the plural.
         encoder: where its backbone is; "" for a modality without one.
@@ -30,12 +49,11 @@ class Modality:
 
     name: ClassVar[str]
     reads: ClassVar[str]
+    Options: type[ModalityOptions] = ModalityOptions
     encoder: str = ""
 
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> "Modality":
-        """With the values that a run's options, by name, give its fields."""
-        return cls(**{field.name: options[field.name] for field in fields(cls)})
+    def __init__(self, options: Any, dataset: str | Path = ""):
+        self.options, self.dataset = options, Path(dataset)
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> Features:
         """What its tower is given, of the catalogue rows int [n], which are items 1..n.
@@ -73,7 +91,13 @@ class Modality:
 
 
 class BackboneModality(Modality):
-    """A modality that a backbone reads."""
+    """A modality that a backbone reads.
+
+    Attributes:
+        main_input: the main input of its backbones, as transformers names it; text and image have theirs.
+    """
+
+    main_input: ClassVar[str] = ""
 
     @cached_property
     def config(self):
@@ -89,7 +113,7 @@ class BackboneModality(Modality):
     def parameter_count(self) -> int:
         """Parameters of its backbone."""
         with torch.device("meta"):
-            model = backbone.build_backbone(self.config, self.name)
+            model = backbone.build_backbone(self.config, self.name, self.main_input)
         return sum(parameter.numel() for parameter in model.parameters())
 
     def tower(
@@ -97,9 +121,9 @@ class BackboneModality(Modality):
     ) -> BackboneTower:
         seed(f"{self.name} backbone")
         if draw:
-            weights = backbone.build_backbone(self.config, self.name)
+            weights = backbone.build_backbone(self.config, self.name, self.main_input)
         else:
-            weights = backbone.load_backbone(self.encoder, self.name)
+            weights = backbone.load_backbone(self.encoder, self.name, self.main_input)
         seed(f"{self.name} projection")
         return self.tower_of(weights, embedding_dim)
 
@@ -113,7 +137,7 @@ class BackboneModality(Modality):
         return StoredTower(self.name, embedding_dim, self.config.hidden_size, 1 + self.depth, self.depth)
 
     def check_states(self) -> None:
-        """Raise TransrecError where no state of a layer stands for an item."""
+        """Raise TransrecError where no state of a layer stands for an item, or where each step has others."""
 
     @property
     def pooling(self) -> str:
@@ -126,7 +150,5 @@ class BackboneModality(Modality):
         return {}
 
 
-MODALITIES: Registry[Modality] = Registry("modality", Modality, __package__)
-# Of other kinds a run chooses one.
-MODALITIES.flag = "modalities"
+MODALITIES: Registry[Modality] = Registry("modality", Modality, __package__, flag="modalities", several=True)
 register, get, names = MODALITIES.register, MODALITIES.get, MODALITIES.names

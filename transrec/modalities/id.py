@@ -1,7 +1,6 @@
 """The baseline without content (`id`): one learned vector per item."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +31,6 @@ class IdTower(Tower):
 
 
 @register("id")
-@dataclass(frozen=True)
 class Id(Modality):
     name: ClassVar[str] = "id"
     reads: ClassVar[str] = "item IDs"

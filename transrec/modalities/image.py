@@ -10,11 +10,13 @@ from torch.nn import functional as F
 
 from transrec.data.dataset import Dataset, find_images
 from transrec.data.features import ImageFeatures
-from transrec.errors import warn
-from transrec.modalities.base import BackboneModality, register
+from transrec.errors import TransrecError, warn
+from transrec.modalities.base import BackboneModality, ModalityOptions, register
 from transrec.models import backbone
-from transrec.models.backbone import Pooling, Preprocessing, has_cls
+from transrec.models.backbone import Pooling, Preprocessing, find_backbone, has_cls
 from transrec.models.towers import BackboneTower
+from transrec.options import flag
+from transrec.paths import resolve
 from transrec.training.distributed import World
 
 
@@ -63,32 +65,53 @@ class ImageTower(BackboneTower):
         return super().pool(hidden) if self.has_cls else hidden.mean(1)
 
 
-@register("image")
 @dataclass(frozen=True)
+class ImageOptions(ModalityOptions):
+    _minimum: ClassVar[dict[str, float]] = {"mask_ratio": 0, "image_workers": 0}
+
+    image_encoder: str = flag(
+        "google/vit-base-patch16-224",
+        "Image backbone: folder, name in pretrained_models/, or hub name.",
+        absolute=find_backbone,
+    )
+    mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
+    images: str | None = flag(
+        None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it.", absolute=resolve
+    )
+    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mask_ratio >= 1:
+            raise TransrecError(f"--mask_ratio {self.mask_ratio}: must be below 1")
+
+
+@register("image")
 class Image(BackboneModality):
     name: ClassVar[str] = "image"
     reads: ClassVar[str] = "images"
-
-    image_encoder: str
-    mask_ratio: float = 0.0
-    images: str | None = None
-    image_workers: int = 4
+    Options = ImageOptions
+    options: ImageOptions
 
     @property
     def encoder(self) -> str:
-        return self.image_encoder
+        return self.options.image_encoder
+
+    def check_states(self) -> None:
+        if ratio := self.options.mask_ratio:
+            raise TransrecError(f"--cached yes: not with --mask_ratio {ratio:g}, which has other states in every step")
 
     def tower_of(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
-        backbone.set_mask_ratio(weights, self.mask_ratio)
+        backbone.set_mask_ratio(weights, self.options.mask_ratio)
         return ImageTower(weights, embedding_dim, backbone.load_preprocessing(self.encoder, weights.config))
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> ImageFeatures:
-        store = find_images(dataset.folder, self.images)
+        store = find_images(dataset.folder, self.options.images)
         ids = [dataset.catalog.ids[row] for row in rows]
         store.check(ids)
         if world.is_main and (grey := len(set(ids) & set(store.header.grey))):
             warn(f"{grey:,} of {len(ids):,} items have a grey image in {store.path}")
-        return ImageFeatures(store, ids, world.device, self.image_workers)
+        return ImageFeatures(store, ids, world.device, self.options.image_workers)
 
     def files(self, features: ImageFeatures) -> dict[str, str]:
         return {str(features.store.path): features.store.content_hash}
@@ -99,4 +122,4 @@ class Image(BackboneModality):
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        return vars(backbone.load_preprocessing(self.encoder, self.config)) | {"mask_ratio": self.mask_ratio}
+        return vars(backbone.load_preprocessing(self.encoder, self.config)) | {"mask_ratio": self.options.mask_ratio}

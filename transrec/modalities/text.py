@@ -1,6 +1,6 @@
 """Titles, or other texts of an item, read by a text backbone (`text`)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -13,16 +13,20 @@ from torch.nn import functional as F
 from transrec.data.catalog import TITLE, Catalog, Tokens, cached_tokens, check_texts
 from transrec.data.dataset import Dataset
 from transrec.data.features import AttributeFeatures, TextFeatures
+from transrec.data.template import is_template, read_template
 from transrec.errors import TransrecError, warn
-from transrec.modalities.base import BackboneModality, register
+from transrec.modalities.base import BackboneModality, ModalityOptions, register
 from transrec.models import backbone
-from transrec.models.backbone import Pooling
+from transrec.models.backbone import Pooling, find_backbone
 from transrec.models.towers import BackboneTower
-from transrec.paths import make_folder
+from transrec.options import flag
+from transrec.paths import make_folder, resolve
 from transrec.training.distributed import World
 
 # Word pieces of an attribute other than the title (Adapter4Rec's programs).
 ATTRIBUTE_TOKENS = 50
+# Of a text: what begins it, what ends it, and a word between.
+FEWEST_TOKENS = 3
 SEVERAL_TEXTS = "several --text_attributes"
 
 
@@ -70,24 +74,64 @@ class TextTower(BackboneTower):
         return (weights.unsqueeze(1) @ hidden).squeeze(1)
 
 
-@register("text")
 @dataclass(frozen=True)
-class Text(BackboneModality):
-    name: ClassVar[str] = "text"
-    reads: ClassVar[str] = "titles"
+class TextOptions(ModalityOptions):
+    _minimum: ClassVar[dict[str, float]] = {"title_tokens": FEWEST_TOKENS}
 
-    text_encoder: str
-    text_pooling: Literal["auto"] | Pooling = "auto"
-    text_template: str | None = None
-    text_attributes: Sequence[str] = (TITLE,)
-    attribute_tokens: Sequence[int] = ()
-    title_tokens: int = 30
-    lower_case: bool = True
-    cache_dir: str | None = None
+    text_encoder: str = flag(
+        "bert-base-uncased",
+        "Text backbone: folder, name in pretrained_models/, or hub name.",
+        absolute=find_backbone,
+    )
+    text_pooling: Literal["auto", "cls", "last", "mean"] = flag(
+        "auto",
+        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: what a "
+        "sentence-transformers folder declares, else cls for encoders, last for decoders (LLMs).",
+    )
+    text_template: str | None = flag(
+        None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
+    )
+    text_attributes: list[str] = flag(
+        [TITLE], "Columns of the items file that are encoded one by one, as title abstract; an item is their mean."
+    )
+    title_tokens: int = flag(
+        30, "Titles, or what --text_template makes, are cut to this many word pieces, special tokens included."
+    )
+    attribute_tokens: list[int] = flag(
+        [], "Word pieces that each of --text_attributes is cut to (default: --title_tokens of title, 50 of any other)."
+    )
+    lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
+    cache_dir: str | None = flag(
+        None, "Folder for tokenised titles (default: .transrec/ beside the items file).", absolute=resolve
+    )
 
-    @property
-    def encoder(self) -> str:
-        return self.text_encoder
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "text_attributes", [name.lower() for name in self.text_attributes])
+        attributes, lengths = self.text_attributes, self.attribute_tokens
+        flag = f"--text_attributes {' '.join(attributes)}"
+        if not attributes or len(set(attributes)) < len(attributes):
+            raise TransrecError(f"{flag}: give the name of at least one column, and none twice")
+        if named := [name for name in attributes if is_template(name)]:
+            raise TransrecError(f"{flag}: {named[0]!r} is a template, not a column; give it by --text_template")
+        if lengths and len(lengths) != len(attributes):
+            raise TransrecError(
+                f"--attribute_tokens {' '.join(map(str, lengths))}: give as many numbers as there are columns in {flag}"
+            )
+        if min(lengths, default=FEWEST_TOKENS) < FEWEST_TOKENS:
+            raise TransrecError(f"--attribute_tokens {min(lengths)}: must be at least {FEWEST_TOKENS}")
+        if self.text_template is not None:
+            read_template(self.text_template)
+            if lengths or attributes != [TITLE]:
+                raise TransrecError(
+                    f"--text_template {self.text_template!r} and --text_attributes or --attribute_tokens: give one; a "
+                    f"template is one text, of --title_tokens"
+                )
+
+    def declared(self) -> dict[str, Any]:
+        """The pooling that a folder of sentence-transformers declares, where --text_pooling is auto."""
+        pooling = backbone.declared_pooling(self.text_encoder) if self.text_pooling == "auto" else None
+        return {"text_pooling": pooling} if pooling in backbone.POOLINGS else {}
 
     @property
     def texts(self) -> dict[str, int]:
@@ -97,10 +141,27 @@ class Text(BackboneModality):
         usual = [self.title_tokens if name == TITLE else ATTRIBUTE_TOKENS for name in self.text_attributes]
         return dict(zip(self.text_attributes, self.attribute_tokens or usual, strict=True))
 
+
+@register("text")
+class Text(BackboneModality):
+    name: ClassVar[str] = "text"
+    reads: ClassVar[str] = "titles"
+    Options = TextOptions
+    options: TextOptions
+
+    @property
+    def encoder(self) -> str:
+        return self.options.text_encoder
+
+    @property
+    def texts(self) -> dict[str, int]:
+        """As its options have them."""
+        return self.options.texts
+
     @property
     def pooling(self) -> Pooling:
         """What stands for a title."""
-        return backbone.pooling(self.config, self.text_pooling)
+        return backbone.pooling(self.config, self.options.text_pooling)
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -108,7 +169,7 @@ class Text(BackboneModality):
 
     def check_length(self, extra_tokens: int) -> None:
         longest, length = max(self.texts.items(), key=lambda text: text[1])
-        of_titles = longest in (TITLE, self.text_template) and not self.attribute_tokens
+        of_titles = longest in (TITLE, self.options.text_template) and not self.options.attribute_tokens
         flag = "--title_tokens" if of_titles else "--attribute_tokens"
         backbone.check_text_length(self.config, length + extra_tokens, flag)
 
@@ -129,7 +190,8 @@ class Text(BackboneModality):
         for warning in check_texts(catalog, alone=len(self.texts) == 1):
             if world.is_main:
                 warn(warning)
-        folder = Path(self.cache_dir) if self.cache_dir else None
+        given = self.options.cache_dir
+        folder = Path(given) if given else None
         if folder and world.is_main:
             make_folder(folder, "--cache_dir")
         # The main rank tokenises and fills the cache, the others read it.
@@ -140,7 +202,7 @@ class Text(BackboneModality):
 
     def _tokens(self, catalog: Catalog, length: int, folder: Path | None, progress: bool = False) -> Tokens:
         tokenizer = backbone.load_tokenizer(self.encoder)
-        made = cached_tokens(catalog, tokenizer, length, self.lower_case, folder, progress)
+        made = cached_tokens(catalog, tokenizer, length, self.options.lower_case, folder, progress)
         backbone.check_tokens(made.input_ids, tokenizer, self.config, self.encoder)
         return made
 

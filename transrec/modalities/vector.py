@@ -11,27 +11,37 @@ import numpy as np
 from transrec.data.dataset import Dataset
 from transrec.data.states import StateFeatures
 from transrec.data.vectors import IDS, VectorFile
-from transrec.modalities.base import Modality, register
+from transrec.modalities.base import Modality, ModalityOptions, register
 from transrec.models.towers import StoredTower
-from transrec.paths import file_sha256
+from transrec.options import flag
+from transrec.paths import file_sha256, resolve
 from transrec.training.distributed import World
 
 DEFAULT = "features.npy"
 
 
-@register("vector")
 @dataclass(frozen=True)
+class VectorOptions(ModalityOptions):
+    vectors: str | None = flag(
+        None,
+        "Vectors of the items computed elsewhere, for --modalities vector: .npy or .safetensors beside an ids.txt, or "
+        ".parquet (default: features.npy of the dataset folder).",
+        absolute=resolve,
+    )
+
+
+@register("vector")
 class Vector(Modality):
     name: ClassVar[str] = "vector"
     reads: ClassVar[str] = "vectors"
-
-    dataset: str
-    vectors: str | None = None
+    Options = VectorOptions
+    options: VectorOptions
 
     @cached_property
     def file(self) -> VectorFile:
         """The file of --vectors, or the dataset folder's own. Raises TransrecError as `VectorFile`."""
-        return VectorFile(Path(self.vectors) if self.vectors else Path(self.dataset) / DEFAULT)
+        given = self.options.vectors
+        return VectorFile(Path(given) if given else self.dataset / DEFAULT)
 
     @property
     def sizes(self) -> dict[str, Any]:

@@ -29,7 +29,10 @@ from transrec.untrusted import check_model_folder, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Modality = Literal["text", "image"]
+# Where it is not MODALITY_config: the part of a configuration of several modalities.
+PARTS = {"image": "vision_config"}
+MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values"}
+
 Pooling = Literal["cls", "last", "mean"]
 POOLINGS = get_args(Pooling)
 
@@ -285,8 +288,8 @@ def _check_kernels(config, name: str | Path) -> None:
             _check_kernels(part, name)
 
 
-def load_config(name: str | Path, modality: Modality = "text"):
-    """The configuration of a backbone; of a model of text and images the part for `modality`.
+def load_config(name: str | Path, modality: str = "text"):
+    """The configuration of a backbone; of a model of several modalities the part for `modality`.
 
     Raises TransrecError when there is none, and when it asks for code.
     """
@@ -294,7 +297,7 @@ def load_config(name: str | Path, modality: Modality = "text"):
 
     config = _load(name, f"{modality} encoder", partial(AutoConfig.from_pretrained, trust_remote_code=False))
     _check_kernels(config, name)
-    config = getattr(config, {"text": "text_config", "image": "vision_config"}[modality], config)
+    config = getattr(config, PARTS.get(modality, f"{modality}_config"), config)
     # Hierarchical models (Swin) and convolutions (ResNet): stages, each of a width of its own.
     sizes = [getattr(config, size, None) for size in ("hidden_size", "num_hidden_layers")]
     if hasattr(config, "depths") or not all(isinstance(size, int) for size in sizes):
@@ -367,17 +370,24 @@ def load_tokenizer(name: str | Path):
     return _load(name, "tokenizer", load)
 
 
-def build_backbone(config, modality: Modality = "text") -> "PreTrainedModel":
-    """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`."""
+def build_backbone(config, modality: str = "text", main_input: str = "") -> "PreTrainedModel":
+    """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`.
+
+    Args:
+        main_input: of models that read `modality`, as transformers names it; text and image have theirs.
+    """
     from transformers import AutoModel
 
     with _quietly():
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return _of_modality(model, config.model_type, modality)
+    return _of_modality(model, config.model_type, modality, main_input)
 
 
-def load_backbone(name: str | Path, modality: Modality = "text") -> "PreTrainedModel":
+def load_backbone(name: str | Path, modality: str = "text", main_input: str = "") -> "PreTrainedModel":
     """A backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
+
+    Args:
+        main_input: of models that read `modality`, as transformers names it; text and image have theirs.
 
     Raises TransrecError when it cannot be found or loaded, does not read `modality`, or when its weights file lacks
     part of the model.
@@ -399,7 +409,7 @@ def load_backbone(name: str | Path, modality: Modality = "text") -> "PreTrainedM
         if bad := first_not_finite(dict(model.named_parameters())):
             raise TransrecError(f"{_file_of_bad_tensor(place, bad)} holds NaN or infinity; fetch the file again")
         _mark_constants(model)
-        return _of_modality(model, place, modality)
+        return _of_modality(model, place, modality, main_input)
 
     return _load(name, f"{modality} encoder", load)
 
@@ -422,8 +432,8 @@ def _mark_constants(model: "PreTrainedModel") -> None:
         parameter.requires_grad_(declared[name].requires_grad)
 
 
-def _of_modality(model: "PreTrainedModel", name: str, modality: Modality) -> "PreTrainedModel":
-    reads = {"text": "input_ids", "image": "pixel_values"}[modality]
+def _of_modality(model: "PreTrainedModel", name: str, modality: str, main_input: str) -> "PreTrainedModel":
+    reads = main_input or MAIN_INPUTS.get(modality, model.main_input_name)
     if model.main_input_name != reads:
         other = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
         raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from transrec import modalities
 from transrec.errors import TransrecError
 from transrec.options import ModelOptions
 
@@ -50,9 +51,12 @@ def encoder_axis() -> Axis:
 
     Over titles and images a value names both, like bert-base-uncased,google/vit-base-patch16-224.
     """
-    defaults = ModelOptions.defaults()
-    flags = {name: tuple(f"{read}_encoder" for read in ModelOptions(item_tower=name).read_by) for name in MODALITIES}
-    values = {name: (",".join(defaults[flag] for flag in of),) for name, of in flags.items()}
+    read_by = {name: ModelOptions(item_tower=name).read_by for name in MODALITIES}
+    flags = {name: tuple(f"{read}_encoder" for read in of) for name, of in read_by.items()}
+    values = {
+        name: (",".join(modalities.get(read).Options.defaults()[f"{read}_encoder"] for read in of),)
+        for name, of in read_by.items()
+    }
     return Axis("encoder", values, flags, divider=",")
 
 

@@ -16,7 +16,6 @@ from typing import Any
 from transrec import assembly, presets, settings
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
-from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
 from transrec.reports.tables import (
     COLUMNS,
@@ -149,10 +148,8 @@ class Study:
 
     def _sets(self, axis: Axis, point: dict[str, str], stage: str) -> bool:
         """Whether a stage's run at a point reads a flag that the axis sets."""
-        read = {f"{modality}_encoder" for modality in ModelOptions(item_tower=self._modality(point)).read_by}
-        known = self._known(point, stage) - ({"text_encoder", "image_encoder"} - read)
         names = {name for scope, name in _scoped(axis, point) if scope in ("", stage)}
-        return axis.name != "method" and not names.isdisjoint(known)
+        return axis.name != "method" and not names.isdisjoint(self._known(point, stage))
 
     def _target_job(self, point: dict[str, str], row: dict[str, str], seed: int, start: Job | None) -> Job:
         flags = self._flags(point, "target") | {"dataset": [str(self.target)], "seed": [str(seed)]}
@@ -213,9 +210,9 @@ class Study:
         """Raise TransrecError where a run's method or sizes do not fit its backbones, as the run itself would do."""
         data = parsed.data
         model = {key: value for key, value in parsed.model.as_dict().items() if key != "objective"}
-        parts = [parsed.choice(kind).options.as_dict() for kind in ("method", "user_encoder")]
-        texts = [data.title_tokens, data.text_template, data.text_attributes, data.attribute_tokens]
-        built_of = [parsed.method, *parts, model, *texts, data.max_seq_len]
+        kinds = ("method", "user_encoder", "modalities")
+        parts = [choice.options.as_dict() for kind in kinds for choice in parsed.choices[kind]]
+        built_of = [parsed.method, *parts, model, data.max_seq_len]
         if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
             return
         try:
