@@ -1,0 +1,166 @@
+"""Whether two methods differ by more than chance: paired tests over users, intervals over users and seeds.
+
+A method's values of one metric are a matrix [S, U]: a row for each seed, a column for each user (or each target, where
+a split has several of one user), the same users in the same order for every method that is compared.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from transrec.errors import TransrecError
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+# Values of resamples that are in memory at a time.
+VALUES_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the ends of its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric of one method and how far it varies.
+
+    Attributes:
+        users: interval of the mean over users, with the seeds as they are.
+        seeds: sample standard deviation of the mean over seeds; None for one seed.
+        both: interval under resampling of users and seeds together; None for one seed.
+    """
+
+    users: Interval
+    seeds: float | None
+    both: Interval | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method beside another.
+
+    Attributes:
+        difference: interval of the mean difference over users, the first method less the second.
+        p_values: two-sided, by test. "McNemar": exact, over users who differ, for values of 0 and 1 (over several
+            seeds the exact sign test of each user's sum, which for one seed is McNemar's). "Wilcoxon" (signed ranks,
+            Pratt's zeros) and "paired t": on each user's mean over seeds, for any values.
+    """
+
+    difference: Interval
+    p_values: dict[str, float]
+
+
+def spread(values: np.ndarray, seed: int = 0) -> Spread:
+    """How a method's values [S, U] of a metric vary over users and over seeds."""
+    _check(values)
+    of_users = _interval(values.mean(0), seed)
+    if len(values) == 1:
+        return Spread(of_users, None, None)
+    return Spread(of_users, float(values.mean(1).std(ddof=1)), _interval_of_both(values, seed))
+
+
+def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
+    """Two methods' values [S, U] and [S', U] of one metric over the same users.
+
+    Raises TransrecError for unlike users, none, and values that are not finite.
+    """
+    for values in (first, second):
+        _check(values)
+    if first.shape[1] != second.shape[1]:
+        raise TransrecError(
+            f"cannot compare {first.shape[1]:,} users with {second.shape[1]:,}: paired tests need runs on the same data"
+        )
+    differences = first.mean(0) - second.mean(0)
+    p_values = {}
+    if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
+        p_values["McNemar"] = _sign_test(differences)
+    p_values["Wilcoxon"] = _p(stats.wilcoxon, differences, zero_method="pratt", correction=False, method="approx")
+    p_values["paired t"] = _p(stats.ttest_1samp, differences, popmean=0.0)
+    return Comparison(_interval(differences, seed), p_values)
+
+
+def _sign_test(differences: np.ndarray) -> float:
+    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
+    return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def _p(test: Callable[..., Any], differences: np.ndarray, **options: Any) -> float:
+    """A test's p-value; 1 where no user differs, or there is one alone."""
+    return float(test(differences, **options).pvalue) if differences.any() and len(differences) > 1 else 1.0
+
+
+def _interval(values: np.ndarray, seed: int) -> Interval:
+    """Percentile bootstrap of the mean of values [U]."""
+    mean = float(values.mean())
+    if len(values) < 2:
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, VALUES_AT_ONCE // len(values)),
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
+
+
+def _interval_of_both(values: np.ndarray, seed: int) -> Interval:
+    """Percentile bootstrap of the mean of [S, U]: each resample draws seeds, and users for all of them."""
+    random = np.random.default_rng(seed)
+    seeds, users = values.shape
+    means = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        drawn = values[random.integers(seeds, size=seeds)].mean(0)
+        means[number] = drawn[random.integers(users, size=users)].mean()
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for that many tests by Holm's step-down method, which bounds the chance of any false claim."""
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1)
+    return adjusted.tolist()
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted by Benjamini and Hochberg's method, which bounds the share of false claims among all claims."""
+    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+
+
+CORRECTIONS = {"holm": holm, "bh": benjamini_hochberg}
+
+
+def against(best: str, values: Mapping[str, np.ndarray], test: str, correction: str = "holm") -> dict[str, float]:
+    """The adjusted p-value of each other method's difference from `best`, over a table of methods.
+
+    Args:
+        values: [S, U] of one metric by method.
+        test: as `Comparison.p_values` names it.
+        correction: "holm" or "bh".
+    """
+    others = [name for name in values if name != best]
+    p_values = [compare(values[name], values[best]).p_values[test] for name in others]
+    return dict(zip(others, CORRECTIONS[correction](p_values), strict=True))
+
+
+def _check(values: np.ndarray) -> None:
+    if values.ndim != 2 or not values.size:
+        raise TransrecError(
+            f"values of shape {list(values.shape)}: a test needs one row per seed and one column per user"
+        )
+    if not np.isfinite(values).all():
+        raise TransrecError("a test needs finite values of every user")
