@@ -29,7 +29,7 @@ ALL = [
     *PLUGINS,
     *("--objective", "margin", "--negatives", "3", "--margin", "0.5"),
     *("--user_encoder", "gru4rec", "--gru_size", "12", "--gru_layers", "2"),
-    *("--metrics", "mrr", "recall", "coverage", "--tracker", "csv", "--csv_separator", ";"),
+    *("--metrics", "mrr", "rbp", "top_share", "--rbp_persistence", "0.5", "--tracker", "csv", "--csv_separator", ";"),
 ]
 
 
@@ -49,14 +49,14 @@ def words(flags):
 
 def test_all_of_them_in_one_run(words, tmp_path):
     result = run([*words, "--output", str(tmp_path)], "frozen")
-    lists = [f"{name}@{k}" for k in (5, 10, 20) for name in ("HR", "NDCG", "Recall", "Coverage")]
+    lists = [f"{name}@{k}" for k in (5, 10, 20) for name in ("HR", "NDCG", "RBP", "TopShare")]
     for part in ("validation", "test", "popularity"):
         assert [*result[part]] == [*lists, "MRR"]
-        assert all(result[part][f"Recall@{k}"] == result[part][f"HR@{k}"] for k in (5, 10, 20))
-        assert 0 < result[part]["Coverage@5"] <= result[part]["Coverage@20"] <= 1
+        assert all(0 <= result[part][f"RBP@{k}"] <= result[part][f"HR@{k}"] / 2 for k in (5, 10, 20))
+        assert 0 < result[part]["TopShare@20"] <= result[part]["TopShare@5"] <= 1
     rows = [*csv.DictReader((tmp_path / "metrics.csv").open(), delimiter=";")]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [float(row["validation Coverage@10"]) for row in rows] == [line["validation Coverage@10"] for line in lines]
+    assert [float(row["validation TopShare@10"]) for row in rows] == [line["validation TopShare@10"] for line in lines]
     with pytest.raises(TransrecError, match="the run needs the plugin"):
         runner.load_run(tmp_path)
     assert type(runner.load_run(tmp_path, FILES).user_encoder).__name__ == "GRU4Rec"

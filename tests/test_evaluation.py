@@ -16,10 +16,10 @@ from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
-from transrec.training import evaluation
+from transrec.training import evaluation, metrics
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator, Ranker
-from transrec.training.metrics import MRR, Metric, Ranking, summarise
+from transrec.training.metrics import AUC, MAP, MRR, PAPERS, Metric, Ranking, Recall, summarise
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -86,6 +86,39 @@ def test_lists_hold_the_best_items_that_are_not_masked():
         assert lists.dtype == torch.int32 and np.array_equal(lists, expected)
 
 
+def test_auc_is_the_share_of_the_others_behind_the_target():
+    rng = np.random.default_rng(3)
+    scores = rng.standard_normal((30, 50))
+    ranks = 1 + (scores > scores[:, :1]).sum(1)
+    expected = (scores[:, 1:] < scores[:, :1]).mean()
+    assert AUC()(Ranking(ranks.astype(float), item_count=50), 10) == pytest.approx(expected)
+    assert AUC()(Ranking(np.array([np.inf, 1.0]), item_count=50), 10) == 0.5
+
+
+def test_metrics_of_what_is_recommended_equal_their_definitions():
+    rng = np.random.default_rng(4)
+    lists = np.stack([rng.permutation(12)[:6] + 1 for _ in range(40)]).astype(np.int32)
+    lists[0, 3:] = 0
+    counts, embeddings = rng.integers(0, 9, 12), rng.standard_normal((12, 5)).astype(np.float32)
+    ranking = Ranking(np.ones(40), lists, 12, counts, embeddings)
+    chosen = [[item - 1 for item in row[:5] if item] for row in lists.tolist()]
+    shown = [item for row in chosen for item in row]
+    of_each = np.bincount(shown, minlength=12)
+    cosine = np.corrcoef(np.hstack([embeddings, -embeddings]))  # Of vectors of mean zero it is the cosine.
+    unlike = [np.mean([1 - cosine[a, b] for a in row for b in row if a != b]) for row in chosen]
+    expected = {
+        "coverage": len(set(shown)) / 12,
+        "gini": np.abs(of_each[:, None] - of_each[None]).sum() / (2 * 12 * of_each.sum()),
+        "popularity": np.mean([counts[item] for item in shown]),
+        "novelty": np.mean([-np.log2(max(counts[item], 1) / counts.sum()) for item in shown]),
+        "diversity": np.mean(unlike),
+    }
+    for name, value in expected.items():
+        assert metrics.METRICS.get(name)()(ranking, 5) == pytest.approx(value, rel=1e-5), name
+    nothing = Ranking(np.ones(2), np.zeros((2, 5), np.int32), 12, counts, embeddings)
+    assert all(np.isfinite(metrics.METRICS.get(name)()(nothing, 5)) for name in expected)
+
+
 def test_values_that_are_no_metric_are_refused():
     class Broken(Metric):
         label, has_cutoff = "MRR", False
@@ -105,14 +138,11 @@ def test_metrics_equal_an_independent_evaluator():
     scores = rng.standard_normal((50, 200))
     targets = rng.integers(0, 200, 50)
     ranks = 1 + (scores > scores[np.arange(50), targets][:, None]).sum(1)
-    ours = summarise(Ranking(ranks.astype(float)), [5, 10, 20])
+    ours = summarise(Ranking(ranks.astype(float)), [5, 10, 20], [*PAPERS, Recall(), metrics.Precision(), MAP()])
     judged = {f"u{u}": {f"i{t}": 1} for u, t in enumerate(targets)}
     ranked = {f"u{u}": {f"i{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)}
-    names = {
-        f"{short}@{k}": getattr(ir_measures, long) @ k
-        for short, long in (("HR", "Success"), ("NDCG", "nDCG"))
-        for k in (5, 10, 20)
-    }
+    called = {"HR": "Success", "NDCG": "nDCG", "Recall": "R", "Precision": "P", "MAP": "AP"}
+    names = {f"{ours}@{k}": getattr(ir_measures, theirs) @ k for ours, theirs in called.items() for k in (5, 10, 20)}
     theirs = ir_measures.calc_aggregate([*names.values(), ir_measures.RR], judged, ranked)
     for name, measure in (names | {"MRR": ir_measures.RR}).items():
         assert ours[name] == pytest.approx(theirs[measure], abs=1e-9)
@@ -150,7 +180,7 @@ def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_his
 
 
 def test_ranks_and_lists_are_those_of_one_process_however_many_share_them(split, monkeypatch):
-    class Coverage(Metric):
+    class Lists(Metric):
         label, needs_lists = "Coverage", True
 
     class Share(World):
@@ -162,7 +192,7 @@ def test_ranks_and_lists_are_those_of_one_process_however_many_share_them(split,
     items, users = torch.randn(split.item_count, 8), torch.randn(split.user_count, 8)
     shares = [ALONE, *(Share(rank=rank, size=3, device=ALONE.device) for rank in range(3))]
     whole, *parts = (
-        Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", world, metrics=[Coverage()])._rank_in_blocks(
+        Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", world, metrics=[Lists()])._rank_in_blocks(
             items, lambda numbers: users[numbers], "test"
         )
         for world in shares

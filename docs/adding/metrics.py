@@ -1,30 +1,44 @@
-"""Recall@k, from ranks, and coverage@k, from the lists of recommended items (`recall`, `coverage`).
+"""Rank-biased precision, from ranks, and the share of the most recommended item, from lists (`rbp`, `top_share`).
 
-python finetune.py --plugin docs/adding/metrics.py --metrics hr ndcg mrr recall coverage ...
+python finetune.py --plugin docs/adding/metrics.py --metrics hr ndcg mrr rbp top_share --rbp_persistence 0.9 ...
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from transrec.training.metrics import Metric, Ranking, register
+from transrec.options import Options, flag
+from transrec.training.metrics import ListMetric, Ranking, RankMetric, register
 
 
-@register("recall")
-class Recall(Metric):
-    """Share of a user's relevant items among the first k; with one relevant item per user that is the hit rate."""
+@dataclass(frozen=True)
+class RBPOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"rbp_persistence": 0}
 
-    label = "Recall"
+    rbp_persistence: float = flag(0.8, "p of rank-biased precision: how likely a reader goes on to the next item.")
+
+
+@register("rbp")
+class RankBiasedPrecision(RankMetric):
+    """(1 - p) p^(rank - 1) (Moffat and Zobel, TOIS 2008), 0 behind the cut-off."""
+
+    Options = RBPOptions
+    label = "RBP"
+
+    def __init__(self, rbp_persistence: float):
+        self.persistence = rbp_persistence
+
+    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+        return (1 - self.persistence) * self.persistence ** (ranks - 1) * (ranks <= k)
+
+
+@register("top_share")
+class TopShare(ListMetric):
+    """Share of all recommendations that the most recommended item has."""
+
+    label = "TopShare"
 
     def __call__(self, ranking: Ranking, k: int) -> float:
-        return float(np.mean(ranking.ranks <= k))
-
-
-@register("coverage")
-class Coverage(Metric):
-    """Share of all items that are recommended to anyone among the first k."""
-
-    label = "Coverage"
-    needs_lists = True
-
-    def __call__(self, ranking: Ranking, k: int) -> float:
-        recommended = np.unique(ranking.lists[:, :k])
-        return int((recommended > 0).sum()) / ranking.item_count
+        items = self.recommended(ranking, k)
+        return float(np.bincount(items).max() / len(items)) if len(items) else 0.0

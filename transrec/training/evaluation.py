@@ -184,6 +184,8 @@ class Evaluator:
             self.world.sum(ranks).cpu().numpy().astype(np.float64),
             self.world.sum(lists).cpu().numpy() if self.length else None,
             self.split.item_count,
+            self.split.train_counts()[1:] if self.length else None,
+            items.cpu().numpy() if any(metric.needs_embeddings for metric in self.metrics) else None,
         )
 
     def _mine(self, blocks: range) -> range:
