@@ -2,12 +2,15 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import stat
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from transrec.errors import TransrecError
 
@@ -137,6 +140,42 @@ class _Storages(Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         self.declared.append(pid)
         return _Anything()
+
+
+def map_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file, memory-mapped and read-only.
+
+    Raises TransrecError for what numpy.save has not written, pickled objects, and a file that is cut off.
+    """
+    with open_regular(path) as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            if version > (2, 0):
+                raise ValueError(f"version {version}")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, is_fortran, dtype = read(file)
+            if min(shape, default=0) < 0:
+                raise ValueError(f"shape {shape}")
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TransrecError(
+                f"{path}: not a .npy file that numpy wrote ({reason}); save it with numpy.save"
+            ) from error
+        start = file.tell()
+    if dtype.hasobject:
+        raise TransrecError(f"{path}: holds pickled Python objects, which are never unpickled; save plain numbers")
+    return map_array(path, dtype, start, shape, is_fortran)
+
+
+def map_array(path: Path, dtype: np.dtype, start: int, shape: tuple[int, ...], is_fortran: bool = False) -> np.ndarray:
+    """An array that begins at byte `start` of a file, memory-mapped. Raises TransrecError when the file is cut off."""
+    whole = start + math.prod(shape) * dtype.itemsize
+    if (there := path.stat().st_size) < whole:
+        raise TransrecError(f"{path}: cut off, {there:,} of {whole:,} bytes are left; copy it again")
+    # Nothing to map: what has no items is told by its shape.
+    if 0 in shape or not shape:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype, "r", start, shape, order="F" if is_fortran else "C")
 
 
 def check_torch_file(path: Path) -> None:

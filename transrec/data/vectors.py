@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from transrec.errors import TransrecError, about_file
-from transrec.untrusted import open_regular, read_regular, safetensors_header
+from transrec.untrusted import map_array, map_npy, open_regular, read_regular, safetensors_header
 
 IDS = "ids.txt"
 IDS_BYTES = 2**30
@@ -75,24 +75,10 @@ class VectorFile:
 
 
 def _read_npy(path: Path) -> tuple[np.ndarray, None]:
-    with open_regular(path) as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            if version > (2, 0):
-                raise ValueError(f"version {version}")
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, is_fortran, dtype = read(file)
-            if min(shape, default=0) < 0:
-                raise ValueError(f"shape {shape}")
-        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TransrecError(
-                f"{path}: not a .npy file that numpy wrote ({reason}); save it with numpy.save"
-            ) from error
-        start = file.tell()
-    _check_dtype(path, dtype)
-    _check_length(path, start + math.prod(shape) * dtype.itemsize)
-    return _map(path, dtype, start, shape, is_fortran), None
+    values = map_npy(path)
+    if values.dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
+        raise TransrecError(f"{path}: is of dtype {values.dtype}; save it as float16 or float32")
+    return values, None
 
 
 def _read_safetensors(path: Path) -> tuple[np.ndarray, None]:
@@ -111,8 +97,7 @@ def _read_safetensors(path: Path) -> tuple[np.ndarray, None]:
         raise TransrecError(f"{path}: is of dtype {tensor['dtype']}; save it as float16 or float32")
     if min(shape, default=0) < 0 or first < 0 or last - first != math.prod(shape) * dtype.itemsize:
         raise TransrecError(f"{path}: its header contradicts itself (shape {list(shape)}, {last - first:,} bytes)")
-    _check_length(path, start + last)
-    return _map(path, dtype, start + first, shape), None
+    return map_array(path, dtype, start + first, shape), None
 
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, list[str]]:
@@ -139,25 +124,6 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, list[str]]:
         return np.array(rows, dtype=kind.to_pandas_dtype()), ids
     except (ValueError, TypeError) as error:
         raise TransrecError(f"{path}: features are not of one shape for every item; save them again") from error
-
-
-def _map(path: Path, dtype: np.dtype, start: int, shape: tuple[int, ...], is_fortran: bool = False) -> np.ndarray:
-    # Nothing to map: what has no items is told by its shape.
-    if 0 in shape or not shape:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start, shape, order="F" if is_fortran else "C")
-
-
-def _check_dtype(path: Path, dtype: np.dtype) -> None:
-    if dtype.hasobject:
-        raise TransrecError(f"{path}: holds pickled Python objects, which are never unpickled; save plain numbers")
-    if dtype not in (np.dtype(np.float16), np.dtype(np.float32)):
-        raise TransrecError(f"{path}: is of dtype {dtype}; save it as float16 or float32")
-
-
-def _check_length(path: Path, whole: int) -> None:
-    if (there := path.stat().st_size) < whole:
-        raise TransrecError(f"{path}: cut off, {there:,} of {whole:,} bytes are left; copy it again")
 
 
 def _read_ids(path: Path) -> list[str]:
