@@ -58,7 +58,8 @@ def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -
         train(model, optimizer, piece, features)
     trained = time.perf_counter()
     users, world = np.arange(min(USERS, split.user_count)), World(0, 1, torch.device("cpu"))
-    ranked = replace(split, kept=split.kept.of(users), training_users=users)
+    starts = {"validation_starts": split.validation_starts[users], "test_starts": split.test_starts[users]}
+    ranked = replace(split, kept=split.kept.of(users), training_users=users, **starts)
     Evaluator(ranked, features, EvaluationOptions(), "seen", world).evaluate(model, "validation")
     evaluated = time.perf_counter()
     return [

@@ -63,7 +63,7 @@ def test_parquet_without_what_reads_it(vectors, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     path = vectors.with_suffix(".parquet")
     path.write_bytes(b"PAR1")
-    with pytest.raises(TransrecError, match="needs pyarrow; pip install pyarrow, or save"):
+    with pytest.raises(TransrecError, match=r"needs pyarrow; pip install 'transrec\[import\]', or save"):
         VectorFile(path)
 
 

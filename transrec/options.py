@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
+from transrec.data.splits import Splitting
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
@@ -103,7 +104,9 @@ class DataOptions(Options):
     }
 
     dataset: str | None = flag(
-        None, "Dataset folder (required): dataset.json, or one *users*.tsv and one *items*.tsv.", absolute=resolve
+        None,
+        "Dataset folder (required): one *users*.tsv and one *items*.tsv, or Parquet, or as dataset.json says.",
+        absolute=resolve,
     )
     users_file: str | None = flag(
         None, "Interactions file of the dataset, where the folder's names do not tell which it is."
@@ -111,6 +114,24 @@ class DataOptions(Options):
     items_file: str | None = flag(None, "Items file of the dataset, where the folder's names do not tell which it is.")
     max_seq_len: int = flag(20, "L, the longest sequence that the user encoder sees; it learns as many positions.")
     min_seq_len: int = flag(5, "Drop users with fewer interactions than this.")
+    split: Literal["loo", "time", "ratio", "given"] = flag(
+        "loo",
+        "What is trained on, validated on and tested on. loo: leave-one-out, each user's last interaction is for test "
+        "and the one before it for validation; time: at two moments, alike for all users, so that no training "
+        "interaction is later than a target; ratio: shares of each user's interactions; given: as the dataset's "
+        "publisher has split it.",
+    )
+    split_at: str | None = flag(
+        None,
+        "Where test interactions start under --split time and ratio: a share of the interactions, as 0.9, or for time "
+        "a date, as 2018-09-01 (default: 0.9).",
+    )
+    validate_at: str | None = flag(
+        None, "Where validation interactions start under --split time and ratio, as of --split_at (default: 0.8)."
+    )
+    catalogue: Literal["touched", "all"] = flag(
+        "touched", "Items that are ranked: those that the users kept interact with, or all that the items file lists."
+    )
     user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, against all items.")
     subset_seed: int = flag(
         0, "Seed that draws the users of --user_fraction; under one seed a smaller fraction lies within a larger one."
@@ -140,10 +161,16 @@ class DataOptions(Options):
         "on disk.",
     )
 
+    @property
+    def splitting(self) -> Splitting:
+        """What decides the split, but for the lengths."""
+        return Splitting(self.split, self.split_at, self.validate_at, self.catalogue)
+
     def __post_init__(self):
         # As options.json of earlier releases have it.
         object.__setattr__(self, "cached", _yes_or_no(self.cached))
         super().__post_init__()
+        _ = self.splitting
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
 

@@ -277,6 +277,7 @@ def _dataset(settings: Settings) -> Dataset:
         data.items_file,
         data.user_fraction,
         data.subset_seed,
+        data.splitting,
     )
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from transrec.data import tsv
+from transrec.data import parquet, tsv
 from transrec.data.template import Template, is_template, read_template
 from transrec.errors import FileError, TransrecError
 from transrec.paths import atomic_write, file_sha256
@@ -70,16 +71,23 @@ class Catalog:
             if not column or column not in self.columns:
                 raise TransrecError(f"{flag}: {self.path} has no column {column!r}; {self.columns_there}")
         places = [self.columns.index(column) for column in template.columns]
-        lines = tsv.lines(self.path, "items")
-        if self.has_header:
-            next(lines)
-        texts = []
-        for _, line in lines:
-            fields = line.split("\t", max(places) + 1)
-            texts.append(template.fill([fields[place] if place < len(fields) else "" for place in places]))
+        texts = [template.fill(fields) for fields in self._fields(places)]
         if len(texts) != len(self.ids):
             raise TransrecError(f"{self.path}: was changed while it was read; give the command again")
         return replace(self, texts=texts, text=text)
+
+    def _fields(self, places: list[int]) -> Iterator[list[str]]:
+        """Some columns of each item, by their places."""
+        if parquet.is_parquet(self.path):
+            names = list(parquet.text_columns(self.path).values())
+            yield from map(list, parquet.read_texts(self.path, [names[place] for place in places]))
+            return
+        lines = tsv.lines(self.path, "items")
+        if self.has_header:
+            next(lines)
+        for _, line in lines:
+            fields = line.split("\t", max(places) + 1)
+            yield [fields[place] if place < len(fields) else "" for place in places]
 
     @property
     def columns_there(self) -> str:
@@ -96,6 +104,8 @@ def read_catalog(path: Path) -> Catalog:
     Raises TransrecError for an unreadable or empty file, a line without an item id, an item listed twice, and where
     there is a header, for a column named twice, a line with more columns than it names, and no items.
     """
+    if parquet.is_parquet(path):
+        return _read_parquet(path)
     first_line: dict[str, int] = {}
     texts = []
     widths: Counter[int] = Counter()
@@ -126,6 +136,28 @@ def read_catalog(path: Path) -> Catalog:
         raise TransrecError(f"{path}: has a header and no items; it needs one line for each item")
     columns = names or COLUMNS[: max(widths)]
     return Catalog(path, list(first_line), texts, columns, widths.most_common(1)[0][0], has_header=names is not None)
+
+
+def _read_parquet(path: Path) -> Catalog:
+    """Read a row per item: the column `item_id`, and `title` where there are titles."""
+    columns = parquet.text_columns(path)
+    if COLUMNS[0] not in columns:
+        raise TransrecError(f"{path}: has no column {COLUMNS[0]!r} among {', '.join(columns)}; rename the item's id")
+    first_row: dict[str, int] = {}
+    texts = []
+    names = [columns[name] for name in (COLUMNS[0], TITLE) if name in columns]
+    for number, (item, *text) in enumerate(parquet.read_texts(path, names), start=1):
+        if not item or any(map(str.isspace, item)):
+            raise TransrecError(f"{path}, row {number}: {item!r} is not an item id; it must be text without spaces")
+        if item in first_row:
+            raise TransrecError(
+                f"{path}, row {number}: item {item!r} stands in row {first_row[item]} already; remove one of them"
+            )
+        first_row[item] = number
+        texts.extend(text or [""])
+    if not first_row:
+        raise TransrecError(f"{path}: holds no rows; it needs one for each item")
+    return Catalog(path, list(first_row), texts, list(columns), len(columns), has_header=True)
 
 
 def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:

@@ -4,10 +4,22 @@ import os
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from transrec.data import interaction_rows
 from transrec.data.catalog import Catalog, read_catalog
-from transrec.data.interactions import Interactions, Split, leave_one_out, read_interactions, train_on_fraction
+from transrec.data.interactions import (
+    PARTS,
+    Interactions,
+    Sequences,
+    Split,
+    read_interactions,
+    train_on_fraction,
+)
+from transrec.data.parquet import is_parquet
+from transrec.data.splits import LEAVE_ONE_OUT, Splitting
 from transrec.errors import TransrecError, about_file
 from transrec.paths import file_sha256, resolve
 from transrec.untrusted import read_json
@@ -16,7 +28,13 @@ if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
 
 NAMES_SHOWN = 10
-PATTERNS = {"users": ("*users*.tsv", "*behaviors*.tsv"), "items": ("*items*.tsv", "*news*.tsv")}
+# What is looked for first, and what where there is none of it.
+PATTERNS = {
+    "users": (("*users*.tsv", "*behaviors*.tsv"), ("*interactions*.parquet",)),
+    "items": (("*items*.tsv", "*news*.tsv"), ("*items*.parquet", "*news*.parquet")),
+}
+DESCRIPTION = "dataset.json"
+LIKE = '{"users": "u.tsv", "items": "i.tsv"}'
 
 
 @dataclass(frozen=True)
@@ -34,8 +52,11 @@ class Dataset:
         return self.folder.name
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each of its files, by path."""
-        return {str(path): file_sha256(path) for path in (self.catalog.path, self.interactions.path)}
+        """SHA-256 of each of its files, by path; of dataset.json where it says more than the files' names."""
+        files = [self.catalog.path, self.interactions.path, *self.interactions.beside]
+        if _description(self.folder).keys() - {*PATTERNS, "interactions"}:
+            files.append(self.folder / DESCRIPTION)
+        return {str(path): file_sha256(path) for path in files}
 
     def with_fraction(self, user_fraction: float, subset_seed: int) -> "Dataset":
         """The same dataset, of which only that fraction of the users is trained on."""
@@ -46,14 +67,24 @@ class Dataset:
 
     @property
     def summary(self) -> str:
+        """One line: what is kept of what was read, how it is split, and what is left out on purpose."""
         split, read = self.split, self.interactions.sequences
-        training, kept = len(split.training_users), split.user_count
-        of_users = f" of {training:,} users" if training < kept else ""
-        return (
-            f"{self.name}: {split.user_count:,} users of {len(read):,}, {split.item_count:,} items of "
-            f"{len(self.catalog.ids):,}, {int(split.kept.lengths.sum()):,} interactions "
-            f"({int(split.train.lengths.sum()):,} to train on{of_users})"
-        )
+        training, users = len(split.training_users), split.user_count
+        kept, all_of = int(split.kept.lengths.sum()), int(read.lengths.sum())
+        of_users = f" of {training:,} users" if training < users else ""
+        of_all = f" of {all_of:,}" if kept < all_of else ""
+        parts = [
+            f"{self.name}: {users:,} users of {len(read):,}, {split.item_count:,} items of {len(self.catalog.ids):,}, "
+            f"{kept:,} interactions{of_all} ({int(split.train.lengths.sum()):,} to train on{of_users})"
+        ]
+        if split.cut_users(read):
+            parts.append(f"of long sequences the last {split.max_seq_len + 1} interactions to train on (--max_seq_len)")
+        if split.rule != Split.rule:
+            targets = (f"{len(getattr(split, part)):,} {part}" for part in PARTS[1:])
+            parts.append(f"split {split.rule}: {' and '.join(targets)} targets")
+        if without := sum(split.without_history(part) for part in PARTS[1:]):
+            parts.append(f"{without:,} interactions with nothing before them are no targets")
+        return "; ".join(parts)
 
 
 def find_file(folder: Path, role: str, given: str | None = None) -> Path:
@@ -66,29 +97,43 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     """
     if not folder.is_dir():
         raise TransrecError(f"{folder}: no such dataset folder; give it with --dataset")
-    described = folder / "dataset.json"
     if given:
         path = folder / given
         return path if path.exists() else resolve(given)
-    if os.path.lexists(described):
-        try:
-            with about_file(described, what="cannot be read"):
-                name = read_json(described).get(role)
-        except (ValueError, AttributeError) as error:
-            raise TransrecError(f'{described}: not JSON like {{"users": "u.tsv", "items": "i.tsv"}}') from error
-        if isinstance(name, str):
-            return folder / name
-        if name is not None:
-            raise TransrecError(f"{described}: {role!r} is {name!r}; it must be a file's name")
-    found = sorted({path for pattern in PATTERNS[role] for path in folder.glob(pattern)})
-    if len(found) == 1:
-        return found[0]
-    wanted = " or ".join(PATTERNS[role])
-    if found:
-        problem = f"several files fit {wanted}: {_some(found)}"
+    described = _description(folder)
+    name = described.get(role)
+    if name is None and role == "users":
+        name = described.get("interactions")
+    if isinstance(name, str):
+        return folder / name
+    if name is not None:
+        raise TransrecError(f"{folder / DESCRIPTION}: {role!r} is {name!r}; it must be a file's name")
+    for patterns in PATTERNS[role]:
+        found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        if len(found) == 1:
+            return found[0]
+        if found:
+            problem = f"several files fit {' or '.join(patterns)}: {_some(found)}"
+            break
     else:
+        wanted = " or ".join(pattern for patterns in PATTERNS[role] for pattern in patterns)
         problem = f"no file fits {wanted}; it holds {_some(sorted(folder.iterdir())) or 'no files'}"
-    raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {described.name}")
+    raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {DESCRIPTION}")
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What dataset.json says; nothing where there is none. Raises TransrecError for one that is no JSON object."""
+    path = folder / DESCRIPTION
+    if not os.path.lexists(path):
+        return {}
+    try:
+        with about_file(path, what="cannot be read"):
+            described = read_json(path)
+        if not isinstance(described, dict):
+            raise ValueError
+    except ValueError as error:
+        raise TransrecError(f"{path}: not JSON like {LIKE}") from error
+    return described
 
 
 def check_not_raw(folder: Path) -> None:
@@ -136,17 +181,102 @@ def load_dataset(
     items_file: str | None = None,
     user_fraction: float = 1.0,
     subset_seed: int = 0,
+    splitting: Splitting = LEAVE_ONE_OUT,
+    with_times: bool = False,
 ) -> Dataset:
     """Find, read and split a dataset; only `user_fraction` of the users are trained on.
 
-    Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `leave_one_out` do.
+    Args:
+        with_times: read times too where there are any, though the split does not need them.
+
+    Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `Splitting.split` do.
     """
     folder = resolve(folder)
     if not (users_file or items_file):
         check_not_raw(folder)
-    items_path = find_file(folder, "items", items_file)
-    users_path = find_file(folder, "users", users_file)
-    catalog = read_catalog(items_path)
-    interactions = read_interactions(users_path, catalog)
-    whole = Dataset(folder, catalog, interactions, leave_one_out(interactions, max_seq_len, min_seq_len))
-    return whole.with_fraction(user_fraction, subset_seed)
+    catalog = read_catalog(find_file(folder, "items", items_file))
+    interactions = _interactions(folder, users_file, catalog, splitting.needs, with_times)
+    split = splitting.split(interactions, len(catalog.ids), max_seq_len, min_seq_len)
+    return Dataset(folder, catalog, interactions, split).with_fraction(user_fraction, subset_seed)
+
+
+def _interactions(
+    folder: Path, users_file: str | None, catalog: Catalog, needs: tuple[str, ...], with_times: bool
+) -> Interactions:
+    """The interactions with what is needed besides their order."""
+    named = _description(folder).get("users") if folder.is_dir() and not users_file else None
+    if isinstance(named, dict):
+        return _joined(folder, named, catalog, needs)
+    path = find_file(folder, "users", users_file)
+    if is_parquet(path):
+        return interaction_rows.read_interactions(path, catalog.ids, needs)
+    interactions = read_interactions(path, catalog)
+    beside = _beside(folder)
+    if not needs and not (with_times and beside):
+        return interactions
+    if beside is None:
+        raise TransrecError(
+            f"{path}: has no {' and '.join(needs)}, which --split {'time' if 'times' in needs else 'given'} needs; put "
+            f"an interactions.parquet of {interaction_rows.COLUMNS} beside it, a row per interaction, or use --split "
+            f"loo or --split ratio"
+        )
+    more = interaction_rows.read_interactions(beside, catalog.ids, needs)
+    ours, theirs = interactions.sequences, more.sequences
+    same = interactions.users == more.users and np.array_equal(ours.stops, theirs.stops)
+    if not (same and np.array_equal(ours.values, theirs.values)):
+        raise TransrecError(
+            f"{beside}: does not hold the interactions of {path.name} in their order; import the dataset again, or "
+            f"remove one of the two files"
+        )
+    return replace(interactions, times=more.times, parts=more.parts, beside=(beside,))
+
+
+def _beside(folder: Path) -> Path | None:
+    """The file that says more of each interaction than users.tsv."""
+    if isinstance(name := _description(folder).get("interactions"), str):
+        return folder / name
+    found = sorted(folder.glob(PATTERNS["users"][1][0]))
+    return found[0] if len(found) == 1 else None
+
+
+def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[str, ...]) -> Interactions:
+    """The interactions of a publisher's own training, validation and test file."""
+    by_part: dict[int, Interactions] = {}
+    for name, file in named.items():
+        part = interaction_rows.PART_NAMES.get(name)
+        if part is None or part in by_part or not isinstance(file, str):
+            raise TransrecError(
+                f"{folder / DESCRIPTION}: 'users' has {name!r}: {file!r}; it must be a file's name, or one for each of "
+                f"{', '.join(PARTS)}"
+            )
+        if is_parquet(path := folder / file):
+            by_part[part] = interaction_rows.read_interactions(
+                path, catalog.ids, [need for need in needs if need == "times"]
+            )
+        else:
+            by_part[part] = read_interactions(path, catalog)
+    if 0 not in by_part:
+        raise TransrecError(f"{folder / DESCRIPTION}: 'users' names no file of {PARTS[0]}; name it")
+    number: dict[str, int] = {}
+    owners, values, times, parts = [], [], [], []
+    for part, of in sorted(by_part.items()):
+        rows = np.array([number.setdefault(user, len(number)) for user in of.users], np.int64)
+        owners.append(np.repeat(rows, of.sequences.lengths))
+        values.append(of.sequences.values)
+        parts.append(np.full(len(values[-1]), part, np.int8))
+        times.append(of.times)
+    first, *others = [by_part[part].path for part in sorted(by_part)]
+    timed = all(of is not None for of in times)
+    if "times" in needs and not timed:
+        raise TransrecError(f"{first}: has no times, which --split time needs; use --split given, or Parquet files")
+    owner = np.concatenate(owners)
+    order = np.lexsort((np.concatenate(times), owner)) if timed else np.argsort(owner, kind="stable")
+    stops = np.cumsum(np.bincount(owner, minlength=len(number)))
+    return Interactions(
+        first,
+        list(number),
+        Sequences(np.concatenate(values)[order], np.concatenate([[0], stops[:-1]]), stops),
+        np.concatenate(times)[order] if timed else None,
+        np.concatenate(parts)[order],
+        tuple(others),
+    )

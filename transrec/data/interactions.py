@@ -1,8 +1,9 @@
-"""Users' sequences as flat arrays, and the leave-one-out split (docs/protocol.md)."""
+"""Users' sequences as flat arrays, and what a split makes of them (docs/protocol.md)."""
 
 import hashlib
 from array import array
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ import numpy as np
 from transrec.data import tsv
 from transrec.data.catalog import Catalog
 from transrec.errors import TransrecError
+
+PARTS = ("train", "validation", "test")
+# So many values are laid end to end at a time: what is needed on the way takes ten times the room of the values.
+AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,19 @@ class Sequences:
     def flat(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
         """All values of the given users, one after the other."""
         lengths = self.lengths[users]
-        shift = self.starts[users] - (np.cumsum(lengths) - lengths)
-        return self.values[np.arange(lengths.sum()) + np.repeat(shift, lengths)]
+        ends = np.cumsum(lengths)
+        shift = self.starts[users] - (ends - lengths)
+        count = int(lengths.sum())
+        if count <= AT_ONCE:
+            return self.values[np.arange(count) + np.repeat(shift, lengths)]
+        flat = np.empty(count, self.values.dtype)
+        first = begin = 0
+        while first < len(lengths):
+            last = max(first + 1, int(np.searchsorted(ends, begin + AT_ONCE, side="right")))
+            end = int(ends[last - 1])
+            flat[begin:end] = self.values[np.arange(begin, end) + np.repeat(shift[first:last], lengths[first:last])]
+            first, begin = last, end
+        return flat
 
     def owners(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
         """For each of the values that `flat` gives the row of its user among the given ones: int64."""
@@ -65,11 +81,23 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Interactions:
-    """A behaviours file: `users` [U] ids in file order, `sequences` of catalogue rows (from 0), oldest first."""
+    """What users did, oldest first.
+
+    Attributes:
+        path: the behaviours file, or the first of several.
+        users: [U] ids in file order.
+        sequences: of catalogue rows (from 0), those of a user after those of the one before.
+        times: int64 [N], seconds since 1970, of `sequences.values`; None: not read, or there are none.
+        parts: int8 [N], the part of the publisher's own split, as an index into PARTS; None as of `times`.
+        beside: files that were read besides `path`.
+    """
 
     path: Path
     users: list[str]
     sequences: Sequences
+    times: np.ndarray | None = None
+    parts: np.ndarray | None = None
+    beside: tuple[Path, ...] = ()
 
 
 def read_interactions(path: Path, catalog: Catalog) -> Interactions:
@@ -110,21 +138,31 @@ def read_interactions(path: Path, catalog: Catalog) -> Interactions:
 
 @dataclass(frozen=True)
 class Split:
-    """Leave-one-out split. Items are numbered 1..n in items-file order; 0 is padding.
+    """Of each user's sequence s the first interactions are for training, then come validation and test targets.
+
+    Items are numbered 1..n in items-file order; 0 is padding.
 
     Attributes:
         item_rows: int64 [n], the catalogue row of item i at i - 1.
         user_rows: int64 [U], the row in the behaviours file of each kept user.
-        kept: s, the last L + 3 interactions of each kept user.
+        kept: s, of each kept user the last L + 1 interactions to train on, and all after them.
+        validation_starts: int64 [U], where in `kept.values` the validation targets of each user start.
+        test_starts: int64 [U], where validation targets end and test targets start.
         max_seq_len: L.
         training_users: int64, the kept users who are trained on (from 0, ascending); all are evaluated.
+        times: int64, seconds since 1970, of `kept.values`, where the split has read them.
+        rule: what it is called, and where it cuts.
     """
 
     item_rows: np.ndarray
     user_rows: np.ndarray
     kept: Sequences
+    validation_starts: np.ndarray
+    test_starts: np.ndarray
     max_seq_len: int
     training_users: np.ndarray
+    times: np.ndarray | None = None
+    rule: str = "leave-one-out"
 
     @property
     def item_count(self) -> int:
@@ -136,54 +174,121 @@ class Split:
 
     @property
     def train(self) -> Sequences:
-        """s[:-2] of each training user: at most L + 1 items, of which the first L predict the last L."""
-        return self.kept.of(self.training_users).without_last(2)
+        """Of each training user at most L + 1 items, of which the first L predict the last L."""
+        users = self.training_users
+        return Sequences(self.kept.values, self.kept.starts[users], self.validation_starts[users])
 
-    @property
+    @cached_property
     def validation(self) -> Sequences:
-        """s[-(L+2):-1]: its last item is the target."""
-        return self.kept.without_last(1).only_last(self.max_seq_len + 1)
+        """One for each validation target: its last item is the target, the at most L before are the context."""
+        return self.upto("validation").only_last(self.max_seq_len + 1)
 
-    @property
+    @cached_property
     def test(self) -> Sequences:
-        """s[-(L+1):]: its last item is the target."""
-        return self.kept.only_last(self.max_seq_len + 1)
+        """One for each test target, as of `validation`."""
+        return self.upto("test").only_last(self.max_seq_len + 1)
 
     def history(self, part: str) -> Sequences:
-        """The items that evaluation masks: the training sequence for "validation", s[:-1] for "test"."""
-        return self.kept.without_last({"validation": 2, "test": 1}[part])
+        """The items that evaluation masks, one sequence for each target: what of `kept` stands before it."""
+        return self.upto(part).without_last(1)
+
+    def upto(self, part: str) -> Sequences:
+        """Of each target of "validation" or "test" all of its user's kept interactions up to it, itself included."""
+        users, places = self.targets(part)
+        return Sequences(self.kept.values, self.kept.starts[users], places + 1)
+
+    def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """User, from 0, and place in `kept.values` of each target, int64 [T] each, ordered by user and time.
+
+        A user's first interaction is no target, since nothing stands before it.
+        """
+        firsts, stops = self._bounds(part)
+        firsts = np.maximum(firsts, self.kept.starts + 1)
+        lengths = np.maximum(stops - firsts, 0)
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)
+        return np.repeat(np.arange(self.user_count), lengths), places
+
+    def without_history(self, part: str) -> int:
+        """How many interactions of a part are no targets, since they are their users' first."""
+        firsts, stops = self._bounds(part)
+        return int(np.count_nonzero((firsts == self.kept.starts) & (stops > firsts)))
+
+    def cut_users(self, read: Sequences) -> int:
+        """How many kept users have lost their first interactions, of the sequences that were read."""
+        return int(np.count_nonzero(self.kept.lengths < read.lengths[self.user_rows]))
+
+    def _bounds(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        bounds = (self.validation_starts, self.test_starts, self.kept.stops)
+        first = PARTS.index(part) - 1
+        return bounds[first], bounds[first + 1]
 
     def train_counts(self) -> np.ndarray:
         """How often each item occurs in the training sequences: int64 [n + 1], entry 0 (padding) is 0."""
         return np.bincount(self.train.flat(), minlength=self.item_count + 1)
 
 
-def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int) -> Split:
+def kept_users(interactions: Interactions, min_seq_len: int) -> np.ndarray:
+    """The rows of the users of at least `min_seq_len` interactions. Raises TransrecError when there is none."""
+    lengths = interactions.sequences.lengths
+    users = np.flatnonzero(lengths >= min_seq_len)
+    if not len(users):
+        longest = int(lengths.max(initial=0))
+        raise TransrecError(
+            f"{interactions.path}: none of its {len(lengths)} users has {min_seq_len} interactions or more "
+            f"(the longest sequence has {longest}); lower --min_seq_len"
+        )
+    return users
+
+
+def cut(
+    interactions: Interactions,
+    users: np.ndarray,
+    starts: tuple[np.ndarray, np.ndarray],
+    max_seq_len: int,
+    listed: int | None = None,
+) -> Split:
+    """The split that cuts each user's sequence at two places.
+
+    Args:
+        users: rows of the kept users.
+        starts: where in `sequences.values` the validation and the test targets of each of these start: int64 [U].
+        listed: how many items the catalogue lists, where all of them are ranked; None: those that kept users touch.
+    """
+    whole = interactions.sequences.of(users)
+    chosen = Sequences(whole.values, np.maximum(whole.starts, starts[0] - (max_seq_len + 1)), whole.stops)
+    values = chosen.flat()
+    if listed is None:
+        touched = np.zeros(1 + values.max(), dtype=bool)
+        touched[values] = True
+        values, item_rows = np.cumsum(touched, dtype=np.int32)[values], np.flatnonzero(touched)
+    else:
+        values, item_rows = values + 1, np.arange(listed)
+    stops = np.cumsum(chosen.lengths)
+    shift = stops - chosen.stops
+    times = None
+    if interactions.times is not None:
+        times = Sequences(interactions.times, chosen.starts, chosen.stops).flat()
+    return Split(
+        item_rows=item_rows,
+        user_rows=users,
+        kept=Sequences(values, stops - chosen.lengths, stops),
+        validation_starts=starts[0] + shift,
+        test_starts=starts[1] + shift,
+        max_seq_len=max_seq_len,
+        training_users=np.arange(len(users)),
+        times=times,
+    )
+
+
+def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int, listed: int | None = None) -> Split:
     """Drop users of fewer than `min_seq_len` interactions, keep the last L + 3 of the others, and number the items.
 
     Raises TransrecError when no user is left.
     """
-    sequences = interactions.sequences
-    users = np.flatnonzero(sequences.lengths >= min_seq_len)
-    if not len(users):
-        longest = int(sequences.lengths.max(initial=0))
-        raise TransrecError(
-            f"{interactions.path}: none of its {len(sequences)} users has {min_seq_len} interactions or more "
-            f"(the longest sequence has {longest}); lower --min_seq_len"
-        )
-    kept = sequences.of(users).only_last(max_seq_len + 3)
-    values = kept.flat()
-    touched = np.zeros(1 + values.max(), dtype=bool)
-    touched[values] = True
-    number = np.cumsum(touched, dtype=np.int32)
-    stops = np.cumsum(kept.lengths)
-    return Split(
-        item_rows=np.flatnonzero(touched),
-        user_rows=users,
-        kept=Sequences(number[values], stops - kept.lengths, stops),
-        max_seq_len=max_seq_len,
-        training_users=np.arange(len(users)),
-    )
+    users = kept_users(interactions, min_seq_len)
+    stops = interactions.sequences.stops[users]
+    return cut(interactions, users, (stops - 2, stops - 1), max_seq_len, listed)
 
 
 def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int) -> Split:

@@ -105,7 +105,9 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, list[str]]:
         import pyarrow  # pyright: ignore[reportMissingImports]
         import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise TransrecError(f"{path}: reading .parquet needs pyarrow; pip install pyarrow, or save a .npy") from error
+        raise TransrecError(
+            f"{path}: reading .parquet needs pyarrow; pip install 'transrec[import]', or save a .npy"
+        ) from error
     with open_regular(path) as file:
         try:
             table = pyarrow.parquet.read_table(file, columns=["id", "features"])

@@ -224,9 +224,9 @@ class Study:
     def _content(self, parsed: Settings) -> str:
         """What the dataset's files hold; reads it whole, so that a mistake in it is told before the first run."""
         data = parsed.data
-        key = (data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file)
+        key = (data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file, data.splitting)
         if key not in self._datasets:
-            dataset = load_dataset(*key)
+            dataset = load_dataset(*key[:-1], splitting=data.splitting)
             self._datasets[key] = dataset, " ".join(dataset.hashes().values())
         dataset, content = self._datasets[key]
         summary = dataset.with_fraction(data.user_fraction, data.subset_seed).summary

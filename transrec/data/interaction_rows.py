@@ -1,0 +1,160 @@
+"""Interactions in Parquet, a row for each, read without an object per row."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transrec.data.interactions import PARTS, Interactions, Sequences
+from transrec.data.parquet import ROWS_AT_ONCE, reading
+from transrec.errors import TransrecError
+
+USER, ITEM, TIME = "user_id", "item_id", "time"
+# What the column of the publisher's own split may be called, and what the values in it mean.
+SPLIT = ("split", "part")
+PART_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
+COLUMNS = "user_id, item_id, and where there are any time (whole seconds) and split (train, validation, test)"
+
+
+def read_interactions(path: Path, items: list[str], needs: Sequence[str] = ()) -> Interactions:
+    """Read a row per interaction: user, item, and what there is of time and the publisher's split.
+
+    A user's rows may stand anywhere; they are ordered by time, or as they stand where there are no times.
+
+    Args:
+        items: ids of the catalogue's items.
+        needs: of "times" and "parts" what must be there.
+
+    Raises TransrecError naming the row for what is missing, an unknown item or part; and where a column is missing.
+    """
+    with reading(path) as file:
+        names = file.schema_arrow.names
+        split = next((name for name in SPLIT if name in names), None)
+        for name in (USER, ITEM):
+            if name not in names:
+                raise TransrecError(f"{path}: has no column {name!r} among {', '.join(names)}; it needs {COLUMNS}")
+        if "times" in needs and TIME not in names:
+            raise TransrecError(
+                f"{path}: has no column {TIME!r}, which --split time reads (whole seconds since 1970); add it, or use "
+                f"--split loo or --split ratio"
+            )
+        if "parts" in needs and split is None:
+            raise TransrecError(
+                f"{path}: has no column 'split', which --split given reads (train, validation or test); add it, or "
+                f"use another --split"
+            )
+        columns = TIME if TIME in names else None, split if "parts" in needs else None
+        table = _Rows(path, items, file.metadata.num_rows, *columns, "times" in needs)
+        table.read(file)
+    return table.interactions()
+
+
+class _Rows:
+    """The columns of a file as numbers: int32 users and items, int64 times, int8 parts."""
+
+    def __init__(self, path: Path, items: list[str], count: int, time: str | None, split: str | None, must_time: bool):
+        self.path, self.time, self.split, self.must_time = path, time, split, must_time
+        self.ids, self.count = items, count
+        self.numbers: dict[str, int] = {}
+        self.users, self.items = np.empty(count, np.int32), np.empty(count, np.int32)
+        self.times = np.empty(count, np.int64) if time else None
+        self.parts = np.empty(count, np.int8) if split else None
+
+    def read(self, file: Any) -> None:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+
+        listed = pyarrow.array(self.ids, pyarrow.string())
+        columns = [USER, ITEM, *filter(None, (self.time, self.split))]
+        start = 0
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+            rows = slice(start, start + len(batch))
+            self.users[rows] = self._users(batch.column(USER), start)
+            self.items[rows] = self._items(batch.column(ITEM), listed, start)
+            if self.times is not None and not self._times(batch.column(self.time), start, rows):
+                self.times = self.time = None
+            if self.parts is not None:
+                self.parts[rows] = self._parts(batch.column(self.split), start)
+            start = rows.stop
+        if not start:
+            raise TransrecError(f"{self.path}: holds no rows; it needs one for each interaction")
+
+    def _users(self, column: Any, start: int) -> np.ndarray:
+        coded = self._text(column, start, USER).dictionary_encode()
+        numbers = [self.numbers.setdefault(user, len(self.numbers)) for user in coded.dictionary.to_pylist()]
+        return np.array(numbers, np.int32)[coded.indices.to_numpy()]
+
+    def _items(self, column: Any, listed: Any, start: int) -> np.ndarray:
+        from pyarrow import compute  # pyright: ignore[reportMissingImports]
+
+        text = self._text(column, start, ITEM)
+        rows = compute.index_in(text, value_set=listed)  # pyright: ignore[reportAttributeAccessIssue]
+        if rows.null_count:
+            place = int(np.argmax(rows.is_null().to_numpy(zero_copy_only=False)))
+            raise TransrecError(
+                f"{self.path}, row {start + place + 1}: has item {text[place].as_py()!r}, which the items file does "
+                f"not list; add the item there or remove it here"
+            )
+        return rows.to_numpy()
+
+    def _times(self, column: Any, start: int, rows: slice) -> bool:
+        """Whether all rows have a time."""
+        import pyarrow  # pyright: ignore[reportMissingImports]
+
+        if column.null_count and self.must_time:
+            raise TransrecError(
+                f"{self.path}, row {start + _first_null(column) + 1}: has no time, which --split time reads; give it "
+                f"one or remove the row"
+            )
+        if column.null_count:
+            return False
+        if pyarrow.types.is_timestamp(column.type):
+            column = column.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
+        elif not pyarrow.types.is_integer(column.type):
+            raise TransrecError(
+                f"{self.path}: column {TIME!r} is of type {column.type}; save whole seconds since 1970, as int64"
+            )
+        assert self.times is not None
+        self.times[rows] = column.cast(pyarrow.int64()).to_numpy()
+        return True
+
+    def _parts(self, column: Any, start: int) -> np.ndarray:
+        coded = self._text(column, start, str(self.split)).dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        for number, name in enumerate(names):
+            if name.lower() not in PART_NAMES:
+                row = start + int(np.argmax(coded.indices.to_numpy() == number)) + 1
+                raise TransrecError(
+                    f"{self.path}, row {row}: column {self.split!r} says {name!r}; it must be one of {', '.join(PARTS)}"
+                )
+        return np.array([PART_NAMES[name.lower()] for name in names], np.int8)[coded.indices.to_numpy()]
+
+    def _text(self, column: Any, start: int, name: str) -> Any:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+
+        if column.null_count:
+            raise TransrecError(
+                f"{self.path}, row {start + _first_null(column) + 1}: has no {name}; every row needs one"
+            )
+        return column.cast(pyarrow.string())
+
+    def interactions(self) -> Interactions:
+        """The rows as sequences."""
+        users, items, times, parts = self.users, self.items, self.times, self.parts
+        steps = np.diff(users)
+        is_ordered = not (steps < 0).any()
+        if is_ordered and times is not None:
+            is_ordered = not ((np.diff(times) < 0) & (steps == 0)).any()
+        del steps
+        if not is_ordered:
+            # Stable: at equal times the order of the rows.
+            order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+            users, items = users[order], items[order]
+            times, parts = (None if column is None else column[order] for column in (times, parts))
+        stops = np.searchsorted(users, np.arange(len(self.numbers), dtype=np.int32), side="right")
+        starts = np.concatenate([[0], stops[:-1]])
+        return Interactions(self.path, list(self.numbers), Sequences(items, starts, stops), times, parts)
+
+
+def _first_null(column: Any) -> int:
+    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))

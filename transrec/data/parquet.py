@@ -1,0 +1,65 @@
+"""Parquet files, read batch by batch."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transrec.errors import TransrecError, about_file
+from transrec.untrusted import check_regular
+
+ROWS_AT_ONCE = 2**19
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether its name says so."""
+    return path.suffix.lower() in (".parquet", ".pq")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """The file as a pyarrow.parquet.ParquetFile, mapped into memory.
+
+    Raises TransrecError where pyarrow is missing, and, within too, for a file that is none or is damaged.
+    """
+    try:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        from pyarrow.parquet import ParquetFile  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise TransrecError(f"{path}: reading Parquet needs pyarrow; pip install 'transrec[import]'") from error
+    with about_file(path, what="cannot be read"):
+        check_regular(path)
+        try:
+            with ParquetFile(path, memory_map=True) as file:
+                yield file
+        except (pyarrow.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise TransrecError(f"{path}: not a Parquet file, or damaged ({reason}); write it again") from error
+
+
+def text_columns(path: Path) -> dict[str, str]:
+    """What each column that can be read as text is called, by its name in lower case, in order; lists cannot.
+
+    Raises TransrecError as `reading`, and for two names that differ by capitals alone.
+    """
+    names: dict[str, str] = {}
+    with reading(path) as file:
+        schema = file.schema_arrow
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if names.setdefault(name.lower(), name) != name:
+            raise TransrecError(f"{path}: has the columns {names[name.lower()]!r} and {name!r}; rename one of them")
+        if kind.num_fields:
+            del names[name.lower()]
+    return names
+
+
+def read_texts(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The texts of each row in some columns; empty where nothing is. Raises TransrecError as `reading`."""
+    import pyarrow  # pyright: ignore[reportMissingImports]
+
+    with reading(path) as file:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(dict.fromkeys(columns))):
+            texts = (batch.column(name).cast(pyarrow.string()).fill_null("").to_pylist() for name in columns)
+            yield from zip(*texts, strict=True)

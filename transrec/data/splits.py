@@ -1,0 +1,200 @@
+"""How a run divides interactions into training, validation and test: the choices of --split (docs/protocol.md)."""
+
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+
+from transrec.data.interactions import PARTS, Interactions, Sequences, Split, cut, kept_users, leave_one_out
+from transrec.errors import TransrecError
+
+Kind = Literal["loo", "time", "ratio", "given"]
+# Where test and validation start if nothing else is said.
+SHARES = {"split_at": 0.9, "validate_at": 0.8}
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What decides a split, but for the lengths.
+
+    Attributes:
+        kind: "loo", "time", "ratio" or "given".
+        split_at: where test interactions start: a share of the interactions as "0.9", or for "time" a date, too.
+        validate_at: where validation interactions start.
+        catalogue: "touched" where the items are ranked that kept users touch, "all" for all that are listed.
+
+    Raises TransrecError for places that are none, or that the kind does not read.
+    """
+
+    kind: Kind = "loo"
+    split_at: str | None = None
+    validate_at: str | None = None
+    catalogue: Literal["touched", "all"] = "touched"
+
+    def __post_init__(self):
+        for flag in SHARES:
+            if self.kind not in ("time", "ratio") and getattr(self, flag) is not None:
+                raise TransrecError(f"--{flag} {getattr(self, flag)}: is read by --split time and --split ratio only")
+            self.place(flag)
+        test, validation = self.place("split_at"), self.place("validate_at")
+        if isinstance(test, float) == isinstance(validation, float) and not validation < test:
+            raise TransrecError(
+                f"--validate_at {self.validate_at or validation}: must come before --split_at {self.split_at or test}"
+            )
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be known of interactions besides their order: "times" or "parts"."""
+        return {"time": ("times",), "given": ("parts",)}.get(self.kind, ())
+
+    def place(self, flag: str) -> float | int:
+        """What a flag says: a share of the interactions (float), or a moment in seconds since 1970 (int)."""
+        given = getattr(self, flag)
+        if given is None:
+            return SHARES[flag]
+        try:
+            if 0 < float(given) < 1:
+                return float(given)
+            is_moment = self.kind == "time" and float(given).is_integer()
+        except ValueError:
+            is_moment = False
+        if is_moment:
+            return int(float(given))
+        try:
+            if self.kind != "time":
+                raise ValueError
+            moment = datetime.fromisoformat(given)
+        except ValueError:
+            dates = ", or a date as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
+            raise TransrecError(f"--{flag} {given}: must be a share above 0 and below 1, as 0.9{dates}") from None
+        # Without a zone of its own a date is of UTC, as the times of datasets are.
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+    def split(self, interactions: Interactions, listed: int, max_seq_len: int, min_seq_len: int) -> Split:
+        """The split of what was read.
+
+        Args:
+            listed: how many items the catalogue lists.
+
+        Raises TransrecError when no user is left, nothing is left to train on or to test with, and when times or the
+        publisher's split are needed and were not read.
+        """
+        ranked = listed if self.catalogue == "all" else None
+        if self.kind == "loo":
+            return leave_one_out(interactions, max_seq_len, min_seq_len, ranked)
+        if self.kind == "given":
+            interactions = _by_part(interactions)
+        users = kept_users(interactions, min_seq_len)
+        starts, rule = STARTS[self.kind](self, interactions, users)
+        split = replace(cut(interactions, users, starts, max_seq_len, ranked), rule=rule)
+        _check(split, interactions, self)
+        return split
+
+
+def _starts_in_time(of: Splitting, interactions: Interactions, users: np.ndarray):
+    """Two moments, alike for all users: what is earlier than the first is trained on."""
+    times, sequences = interactions.times, interactions.sequences.of(users)
+    assert times is not None
+    _check_order(interactions)
+    sorted_times = None
+    moments = []
+    for flag in ("validate_at", "split_at"):
+        place = of.place(flag)
+        if isinstance(place, float):
+            if sorted_times is None:
+                sorted_times = np.sort(Sequences(times, sequences.starts, sequences.stops).flat())
+            place = int(sorted_times[int(place * len(sorted_times))])
+        moments.append(place)
+    if not moments[0] < moments[1]:
+        raise TransrecError(
+            f"--split time: validation would start at {moment(moments[0])} and test at {moment(moments[1])}; choose "
+            f"other places by --validate_at and --split_at"
+        )
+    validation, test = (_first_after(times < at, sequences) for at in moments)
+    return (validation, test), f"by time, validation from {moment(moments[0])}, test from {moment(moments[1])}"
+
+
+def _starts_by_share(of: Splitting, interactions: Interactions, users: np.ndarray):
+    """Of each user the same shares; rounded so that one interaction is left to train on and one to test with."""
+    sequences = interactions.sequences.of(users)
+    lengths = sequences.lengths
+    shares = of.place("validate_at"), of.place("split_at")
+    test = np.clip(np.round(shares[1] * lengths).astype(np.int64), 1, lengths - 1)
+    validation = np.clip(np.round(shares[0] * lengths).astype(np.int64), 1, test)
+    rule = f"by shares of each user, validation from {shares[0]:g}, test from {shares[1]:g}"
+    return (sequences.starts + validation, sequences.starts + test), rule
+
+
+def _starts_given(of: Splitting, interactions: Interactions, users: np.ndarray):
+    """Where the publisher's parts start; a user's interactions are in their order."""
+    sequences, parts = interactions.sequences.of(users), interactions.parts
+    assert parts is not None
+    validation, test = (_first_after(parts < part, sequences) for part in (1, 2))
+    rule = "as given by its publisher"
+    if not (validation < test).any():
+        validation -= validation - sequences.starts > 1
+        rule += ", the last training interaction of each user for validation"
+    return (validation, test), rule
+
+
+def _first_after(is_earlier: np.ndarray, sequences: Sequences) -> np.ndarray:
+    """Where the values of each sequence that are not earlier start, if all that are stand in front: int64 [U]."""
+    running = np.concatenate([[0], np.cumsum(is_earlier)])
+    return sequences.starts + running[sequences.stops] - running[sequences.starts]
+
+
+LEAVE_ONE_OUT = Splitting()
+STARTS = {"time": _starts_in_time, "ratio": _starts_by_share, "given": _starts_given}
+
+
+def _by_part(interactions: Interactions) -> Interactions:
+    """Each user's interactions in the order training, validation, test, and as they are within each."""
+    parts, sequences = interactions.parts, interactions.sequences
+    assert parts is not None
+    falls = np.diff(parts, prepend=parts[:1]) < 0
+    falls[sequences.starts[sequences.lengths > 0]] = False
+    if not falls.any():
+        return interactions
+    order = np.lexsort((parts, sequences.owners()))
+    return replace(
+        interactions,
+        sequences=Sequences(sequences.values[order], sequences.starts, sequences.stops),
+        times=None if interactions.times is None else interactions.times[order],
+        parts=parts[order],
+    )
+
+
+def _check_order(interactions: Interactions) -> None:
+    times, sequences = interactions.times, interactions.sequences
+    assert times is not None
+    falls = np.diff(times, prepend=times[:1]) < 0
+    falls[sequences.starts[sequences.lengths > 0]] = False
+    if falls.any():
+        user = int(np.searchsorted(sequences.stops, int(np.argmax(falls)), side="right"))
+        raise TransrecError(
+            f"{interactions.path}: the interactions of user {interactions.users[user]!r} are not in the order of their "
+            f"times, oldest first, which --split time needs; sort them, or import the dataset again"
+        )
+
+
+def _check(split: Split, interactions: Interactions, of: Splitting) -> None:
+    """Raise TransrecError where a part has nothing in it."""
+    remedy = "choose other places by --validate_at and --split_at" if of.kind != "given" else "use another --split"
+    if not (split.train.lengths > 1).any():
+        raise TransrecError(
+            f"{interactions.path}: split {split.rule}, no user has two interactions to train on; {remedy}"
+        )
+    for part in PARTS[1:]:
+        if not len(split.targets(part)[0]):
+            raise TransrecError(f"{interactions.path}: split {split.rule}, {part} has no target; {remedy}")
+
+
+def moment(seconds: int) -> str:
+    """Seconds since 1970 as date and, where it is not midnight, time of UTC."""
+    try:
+        at = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        # Some sets count time from a beginning of their own.
+        return str(seconds)
+    return at.strftime("%Y-%m-%d %H:%M:%S").removesuffix(" 00:00:00")
