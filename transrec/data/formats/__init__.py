@@ -1,6 +1,6 @@
 """Formats: how published datasets lie on disk, one file per kind of them."""
 
-from transrec.data.formats.base import FORMATS, Format, Rows, fits, head, recognise, register
+from transrec.data.formats.base import FORMATS, Format, Rows, fits, head, recognise, register, sequences
 from transrec.data.tables import Table, column
 
-__all__ = ["FORMATS", "Format", "Rows", "Table", "column", "fits", "head", "recognise", "register"]
+__all__ = ["FORMATS", "Format", "Rows", "Table", "column", "fits", "head", "recognise", "register", "sequences"]

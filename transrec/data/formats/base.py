@@ -130,6 +130,14 @@ def recognise(paths: Iterable[Path], general: bool = False) -> dict[str, str]:
     return {}
 
 
+def sequences(path: Path) -> Rows:
+    """Rows of a file of `user<TAB>item item item ...` a line, which has no header; the order is that in the file."""
+    read = "list_filter(string_split(trim(items), ' '), lambda one: one <> '')"
+    each = f"(SELECT user, unnest({read}) AS item FROM {{table}})"
+    table = Table(path, names=("user", "items"), delimiter="\t", quote="")
+    return Rows(table, {"user": "user", "item": "item"}, ("user", "items"), each)
+
+
 def fits(path: Path, *patterns: str) -> bool:
     """Whether a file's name, in lower case and without .gz or .zst, fits one of the patterns."""
     name = path.name.lower()

@@ -12,7 +12,7 @@ from transrec.errors import TransrecError
 
 # White space and control characters, which no id may hold.
 NO_ID = r"[\pZ\p{Cc}\x{FEFF}]+"
-SPACES = r"E' \t\r\n\u00a0'"
+SPACES = "' ' || chr(9) || chr(13) || chr(10) || chr(160)"
 MICROSECONDS = 10**6
 # From which size on numbers are milliseconds, microseconds and nanoseconds: as seconds they are of the year 5138.
 UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))

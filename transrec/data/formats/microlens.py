@@ -1,0 +1,50 @@
+"""`microlens`: MicroLens-50k, -100k and -1M (https://github.com/westlake-repl/MicroLens)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register, sequences
+from transrec.data.tables import Table
+
+PAIRS = ("user", "item", "timestamp")
+TITLES = ("item", "title")
+COUNTS = {"microlens-50k": {"users": 50_000, "items": 19_220, "interactions": 359_708}}
+
+
+@register("microlens")
+class MicroLens(Format):
+    """NAME_pairs.csv, or NAME_pairs.tsv, NAME_titles.csv or NAME_title_en.csv, and NAME_likes_and_views.txt."""
+
+    reads = "MicroLens-*_pairs.csv (or .tsv), MicroLens-*_titles.csv (or _title_en.csv), _likes_and_views.txt"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        found = next((path for path in files if fits(path, "microlens*_pairs.csv", "microlens*_pairs.tsv")), None)
+        return f"a file is named {found.name}" if found else ""
+
+    def interactions(self) -> list[Rows]:
+        # Of the two the .csv says when.
+        if not self.all_of("*_pairs.csv") and self.all_of("*_pairs.tsv"):
+            return [sequences(self.one_of("*_pairs.tsv"))]
+        columns = {"user": "user", "item": "item", "time": "timestamp"}
+        return [Rows(Table(self.one_of("*_pairs.csv")), columns, PAIRS, time_unit="ms")]
+
+    def items(self) -> list[Rows]:
+        titles = [_titles(path) for path in self.all_of("*_titles.csv", "*_title_en.csv")]
+        names = ("item", "likes", "views")
+        liked = [
+            Rows(Table(path, "csv", names, "\t", ""), {name: name for name in names}, names)
+            for path in self.all_of("*_likes_and_views.txt")
+        ]
+        return titles + liked
+
+    def published(self) -> dict[str, int]:
+        name = self.interactions()[0].table.path.name.lower()
+        return COUNTS.get(name.partition("_")[0], {})
+
+
+def _titles(path: Path) -> Rows:
+    """Titles of 50k have a header, those of 100k have none."""
+    first = (head(path) or [""])[0]
+    table = Table(path) if first.replace('"', "") == ",".join(TITLES) else Table(path, names=TITLES)
+    return Rows(table, {name: name for name in TITLES}, TITLES)

@@ -1,0 +1,111 @@
+"""`mmrec`: datasets of MMRec (https://github.com/enoche/MMRec), with the features of their items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table, column
+from transrec.data.vectors import IDS
+from transrec.errors import TransrecError, about_file
+from transrec.options import Options, flag
+from transrec.untrusted import map_npy
+
+NEEDED = ("userID", "itemID", "x_label")
+FEATURES = {"image": "image_feat.npy", "text": "text_feat.npy"}
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class MMRecOptions(Options):
+    features: Literal["all", "image", "text", "none"] = flag(
+        "all", "Features of items to keep in features.npy; all: those of images and of texts, side by side."
+    )
+
+
+@register("mmrec")
+class MMRec(Format):
+    """NAME.inter with its split, image_feat.npy and text_feat.npy, whose rows are the items' numbers."""
+
+    Options = MMRecOptions
+    reads = "NAME.inter, image_feat.npy, text_feat.npy, i_id_mapping.csv and meta-NAME.csv of MMRec"
+
+    def __init__(self, paths: Sequence[Path], features: str = "all", **flags: Any):
+        super().__init__(paths, **flags)
+        self.features = features
+        self._vectors: dict[Path, np.ndarray] = {}
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            names = (head(path) if fits(path, "*.inter") else None) or [""]
+            if set(NEEDED) <= set(names[0].split("\t")):
+                return f"the columns {', '.join(NEEDED)} of {path.name}"
+        return ""
+
+    def interactions(self) -> list[Rows]:
+        table = Table(self.one_of("*.inter"), delimiter="\t", quote="")
+        there = table.columns()
+        roles = {"user": "userID", "item": "itemID", "time": "timestamp", "rating": "rating"}
+        roles = {role: name for role, name in roles.items() if name in there or name in NEEDED}
+        # What is damaged is told before anything is read.
+        self._vectors = self._open_features()
+        part = "CASE x_label WHEN '0' THEN 'train' WHEN '1' THEN 'validation' WHEN '2' THEN 'test' END"
+        columns = {role: column(name) for role, name in roles.items()} | {"part": part}
+        return [Rows(table, columns, (*roles.values(), "x_label"))]
+
+    def items(self) -> list[Rows]:
+        rows = []
+        for path in self.all_of("i_id_mapping.csv"):
+            table = Table(path, delimiter="\t")
+            ids = [name for name in table.columns() if name != "itemID"][:1]
+            rows.append(Rows(table, {"item": column("itemID"), "original_id": column(ids[0])}, ("itemID", *ids)))
+        for path in self.all_of("meta-*.csv"):
+            table = Table(path)
+            names = [name for name in ("title", "brand", "description") if name in table.columns()]
+            columns = {"item": column("itemID")} | {name: column(name) for name in names}
+            rows.append(Rows(table, columns, ("itemID", *names)))
+        return rows
+
+    def _open_features(self) -> dict[Path, np.ndarray]:
+        """The features that are there and wanted, each [items, D]."""
+        wanted = {"all": [*FEATURES.values()], "none": []}.get(self.features, [FEATURES.get(self.features)])
+        found = {}
+        for name in wanted:
+            for path in self.all_of(name) if self.features == "all" else [self.one_of(name)]:
+                with about_file(path, what="cannot be read"):
+                    found[path] = map_npy(path)
+                if found[path].ndim != 2 or found[path].dtype.kind != "f":
+                    raise TransrecError(
+                        f"{path}: is {found[path].dtype} {list(found[path].shape)}; features must be floats [items, D]"
+                    )
+        return found
+
+    def finish(self, folder: Path) -> None:
+        """Write features.npy, float32 [items, D], and ids.txt for the items of items.tsv."""
+        if not self._vectors:
+            return
+        with open(folder / "items.tsv", encoding="utf-8") as file:
+            next(file)
+            ids = [line.rstrip("\n").partition("\t")[0] for line in file]
+        numbers = np.array([int(item) if item.isdecimal() else -1 for item in ids])
+        for path, vectors in self._vectors.items():
+            if len(lacking := np.flatnonzero((numbers < 0) | (numbers >= len(vectors)))):
+                raise TransrecError(
+                    f"{path}: has {len(vectors):,} rows, and none for item {ids[lacking[0]]!r}; fetch it again, or "
+                    f"give --features none"
+                )
+        width = sum(vectors.shape[1] for vectors in self._vectors.values())
+        made = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (len(ids), width))
+        for start in range(0, len(ids), ROWS_AT_ONCE):
+            rows = numbers[start : start + ROWS_AT_ONCE]
+            made[start : start + len(rows)] = np.hstack([vectors[rows] for vectors in self._vectors.values()])
+        made.flush()
+        (folder / IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
+
+    def notes(self) -> list[str]:
+        parts = ", then ".join(f"{vectors.shape[1]:,} of {path.name}" for path, vectors in self._vectors.items())
+        return [f"features.npy, read by --modalities vector, has {parts}"] if parts else []

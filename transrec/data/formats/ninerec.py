@@ -1,0 +1,75 @@
+"""`ninerec`: the sets of NineRec, Bili_500K to DY (https://github.com/westlake-repl/NineRec)."""
+
+import csv
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register, sequences
+from transrec.data.tables import Table
+from transrec.errors import TransrecError
+
+# How ids begin says whose they are.
+IDS = {"user": re.compile(r"u\d+"), "item": re.compile(r"v\d+")}
+ITEM = ("item", "title_zh", "title")
+
+
+@register("ninerec")
+class NineRec(Format):
+    """NAME_pair.csv or NAME_behaviour.tsv, NAME_item.csv with titles in Chinese and English, NAME_url.csv."""
+
+    reads = "NAME_pair.csv (or NAME_behaviour.tsv), NAME_item.csv and NAME_url.csv of NineRec"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        pairs = [path for path in files if fits(path, "*_pair.csv", "*_behaviour.tsv")]
+        for path in pairs:
+            first = re.split(r"[,\t ]", (head(path) or [""])[0].replace('"', ""))
+            if all(any(form.fullmatch(field) for field in first) for form in IDS.values()):
+                return f"{path.name} names users u... and items v..."
+        return ""
+
+    @cached_property
+    def _is_timed(self) -> bool:
+        """Whether the pairs, if there are any, have a third column, the time."""
+        return bool(self.all_of("*_pair.csv")) and len(_fields(self.one_of("*_pair.csv"))) > len(IDS)
+
+    def interactions(self) -> list[Rows]:
+        # Pairs without times are in no order that is known; behaviours are.
+        if not self._is_timed and self.all_of("*_behaviour.tsv"):
+            return [sequences(self.one_of("*_behaviour.tsv"))]
+        path = self.one_of("*_pair.csv")
+        fields = _fields(path)
+        names = tuple(f"column{place}" for place in range(len(fields)))
+        columns = {
+            role: name
+            for role, form in IDS.items()
+            for name, field in zip(names, fields, strict=True)
+            if form.fullmatch(field)
+        }
+        rest = [name for name in names if name not in columns.values()]
+        if len(columns) != len(IDS) or len(rest) > 1:
+            raise TransrecError(
+                f"{path}, line 1: {', '.join(fields)[:80]!r} are not an id of a user (u1), one of an item (v1) and "
+                f"perhaps a time; import it as a table, with --header naming the columns"
+            )
+        columns |= dict(zip(["time"], rest, strict=False))
+        return [Rows(Table(path, names=names), columns, names)]
+
+    def items(self) -> list[Rows]:
+        titles = [
+            Rows(Table(path, names=ITEM), {name: name for name in ITEM}, ITEM) for path in self.all_of("*_item.csv")
+        ]
+        names = ("item", "image")
+        links = [
+            Rows(Table(path, names=names), {name: name for name in names}, names) for path in self.all_of("*_url.csv")
+        ]
+        return titles + links
+
+    def notes(self) -> list[str]:
+        return [] if self._is_timed else ["the interactions have no times; their order is that of the file"]
+
+
+def _fields(path: Path) -> list[str]:
+    return next(csv.reader(head(path)), [])

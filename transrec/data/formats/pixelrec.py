@@ -1,0 +1,43 @@
+"""`pixelrec`: Pixel200K, Pixel1M, Pixel8M and PixelRec (https://github.com/westlake-repl/PixelRec)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table, column
+
+PAIRS = ("item_id", "user_id", "timestamp")
+TEXTS = ("title", "title_en", "tag", "description")
+
+
+@register("pixelrec")
+class PixelRec(Format):
+    """Pixel200K.csv of interactions, whose first column is the item's, and item_info.csv."""
+
+    reads = "Pixel*.csv, and item_info.csv of PixelRec"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            if fits(path, "pixel*.csv") and _is_header((head(path) or [""])[0]):
+                return f"the header {','.join(PAIRS)} of {path.name}"
+        return ""
+
+    def interactions(self) -> list[Rows]:
+        pairs = [path for path in self.all_of("*.csv") if _is_header((head(path) or [""])[0])]
+        path = pairs[0] if len(pairs) == 1 else self.one_of("pixel*.csv")
+        return [Rows(Table(path), {"user": "user_id", "item": "item_id", "time": "timestamp"}, PAIRS)]
+
+    def items(self) -> list[Rows]:
+        return [_items(path) for path in self.all_of("*info*.csv", "*item*.csv")]
+
+
+def _is_header(line: str) -> bool:
+    return sorted(line.replace('"', "").split(",")) == sorted(PAIRS)
+
+
+def _items(path: Path) -> Rows:
+    table = Table(path)
+    names = ["item_id", *(name for name in table.columns() if name in TEXTS)]
+    columns = {name: column(name) for name in names[1:]} | {"item": "item_id"}
+    return Rows(table, columns, tuple(names))

@@ -1,0 +1,106 @@
+"""`recbole`: atomic files of RecBole (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from transrec.data.formats import movielens
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table, column, meant
+from transrec.data.tsv import ITEM_NAME, plain
+from transrec.errors import TransrecError
+
+TYPED = (":token", ":token_seq", ":float", ":float_seq")
+PARTS = {"train": "train", "valid": "validation", "test": "test"}
+IMAGES = ("image", "imageurl", "imurl", "cover", "coverurl", "poster")
+
+
+@register("recbole")
+class RecBole(Format):
+    """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, and NAME.item where items have texts."""
+
+    reads = "NAME.inter, or NAME.train.inter, NAME.valid.inter, NAME.test.inter, and NAME.item of RecBole"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            first = (head(path) if fits(path, "*.inter") else None) or [""]
+            if all(name.endswith(TYPED) for name in first[0].split("\t")):
+                return f"the header of {path.name} gives types to its columns, as {first[0].split(chr(9))[0]}"
+        return ""
+
+    @cached_property
+    def parts(self) -> dict[Path, str]:
+        """The files of the publisher's own split, and what each is called here."""
+        parts = {path: PARTS.get(_stem(path).rpartition(".")[2].lower(), "") for path in self.all_of("*.inter")}
+        return {path: part for path, part in parts.items() if part}
+
+    def interactions(self) -> list[Rows]:
+        names = {_stem(path).rpartition(".")[0] for path in self.parts}
+        if len(names) > 1:
+            raise TransrecError(
+                f"{self.paths[0]}: holds several datasets, {', '.join(sorted(names))}; give the paths of one's files"
+            )
+        return [self._rows(path) for path in (self.parts or [self.one_of("*.inter")])]
+
+    def _rows(self, path: Path) -> Rows:
+        table = Table(path, delimiter="\t", quote="")
+        names = table.columns()
+        if lists := [name for name in names if plain(name).endswith("list") and name.endswith("_seq")]:
+            raise TransrecError(
+                f"{path}: holds a user's earlier items in each line ({lists[0]}), not one interaction a line; import "
+                f"the .inter file that these were made of"
+            )
+        roles = {"user": _called(names, "userid") or names[0]}
+        tokens = [name for name in names if name.endswith(":token") and name != roles["user"]]
+        roles["item"] = _called(names, "itemid") or next(
+            (name for name in tokens if ITEM_NAME.fullmatch(plain(name))), (tokens or [""])[0]
+        )
+        if not roles["item"]:
+            raise TransrecError(f"{path}: has no column of items; {meant('item_id:token', names)}")
+        roles |= {"time": _called(names, "timestamp", "time"), "rating": _called(names, "rating")}
+        roles = {role: name for role, name in roles.items() if name}
+        part = self.parts.get(path)
+        columns = {role: column(name) for role, name in roles.items()} | ({"part": f"'{part}'"} if part else {})
+        return Rows(table, columns, tuple(roles.values()), time_unit="s" if "time" in roles else "")
+
+    def items(self) -> list[Rows]:
+        return [self._items(path) for path in self.all_of("*.item") if self._is_of_interactions(path)]
+
+    def _is_of_interactions(self, path: Path) -> bool:
+        return any(_stem(one).startswith(_stem(path)) for one in self.all_of("*.inter"))
+
+    def _items(self, path: Path) -> Rows:
+        table = Table(path, delimiter="\t", quote="")
+        names = table.columns()
+        item = _called(names, "itemid") or names[0]
+        texts = [name for name in names if name != item]
+        title = next((name for end in ("title", "name") for name in texts if plain(name).endswith(end)), "")
+        image = _called(texts, *IMAGES)
+        roles = {"item": item, "title": title, "image": image}
+        roles = {role: name for role, name in roles.items() if name}
+        others = {name.partition(":")[0].strip().lower(): name for name in texts if name not in roles.values()}
+        roles = {name: other for name, other in others.items() if name and name not in roles} | roles
+        return Rows(table, {role: column(name) for role, name in roles.items()}, tuple(roles.values()))
+
+    def published(self) -> dict[str, int]:
+        names = {_stem(path) for path in self.all_of("*.inter")}
+        found = next((size for size in movielens.COUNTS if f"ml-{size}" in names), "")
+        counts = movielens.COUNTS.get(found, {})
+        return {what: count for what, count in counts.items() if what in ("users", "items", "interactions")}
+
+    def notes(self) -> list[str]:
+        whole = [path for path in self.all_of("*.inter") if path not in self.parts]
+        if self.parts and whole:
+            return [f"{whole[0].name} is not read, since the files of a split lie beside it; give its path to read it"]
+        return []
+
+
+def _stem(path: Path) -> str:
+    """The name without .inter or .item, and without .gz."""
+    return path.name[: path.name.lower().rindex(".inter" if fits(path, "*.inter") else ".item")]
+
+
+def _called(names: Sequence[str], *wanted: str) -> str:
+    """The first column whose name is one of those wanted, as `plain` writes them."""
+    return next((name for want in wanted for name in names if plain(name) == want), "")
