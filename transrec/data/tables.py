@@ -34,6 +34,13 @@ def column(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def joined(name: str, by: str = " ", path: str = "$[*]") -> str:
+    """SQL of the texts of a JSON list in one, or of the text that stands in place of a list."""
+    place = column(name)
+    texts = f"array_to_string(TRY_CAST({place} AS JSON)->>'{path}', '{by}')"
+    return f"CASE WHEN starts_with({place}, '[') THEN {texts} ELSE {place} END"
+
+
 @dataclass(frozen=True)
 class Table:
     """A file of rows as it lies on disk; its columns are read as text.
@@ -157,14 +164,25 @@ def meant(name: str, there: Sequence[str]) -> str:
 def damaged(path: Path, error: Exception) -> TransrecError:
     """What to raise for a file whose compression or encoding breaks."""
     if isinstance(error, UnicodeDecodeError):
-        byte = error.object[error.start]
+        byte, encoding = error.object[error.start], error.encoding.upper().removesuffix("-SIG")
         return TransrecError(
-            f"{path}: byte {byte:#04x} is not {error.encoding.upper().removesuffix('-SIG')}; name the file's encoding, "
-            f"such as --encoding latin-1"
+            f"{path}, line {_line_of(path, error.encoding)}: byte {byte:#04x} is not {encoding}; name the file's "
+            f"encoding, such as --encoding latin-1"
         )
     if isinstance(error, gzip.BadGzipFile) and "Not a gzipped" in str(error):
         return TransrecError(f"{path}: is not packed by gzip, as its name says; rename it, or fetch it again")
     return TransrecError(f"{path}: is cut short or damaged ({error}); fetch it again")
+
+
+def _line_of(path: Path, encoding: str) -> int:
+    """The number of the first line that is not in an encoding."""
+    with _unpacked(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError:
+                return number
+    return 1
 
 
 @contextmanager

@@ -1,6 +1,18 @@
 """Formats: how published datasets lie on disk, one file per kind of them."""
 
 from transrec.data.formats.base import FORMATS, Format, Rows, fits, head, recognise, register, sequences
-from transrec.data.tables import Table, column
+from transrec.data.tables import Table, column, joined
 
-__all__ = ["FORMATS", "Format", "Rows", "Table", "column", "fits", "head", "recognise", "register", "sequences"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Rows",
+    "Table",
+    "column",
+    "fits",
+    "head",
+    "joined",
+    "recognise",
+    "register",
+    "sequences",
+]

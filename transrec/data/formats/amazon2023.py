@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.base import Format, Rows, fits, head, register
-from transrec.data.tables import Table, column
+from transrec.data.tables import Table, joined
 from transrec.errors import TransrecError
 
 CSV = ("user_id", "parent_asin", "rating", "timestamp")
 # The publisher's own files of a split, and what the parts are called here.
 PARTS = {"train": "train", "valid": "validation", "test": "test"}
-META = ("title", "store", "main_category", "features", "description", "categories", "images")
+META = ("store", "main_category", "features", "description", "categories", "images")
 
 
 @register("amazon2023")
@@ -53,17 +53,14 @@ class Amazon2023(Format):
             "title": "title",
             "brand": "store",
             "category": "main_category",
-            "categories": _joined("categories", ", "),
-            "features": _joined("features", " "),
-            "description": _joined("description", " "),
-            "image": "coalesce(images->0->>'hi_res', images->0->>'large')",
+            "categories": joined("categories", ", "),
+            "features": joined("features"),
+            "description": joined("description"),
+            "image": "coalesce(json(images)->0->>'hi_res', json(images)->0->>'large')",
         }
-        return [Rows(Table(path), columns, ("parent_asin", *META)) for path in self.all_of("meta_*.jsonl")]
+        return [
+            Rows(Table(path), columns, ("parent_asin", "title"), optional=META) for path in self.all_of("meta_*.jsonl")
+        ]
 
     def notes(self) -> list[str]:
         return ["an item is a parent_asin, which stands for all variants of a product"]
-
-
-def _joined(name: str, by: str) -> str:
-    """SQL of a JSON list's texts in one."""
-    return f"array_to_string(TRY_CAST({column(name)} AS VARCHAR[]), '{by}')"

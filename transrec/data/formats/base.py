@@ -4,7 +4,7 @@ import fnmatch
 import gzip
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,14 +36,16 @@ class Rows:
             of the table nevertheless, where a mistake is looked for.
         time_unit: "s", "ms" or "us" of times that are numbers; "" for what their size says.
         time_format: of times that are text, as strptime has it; "" for ISO 8601.
+        optional: names of further columns that the expressions read, of JSON alone: empty where no row has them.
     """
 
     table: Table
     columns: dict[str, str]
-    needs: tuple[str, ...] = field(default=())
+    needs: tuple[str, ...] = ()
     query: str = "{table}"
     time_unit: str = ""
     time_format: str = ""
+    optional: tuple[str, ...] = ()
 
 
 class Format:

@@ -15,6 +15,13 @@ from transrec.paths import resolve
 
 TIMES = ("timestamp", "time", "unixtime", "unixreviewtime", "datetime", "date")
 RATINGS = ("rating", "ratings", "overall", "stars", "score")
+# Of files whose lines are read as a whole.
+LINE, HEAD, NO_DELIMITER = "line", "item", "\x01"
+NUMBERED = f"(SELECT {LINE}, row_number() OVER () AS number FROM {{table}})"
+BENEATH_HEADS = (
+    f"(SELECT rows.{LINE}, heads.{HEAD} FROM {NUMBERED} rows ASOF JOIN (SELECT rtrim({LINE}, ':') AS {HEAD}, number "
+    f"FROM {NUMBERED} WHERE {LINE} LIKE '%:') heads ON rows.number >= heads.number WHERE rows.{LINE} NOT LIKE '%:')"
+)
 TEXTS = ("*.csv", "*.tsv", "*.tab", "*.json", "*.jsonl", "*.ndjson", "*.parquet", "*.pq")
 
 
@@ -29,10 +36,12 @@ class TableOptions(Options):
     header: list[str] = flag([], "Names of the columns of a file without a header, in order.")
     delimiter: str = flag("", "What stands between columns (default: by the file's name, a comma or a tab).")
     no_quotes: bool = flag(False, "Quotes in the file are signs like others.")
+    item_heads: bool = flag(False, "Lines such as '123:' name the item of the lines beneath; needs --header.")
     items: str = flag("", "File of the items' titles and other columns.")
     items_id: str = flag("", "Column of the item's id in --items (default: as --item).")
     items_header: list[str] = flag([], "Names of the columns of an --items file without a header, in order.")
     items_delimiter: str = flag("", "What stands between columns of --items (default: by the file's name).")
+    items_rest: bool = flag(False, "The last of --items_header takes the rest of its line, delimiters and all.")
     title: str = flag("", "Column of the item's title (default: title or name).")
     item_columns: list[str] = flag([], "Further columns of items to keep, in items.tsv.")
     image: str = flag("", "Column of the address of an item's image, kept in images.tsv.")
@@ -49,6 +58,10 @@ class AnyTable(Format):
     def __init__(self, paths: Sequence[Path], **flags: Any):
         super().__init__(paths)
         self.flags = TableOptions(**flags)
+        if self.flags.item_heads and not self.flags.header:
+            raise TransrecError("--item_heads: needs --header, the names of the columns of the lines beneath a head")
+        if self.flags.items_rest and not (self.flags.items and self.flags.items_header):
+            raise TransrecError("--items_rest: needs --items and --items_header, whose last column it is about")
 
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
@@ -64,6 +77,8 @@ class AnyTable(Format):
     @cached_property
     def _tables(self) -> list[Table]:
         flags = self.flags
+        if flags.item_heads:
+            return [_lines(path) for path in self.files]
         return [self._table(path, flags.header, flags.delimiter) for path in self.files]
 
     def _table(self, path: str | Path, names: list[str], delimiter: str) -> Table:
@@ -75,7 +90,8 @@ class AnyTable(Format):
         """The column of each role that the interactions have."""
         if not self.files:
             raise TransrecError(f"{', '.join(map(str, self.paths))}: holds no files")
-        names, flags = self._tables[0].columns(), self.flags
+        flags = self.flags
+        names = [*flags.header, HEAD] if flags.item_heads else self._tables[0].columns()
         roles = {"user": flags.user or _named(names, USER_NAME)}
         roles["item"] = flags.item or _named(names, ITEM_NAME, besides=roles["user"])
         for role in ("user", "item"):
@@ -95,18 +111,37 @@ class AnyTable(Format):
         columns = {role: column(name) for role, name in self.roles.items()}
         needs = tuple(dict.fromkeys(self.roles.values()))
         unit = "" if self.flags.time_unit == "auto" else self.flags.time_unit
-        form = self.flags.time_format
-        return [Rows(table, columns, needs, time_unit=unit, time_format=form) for table in self._tables]
+        form, query = self.flags.time_format, "{table}"
+        if self.flags.item_heads:
+            columns = {role: HEAD if name == HEAD else self._of_line(name) for role, name in self.roles.items()}
+            needs, query = (LINE,), BENEATH_HEADS
+        return [Rows(table, columns, needs, query, time_unit=unit, time_format=form) for table in self._tables]
+
+    def _of_line(self, name: str) -> str:
+        """SQL of a column of a line that is read as a whole."""
+        if name not in self.flags.header:
+            raise TransrecError(f"--header: does not name {name!r}; {meant(name, self.flags.header)}")
+        sign = _sign(self.flags.delimiter) or ","
+        return f"split_part({LINE}, '{sign}', {1 + self.flags.header.index(name)})"
 
     def items(self) -> list[Rows]:
         flags, tables = self.flags, self._tables
         if flags.items:
             tables = [self._table(flags.items, flags.items_header, flags.items_delimiter)]
         roles = self._item_roles(tables[0].columns())
-        if len(roles) == 1 and not flags.items:
+        if not flags.items and (len(roles) == 1 or flags.item_heads):
             return []
+        if flags.items_rest:
+            return [self._items_of_lines(roles)]
         columns = {role: column(name) for role, name in roles.items()}
         return [Rows(table, columns, tuple(dict.fromkeys(roles.values()))) for table in tables]
+
+    def _items_of_lines(self, roles: dict[str, str]) -> Rows:
+        """Items whose last column may hold delimiters."""
+        names, sign = self.flags.items_header, _sign(self.flags.items_delimiter) or ","
+        parts = {name: f"split_part({LINE}, '{sign}', {place})" for place, name in enumerate(names, start=1)}
+        parts[names[-1]] = f"array_to_string(string_split({LINE}, '{sign}')[{len(names)}:], '{sign}')"
+        return Rows(_lines(resolve(self.flags.items)), {role: parts[name] for role, name in roles.items()}, (LINE,))
 
     def _item_roles(self, names: list[str]) -> dict[str, str]:
         """The column of each role that items have, of those of their file."""
@@ -123,6 +158,11 @@ class AnyTable(Format):
 
     def notes(self) -> list[str]:
         return [f"columns: {', '.join(f'{name} is the {role}' for role, name in self.roles.items())}"]
+
+
+def _lines(path: Path) -> Table:
+    """A file of which each line is one column."""
+    return Table(path, names=(LINE,), delimiter=NO_DELIMITER, quote="")
 
 
 def _named(names: Sequence[str], pattern: Any, besides: str = "") -> str:

@@ -43,12 +43,12 @@ def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Pat
             }
             for path, digest in hashes.items()
         ],
-        "rows of interactions": counted["staged"],
+        "rows of interactions": counted["read"]["interactions"],
         "dropped": counted["dropped"] | _rest(counted),
         "order": _order(job),
         "duplicates": DUPLICATES[job.options.duplicates],
         "rounds of the k-core": counted["rounds"],
-        "ids with white space, which became _": sum(counted["changed"].values()),
+        "ids with white space, which became _": counted["ids changed"],
         "texts": texts,
         "counts": counts,
         "first": _moment(counted["first"]),
@@ -90,7 +90,7 @@ def _changed(job: Job) -> dict[str, Any]:
 
 def _rest(counted: dict[str, Any]) -> dict[str, int]:
     """What users and items of too few interactions take with them."""
-    rest = counted["staged"] - sum(counted["dropped"].values()) - counted["interactions"]
+    rest = counted["read"]["interactions"] - sum(counted["dropped"].values()) - counted["interactions"]
     return {"of users or items with too few, or too many, interactions": rest} if rest else {}
 
 

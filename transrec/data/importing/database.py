@@ -1,8 +1,8 @@
 """DuckDB in a folder of its own: bounded memory, progress, steps that are not taken twice, errors for people."""
 
 import json
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -38,6 +38,8 @@ class Database:
             "threads": threads,
             "temp_directory": str(folder / "spill"),
             "TimeZone": "UTC",
+            # What is packed now is unpacked in a minute.
+            "force_compression": "uncompressed",
             # Nothing is fetched.
             "autoinstall_known_extensions": False,
         }
@@ -97,19 +99,16 @@ class Database:
         with self.telling():
             return self.connection.cursor().execute(sql).fetchall()
 
-    def row(self, sql: str, parameters: list[Any] | None = None) -> tuple:
-        """The first row of a query."""
-        return self.rows(sql, parameters)[0]
+    def batches(self, sql: str, size: int) -> Iterator[Any]:
+        """A query's result in Arrow batches of so many rows, of what was there before the current step."""
+        with self.telling(), closing(self.connection.cursor()) as cursor:
+            yield from cursor.sql(sql).to_arrow_reader(size)
 
-    def batches(self, sql: str, size: int) -> Any:
-        """A query's result as an Arrow reader of batches of so many rows."""
-        with self.telling():
-            return self.connection.sql(sql).to_arrow_reader(size)
-
-    def beside(self, sql: str) -> Any:
-        """A query's result as an Arrow table, which may be asked for while `batches` are read."""
-        with self.telling():
-            return self.connection.cursor().sql(sql).to_arrow_table()
+    def append(self, table: str, rows: Any) -> None:
+        """Add the rows of an Arrow table to a table of the same columns."""
+        self.connection.register("new_rows", rows)
+        self.run(f"INSERT INTO {table} BY NAME FROM new_rows")
+        self.connection.unregister("new_rows")
 
     def close(self) -> None:
         """Close the database; its folder stays."""

@@ -121,7 +121,7 @@ class Job:
             try:
                 counted = self._read(database, work)
                 counted |= self._select(database)
-                counted |= self._write(database, work / "made", counted["columns"])
+                counted |= self._write(database, work / "made", counted)
                 self.source.finish(work / "made")
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -151,7 +151,7 @@ class Job:
             path = str(one.table.path)
             rows[path] = rows.get(path, 0) + read["rows"]
         listed = database.once("read items", lambda: self._stage_items(database, work))
-        return {"rows": rows | listed["rows"], "columns": listed["columns"]}
+        return {"rows": listed["rows"] | rows, "columns": listed["columns"]}
 
     def _make_tables(self, database: Database) -> None:
         database.run(f"CREATE TABLE staged ({STAGED})")
@@ -159,15 +159,11 @@ class Job:
 
     def _select(self, database: Database) -> dict[str, Any]:
         """From what was read to the interactions kept; returns what was dropped, and why."""
-        options, order = self.options, selecting.order_of(self.options, self.timed)
-        dropped = selecting.drop_rows(database, options, self.timed)
-        changed = database.once("number", lambda: selecting.number_all(database))
-        events = database.once("events", lambda: selecting.make_events(database))
-        twice = database.once("duplicates", lambda: selecting.drop_duplicates(database, options.duplicates, order))
-        core = database.once("core", lambda: selecting.find_core(database, options))
-        (staged,) = database.row("SELECT count(*) FROM staged")
-        read = selecting.count_read(database) if self.source.published() else {}
-        return {"dropped": dropped | twice, "changed": changed, "staged": staged, "read": read} | events | core
+        numbered = database.once("number", lambda: selecting.number_rows(database))
+        sorted_ = database.once("sort", lambda: selecting.sort_rows(database, self.options, self.timed))
+        twice = database.once("duplicates", lambda: selecting.drop_duplicates(database, self.options.duplicates))
+        core = database.once("core", lambda: selecting.find_core(database, self.options))
+        return numbered | {"dropped": sorted_["dropped"] | twice} | core
 
     def _stage(self, database: Database, work: Path, number: int, rows: Rows) -> dict[str, Any]:
         """Read one source of interactions; returns how many rows it has."""
@@ -181,7 +177,7 @@ class Job:
         unit = rows.time_unit or ("" if "time" in columns and reading.has_numbers(source, database) else "s")
         per_second = selecting.unit_of_times(database, number, unit)
         database.run("INSERT INTO sources VALUES (?, ?)", [number, per_second])
-        (count,) = database.row("SELECT count(*) FROM staged WHERE source = ?", [number])
+        ((count,),) = database.rows("SELECT count(*) FROM staged WHERE source = ?", [number])
         return {"rows": count}
 
     def _stage_items(self, database: Database, work: Path) -> dict[str, Any]:
@@ -190,10 +186,10 @@ class Job:
         database.run(f"CREATE TABLE item_rows (item VARCHAR{''.join(f', {column(name)} VARCHAR' for name in names)})")
         counts: dict[str, int] = {}
         for rows in self._items:
-            (before,) = database.row("SELECT count(*) FROM item_rows")
+            ((before,),) = database.rows("SELECT count(*) FROM item_rows")
             source = reading.open_source(rows, work, database)
             reading.insert(database, "item_rows", source, rows.columns, f"read {printable(source.path.name)}")
-            (after,) = database.row("SELECT count(*) FROM item_rows")
+            ((after,),) = database.rows("SELECT count(*) FROM item_rows")
             path = str(rows.table.path)
             counts[path] = max(counts.get(path, 0), after - before)
         return {"columns": names, "rows": counts}
@@ -209,11 +205,11 @@ class Job:
             "GROUP BY id"
         )
 
-    def _write(self, database: Database, folder: Path, columns: list[str]) -> dict[str, Any]:
+    def _write(self, database: Database, folder: Path, counted: dict[str, Any]) -> dict[str, Any]:
+        columns = counted["columns"]
         self._join_items(database, columns)
         parts = any("part" in rows.columns for rows in self._interactions)
-        order = selecting.order_of(self.options, self.timed)
-        written = writing.write_interactions(database, folder, order, parts)
+        written = writing.write_interactions(database, folder, parts, counted["interactions"])
         return written | {"texts": writing.write_items(database, folder, columns, self.options.keeps_untouched)}
 
 

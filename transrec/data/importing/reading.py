@@ -68,7 +68,7 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
         readable = _as_json(table, folder)
     elif table.encoding.lower() not in UTF8:
         readable = _as_utf8(table, folder)
-    return Source(rows, readable, _sql(readable, rows.needs))
+    return Source(rows, readable, _sql(readable, (*rows.needs, *rows.optional)))
 
 
 def check_whole(table: Table) -> None:
@@ -182,8 +182,9 @@ def _is_number(source: Source, expression: str, database: Database) -> bool:
 
 
 def _or_error(what: str, expression: str, parsed: str) -> str:
-    fails = _fails(expression, parsed)
-    return f"CASE WHEN {fails} THEN error('transrec {what}:' || {expression}) ELSE {parsed} END"
+    empty = f"coalesce(trim({expression}), '') = ''"
+    fails = f"error('transrec {what}:' || {expression})"
+    return f"CASE WHEN isfinite({parsed}) THEN {parsed} WHEN {empty} THEN NULL ELSE {fails} END"
 
 
 def _fails(expression: str, parsed: str) -> str:

@@ -1,35 +1,38 @@
-"""From the rows read to the interactions kept: what is dropped, in this order, and how many of each.
+"""From the rows read to the interactions kept.
 
-Interactions without a user, an item or a time; outside of --since and --until; below --min_rating; duplicates; users of
-more than --max_length; then users and items outside the k-core, and users of fewer than --min_length.
+What is dropped, in this order: interactions without a user, an item or a time; outside of --since and --until; below
+--min_rating; duplicates; users of more than --max_length; then, until nothing changes, users and items with too few.
+Rows become numbers first, are sorted once, and pass through the later steps in batches.
 """
 
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from transrec.data.importing.database import Database
 from transrec.data.importing.options import ImportOptions
+from transrec.data.tables import import_extra
 from transrec.errors import TransrecError
+from transrec.progress import Bar
 
 # White space and control characters, which no id may hold.
 NO_ID = r"[\pZ\p{Cc}\x{FEFF}]+"
-SPACES = "' ' || chr(9) || chr(13) || chr(10) || chr(160)"
 MICROSECONDS = 10**6
-# From which size on numbers are milliseconds, microseconds and nanoseconds: as seconds they are of the year 5138.
-UNITS = ((1e17, 1e9, "nanoseconds"), (1e14, 1e6, "microseconds"), (1e11, 1e3, "milliseconds"))
+# From which size on numbers are nano-, micro- and milliseconds, which as seconds were of the year 5138 and later.
+UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 UNIT_OF = {"s": 1.0, "ms": 1e3, "us": 1e6}
-
-
-def clean(name: str) -> str:
-    """SQL of an id without white space: that around it goes, that within it becomes _."""
-    return f"replace(trim(regexp_replace({name}, '{NO_ID}', ' ', 'g')), ' ', '_')"
+BATCH = 2**20
+# Of --memory, for interactions that are looked at several times.
+SHARE_OF_MEMORY = 0.2
 
 
 def unit_of_times(database: Database, source: int, given: str) -> float:
     """How many of a source's units of time are a second; without a `given` unit by the size of the largest."""
     if given:
         return UNIT_OF[given]
-    (largest,) = database.row("SELECT max(abs(time)) FROM staged WHERE source = ?", [source])
-    return next((factor for least, factor, _ in UNITS if (largest or 0) >= least), 1.0)
+    ((largest,),) = database.rows("SELECT max(abs(time)) FROM staged WHERE source = ?", [source])
+    return next((factor for least, factor in UNITS if (largest or 0) >= least), 1.0)
 
 
 def order_of(options: ImportOptions, timed: bool) -> str:
@@ -43,67 +46,35 @@ def order_of(options: ImportOptions, timed: bool) -> str:
     return "time, position, row" if options.ties == "row" else "time, position, item, rating, part"
 
 
-def drop_rows(database: Database, options: ImportOptions, timed: bool) -> dict[str, int]:
-    """Make `kept`, a view of the staged rows that count; returns how many each reason drops."""
-    conditions = {
-        "without a user": f"coalesce(trim(user, {SPACES}), '') = ''",
-        "without an item": f"coalesce(trim(item, {SPACES}), '') = ''",
-    }
-    if timed:
-        conditions["without a time"] = "time IS NULL"
-    if options.since is not None:
-        conditions["before --since"] = f"time < {options.since_seconds!r}"
-    if options.until is not None:
-        conditions["from --until on"] = f"time >= {options.until_seconds!r}"
-    if options.min_rating is not None:
-        conditions["without a rating"] = "rating IS NULL"
-        conditions["below --min_rating"] = f"rating < {options.min_rating!r}"
-    reason = " ".join(f"WHEN {condition} THEN '{name}'" for name, condition in conditions.items())
-    seconds = (
-        "SELECT source, staged.rowid AS row, user, item, time / per_second AS time, rating, position, part "
-        "FROM staged JOIN sources USING (source)"
-    )
-    database.run(f"CREATE OR REPLACE VIEW judged AS SELECT *, CASE {reason} END AS reason FROM ({seconds})")
-    counts = dict(database.rows("SELECT reason, count(*) FROM judged GROUP BY reason"))
-    if not counts.get(None):
-        raise TransrecError(f"no interaction is left: {said(counts)}; change these flags, or look at the source")
-    return {name: counts[name] for name in conditions if name in counts}
+def number_rows(database: Database) -> dict[str, Any]:
+    """Make `users` and `items`, the ids in alphabetical order with a number each, and `numbered`, the rows in numbers.
 
-
-def said(counts: dict[Any, int]) -> str:
-    """Counts in a sentence."""
-    return (
-        ", ".join(f"{count:,} {name}" for name, count in counts.items() if name and count) or "the source has no rows"
-    )
-
-
-def count_read(database: Database) -> dict[str, int]:
-    """Users, items and interactions before anything is dropped."""
-    counts = "count(DISTINCT user) AS users, count(DISTINCT item) AS items, count(*) AS interactions"
-    users, items, interactions = database.row(f"SELECT {counts} FROM staged")
-    return {"users": users, "items": items, "interactions": interactions}
-
-
-def number_ids(database: Database, what: str, names: str) -> int:
-    """Make `{what}s`, of ids in alphabetical order with a number each, and `{what}_ids`, the number of each raw id.
-
-    Args:
-        names: SQL of a query whose column `raw` holds the ids.
-
-    Returns how many ids held white space, in whose place they have _ now.
+    Returns how many ids held white space, in whose place they have _ now, and what the source holds.
 
     Raises TransrecError for ids that no longer differ then.
     """
-    database.run(f"CREATE TEMP TABLE raw AS SELECT DISTINCT raw FROM ({names}) WHERE trim(raw) <> ''")
+    changed = _number(database, "user", "SELECT user AS raw FROM staged")
+    changed += _number(database, "item", "SELECT item AS raw FROM staged UNION ALL SELECT item FROM item_rows")
     database.run(
-        f"CREATE TEMP TABLE mended AS SELECT raw, CASE WHEN regexp_matches(raw, '{NO_ID}') THEN {clean('raw')} "
-        "ELSE raw END AS name FROM raw"
+        "CREATE TABLE numbered AS SELECT u.id AS user, i.id AS item, rating::FLOAT AS rating, position, part, "
+        f"floor(time / per_second * {MICROSECONDS})::BIGINT AS time, staged.rowid AS row FROM staged "
+        "JOIN sources USING (source) LEFT JOIN user_ids u ON user = u.raw LEFT JOIN item_ids i ON item = i.raw",
+        doing="number users and items",
     )
-    same = database.rows(
-        "SELECT name, list(raw ORDER BY raw)[1:2] FROM mended GROUP BY name "
-        f"HAVING count(DISTINCT trim(regexp_replace(raw, '{NO_ID}', ' ', 'g'))) > 1 AND count(*) > 1 LIMIT 1"
+    database.run("DROP TABLE staged")
+    ((users, items, rows),) = database.rows("SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM numbered")
+    return {"ids changed": changed, "read": {"users": users, "items": items, "interactions": rows}}
+
+
+def _number(database: Database, what: str, names: str) -> int:
+    mended = f"trim(regexp_replace(raw, '{NO_ID}', ' ', 'g'))"
+    database.run(
+        f"CREATE TEMP TABLE mended AS SELECT raw, {mended} AS told, replace({mended}, ' ', '_') AS name "
+        f"FROM (SELECT DISTINCT raw FROM ({names}) WHERE raw <> '')",
+        doing=f"list {what}s",
     )
-    for name, (one, other) in same:
+    same = "SELECT name, min(told), max(told) FROM mended GROUP BY name HAVING min(told) <> max(told) LIMIT 1"
+    for name, one, other in database.rows(same):
         raise TransrecError(
             f"the {what} ids {one!r} and {other!r} would both become {name!r}, since an id has no spaces; rename one"
         )
@@ -112,90 +83,150 @@ def number_ids(database: Database, what: str, names: str) -> int:
         "FROM (SELECT DISTINCT name FROM mended WHERE name <> '') ORDER BY name"
     )
     database.run(f"CREATE TABLE {what}_ids AS SELECT raw, id FROM mended JOIN {what}s USING (name)")
-    (changed,) = database.row("SELECT count(*) FROM mended WHERE trim(raw) <> name")
-    database.run("DROP TABLE raw")
+    ((changed,),) = database.rows("SELECT count(*) FROM mended WHERE told <> name")
     database.run("DROP TABLE mended")
     return changed
 
 
-def number_all(database: Database) -> dict[str, int]:
-    """Number users and items; returns how many ids of each were changed."""
-    users = "SELECT user AS raw FROM judged WHERE reason IS NULL"
-    items = "SELECT item AS raw FROM judged WHERE reason IS NULL UNION ALL SELECT item FROM item_rows"
-    return {"users": number_ids(database, "user", users), "items": number_ids(database, "item", items)}
+def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[str, Any]:
+    """Make `ordered`, each user's rows that count in order; returns how many rows each reason dropped.
 
-
-def make_events(database: Database) -> dict[str, Any]:
-    """Make `events`, one row for each interaction that is judged to stay, of numbers alone; returns how many."""
+    Raises TransrecError where none is left.
+    """
+    conditions = {"without a user": "user IS NULL", "without an item": "item IS NULL"}
+    if timed:
+        conditions["without a time"] = "time IS NULL"
+    if options.since_seconds is not None:
+        conditions["before --since"] = f"time < {round(options.since_seconds * MICROSECONDS)}"
+    if options.until_seconds is not None:
+        conditions["from --until on"] = f"time >= {round(options.until_seconds * MICROSECONDS)}"
+    if options.min_rating is not None:
+        conditions["without a rating"] = "rating IS NULL"
+        # As exact as ratings are.
+        conditions["below --min_rating"] = f"rating < {options.min_rating!r}::FLOAT"
+    reasons = " ".join(f"WHEN {condition} THEN '{name}'" for name, condition in conditions.items())
+    reason = f"CASE {reasons} END"
+    counts = dict(database.rows(f"SELECT {reason} AS reason, count(*) FROM numbered GROUP BY reason"))
+    dropped = {name: counts[name] for name in conditions if name in counts}
+    if None not in counts:
+        said = ", ".join(f"{count:,} {name}" for name, count in dropped.items()) or "the source has no rows"
+        raise TransrecError(f"no interaction is left: {said}; change these flags, or look at the source")
     database.run(
-        f"CREATE TABLE events AS SELECT u.id AS user, i.id AS item, (floor(time * {MICROSECONDS}))::BIGINT AS time, "
-        "rating::FLOAT AS rating, position, part, row FROM judged j JOIN user_ids u ON j.user = u.raw "
-        "JOIN item_ids i ON j.item = i.raw WHERE reason IS NULL",
-        doing="number users and items",
+        f"CREATE TABLE ordered AS SELECT user, item, time, rating, part FROM numbered WHERE {reason} IS NULL "
+        f"ORDER BY user, {order_of(options, timed)}",
+        doing="sort interactions",
     )
-    return {"events": database.row("SELECT count(*) FROM events")[0]}
+    database.run("DROP TABLE numbered")
+    return {"dropped": dropped}
 
 
-def drop_duplicates(database: Database, how: str, order: str) -> dict[str, int]:
-    """Drop what --duplicates says; returns how many."""
+def whole_users(batches: Any) -> Iterator[Any]:
+    """Arrow batches ordered by user as tables in which no user's rows are cut."""
+    arrow = import_extra("pyarrow")
+    held: list[Any] = []
+    for batch in batches:
+        table = arrow.Table.from_batches([batch])
+        user = table["user"].to_numpy()
+        cut = int(np.searchsorted(user, user[-1]))
+        if held and (cut or held[-1]["user"][-1].as_py() != user[0]):
+            yield arrow.concat_tables([*held, table.slice(0, cut)]).combine_chunks()
+            held = []
+        elif cut:
+            yield table.slice(0, cut)
+        held.append(table.slice(cut))
+    if held:
+        yield arrow.concat_tables(held).combine_chunks()
+
+
+def drop_duplicates(database: Database, how: str) -> dict[str, int]:
+    """Make `events` of `ordered` without what --duplicates drops; returns how many."""
     if how == "keep":
+        database.run("ALTER TABLE ordered RENAME TO events")
         return {}
-    (before,) = database.row("SELECT count(*) FROM events")
-    if how == "drop":
-        database.run(
-            "CREATE TABLE several AS SELECT user, item FROM events GROUP BY user, item HAVING count(*) > 1",
-            doing="find duplicates",
-        )
-        first = f"QUALIFY row_number() OVER (PARTITION BY user, item ORDER BY {order}) = 1"
-        database.run(
-            "CREATE TABLE single AS SELECT * FROM events ANTI JOIN several USING (user, item) UNION ALL "
-            f"(SELECT events.* FROM events SEMI JOIN several USING (user, item) {first})",
-            doing="drop duplicates",
-        )
-        database.run("DROP TABLE several")
-    else:
-        database.run(
-            "CREATE TABLE single AS SELECT * FROM events "
-            f"QUALIFY item IS DISTINCT FROM lag(item) OVER (PARTITION BY user ORDER BY {order})",
-            doing="drop duplicates",
-        )
-    database.run("DROP TABLE events")
-    database.run("ALTER TABLE single RENAME TO events")
-    (after,) = database.row("SELECT count(*) FROM events")
-    return {"duplicates": before - after} if before > after else {}
+    ((items,), (total,)) = database.rows("SELECT count(*) FROM items UNION ALL SELECT count(*) FROM ordered")
+    database.run("CREATE TABLE events AS FROM ordered LIMIT 0")
+    dropped = 0
+    with Bar(total=total, desc="drop duplicates", unit="row", unit_scale=True, leave=False) as bar:
+        for table in whole_users(database.batches("FROM ordered", BATCH)):
+            user, item = table["user"].to_numpy(), table["item"].to_numpy()
+            pairs = user.astype(np.int64) * items + item
+            if how == "drop":
+                # The first of equal ones is the earliest.
+                kept = np.sort(np.unique(pairs, return_index=True)[1])
+            else:
+                kept = np.flatnonzero(np.diff(pairs, prepend=-1))
+            database.append("events", table.take(kept) if len(kept) < len(table) else table)
+            dropped += len(table) - len(kept)
+            bar.update(len(table))
+    database.run("DROP TABLE ordered")
+    return {"duplicates": dropped} if dropped else {}
 
 
 def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
     """Make `kept_users` and `kept_items`, the largest sets with enough interactions among themselves.
 
-    Items leave for the users that left and users for the items, until neither does: the k-core, which depends on no
-    order. Returns the number of rounds.
+    In each round leave the users and the items with too few interactions with those that the round before kept, until
+    none does: the k-core, which depends on no order. Returns the number of rounds, and of interactions kept.
 
     Raises TransrecError where nothing is left.
     """
-    longest = f"WHERE user IN (SELECT user FROM events GROUP BY user HAVING count(*) <= {options.max_length})"
-    among = f"(SELECT user, item FROM events {longest if options.max_length else ''})"
-    database.run(f"CREATE TABLE kept_items AS SELECT item FROM {among} GROUP BY item")
-    users, rounds = -1, 0
-    while True:
-        doing = f"users and items of enough interactions, round {rounds + 1}"
-        _keep(database, "user", "item", among, options.shortest, doing)
-        (left,) = database.row("SELECT count(*) FROM kept_users")
-        if left == users:
-            break
-        _keep(database, "item", "user", among, options.k_core, doing)
-        users, rounds = left, rounds + 1
-    if not users:
+    ((users,), (items,)) = database.rows("SELECT count(*) FROM users UNION ALL SELECT count(*) FROM items")
+    pairs = _pairs(database, options)
+    keeps_user, keeps_item = np.ones(users, bool), np.ones(items, bool)
+    rounds = 0
+    with Bar(desc="find users and items with enough interactions", unit="round", leave=False) as bar:
+        while True:
+            of_user, of_item = np.zeros(users, np.int64), np.zeros(items, np.int64)
+            for user, item in pairs():
+                both = keeps_user[user] & keeps_item[item]
+                _count(of_user, user[both])
+                _count(of_item, item[both])
+            stays_user = of_user >= max(1, options.shortest)
+            if options.max_length and not rounds:
+                stays_user &= of_user <= options.max_length
+            stays_item = of_item >= max(1, options.k_core)
+            bar.update()
+            if (stays_user == keeps_user).all() and (stays_item == keeps_item).all():
+                break
+            keeps_user, keeps_item, rounds = stays_user, stays_item, rounds + 1
+    if not keeps_user.any():
         raise TransrecError(
             f"no user is left of --k_core {options.k_core}, --min_length {options.min_length} and --max_length "
             f"{options.max_length}; change these flags"
         )
-    return {"rounds": rounds}
+    arrow = import_extra("pyarrow")
+    for what, keeps in (("user", keeps_user), ("item", keeps_item)):
+        database.run(f"CREATE TABLE kept_{what}s ({what} INTEGER)")
+        database.append(f"kept_{what}s", arrow.table({what: np.flatnonzero(keeps).astype(np.int32)}))
+    return {"rounds": rounds, "interactions": int(of_user.sum())}
 
 
-def _keep(database: Database, what: str, other: str, among: str, least: int, doing: str) -> None:
-    database.run(
-        f"CREATE OR REPLACE TABLE kept_{what}s AS SELECT {what} FROM {among} SEMI JOIN kept_{other}s USING ({other}) "
-        f"GROUP BY {what} HAVING count(*) >= {max(1, least)}",
-        doing=doing,
-    )
+def kept(database: Database, what: str) -> np.ndarray:
+    """Which users, or items, are kept: bool, by their numbers."""
+    ((count,),) = database.rows(f"SELECT count(*) FROM {what}s")
+    keeps = np.zeros(count, bool)
+    for batch in database.batches(f"FROM kept_{what}s", BATCH):
+        keeps[batch[what].to_numpy()] = True
+    return keeps
+
+
+def _pairs(database: Database, options: ImportOptions) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
+    """What gives the user and the item of all events in batches, as often as it is called."""
+
+    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in database.batches("SELECT user, item FROM events", BATCH):
+            yield batch["user"].to_numpy(), batch["item"].to_numpy()
+
+    ((events,),) = database.rows("SELECT count(*) FROM events")
+    if 8 * events > options.memory_bytes * SHARE_OF_MEMORY:
+        return read
+    held = list(read())
+    return lambda: iter(held)
+
+
+def _count(counts: np.ndarray, numbers: np.ndarray) -> None:
+    """Add to `counts` how often each number occurs."""
+    if len(numbers):
+        first = int(numbers.min())
+        found = np.bincount(numbers - first)
+        counts[first : first + len(found)] += found

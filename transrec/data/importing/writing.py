@@ -3,7 +3,6 @@
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,94 +10,76 @@ import numpy as np
 
 from transrec.data.formats import column
 from transrec.data.importing.database import Database
-from transrec.data.importing.selecting import MICROSECONDS
+from transrec.data.importing.selecting import BATCH, MICROSECONDS, kept, whole_users
 from transrec.data.tables import import_extra
 from transrec.progress import Bar
 
 USERS, ITEMS, INTERACTIONS, IMAGES = "users.tsv", "items.tsv", "interactions.parquet", "images.tsv"
-BATCH = 2**19
 SPACE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ufeff]+")
 ITEM_ID, TITLE, IMAGE = "item_id", "title", "image"
 
 
-def write_interactions(database: Database, folder: Path, order: str, parts: bool) -> dict[str, Any]:
+def write_interactions(database: Database, folder: Path, parts: bool, total: int) -> dict[str, Any]:
     """Write users.tsv and, a row for each interaction in the same order, interactions.parquet.
 
     Its columns are user_id and item_id (text), time (int64, seconds since 1970 UTC), rating (float32) and, where the
     source has a split of its own, part (text); what the source does not say is null.
 
-    Returns what is counted: users, interactions, first and last time.
+    Args:
+        total: of the interactions that are kept.
+
+    Returns what is counted: users, first and last time.
     """
     arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
-    database.run(
-        "CREATE TABLE chosen AS SELECT user, item, time, rating, part FROM events SEMI JOIN kept_users USING (user) "
-        f"SEMI JOIN kept_items USING (item) ORDER BY user, {order}",
-        doing="sort interactions",
-    )
-    users, interactions, first, last = database.row(
-        f"SELECT count(DISTINCT user), count(*), min(time) // {MICROSECONDS}, max(time) // {MICROSECONDS} FROM chosen"
-    )
-    names = _names(database, "items")
-    schema = arrow.schema(
-        {
-            "user_id": arrow.dictionary(arrow.int32(), arrow.string()),
-            "item_id": arrow.string(),
-            "time": arrow.int64(),
-            "rating": arrow.float32(),
-            **({"part": arrow.string()} if parts else {}),
-        }
-    )
-    query = f"SELECT user, item, fdiv(time, {MICROSECONDS})::BIGINT AS time, rating, part FROM chosen ORDER BY rowid"
+    user_id = arrow.dictionary(arrow.int32(), arrow.string())
+    columns = {"user_id": user_id, "item_id": arrow.string(), "time": arrow.int64(), "rating": arrow.float32()}
+    schema = arrow.schema(columns | ({"part": arrow.string()} if parts else {}))
+    item_names = _names(database, "items", 0, 2**31)
+    keeps_user, keeps_item = kept(database, "user"), kept(database, "item")
+    query = f"SELECT user, item, floor(time / {MICROSECONDS})::BIGINT AS time, rating, part FROM events"
+    users, first, last = 0, [], []
     with (
         open(folder / USERS, "wb") as lines,
         parquet.ParquetWriter(folder / INTERACTIONS, schema, compression="zstd", store_schema=False) as writer,
-        Bar(total=interactions, desc="write interactions", unit="row", unit_scale=True, leave=False) as bar,
+        Bar(total=total, desc="write interactions", unit="row", unit_scale=True, leave=False) as bar,
     ):
-        for batch in _whole_users(database.batches(query, BATCH)):
-            _write_batch(database, batch, names, lines, writer)
-            bar.update(len(batch))
-    return {"users": users, "interactions": interactions, "first": first, "last": last}
+        for everything in whole_users(database.batches(query, BATCH)):
+            keeps = keeps_user[everything["user"].to_numpy()] & keeps_item[everything["item"].to_numpy()]
+            table = everything.filter(arrow.array(keeps)).combine_chunks()
+            if not len(table):
+                continue
+            users += _write_users(database, table, item_names, lines, writer)
+            if not table["time"].null_count:
+                times = table["time"].to_numpy()
+                first.append(int(times.min()))
+                last.append(int(times.max()))
+            bar.update(len(table))
+    return {"users": users, "first": min(first, default=None), "last": max(last, default=None)}
 
 
-def _whole_users(batches: Any) -> Iterator[Any]:
-    """The batches as tables in which no user's rows are cut."""
-    arrow = import_extra("pyarrow")
-    held: list[Any] = []
-    for batch in batches:
-        table = arrow.Table.from_batches([batch])
-        user = table["user"].to_numpy()
-        cut = int(np.searchsorted(user, user[-1]))
-        if cut or (held and held[-1]["user"][-1].as_py() != user[0]):
-            yield arrow.concat_tables([*held, table.slice(0, cut)])
-            held = []
-        held.append(table.slice(cut))
-    if held:
-        yield arrow.concat_tables(held)
-
-
-def _write_batch(database: Database, batch: Any, item_names: Any, lines: Any, writer: Any) -> None:
-    """Write the interactions of some users, whole and in order."""
+def _write_users(database: Database, table: Any, item_names: Any, lines: Any, writer: Any) -> int:
+    """Write the interactions of some users, whole and in order; returns the number of users."""
     arrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
-    batch = batch.combine_chunks()
-    user, item = batch["user"].to_numpy(), batch["item"].to_numpy()
+    user = table["user"].to_numpy()
     starts = np.flatnonzero(np.diff(user, prepend=-1))
-    user_names = _names(database, "users", int(user[0]), int(user[-1])).take(arrow.array(user[starts] - user[0]))
-    items = item_names.take(arrow.array(item))
-    lists = arrow.ListArray.from_arrays(arrow.array(np.append(starts, len(user)), arrow.int32()), items)
-    rows = compute.binary_join_element_wise(user_names, compute.binary_join(lists, " "), "\t")
-    lines.write(b"".join(f"{row}\n".encode() for row in rows.to_pylist()))
-    of_row = np.repeat(np.arange(len(starts), dtype=np.int32), np.diff(np.append(starts, len(user))))
-    columns = {"user_id": arrow.DictionaryArray.from_arrays(arrow.array(of_row), user_names), "item_id": items}
-    columns |= {name: batch[name] for name in writer.schema.names[2:]}
+    bounds = np.append(starts, len(user))
+    names = _names(database, "users", int(user[0]), int(user[-1])).take(arrow.array(user[starts] - user[0]))
+    items = item_names.take(table["item"].combine_chunks())
+    sequences = compute.binary_join(arrow.ListArray.from_arrays(arrow.array(bounds, arrow.int32()), items), " ")
+    rows = compute.binary_join_element_wise(names, sequences, "\t").to_pylist()
+    lines.write("".join(f"{row}\n" for row in rows).encode())
+    owners = arrow.array(np.repeat(np.arange(len(starts), dtype=np.int32), np.diff(bounds)))
+    columns = {"user_id": arrow.DictionaryArray.from_arrays(owners, names), "item_id": items}
+    columns |= {name: table[name] for name in writer.schema.names[2:]}
     writer.write_table(arrow.table(columns, schema=writer.schema))
+    return len(starts)
 
 
-def _names(database: Database, table: str, first: int = 0, last: int = 2**31) -> Any:
-    """The ids of a range of users or items, by their numbers, as an Arrow array."""
+def _names(database: Database, table: str, first: int, last: int) -> Any:
+    """The ids of users or items of a range of numbers, in their order, as an Arrow array."""
     arrow = import_extra("pyarrow")
-    read = database.beside(f"SELECT name FROM {table} WHERE id BETWEEN {first} AND {last} ORDER BY id")
-    found = read["name"].combine_chunks()
-    return found.chunk(0) if isinstance(found, arrow.ChunkedArray) else found
+    query = f"SELECT name FROM {table} WHERE id BETWEEN {first} AND {last} ORDER BY id"
+    return arrow.concat_arrays([batch["name"] for batch in database.batches(query, BATCH)])
 
 
 def write_items(database: Database, folder: Path, columns: list[str], keeps_untouched: bool) -> dict[str, Any]:

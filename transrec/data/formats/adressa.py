@@ -1,0 +1,40 @@
+"""`adressa`: what readers of Adresseavisen did (https://reclab.idi.ntnu.no/dataset), one week or three months."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table
+
+DAY = "2017[0-9][0-9][0-9][0-9]"
+COLUMNS = ("id", "title")
+
+
+@register("adressa")
+class Adressa(Format):
+    """Files of a day's events, a JSON object a line, as unpacked from Adressa_one_week.tar.gz; titles are in them."""
+
+    reads = "the days of Adressa, one_week/20170101 and so on, unpacked"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            if fits(path, DAY) and '"eventId"' in "".join(head(path)):
+                return f"{path.name} is a day of events with an eventId"
+        return ""
+
+    def _days(self) -> list[Table]:
+        return [Table(path, kind="json") for path in self.all_of(DAY) or [self.one_of(DAY)]]
+
+    def interactions(self) -> list[Rows]:
+        columns = {"user": '"userId"', "item": "id", "time": "time"}
+        return [Rows(day, columns, ("userId", "id", "time"), time_unit="s") for day in self._days()]
+
+    def items(self) -> list[Rows]:
+        # An article stands in as many events as it has readers.
+        each = "(SELECT DISTINCT id, title, category1 FROM {table} WHERE id IS NOT NULL)"
+        columns = {"item": "id", "title": "title", "category": "category1"}
+        return [Rows(day, columns, COLUMNS, each, optional=("category1",)) for day in self._days()]
+
+    def notes(self) -> list[str]:
+        return ["events without an id are of pages that are no articles, such as the front page"]

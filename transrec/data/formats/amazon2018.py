@@ -1,0 +1,79 @@
+"""`amazon2018`: Amazon Review Data of 2018 (https://nijianmo.github.io/amazon), reviews, 5-core or ratings alone."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.tables import Table, joined
+
+RATINGS = ("first", "second", "rating", "timestamp")
+REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
+# Ten signs, which a reviewer's id has more than.
+ASIN = re.compile(r"[A-Z0-9]{10}")
+LINES_LOOKED_AT = 100
+
+
+class AmazonReviews(Format):
+    """Reviews (JSON lines) or ratings (four columns without a header), and metadata.
+
+    Which of a rating's first two columns is the item differs between years and is found by the ids.
+    """
+
+    metadata: ClassVar[str] = "meta_*.json"
+    reviews: ClassVar[tuple[str, ...]] = ("*.json",)
+
+    def interactions(self) -> list[Rows]:
+        left_out = self.all_of(self.metadata)
+        found = [path for path in self.all_of(*self.reviews, "*.csv") if path not in left_out]
+        path = found[0] if len(found) == 1 else self.one_of(*self.reviews, "*.csv")
+        if fits(path, "*.csv"):
+            item, user = RATINGS[:2] if is_item_first(path) else RATINGS[1::-1]
+            columns = {"user": user, "item": item, "time": "timestamp", "rating": "rating"}
+            return [Rows(Table(path, names=RATINGS), columns, RATINGS, time_unit="s")]
+        columns = {"user": '"reviewerID"', "item": "asin", "time": '"unixReviewTime"', "rating": "overall"}
+        return [Rows(Table(path), columns, REVIEW, time_unit="s")]
+
+
+def is_item_first(path: Path) -> bool:
+    """Whether the first of four columns is the item: whether all of its first values are ASINs."""
+    values = [line.split(",")[0] for line in head(path, LINES_LOOKED_AT) if line.count(",") == 3]
+    return all(map(ASIN.fullmatch, values))
+
+
+@register("amazon2018")
+class Amazon2018(AmazonReviews):
+    """CAT.json of reviews (or CAT_5.json, the 5-core, or CAT.csv of ratings), and meta_CAT.json."""
+
+    reads = "CAT.json(.gz), CAT_5.json(.gz) or CAT.csv, and meta_CAT.json(.gz)"
+
+    @classmethod
+    def recognise(cls, files: Sequence[Path]) -> str:
+        for path in files:
+            first = "".join(head(path)) if fits(path, "*.json") and not fits(path, "reviews_*", "meta_*") else ""
+            if '"reviewerID"' in first and '"asin"' in first:
+                return f"{path.name} has reviewerID and asin in its first line"
+            if fits(path, "*.csv") and re.match(r"[A-Z0-9]{10},A[A-Z0-9]{10,},\d\.\d,\d{9,10}$", "".join(head(path))):
+                return f"{path.name} has columns of item, user, rating and time"
+        return ""
+
+    def items(self) -> list[Rows]:
+        columns = {
+            "item": "asin",
+            # Of some pages not the title was taken, but a piece of their program.
+            "title": "CASE WHEN contains(title, 'getTime') THEN NULL ELSE title END",
+            "brand": "brand",
+            "categories": f"coalesce({joined('category', ', ')}, {joined('categories', ', ')})",
+            "features": joined("feature"),
+            "description": joined("description"),
+            "image": f"coalesce({first_of('imageURLHighRes')}, {first_of('imageURL')})",
+        }
+        lists = ("category", "categories", "feature", "description", "imageURLHighRes", "imageURL")
+        found = self.all_of(self.metadata)
+        return [Rows(Table(path), columns, ("asin", "title"), optional=("brand", *lists)) for path in found]
+
+
+def first_of(name: str) -> str:
+    """SQL of the first text of a JSON list, or of the text that stands there without a list."""
+    return f'CASE WHEN starts_with("{name}", \'[\') THEN TRY_CAST("{name}" AS JSON)->>0 ELSE "{name}" END'
