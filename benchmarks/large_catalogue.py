@@ -60,7 +60,7 @@ def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -
     users, world = np.arange(min(USERS, split.user_count)), World(0, 1, torch.device("cpu"))
     starts = {"validation_starts": split.validation_starts[users], "test_starts": split.test_starts[users]}
     ranked = replace(split, kept=split.kept.of(users), training_users=users, **starts)
-    Evaluator(ranked, features, EvaluationOptions(), "seen", world).evaluate(model, "validation")
+    Evaluator(ranked, features, EvaluationOptions(), world).evaluate(model, "validation")
     evaluated = time.perf_counter()
     return [
         place,

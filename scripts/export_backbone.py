@@ -24,7 +24,7 @@ def without_backbone(settings: Settings) -> str:
     encoders = {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder}
     if not encoders:
         return "no backbone reads its items; there is none to export"
-    if not stored_states(settings):
+    if not stored_states(settings.plan):
         return ""
     reason = "trained no backbone, it read hidden states computed before"
     if settings.run.checkpoint:
@@ -49,7 +49,7 @@ if __name__ == "__main__":
         every = load_run(folder, arguments.plugin).item_encoder.towers
         towers = [tower for tower in every if tower.backbone is not None]
         for tower in towers:
-            load = {"text": load_tokenizer, "image": load_image_processor}[tower.modality]
+            load = {"text": load_tokenizer, "image": load_image_processor}.get(tower.modality, lambda encoder: None)
             out = arguments.out / tower.modality if len(towers) > 1 else arguments.out
             export_backbone(tower, out, load(settings.modalities[tower.modality].encoder))
             print(printable(str(out)))

@@ -25,8 +25,7 @@ from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions, TrainingOptions
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
-from transrec.training.precision import Precision
-from transrec.training.trainer import Trainer
+from transrec.training.trainer import Optimization, Records, Trainer
 
 # Objectives that are tried under every method.
 PAPERS = ("bce", "cpc", "in_batch")
@@ -37,8 +36,7 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
     dataset = load_dataset(folder, 6, 5)
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbone), 10, True)
     features = TextFeatures(tokens, dataset.split.item_rows)
-    evaluator = Evaluator(dataset.split, features, EvaluationOptions(eval_memory=1, eval_batch=16), "seen", world)
-    precision = Precision("fp32", world.device)
+    evaluator = Evaluator(dataset.split, features, EvaluationOptions(eval_memory=1, eval_batch=16), world)
     gradients, metrics = {}, {}
     names = sorted({*PACKAGED, *EXAMPLES})
     for objective in OBJECTIVES.names():
@@ -62,7 +60,9 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
                 mine = (world.rank, world.size, pieces, loss_of.sampling)
                 batches = TrainingBatches(dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *mine)
                 standing = [replace(group, lr=0.0) for group in groups]
-                trainer = Trainer(model, standing, batches, evaluator, TrainingOptions(), None, world, precision, {})
+                trainer = Trainer(
+                    model, standing, batches, evaluator, Optimization(TrainingOptions()), Records(None, {})
+                )
                 loss = trainer._step(*next(trainer._epoch()))
                 made = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
                 made |= {name: trainer.trained[name] for name in model.saved_buffers}

@@ -54,6 +54,35 @@ def test_imports_run_one_way(kind):
     assert wrong == []
 
 
+# What takes more arguments: a class made of its flags by their names, and a call that is options by name throughout.
+MORE_ARGUMENTS = {
+    ("data/batches.py", "__init__"),
+    ("data/dataset.py", "load_dataset"),
+    ("data/demo.py", "make_text_backbone"),
+    ("data/demo.py", "make_image_backbone"),
+    ("data/images/build.py", "build_store"),
+    ("interop.py", "load_original"),
+    ("models/objectives/sampled_softmax.py", "__init__"),
+}
+
+
+def test_functions_take_at_most_six_arguments():
+    more = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                if len(names) - (names[:1] in (["self"], ["cls"])) > 6:
+                    more.add((module, node.name))
+    assert more == MORE_ARGUMENTS
+
+
+def test_who_sees_all_settings():
+    """Whatever else the runner calls takes narrow arguments."""
+    seeing = {module for module in MODULES if "settings.py" in imported_by(module)}
+    assert {row_of(module) for module in seeing} == {"runner.py", "studies/", "reports/"}
+
+
 def test_the_pages_name_what_is_there():
     for page in ("docs/architecture.md", "CONTRIBUTING.md"):
         text = (REPOSITORY / page).read_text(encoding="utf-8")

@@ -162,7 +162,8 @@ def recommender(split):
 @pytest.mark.parametrize("part", ["validation", "test"])
 @pytest.mark.parametrize("mask_history", ["seen", "none", "seen_but_target"])
 def test_evaluation_equals_one_user_at_a_time(split, recommender, part, mask_history):
-    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(eval_memory=1, eval_batch=7), mask_history, ALONE)
+    options = EvaluationOptions(mask_history=mask_history, eval_memory=1, eval_batch=7)
+    evaluator = Evaluator(split, IdFeatures(), options, ALONE)
     recommender.eval()
     ranks = []
     with torch.no_grad():
@@ -192,7 +193,7 @@ def test_ranks_and_lists_are_those_of_one_process_however_many_share_them(split,
     items, users = torch.randn(split.item_count, 8), torch.randn(split.user_count, 8)
     shares = [ALONE, *(Share(rank=rank, size=3, device=ALONE.device) for rank in range(3))]
     whole, *parts = (
-        Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", world, metrics=[Lists()])._rank_in_blocks(
+        Evaluator(split, IdFeatures(), EvaluationOptions(), world, metrics=[Lists()])._rank_in_blocks(
             items, lambda numbers: users[numbers], "test"
         )
         for world in shares
@@ -204,7 +205,7 @@ def test_ranks_and_lists_are_those_of_one_process_however_many_share_them(split,
 
 
 def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
-    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), ALONE)
     for mode in (True, False):
         recommender.train(mode)
         evaluator.evaluate(recommender, "test")
@@ -212,7 +213,7 @@ def test_evaluation_leaves_the_mode_as_it_was(split, recommender):
 
 
 def test_popularity_ranks_by_training_count(split):
-    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), ALONE)
     counts = split.train_counts()[1:].astype(float)
     ranks = [
         plain_rank(counts, split.test[u][-1], set(split.history("test")[u].tolist()), "seen")
@@ -223,6 +224,6 @@ def test_popularity_ranks_by_training_count(split):
 
 def test_embeddings_that_are_not_finite_are_refused(split, recommender):
     recommender.item_encoder.embedding.weight.data[3] = torch.nan
-    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), "seen", ALONE)
+    evaluator = Evaluator(split, IdFeatures(), EvaluationOptions(), ALONE)
     with pytest.raises(TransrecError, match="item embeddings are not finite"):
         evaluator.evaluate(recommender, "test")

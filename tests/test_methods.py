@@ -654,7 +654,7 @@ def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split,
         loaded_one = (loaded.get_buffer if tensor_name in buffers else loaded.get_parameter)(tensor_name)
         assert torch.equal(loaded_one, tensor)
     world = World(rank=0, size=1, device=torch.device("cpu"))
-    evaluator = Evaluator(features_and_split[1], features_and_split[0], EvaluationOptions(), "seen", world)
+    evaluator = Evaluator(features_and_split[1], features_and_split[0], EvaluationOptions(), world)
     assert evaluator.evaluate(loaded, "test") == result["test"]
     if name == "houlsby" and from_source:
         assert all(".adapter." in tensor_name for tensor_name in tensors)

@@ -8,10 +8,9 @@ import torch
 from conftest import encoder_flags, run
 from safetensors.torch import load_file
 
-from transrec.assembly import load_run
 from transrec.data.demo import IMAGE_STORE
 from transrec.errors import TransrecError
-from transrec.runner import parse
+from transrec.runner import load_run, parse
 
 
 def described(domain: Path, folder: Path, lines: list[str]) -> Path:

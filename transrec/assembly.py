@@ -1,7 +1,8 @@
-"""From settings to a recommender: build it, load what it starts from, apply the method, load a finished run."""
+"""From a plan to a recommender: build it, load what it starts from, apply the method."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +19,9 @@ from transrec.models import backbone
 from transrec.models.items import fusion_order, joined
 from transrec.models.recommender import Recommender
 from transrec.models.towers import Tower
+from transrec.options import ModelOptions, TrainingOptions
 from transrec.paths import resolve
-from transrec.settings import Settings, deciding, read_settings
+from transrec.registry import Choice
 from transrec.training import checkpoint
 
 # What checkpoints of earlier releases do not say, since there was no other.
@@ -28,8 +30,31 @@ SASREC = {"user_encoder": "sasrec"}
 READERS = dict.fromkeys((".pt", ".pth", ".bin"), "transrec.interop")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a recommender is built of, what it starts from, and what of it trains.
+
+    Attributes:
+        method, user_encoder, objective: entries with the values of their flags.
+        modalities: what items are read by, by name.
+        checkpoint: what it starts from; None: pretrained backbones, and the rest drawn at random.
+        max_seq_len: L, the longest sequence.
+        cached: as --cached says.
+    """
+
+    method: Choice
+    user_encoder: Choice
+    objective: Choice
+    modalities: Mapping[str, Modality]
+    model: ModelOptions
+    training: TrainingOptions
+    checkpoint: str | None
+    max_seq_len: int
+    cached: str
+
+
 def build_recommender(
-    settings: Settings, item_count: int, load_weights: bool = True, sizes: Mapping[str, Any] | None = None
+    plan: Plan, item_count: int, load_weights: bool = True, sizes: Mapping[str, Any] | None = None
 ) -> Recommender:
     """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
 
@@ -38,95 +63,95 @@ def build_recommender(
 
     Raises TransrecError for an unknown or unfit backbone.
     """
-    model, data = settings.model, settings.data
-    stored = stored_states(settings)
+    model = plan.model
+    stored = stored_states(plan)
     towers = {}
     # In one order, whatever the order of --modalities: what is drawn last is followed by the fusion.
-    for name in reversed(fusion_order(list(settings.modalities))):
-        modality = settings.modalities[name]
+    for name in reversed(fusion_order(list(plan.modalities))):
+        modality = plan.modalities[name]
         if name in stored:
-            towers[name] = modality.stored_tower(model.embedding_dim, partial(_seed, settings))
+            towers[name] = modality.stored_tower(model.embedding_dim, partial(_seed, plan))
         else:
-            towers[name] = _tower(settings, modality, {"item_count": item_count, **(sizes or {})}, load_weights)
-    item_encoder = joined([towers[name] for name in settings.modalities])
-    _seed(settings, "user encoder")
-    user_encoder = settings.choice("user_encoder").build(model.embedding_dim, data.max_seq_len)
-    return Recommender(item_encoder, user_encoder, settings.choice("objective").build())
+            towers[name] = _tower(plan, modality, {"item_count": item_count, **(sizes or {})}, load_weights)
+    item_encoder = joined([towers[name] for name in plan.modalities])
+    _seed(plan, "user encoder")
+    user_encoder = plan.user_encoder.build(model.embedding_dim, plan.max_seq_len)
+    return Recommender(item_encoder, user_encoder, plan.objective.build())
 
 
-def _seed(settings: Settings, part: str) -> None:
+def _seed(plan: Plan, part: str) -> None:
     """Seed what is drawn for a part: it does not depend on which other parts were drawn before."""
-    seed = np.random.SeedSequence([settings.training.seed, zlib.crc32(part.encode())])
+    seed = np.random.SeedSequence([plan.training.seed, zlib.crc32(part.encode())])
     torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
-def stored_states(settings: Settings) -> dict[str, list[int]]:
+def stored_states(plan: Plan) -> dict[str, list[int]]:
     """The states of backbones that a run reads without ever loading the backbones, by modality.
 
     Those are what a method that chooses states reads under --cached yes.
 
     Raises TransrecError where backbones give other states in every step.
     """
-    if settings.data.cached != "yes":
+    if plan.cached != "yes":
         return {}
-    states = settings.method_options.states({m.name: m.depth for m in settings.modalities.values() if m.encoder})
+    states = plan.method.options.states({m.name: m.depth for m in plan.modalities.values() if m.encoder})
     for name in states:
-        settings.modalities[name].check_states()
-    if states and settings.model.backbone_dropout == "on":
+        plan.modalities[name].check_states()
+    if states and plan.model.backbone_dropout == "on":
         raise TransrecError("--cached yes: not with --backbone_dropout on, which has other states in every step")
     return states
 
 
-def tower_of(settings: Settings, modality: str) -> Tower:
+def tower_of(plan: Plan, modality: str) -> Tower:
     """The tower of one modality with its backbone, as --checkpoint left it if there is one.
 
     Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
-    if not settings.run.checkpoint:
-        return _tower(settings, settings.modalities[modality], {})
-    return next(tower for tower in _whole_start(settings).item_encoder.towers if tower.modality == modality)
+    if not plan.checkpoint:
+        return _tower(plan, plan.modalities[modality], {})
+    return next(tower for tower in _whole_start(plan).item_encoder.towers if tower.modality == modality)
 
 
-def _whole_start(settings: Settings) -> Recommender:
+def _whole_start(plan: Plan) -> Recommender:
     """What --checkpoint holds, backbones included."""
-    plain = Settings.from_stored(settings.as_dict() | {"method": "frozen"})
+    plain = replace(plan, method=Choice("frozen", methods.get("frozen"), methods.MethodOptions()))
     recommender = build_recommender(plain, item_count=0)
     load_start(recommender, plain)
     return recommender
 
 
-def _tower(settings: Settings, modality: Modality, known: Mapping[str, Any], load_weights: bool = True) -> Tower:
-    modality.check_length(settings.method_options.extra_tokens)
-    draw = settings.model.random_backbone or not load_weights
-    return modality.tower(settings.model.embedding_dim, known, partial(_seed, settings), draw)
+def _tower(plan: Plan, modality: Modality, known: Mapping[str, Any], load_weights: bool = True) -> Tower:
+    modality.check_length(plan.method.options.extra_tokens)
+    draw = plan.model.random_backbone or not load_weights
+    return modality.tower(plan.model.embedding_dim, known, partial(_seed, plan), draw)
 
 
-def check_fit(settings: Settings) -> None:
+def check_fit(plan: Plan) -> None:
     """Build and adapt the recommender without memory for its weights, reading nothing but configurations.
 
     Raises TransrecError where backbones, method and sizes do not fit together.
     """
     with torch.device("meta"):
-        apply_method(build_recommender(settings, item_count=1, load_weights=False), settings)
+        apply_method(build_recommender(plan, item_count=1, load_weights=False), plan)
 
 
-def parameters_left_out(settings: Settings) -> dict[str, int]:
+def parameters_left_out(plan: Plan) -> dict[str, int]:
     """How many parameters each backbone has whose states a run reads from files, by modality."""
-    return {name: settings.modalities[name].parameter_count for name in stored_states(settings)}
+    return {name: plan.modalities[name].parameter_count for name in stored_states(plan)}
 
 
-def load_start(recommender: Recommender, settings: Settings) -> None:
+def load_start(recommender: Recommender, plan: Plan) -> None:
     """Load --checkpoint into a recommender without a method; one over stored states takes all but the backbones.
 
     Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
     """
-    if stored_states(settings):
-        whole = _whole_start(settings)
+    if stored_states(plan):
+        whole = _whole_start(plan)
         with torch.no_grad():
             for name, parameter in recommender.named_parameters():
                 parameter.copy_(whole.get_parameter(name))
     else:
-        _load_plain(recommender, settings.run.checkpoint, _sizes(settings))
+        _load_plain(recommender, plan.checkpoint, _sizes(plan))
 
 
 def _load_plain(
@@ -166,69 +191,44 @@ def _load_plain(
     checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
 
 
-def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommender:
-    """The recommender of a finished run at its best epoch, in eval mode on the CPU.
-
-    Builds it as the run did: text encoder, then the run's own --checkpoint if it had one, then the method, then what
-    the run trained.
-
-    Args:
-        plugins: files that may run, among them all that the run was started with by --plugin.
-
-    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
-    """
-    settings = read_settings(folder, plugins)
-    path = checkpoint_file(folder)
-    tensors, description = checkpoint.read(path)
-    base = description["base"]
-    # A run that trained everything needs nothing else.
-    needs_base = bool(base["frozen_sha256"])
-    recommender = build_recommender(settings, description["item_count"], needs_base, description["sizes"])
-    if settings.run.checkpoint and needs_base:
-        load_start(recommender, settings)
-    apply_method(recommender, settings)
-    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
-    return recommender.eval()
-
-
-def apply_method(recommender: Recommender, settings: Settings) -> list[TrainableGroup]:
+def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     """Insert the method and decide what trains."""
-    _seed(settings, "method")
-    choice = settings.training.train_recommender
-    train_recommender = choice == "yes" or (choice == "auto" and not settings.run.checkpoint)
+    _seed(plan, "method")
+    choice = plan.training.train_recommender
+    train_recommender = choice == "yes" or (choice == "auto" and not plan.checkpoint)
     return methods.apply(
         recommender,
-        settings.method,
-        settings.method_options,
-        methods.Rates(recommender=settings.training.lr, backbone=settings.training.backbone_lr),
+        plan.method.name,
+        plan.method.options,
+        methods.Rates(recommender=plan.training.lr, backbone=plan.training.backbone_lr),
         train_recommender,
-        {"auto": None, "on": True, "off": False}[settings.model.backbone_dropout],
+        {"auto": None, "on": True, "off": False}[plan.model.backbone_dropout],
     )
 
 
-def describe(settings: Settings, recommender: Recommender) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+def describe(plan: Plan, recommender: Recommender, options: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself; `options` are those of the run that decide its numbers."""
     embeddings = [tower.embedding for tower in recommender.item_encoder.towers if hasattr(tower, "embedding")]
     return {
-        "method": settings.method,
-        "method_options": settings.method_options.as_dict(),
-        "sizes": _sizes(settings),
+        "method": plan.method.name,
+        "method_options": plan.method.options.as_dict(),
+        "sizes": _sizes(plan),
         "item_count": embeddings[0].num_embeddings - 1 if embeddings else 0,
-        "options": deciding(settings.as_dict()),
+        "options": options,
         "base": {
-            "encoders": {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder},
-            "checkpoint": settings.run.checkpoint,
+            "encoders": {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder},
+            "checkpoint": plan.checkpoint,
             "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
         },
     }
 
 
-def _sizes(settings: Settings) -> dict[str, Any]:
-    model, user_encoder = settings.model, settings.choice("user_encoder")
+def _sizes(plan: Plan) -> dict[str, Any]:
+    model, user_encoder = plan.model, plan.user_encoder
     names = ("item_tower", "embedding_dim", "user_encoder")
-    sizes = {name: getattr(model, name) for name in names} | {"max_seq_len": settings.data.max_seq_len}
+    sizes = {name: getattr(model, name) for name in names} | {"max_seq_len": plan.max_seq_len}
     sizes |= {name: getattr(user_encoder.options, name) for name in user_encoder.entry.sizes}
-    for modality in settings.modalities.values():
+    for modality in plan.modalities.values():
         sizes |= modality.sizes
     return sizes
 

@@ -136,11 +136,6 @@ class DataOptions(Options):
     subset_seed: int = flag(
         0, "Seed that draws the users of --user_fraction; under one seed a smaller fraction lies within a larger one."
     )
-    mask_history: Literal["seen", "none", "seen_but_target"] = flag(
-        "seen",
-        "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
-        "none, or all seen but the target.",
-    )
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
         "Compute what the backbones give once, before the first epoch, keep it in files, and read it from there. auto: "
@@ -259,6 +254,11 @@ class EvaluationOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
 
     metrics: list[str] = flag(["hr", "ndcg", "mrr"], "Metrics that are computed; hr and ndcg always are.")
+    mask_history: Literal["seen", "none", "seen_but_target"] = flag(
+        "seen",
+        "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
+        "none, or all seen but the target.",
+    )
     cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
     eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.")
     eval_batch: int = flag(256, "Items encoded at a time in evaluation.")

@@ -1,7 +1,7 @@
 """What scripts call: parse the command line, prepare, train, and write the result."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,6 @@ from transrec.assembly import (
     build_recommender,
     checkpoint_file,
     describe,
-    load_run,
     load_start,
     parameters_left_out,
     stored_states,
@@ -45,9 +44,9 @@ from transrec.modalities import BackboneModality
 from transrec.models.recommender import Recommender
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
-from transrec.settings import Settings, digest, parse
+from transrec.settings import Settings, deciding, digest, parse, read_settings
 from transrec.tracking import Tracker
-from transrec.training import distributed
+from transrec.training import checkpoint, distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
@@ -56,7 +55,7 @@ from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
 from transrec.training.threads import considerate
-from transrec.training.trainer import SELECTED_BY, Trainer
+from transrec.training.trainer import SELECTED_BY, Optimization, Records, Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
 
@@ -100,7 +99,7 @@ def cache(**defaults: Any) -> None:
             log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
             cache = _state_cache(settings, dataset, world, precision, log)
             features = _features(settings, dataset, world, cache)
-            if not stored_states(settings):
+            if not stored_states(settings.plan):
                 recommender, _, before = _adapted(settings, dataset)
                 features = _computed_once(settings, recommender, before, features, cache)
             for part in _parts(features):
@@ -125,6 +124,31 @@ def execute(settings: Settings) -> dict[str, Any]:
         folder = settings.run.run_folder or _default_folder(settings, started, world)
         with closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run:
             return _run(settings, run, world, started)
+
+
+def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommender:
+    """The recommender of a finished run at its best epoch, in eval mode on the CPU.
+
+    Builds it as the run did: the backbones, then the run's own --checkpoint if it had one, then the method, then what
+    the run trained.
+
+    Args:
+        plugins: files that may run, among them all that the run was started with by --plugin.
+
+    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
+    """
+    plan = read_settings(folder, plugins).plan
+    path = checkpoint_file(folder)
+    tensors, description = checkpoint.read(path)
+    base = description["base"]
+    # A run that trained everything needs nothing else.
+    needs_base = bool(base["frozen_sha256"])
+    recommender = build_recommender(plan, description["item_count"], needs_base, description["sizes"])
+    if plan.checkpoint and needs_base:
+        load_start(recommender, plan)
+    apply_method(recommender, plan)
+    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
+    return recommender.eval()
 
 
 def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[str, Any]:
@@ -205,8 +229,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     files = _data_files(run, settings, dataset, features)
     recommender, groups, before = _adapted(settings, dataset)
     # Of the whole recommender: a run's folder holds what it needs, whatever of it is computed once.
-    description = describe(settings, recommender)
-    table = parameter_table(recommender, groups, parameters_left_out(settings))
+    description = describe(settings.plan, recommender, deciding(settings.as_dict()))
+    table = parameter_table(recommender, groups, parameters_left_out(settings.plan))
     if recommender.objective.sampling.catalogue:
         _check_constant(settings, recommender, before, len(dataset.split.item_rows))
     features = _computed_once(settings, recommender, before, features, cache)
@@ -227,24 +251,14 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         sampling=objective.sampling,
     )
     metrics = [choice.build() for choice in settings.choices["metrics"]]
-    evaluator = Evaluator(
-        dataset.split, features, settings.evaluation, settings.data.mask_history, world, precision, metrics
-    )
+    evaluator = Evaluator(dataset.split, features, settings.evaluation, world, precision, metrics)
     trainer = Trainer(
         recommender,
         groups,
         batches,
         evaluator,
-        settings.training,
-        run,
-        world,
-        precision,
-        description,
-        save_steps=settings.run.save_steps,
-        trackers=_trackers(settings, run),
-        optimizer=settings.choice("optimizer").build(),
-        schedule=settings.choice("schedule").build(),
-        profile=settings.run.profile,
+        Optimization(settings.training, settings.choice("optimizer").build(), settings.choice("schedule").build()),
+        Records(run, description, settings.run.save_steps, _trackers(settings, run), settings.run.profile),
     )
     _announce(run, settings, table, world, precision, len(batches))
     for modality in settings.modalities.values():
@@ -259,12 +273,12 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
 
 def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[TrainableGroup], dict[str, list[tuple]]]:
     """The recommender with its method, what trains, and each backbone's structure before the method was applied."""
-    recommender = build_recommender(settings, dataset.split.item_count)
+    recommender = build_recommender(settings.plan, dataset.split.item_count)
     if settings.run.checkpoint:
-        load_start(recommender, settings)
+        load_start(recommender, settings.plan)
     towers = recommender.item_encoder.towers
     before = {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
-    return recommender, apply_method(recommender, settings), before
+    return recommender, apply_method(recommender, settings.plan), before
 
 
 def _dataset(settings: Settings) -> Dataset:
@@ -296,7 +310,7 @@ def _state_cache(settings: Settings, dataset: Dataset, world: World, precision: 
 
 
 def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCache) -> Features:
-    stored = stored_states(settings)
+    stored = stored_states(settings.plan)
     rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
     parts: list[Features] = []
     for name, modality in settings.modalities.items():
@@ -304,7 +318,7 @@ def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCa
         if name in stored:
             made_of = _provenance(settings, modality, of, stored[name], cache.precision)
             shape = (len(everything), len(stored[name]), modality.config.hidden_size)
-            file = cache.states(made_of, shape, of, partial(tower_of, settings, name))
+            file = cache.states(made_of, shape, of, partial(tower_of, settings.plan, name))
             of = StateFeatures(file, rows, world.device, settings.data.cache_device)
         parts.append(of)
     return _joined(parts)
@@ -372,12 +386,12 @@ def _provenance(
     precision: Precision,
 ) -> Provenance:
     """Of states of all items that `features` are of."""
-    checkpoint, seed = settings.run.checkpoint, settings.training.seed
+    given, seed = settings.run.checkpoint, settings.training.seed
     return Provenance(
         modality=modality.name,
         model_type=modality.config.model_type,
         weights=weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None),
-        checkpoint=file_sha256(checkpoint_file(checkpoint)) if checkpoint else None,
+        checkpoint=file_sha256(checkpoint_file(given)) if given else None,
         inputs=features.digest,
         preprocessing=modality.preprocessing,
         pooling=modality.pooling,
@@ -385,7 +399,7 @@ def _provenance(
         dtype=settings.data.state_dtype,
         precision=precision.name,
         about={"encoder": modality.encoder, "dataset": settings.data.dataset}
-        | ({"checkpoint": checkpoint} if checkpoint else {}),
+        | ({"checkpoint": given} if given else {}),
     )
 
 
@@ -402,7 +416,7 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
     """SHA-256 of each data file and plugin. Raises TransrecError when a resumed run's are not what they were."""
     files = dataset.hashes()
     for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
-        if name not in stored_states(settings):
+        if name not in stored_states(settings.plan):
             files |= modality.files(part)
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transrec import presets
 from transrec.arguments import OptionsParser, Parser, no_such_flag
+from transrec.assembly import Plan
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import METHODS, MethodOptions
@@ -139,6 +140,21 @@ class Settings:
         """The same entries, each group of options as `change` gives it."""
         names = {kind: [choice.name for choice in choices] for kind, choices in self.choices.items()}
         return Settings._of(names, [change(options) for options in self.groups])
+
+    @property
+    def plan(self) -> Plan:
+        """What of them decides how the recommender is built."""
+        return Plan(
+            method=self.choice("method"),
+            user_encoder=self.choice("user_encoder"),
+            objective=self.choice("objective"),
+            modalities=self.modalities,
+            model=self.model,
+            training=self.training,
+            checkpoint=self.run.checkpoint,
+            max_seq_len=self.data.max_seq_len,
+            cached=self.data.cached,
+        )
 
     @property
     def groups(self) -> list[Options]:

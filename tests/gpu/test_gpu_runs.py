@@ -362,7 +362,7 @@ def test_evaluation_is_the_cpus(flags, backbones, tmp_path, monkeypatch, domain,
     for device in (DEVICE, torch.device("cpu")):
         features = TextFeatures(tokens, dataset.split.item_rows, device)
         world = World(rank=0, size=1, device=device)
-        evaluator = evaluation.Evaluator(dataset.split, features, EvaluationOptions(), "seen", world)
+        evaluator = evaluation.Evaluator(dataset.split, features, EvaluationOptions(), world)
         recommender = load_run(tmp_path / "run").to(device)
         items.append(evaluator.encode_items(recommender).cpu())
         ranks.append(evaluator.evaluate(recommender, "test"))

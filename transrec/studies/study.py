@@ -216,7 +216,7 @@ class Study:
         if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
             return
         try:
-            assembly.check_fit(parsed)
+            assembly.check_fit(parsed.plan)
         except TransrecError as error:
             raise TransrecError(f"{error} (run {name})") from error
         self._checked.add(key)

@@ -94,8 +94,7 @@ class Evaluator:
 
     Args:
         features: source of the item encoder's inputs.
-        options: cut-offs and memory.
-        mask_history: as in Ranker.
+        options: cut-offs, memory, and what is left out of a ranking.
         metrics: what is computed.
     """
 
@@ -104,12 +103,11 @@ class Evaluator:
         split: Split,
         features: Features,
         options: EvaluationOptions,
-        mask_history: str,
         world: World,
         precision: Precision | None = None,
         metrics: Sequence[Metric] = PAPERS,
     ):
-        self.split, self.features, self.options, self.mask_history = split, features, options, mask_history
+        self.split, self.features, self.options = split, features, options
         self.world, self.precision = world, precision or Precision("fp32", world.device)
         self.metrics = metrics
         needs_lists = any(metric.needs_lists for metric in metrics)
@@ -164,7 +162,7 @@ class Evaluator:
 
     def _rank_in_blocks(self, items: Tensor, user_vectors, part: str) -> Ranking:
         self._check_finite(items, "item embeddings")
-        ranker = Ranker(items, self.options.eval_memory * 2**20, self.mask_history, self.length)
+        ranker = Ranker(items, self.options.eval_memory * 2**20, self.options.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
         ranks = torch.zeros(len(sequences), device=items.device)

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -27,10 +27,8 @@ from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
 from transrec.tracking import Tracker
 from transrec.training import checkpoint
-from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.optimizers import Adam, Optimizer
-from transrec.training.precision import Precision
 from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
 from transrec.training.schedules import Constant, Schedule
@@ -47,6 +45,34 @@ _BUFFERS_FLAG = next(
 STEPS_BETWEEN_LOSS_CHECKS = 50
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """By which steps a recommender trains: how many and how large, the optimiser, and how the learning rates change."""
+
+    options: TrainingOptions
+    optimizer: Optimizer = field(default_factory=Adam)
+    schedule: Schedule = field(default_factory=Constant)
+
+
+@dataclass(frozen=True)
+class Records:
+    """What training writes.
+
+    Attributes:
+        run: where to write.
+        description: what checkpoints say of the model (transrec.runner).
+        save_steps: save the state every so many steps as well; 0: after epochs only.
+        trackers: where each epoch's metrics go, besides the run's metrics.jsonl; of the main process alone.
+        profile: have the seconds of each phase of a step exact on a GPU too.
+    """
+
+    run: Run
+    description: dict[str, Any]
+    save_steps: int = 0
+    trackers: Sequence[Tracker] = ()
+    profile: bool = False
+
+
 class Trainer:
     """Trains the groups of a recommender, evaluates after every epoch and keeps the best.
 
@@ -57,13 +83,7 @@ class Trainer:
         recommender: with the method applied, on the world's device.
         groups: what trains, at which rate.
         batches: this rank's share of the training batches.
-        evaluator: of the same split.
-        run: where to write.
-        description: what checkpoints say of the model (transrec.runner).
-        save_steps: save the state every so many steps as well; 0: after epochs only.
-        trackers: where each epoch's metrics go, besides the run's metrics.jsonl; of the main process alone.
-        optimizer, schedule: by which it trains, and how the groups' learning rates change.
-        profile: have the seconds of each phase of a step exact on a GPU too.
+        evaluator: of the same split, in the world and at the precision to train in.
     """
 
     def __init__(
@@ -72,35 +92,28 @@ class Trainer:
         groups: list[TrainableGroup],
         batches: TrainingBatches,
         evaluator: Evaluator,
-        options: TrainingOptions,
-        run: Run,
-        world: World,
-        precision: Precision,
-        description: dict[str, Any],
-        save_steps: int = 0,
-        trackers: Sequence[Tracker] = (),
-        optimizer: Optimizer | None = None,
-        schedule: Schedule | None = None,
-        profile: bool = False,
+        optimization: Optimization,
+        records: Records,
     ):
         self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
-        self.options, self.run, self.world, self.precision = options, run, world, precision
-        self.description, self.save_steps, self.trackers, self.profile = description, save_steps, trackers, profile
-        self.clock = Clock(world.device, profile)
+        self.world, self.precision, self.options = evaluator.world, evaluator.precision, optimization.options
+        self.run, self.description, self.trackers = records.run, records.description, records.trackers
+        self.save_steps, self.profile = records.save_steps, records.profile
+        self.clock = Clock(self.world.device, self.profile)
         self.trained = checkpoint.trained(recommender)
         self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
         self.groups = groups
-        self.optimizing, self.schedule = optimizer or Adam(), schedule or Constant()
+        self.optimizing, self.schedule = optimization.optimizer, optimization.schedule
         self.optimizer = self.optimizing.make(
             [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups]
         )
         # Whether the method has a step of its own after each of the optimiser's.
         self.method_steps = type(recommender.method).after_step is not Method.after_step
-        self.scaler = precision.scaler()
+        self.scaler = self.precision.scaler()
         self.state = State()
         self.model: Recommender | DistributedDataParallel = recommender
-        if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
+        if self.world.size > 1:
+            devices = [self.world.device] if self.world.device.type == "cuda" else None
             flags: dict[str, Any] = {"device_ids": devices, _BUFFERS_FLAG: False}
             self.model = DistributedDataParallel(recommender, **flags)
         self.saved: str | None = None
