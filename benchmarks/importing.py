@@ -35,6 +35,7 @@ def generate(folder: Path, scale: float) -> None:
     article = f"floor({articles} * pow({EVENLY.format(1)}, 2.5))::BIGINT"
     day = f"DATE '2018-09-20' + floor(734 * {EVENLY.format(2)})::INTEGER"
     database = duckdb.connect(config={"memory_limit": "2GB"})
+    database.execute("SET enable_progress_bar = false")
     database.execute(
         f"COPY (SELECT {day} AS t_dat, sha256({customer}::VARCHAR) AS customer_id, "
         f"'0' || (108775015 + 7919 * {article}) AS article_id, 0.05 AS price, 2 AS sales_channel_id "

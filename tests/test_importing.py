@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -424,3 +426,49 @@ def test_the_core_is_a_fixed_point_and_the_largest(tmp_path_factory, rows):
         return
     lines = [line.split("\t") for line in users_file(folder, rows, "--k_core", "2").decode().splitlines()]
     assert {(int(user), int(item)) for user, of_user in lines for item in of_user.split()} == left
+
+
+PUBLISHED = {
+    "yelp_academic_dataset_review.json": [
+        {"user_id": f"u{user}", "business_id": f"b{item}", "stars": 5.0, "date": f"2018-07-07 22:0{item}:00"}
+        for user in range(5)
+        for item in range(5)
+    ],
+    "yelp_academic_dataset_business.json": [
+        {"business_id": "b0", "name": "Caf\u00e9", "categories": "a, b", "city": "X"}
+    ],
+    "goodreads_interactions_poetry.json.gz": [
+        {"user_id": "u", "book_id": "2", "rating": 0, "date_added": "Thu Aug 17 15:15:28 -0700 2017"},
+        {"user_id": "u", "book_id": "1", "rating": 5, "date_added": "Thu Aug 17 23:15:28 +0200 2017"},
+    ],
+    "goodreads_books_poetry.json.gz": [{"book_id": "1", "title": "T", "description": "D\n", "image_url": "http://i"}],
+    "big_matrix.csv": "user_id,video_id,play_duration,video_duration,time,date,timestamp,watch_ratio\n"
+    "0,148,9,6,2020-07-05 05:27:48.378,20200705,1593898068.378,2.1\n"
+    "0,183,9,6,2020-07-05 05:28:00.057,20200705,1593898080.057,0.7\n"
+    "0,360,9,6,2020-07-05 05:27:48.1,20200705,1593898068.1,2.0\n",
+    "kuairec_caption_category.csv": 'video_id,manual_cover_text,caption,topic_tag\n148,x,"\u7cbe\u795e, a",[]\n',
+    "movie_titles.csv": "1,2003,Dinosaur, Planet\n",
+    **{f"combined_data_{n}.txt": f"{n}:\n7,4,2005-09-0{5 - n}\n7,3,2005-09-01\n" for n in range(1, 5)},
+}
+SEQUENCES = {
+    "Yelp": {f"u{user}": [f"b{item}" for item in range(5)] for user in range(5)},
+    "Goodreads": {"u": ["1", "2"]},
+    "KuaiRec": {"0": ["360", "148"]},
+    "Netflix": {"7": ["4", "3", "2", "1"]},
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_the_commands_of_the_page(importing, monkeypatch, name):
+    page = (REPOSITORY / "Dataset/README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = [line for line in page.splitlines() if line.endswith(f"--out Dataset/{name}")]
+    _, script, *words = shlex.split(line)
+    assert (REPOSITORY / script).exists()
+    for file in {word for word in words if word in PUBLISHED}:
+        rows = PUBLISHED[file]
+        importing.write(file, rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(importing.folder / "raw")
+    main(words)
+    importing.out = importing.folder / "raw/Dataset" / name
+    assert importing.sequences == SEQUENCES[name]
+    assert sum(bool(row[1]) for row in importing.items[1:]) == 1

@@ -39,7 +39,7 @@ class ImportOptions(Options):
         "auto", "Items that the source lists and nobody touches: keep or drop them; auto drops them with --k_core."
     )
     encoding: str = flag("", "Encoding of the source's texts, as latin-1 (default: what the format says, else UTF-8).")
-    memory: str = flag("4GB", "Memory that DuckDB may use; what does not fit goes to files beside --out.")
+    memory: str = flag("4GB", "Memory to use, mostly by DuckDB; what does not fit goes to files beside --out.")
     threads: int = flag(0, "Threads that DuckDB uses (0: one per usable CPU).")
 
     def __post_init__(self):
