@@ -40,7 +40,10 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
     gradients, metrics = {}, {}
     names = sorted({*PACKAGED, *EXAMPLES})
     for objective in OBJECTIVES.names():
-        loss_of = OBJECTIVES.get(objective)()
+        entry = OBJECTIVES.get(objective)
+        # Fewer than the small dataset has items.
+        fewer = {"negatives": 8} if entry.Options.defaults().get("negatives", 0) > 8 else {}
+        loss_of = entry(**fewer)
         # What the papers do not train by is tried on two methods alone.
         for method in names if objective in PAPERS else ("full", "houlsby"):
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.

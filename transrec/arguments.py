@@ -107,6 +107,11 @@ class OptionsParser(Parser):
             for field in dataclasses.fields(options):
                 _add_flag(group, field, kinds[field.name])
 
+    @property
+    def names(self) -> set[str]:
+        """Names of the values that the dataclasses have."""
+        return {field.name for options in self._groups for field in dataclasses.fields(options)}
+
     def add_to_help(self, flag: str, text: str) -> None:
         """Say more of a flag."""
         action = self._option_string_actions[f"--{flag}"]

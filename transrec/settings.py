@@ -327,13 +327,15 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     rules += [(preset.name, preset.values) for preset in _presets(given, stored, defaults)]
     chosen = _chosen(given, *(values for _, values in rules))
 
-    parser, known = _parser(chosen), {f.name for _, options in _groups(chosen) for f in dataclasses.fields(options)}
+    parser = _parser(chosen)
     if unknown := set(defaults) - flags(**defaults) - {"method"}:
         raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
     parser.set_defaults(plugin=defaults.get("plugin", []))
     set_by: dict[str, str] = {}
     for rule, values in reversed(rules):
-        values = {name: value for name, value in values.items() if name in known - {"resume", "output", "plugin"}}
+        values = {
+            name: value for name, value in values.items() if name in parser.names - {"resume", "output", "plugin"}
+        }
         parser.set_defaults(**values)
         set_by |= dict.fromkeys(values, rule)
     if isinstance(before := stored.get("set_by"), dict):
