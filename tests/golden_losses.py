@@ -45,6 +45,7 @@ ATTRIBUTES = "--text_attributes title abstract --attribute_tokens 6 9"
 # What a case is called, and its flags: all that a preset could decide is said.
 METHODS = {
     "full": "--backbone_lr 1e-3",
+    "full, normal": "--backbone_lr 1e-3 --init normal",
     "frozen": "",
     "frozen, cached": "--cached yes",
     "bitfit": ADAPTERS,
@@ -85,7 +86,7 @@ MODALITIES = ("text", "image", "multimodal", "id", "vector", "text+image+vector"
 COMMON = (
     "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --blocks 2 --heads 2 --dropout 0.1 --epochs 1 --lr 1e-3 "
     "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0 "
-    "--cached no"
+    "--cached no --init xavier"
 )
 
 
@@ -97,7 +98,7 @@ def environment() -> str:
 def names(modality: str) -> list[str]:
     """The cases of a modality."""
     if modality == "id":
-        return ["full"]
+        return ["full", "full, normal"]
     if modality == "vector":
         return ["full", "houlsby, user", "iisan"]
     if modality == "text+image+vector":

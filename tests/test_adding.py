@@ -28,7 +28,7 @@ PLUGINS = [word for path in FILES for word in ("--plugin", str(path))]
 ALL = [
     *PLUGINS,
     *("--objective", "margin", "--negatives", "3", "--margin", "0.5"),
-    *("--user_encoder", "gru4rec", "--gru_size", "12", "--gru_layers", "2"),
+    *("--user_encoder", "causal_convolution", "--kernel", "2", "--dilations", "1", "2"),
     *("--metrics", "mrr", "rbp", "top_share", "--rbp_persistence", "0.5", "--tracker", "csv", "--csv_separator", ";"),
 ]
 
@@ -59,7 +59,7 @@ def test_all_of_them_in_one_run(words, tmp_path):
     assert [float(row["validation TopShare@10"]) for row in rows] == [line["validation TopShare@10"] for line in lines]
     with pytest.raises(TransrecError, match="the run needs the plugin"):
         runner.load_run(tmp_path)
-    assert type(runner.load_run(tmp_path, FILES).user_encoder).__name__ == "GRU4Rec"
+    assert type(runner.load_run(tmp_path, FILES).user_encoder).__name__ == "CausalConvolution"
 
 
 def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_p
 
 def test_two_processes_give_the_metrics_of_one(words, tmp_path):
     # Without dropout, whose draws depend on how users are shared out.
-    words = [*words, "--gru_dropout", "0", "--backbone_dropout", "off", "--epochs", "1"]
+    words = [*words, "--backbone_dropout", "off", "--epochs", "1"]
     alone = run([*words, "--output", str(tmp_path / "one")], "frozen")
     script = str(REPOSITORY / "Downstream" / "Text" / "script" / "frozen.py")
     command = [sys.executable, script, *words, "--nproc", "2", "--output", str(tmp_path / "two")]
@@ -110,9 +110,9 @@ def test_several_negatives_of_a_position(domain):
     assert len(set(batch.negatives[batch.mask].flatten().tolist())) > 20, "each is drawn by itself"
 
 
-def test_gru4rec_is_causal_and_reads_no_padding():
+def test_causal_convolution_is_causal_and_reads_no_padding():
     torch.manual_seed(0)
-    encoder = USER_ENCODERS.get("gru4rec")(8, 5, gru_size=6, gru_layers=2, gru_dropout=0.1).eval()
+    encoder = USER_ENCODERS.get("causal_convolution")(8, 5, kernel=2, dilations=[1, 2]).eval()
     items = torch.randn(3, 5, 8)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1]]).bool()
     vectors = encoder(items, mask)
@@ -127,7 +127,7 @@ def test_gru4rec_is_causal_and_reads_no_padding():
 
 
 def test_methods_that_insert_into_blocks_say_so(words, tmp_path):
-    message = "--method houlsby --insert all: the user encoder GRU4Rec has no transformer blocks to insert into; use"
+    message = "--method houlsby --insert all: the user encoder CausalConvolution has no transformer blocks to insert"
     with pytest.raises(TransrecError, match=message):
         run([*words, "--output", str(tmp_path)], "houlsby")
     result = run([*words, "--output", str(tmp_path), "--insert", "item", "--epochs", "1"], "houlsby")
@@ -137,7 +137,7 @@ def test_methods_that_insert_into_blocks_say_so(words, tmp_path):
 def test_a_base_of_another_user_encoder_is_told_apart(words, flags, tmp_path):
     run([*words, "--output", str(tmp_path / "base"), "--epochs", "1"], "full")
     with pytest.raises(
-        TransrecError, match="was trained with --user_encoder gru4rec, this run has user_encoder sasrec"
+        TransrecError, match="was trained with --user_encoder causal_convolution, this run has user_encoder sasrec"
     ):
         run([*flags, "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "run")], "houlsby")
     more = ["--checkpoint", str(tmp_path / "base"), "--insert", "item", "--epochs", "1"]
@@ -209,7 +209,10 @@ def test_mistakes_of_a_modality_from_outside(flags, audio, backbones, tmp_path):
         (["--objective", "margin", "--margin", "-1"], "--margin -1.0: must be at least 0"),
         (["--margin", "0.5"], "--margin: no flag of objective bce, but of margin"),
         (["--csv_separator", ";"], "--csv_separator: no flag of tracker none, but of csv"),
-        (["--user_encoder", "gru4rec", "--heads", "2"], "--heads: no flag of user encoder gru4rec, but of sasrec"),
+        (
+            ["--user_encoder", "causal_convolution", "--heads", "2"],
+            "--heads: no flag of user encoder causal_",
+        ),
     ],
 )
 def test_mistakes(flags, words, told):

@@ -194,7 +194,7 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
             ["--objective", "cp"],
             "--objective cp: unknown; did you mean cpc? choose from bce, bpr, cpc, ",
         ),
-        (f"{TEXT}/finetune.py", ["--user_encoder", "gru"], "--user_encoder gru: unknown; choose from sasrec"),
+        (f"{TEXT}/finetune.py", ["--user_encoder", "gru"], "--user_encoder gru: unknown; did you mean gru4rec?"),
         (f"{TEXT}/finetune.py", ["--epochs"], "--epochs: expected one argument"),
         (f"{TEXT}/finetune.py", ["--epochs", "many"], "--epochs: 'many' is no whole number"),
         (f"{TEXT}/finetune.py", ["--lr", "1e-"], "--lr: '1e-' is no number"),

@@ -6,10 +6,11 @@ from conftest import FEW_STEPS, run
 from test_training import assert_same_run, run_to_the_first_save
 
 from transrec.errors import TransrecError
+from transrec.methods import TrainableGroup
 from transrec.settings import parse
 from transrec.training.optimizers import OPTIMIZERS, SGD
 from transrec.training.schedules import Constant, Cosine, Linear
-from transrec.training.trainer import Trainer
+from transrec.training.trainer import Trainer, _optimizer_groups
 
 
 def test_factors_of_schedules():
@@ -25,7 +26,7 @@ def test_factors_of_schedules():
 def test_what_an_optimizer_says_of_its_state_is_its_state(name):
     optimizer = OPTIMIZERS.get(name)(**OPTIMIZERS.get(name).Options().as_dict())
     parameter = torch.nn.Parameter(torch.ones(2, 3))
-    made = optimizer.make([{"params": [parameter], "lr": 0.1}])
+    made = optimizer.make([{"params": [parameter], "lr": 0.1, "decays": True}])
     parameter.grad = torch.ones(2, 3)
     made.step()
     kept, said = (
@@ -46,6 +47,24 @@ def test_sgd_by_hand():
     assert SGD(momentum=0.0, weight_decay=0.0).state_like(parameter) == {}
 
 
+def test_adamw_decays_weights_alone():
+    """At a learning rate that only decays, LayerNorms, biases and embeddings stay what they were."""
+    model = torch.nn.ModuleDict(
+        {"layer": torch.nn.Linear(3, 3), "norm": torch.nn.LayerNorm(3), "table": torch.nn.Embedding(4, 3)}
+    )
+    model.register_parameter("position_embeddings", torch.nn.Parameter(torch.ones(1, 2, 3)))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    groups = _optimizer_groups(model, [TrainableGroup("all", 0.1, dict(model.named_parameters()))])
+    assert [group["decays"] for group in groups] == [True, False]
+    optimizer = OPTIMIZERS.get("adamw")(weight_decay=0.5).make(groups)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed == {"layer.weight"}
+    torch.testing.assert_close(model["layer"].weight, 0.95 * before["layer.weight"])
+
+
 @pytest.fixture
 def rates(monkeypatch):
     """The learning rates of each step of the runs that a test starts."""
@@ -53,7 +72,9 @@ def rates(monkeypatch):
 
     def note(trainer):
         original(trainer)
-        noted.append([group["lr"] for group in trainer.optimizer.param_groups])
+        # Each group of the method's is two of the optimiser's: what decays, and what does not.
+        rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+        noted.append([rates[group.name] for group in trainer.groups])
 
     monkeypatch.setattr(Trainer, "_set_rates", note)
     return noted

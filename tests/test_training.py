@@ -118,9 +118,8 @@ def test_a_run_that_ranks_below_popularity_says_so(flags, tmp_path, monkeypatch)
 
 
 def test_early_stopping(flags, tmp_path):
-    result = run(
-        [*flags, "--output", str(tmp_path), "--epochs", "50", "--patience", "1", "--lr", "0", "--backbone_lr", "0"]
-    )
+    standing = ["--epochs", "50", "--patience", "1", "--patience_steps", "0", "--lr", "0", "--backbone_lr", "0"]
+    result = run([*flags, "--output", str(tmp_path), *standing])
     # Nothing changes, so the second epoch is not better than the first.
     assert result["epochs_trained"] == 2 and result["best_epoch"] == 1
 
@@ -360,7 +359,7 @@ def test_a_finished_run_keeps_no_optimiser_state_unless_told(flags, tmp_path):
 
 
 def test_a_run_stopped_early_trains_on_only_with_its_state(flags, tmp_path):
-    standing = [*flags, "--lr", "0", "--backbone_lr", "0", "--epochs", "4", "--patience", "1"]
+    standing = [*flags, "--lr", "0", "--backbone_lr", "0", "--epochs", "4", "--patience", "1", "--patience_steps", "0"]
     for name, more in (("kept", ["--keep_state"]), ("dropped", [])):
         assert run([*standing, *more, "--output", str(tmp_path / name)])["epochs_trained"] == 2
     assert run(["--resume", str(tmp_path / "kept"), "--patience", "2"])["epochs_trained"] == 3

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from transrec import methods
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.modalities import Modality
 from transrec.models import backbone
-from transrec.models.items import fusion_order, joined
+from transrec.models.items import FusedItemEncoder, fusion_order, joined
 from transrec.models.recommender import Recommender
 from transrec.models.towers import Tower
 from transrec.options import ModelOptions, TrainingOptions
@@ -76,7 +77,29 @@ def build_recommender(
     item_encoder = joined([towers[name] for name in plan.modalities])
     _seed(plan, "user encoder")
     user_encoder = plan.user_encoder.build(model.embedding_dim, plan.max_seq_len)
-    return Recommender(item_encoder, user_encoder, plan.objective.build())
+    recommender = Recommender(item_encoder, user_encoder, plan.objective.build())
+    if model.init == "normal":
+        _draw_normal(plan, recommender)
+    return recommender
+
+
+def _draw_normal(plan: Plan, recommender: Recommender) -> None:
+    """Draw linear layers and embeddings outside backbones from N(0, --init_std), not Xavier-normal."""
+    parts: dict[str, nn.Module] = {tower.modality: tower for tower in recommender.item_encoder.towers}
+    parts["user encoder"] = recommender.user_encoder
+    if isinstance(recommender.item_encoder, FusedItemEncoder):
+        parts["fusion"] = recommender.item_encoder.fusion
+    for part, whole in parts.items():
+        for name, module in whole.named_modules():
+            if name.split(".")[0] == "backbone" or not isinstance(module, nn.Linear | nn.Embedding):
+                continue
+            _seed(plan, f"{part} {name}, normal")
+            with torch.no_grad():
+                module.weight.normal_(0, plan.model.init_std)
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx] = 0
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    module.bias.zero_()
 
 
 def _seed(plan: Plan, part: str) -> None:

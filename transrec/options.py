@@ -177,7 +177,7 @@ ITEM_TOWERS = {"multimodal": ["text", "image"]}
 @dataclass(frozen=True)
 class ModelOptions(Options):
     _argument_group_name: ClassVar[str] = "model"
-    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1}
+    _minimum: ClassVar[dict[str, float]] = {"embedding_dim": 1, "init_std": 0}
 
     item_tower: str = flag(
         "text",
@@ -186,6 +186,17 @@ class ModelOptions(Options):
     )
     modalities: list[str] = flag([], "What items are read by; said here, it goes before --item_tower.")
     random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
+    protocol: Literal["strong", "published"] = flag(
+        "strong",
+        "Where the papers' settings rank worse than what is known today, which to take: strong, or the objective, "
+        "initialisation and patience of the papers.",
+    )
+    init: Literal["normal", "xavier"] = flag(
+        "normal",
+        "How linear layers and embeddings outside the backbones start: from N(0, --init_std), or Xavier-normal, as in "
+        "the papers' programs.",
+    )
+    init_std: float = flag(0.02, "Standard deviation of --init normal.")
     objective: str = flag("bce", "Training objective.")
     user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
     embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
@@ -219,6 +230,7 @@ class TrainingOptions(Options):
         "accumulate": 1,
         "clip_grad_norm": 0,
         "patience": 1,
+        "patience_steps": 0,
         "seed": 0,
     }
 
@@ -232,7 +244,13 @@ class TrainingOptions(Options):
         1, "Split each batch into this many pieces, to save memory; in_batch then takes its candidates from one piece."
     )
     clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this; 0: do not.")
-    patience: int = flag(10, "Stop after this many epochs without a better validation HR@10.")
+    select_by: str = flag(
+        "HR@10", "Validation metric that the best epoch is chosen by, of those computed; 10 in HR@10 is a cut-off."
+    )
+    patience: int = flag(10, "Stop after this many evaluations without a better --select_by on validation.")
+    patience_steps: int = flag(
+        1000, "And not before this many steps without a better one, so that short epochs do not stop a run by chance."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
         "auto", "Number format of a forward pass; auto: bf16 on GPUs that have it, else fp32."
     )

@@ -5,8 +5,9 @@ file. What the papers set otherwise stands here and nowhere else: Adapter4Rec's 
 titles and images. A value is used by the runs that have a flag of that name, and passed over by the others. A method
 that comes from outside carries its own settings in `Method.presets`, a dict like an entry of METHODS.
 
-Of several rules for one flag the first of these decides: the command line, the run that is resumed, the script, the
-preset of the method over the modality, that of the method over every one, that of the modality, the flag's default.
+Of several rules for one flag the first of these decides: the command line, the run that is resumed, the script, what
+--protocol published sets, the preset of the method over the modality, that of the method over every one, that of the
+modality, the flag's default.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,11 +22,20 @@ EVERY = "every modality"
 # Of runs that read several modalities, whichever these are.
 SEVERAL = "multimodal"
 # What the command line or a script must say.
-NEVER = {"dataset", "item_tower", "modalities"}
+NEVER = {"dataset", "item_tower", "modalities", "protocol"}
+
+# By modality, what --protocol published sets: what the papers train by, where the defaults are known to rank better.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    EVERY: {"objective": "bce", "init": "xavier", "patience_steps": 0},
+    "multimodal": {"objective": "in_batch"},
+    "id": {"batch_size": 32},
+}
 
 # By modality.
 MODALITIES: dict[str, dict[str, Any]] = {
     "image": {"batch_size": 8, "adapter_lr": 4e-4},
+    # No paper's: with the papers' own settings (PUBLISHED) IDs are no baseline (benchmarks/README.md).
+    "id": {"objective": "in_batch", "batch_size": 128},
     # IISAN has no source domain, so the user encoder trains as a whole and nothing is inserted into it.
     "multimodal": {"objective": "in_batch", "max_seq_len": 10, "insert": "item", "adapter_lr": 1e-4},
 }
@@ -50,22 +60,28 @@ class Preset:
         modality: by which their items are read, or SEVERAL; None: by whichever.
         place: where this is written.
         values: by the names of the flags.
+        protocol: under which they are taken; None: under every one.
     """
 
     method: str | None
     modality: str | None
     place: str
     values: Mapping[str, Any]
+    protocol: str | None = None
 
     @property
     def name(self) -> str:
         """For people, like "preset of houlsby over images"."""
         known = {SEVERAL: "several modalities"} | {name: modalities.get(name).reads for name in modalities.names()}
         over = known.get(self.modality, self.modality)
+        if self.protocol:
+            return f"protocol {self.protocol}{f' over {over}' if over else ''}"
         return f"preset of {' over '.join(filter(None, (self.method, over)))}"
 
 
 def _every() -> Iterator[Preset]:
+    for modality, values in PUBLISHED.items():
+        yield Preset(None, None if modality == EVERY else modality, __file__, values, "published")
     for modality, values in MODALITIES.items():
         yield Preset(None, modality, __file__, values)
     tables = [(name, METHODS[name], __file__) for name in METHODS]
@@ -77,11 +93,12 @@ def _every() -> Iterator[Preset]:
             yield Preset(method, None if modality == EVERY else modality, place, values)
 
 
-def of(method: str, read_by: Sequence[str]) -> list[Preset]:
+def of(method: str, read_by: Sequence[str], protocol: str = "strong") -> list[Preset]:
     """The presets of a run of a method whose items are read by these modalities, that which decides first in front."""
     modality = read_by[0] if len(read_by) == 1 else SEVERAL
     fit = [one for one in _every() if one.method in (None, method) and one.modality in (None, modality)]
-    return sorted(fit, key=lambda one: (one.method is None, one.modality is None))
+    fit = [one for one in fit if one.protocol in (None, protocol)]
+    return sorted(fit, key=lambda one: (one.protocol is None, one.method is None, one.modality is None))
 
 
 def check(takers: Callable[[str | None], Sequence[type[Options]]], known_methods: Sequence[str]) -> None:

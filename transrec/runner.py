@@ -55,7 +55,7 @@ from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.run import Run, read_options
 from transrec.training.threads import considerate
-from transrec.training.trainer import SELECTED_BY, Optimization, Records, Trainer
+from transrec.training.trainer import Optimization, Records, Trainer
 
 __all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
 
@@ -210,7 +210,7 @@ def _train(
         trainer.drop_optimizer()
     for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
         run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-    if result["test"][SELECTED_BY] < result["popularity"][SELECTED_BY]:
+    if result["test"]["HR@10"] < result["popularity"]["HR@10"]:
         run.log("warning     ranks below popularity: train longer, or at other learning rates")
     run.log(f"result      {run.folder / 'result.json'}")
     return result

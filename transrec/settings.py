@@ -33,7 +33,7 @@ from transrec.plugins import admit, check_named, load_plugins
 from transrec.registry import Choice, Registry
 from transrec.tracking import TRACKERS
 from transrec.training import checkpoint
-from transrec.training.metrics import METRICS
+from transrec.training.metrics import METRICS, names_of
 from transrec.training.optimizers import OPTIMIZERS
 from transrec.training.run import Run, read_options
 from transrec.training.schedules import SCHEDULES
@@ -54,6 +54,7 @@ MAY_CHANGE = {
     *(
         "epochs",
         "patience",
+        "patience_steps",
         "output",
         "resume",
         "accept_edits",
@@ -67,6 +68,10 @@ MAY_CHANGE = {
     *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
     *("state_cache", "cache_device"),
 }
+
+
+# What a run did that was begun before there were these flags: it goes on so.
+BEFORE = {"cached": "no", "init": "xavier", "patience_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class Settings:
 
         Raises TransrecError for a value that its flag would not take.
         """
+        stored = {name: value for name, value in BEFORE.items() if name != "cached"} | stored
         try:
             chosen = _chosen(stored)
             groups = [
@@ -260,7 +266,7 @@ def flags(**chosen: Any) -> set[str]:
 def _presets(*sources: Mapping[str, Any]) -> list[presets.Preset]:
     """The presets of the method and the modalities that the first source to know says, the strongest in front."""
     known = ChainMap(*sources, ModelOptions.defaults())
-    return presets.of(known["method"], _read_by(known))
+    return presets.of(known["method"], _read_by(known), known["protocol"])
 
 
 def _preset_takers(method: str | None) -> list[type[Options]]:
@@ -304,6 +310,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         first.add_argument(f"--{kind.flag}", nargs="+" if kind.several else None)
     first.add_argument("--tensorboard", dest="tracker", action="store_const", const=["tensorboard"])
     first.add_argument("--item_tower")
+    first.add_argument("--protocol")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
     _add_plugin(first)
@@ -322,8 +329,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     load_plugins(given["plugin"])
     presets.check(_preset_takers, METHODS.names())
     defaults = {"method": method} | defaults
-    # A run of before there was --cached goes on as it began.
-    rules = [("resumed run", ({"cached": "no"} if stored else {}) | stored), ("script", defaults)]
+    rules = [("resumed run", (BEFORE if stored else {}) | stored), ("script", defaults)]
     rules += [(preset.name, preset.values) for preset in _presets(given, stored, defaults)]
     chosen = _chosen(given, *(values for _, values in rules))
 
@@ -350,6 +356,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     settings = Settings._of(chosen, parser.parse_options(arguments))
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
+    _check_selection(settings)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
@@ -368,6 +375,17 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
     return dataclasses.replace(settings, set_by={name: set_by[name] for name in settings.departures if name in set_by})
+
+
+def _check_selection(settings: Settings) -> None:
+    """Raise TransrecError where the best epoch is chosen by what is not computed."""
+    chosen = settings.training.select_by
+    computed = names_of(settings.evaluation.cutoffs, [choice.build() for choice in settings.choices["metrics"]])
+    if chosen not in computed:
+        raise TransrecError(
+            f"--select_by {chosen}: is not computed; choose from {', '.join(computed)}, or name more by --metrics and "
+            f"--cutoffs"
+        )
 
 
 def _add_plugin(parser: Parser) -> None:

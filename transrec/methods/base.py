@@ -289,5 +289,5 @@ def _user_stack(recommender: Recommender, where: Where, name: str) -> Stack:
         kind = type(recommender.user_encoder).__name__
         raise TransrecError(
             f"--method {name} --insert {where}: the user encoder {kind} has no transformer blocks to insert into; use "
-            f"--insert item or --user_encoder sasrec"
+            f"--insert item or --user_encoder sasrec or ligr"
         ) from error

@@ -39,6 +39,8 @@ POOLINGS = get_args(Pooling)
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
 # DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
 POSITION_NAME = re.compile(r"pos_")
+# Nor do gates of the residual sums that sub-layers end in.
+RESIDUAL_GATE = "residual_gate"
 # DistilBERT's LayerNorms are the block's own children, as those of pre-LN blocks are, and yet stand behind a sub-layer.
 NORM_BEHIND = re.compile(r"(?:sa|output)_layer_norm")
 # sentence-transformers' ways of pooling: a key for each in files of its older releases, one key with their names since.
@@ -157,7 +159,7 @@ def _view_block(block: nn.Module) -> Block:
         site = Site(block.get_submodule(parent), name)
         if match := PROJECTION_NAME.fullmatch(name):
             several |= projections.setdefault(match[1][0].lower(), site) is not site
-        elif not POSITION_NAME.match(name):
+        elif not POSITION_NAME.match(name) and name != RESIDUAL_GATE:
             others.append(site)
     if len(projections) != 3 or len(others) < 3 or several:
         found = f"{'several times ' if several else ''}{sorted(projections)}"

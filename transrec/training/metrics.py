@@ -234,6 +234,12 @@ class IntraListDiversity(ListMetric):
 PAPERS = (HitRate(), NDCG(), MRR())
 
 
+def names_of(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[str]:
+    """What values are called: of metrics with a cut-off LABEL@k for each k, then of the others."""
+    with_cutoff = [f"{metric.label}@{k}" for k in cutoffs for metric in metrics if metric.has_cutoff]
+    return with_cutoff + [metric.label for metric in metrics if not metric.has_cutoff]
+
+
 def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS) -> dict[str, float]:
     """Values by name: of metrics with a cut-off LABEL@k for each k, then of the others.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.options import Options, flag
@@ -21,12 +21,26 @@ class Optimizer:
     Options: type[Options] = Options
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser of groups of {"params": list of parameters, "lr": learning rate}."""
+        """The optimiser of groups of {"params": list of parameters, "lr": learning rate, "decays": bool}.
+
+        Parameters for which `decays` is false are those of LayerNorms, biases and embeddings.
+        """
         raise NotImplementedError
 
     def state_like(self, parameter: Tensor) -> dict[str, Tensor]:
         """Tensors of the shapes and types of a parameter's state, by the optimiser's names: what a run saves of it."""
         raise NotImplementedError
+
+
+def without_decay(model: nn.Module) -> set[nn.Parameter]:
+    """The parameters whose size means nothing that a decay should shrink: of norms and embeddings, and biases."""
+    parameters = {parameter for parameter in model.parameters() if parameter.ndim < 2}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # Positions and class tokens of vision transformers are no modules.
+            if isinstance(module, nn.Embedding) or "embed" in name or name.endswith("_token"):
+                parameters.add(parameter)
+    return parameters
 
 
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", Optimizer, __name__)
@@ -48,7 +62,9 @@ class Adam(Optimizer):
 class AdamWOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"weight_decay": 0}
 
-    weight_decay: float = flag(0.01, "Decoupled weight decay of everything that trains.")
+    weight_decay: float = flag(
+        0.01, "Decoupled weight decay of everything that trains but LayerNorms, biases and embeddings."
+    )
 
 
 @register("adamw")
@@ -61,7 +77,8 @@ class AdamW(Adam):
         self.weight_decay = weight_decay
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        decayed = [{**group, "weight_decay": self.weight_decay if group["decays"] else 0.0} for group in groups]
+        return torch.optim.AdamW(decayed, fused=True)
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,14 @@ from transrec.progress import Bar
 from transrec.tracking import Tracker
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
-from transrec.training.optimizers import Adam, Optimizer
+from transrec.training.optimizers import Adam, Optimizer, without_decay
 from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.run import Run
 from transrec.training.schedules import Constant, Schedule
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
-SELECTED_BY = "HR@10"
+# What an epoch's line says of its metrics, after the one that chooses the best epoch.
+TOLD = ("HR@10", "NDCG@10", "MRR")
 # Buffers are constants, or changed by all ranks alike: no need to send them each step. Newer torch has another name for
 # saying so.
 _BUFFERS_FLAG = next(
@@ -104,9 +105,7 @@ class Trainer:
         self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
         self.groups = groups
         self.optimizing, self.schedule = optimization.optimizer, optimization.schedule
-        self.optimizer = self.optimizing.make(
-            [{"params": list(group.parameters.values()), "lr": group.lr} for group in groups]
-        )
+        self.optimizer = self.optimizing.make(_optimizer_groups(recommender, groups))
         # Whether the method has a step of its own after each of the optimiser's.
         self.method_steps = type(recommender.method).after_step is not Method.after_step
         self.scaler = self.precision.scaler()
@@ -125,8 +124,8 @@ class Trainer:
         """Train to the last epoch or to early stopping, then test the best checkpoint.
 
         Returns:
-            best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch and how they divide among feed,
-            forward, backward and step, peak_memory_mib of the device and peak_host_memory_mib.
+            selected_by, best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch and how they divide
+            among feed, forward, backward and step, peak_memory_mib of the device and peak_host_memory_mib.
 
         Raises:
             TransrecError: the loss stopped being finite; the last good checkpoint stays.
@@ -149,6 +148,7 @@ class Trainer:
             test = self._evaluate("test")
         epochs = self.state.epochs
         return {
+            "selected_by": self.options.select_by,
             "best_epoch": self.state.best_epoch,
             "epochs_trained": len(epochs),
             "validation": self.state.best_metrics,
@@ -185,8 +185,9 @@ class Trainer:
                     f"{self.run.last}: the run finished without --keep_state, so that it cannot be trained further; "
                     f"start a new run with as many --epochs or as much --patience, and --keep_state if it may go on"
                 )
-            # The optimiser numbers its parameters in the order in which it was given the groups.
-            in_order = {name: parameter for group in self.groups for name, parameter in group.parameters.items()}
+            # The optimiser numbers its parameters in the order of its groups.
+            names = {parameter: name for name, parameter in self.parameters.items()}
+            in_order = {names[each]: each for group in self.optimizer.param_groups for each in group["params"]}
             load_optimizer(self.optimizer, self.optimizing.state_like, in_order, self.run.last, tensors)
             try:
                 self.scaler.load_state_dict(description["scaler"])
@@ -316,8 +317,9 @@ class Trainer:
     def _set_rates(self) -> None:
         """The learning rates of this step: the groups' own, as the schedule changes them."""
         factor = self.schedule(*self._progress())
-        for given, group in zip(self.optimizer.param_groups, self.groups, strict=True):
-            given["lr"] = group.lr * factor
+        rates = {group.name: group.lr for group in self.groups}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["name"]] * factor
 
     def _after_step(self) -> None:
         """The method's own step, the same on all ranks, random numbers included."""
@@ -369,15 +371,17 @@ class Trainer:
             "peak_memory_mib": peak_memory_mib(self.world.device),
         }
         state.epochs.append(line)
-        better = not state.best_metrics or metrics[SELECTED_BY] > state.best_metrics[SELECTED_BY]
+        selected_by = self.options.select_by
+        better = not state.best_metrics or metrics[selected_by] > state.best_metrics[selected_by]
         if better:
             state.best_epoch, state.best_metrics = state.epoch, metrics
             if self.world.is_main:
                 description = {**self.description, "epoch": state.epoch, "validation": metrics}
                 checkpoint.save(self.run.best, self.trained, description)
+        told = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
         self.run.log(
             f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
-            + "  ".join(f"{name} {metrics[name]:.4f}" for name in (SELECTED_BY, "NDCG@10", "MRR") if name in metrics)
+            + "  ".join(f"{name} {metrics[name]:.4f}" for name in told)
             + f"  train {line['train_seconds']:.1f} s  evaluation {line['evaluation_seconds']:.1f} s"
             + ("  best" if better else "")
         )
@@ -397,7 +401,8 @@ class Trainer:
             self._may_leave_at_once = False
 
     def _out_of_patience(self) -> bool:
-        return len(self.state.epochs) - self.state.best_epoch >= self.options.patience
+        worse = len(self.state.epochs) - self.state.best_epoch
+        return worse >= self.options.patience and worse * len(self.batches) >= self.options.patience_steps
 
     def _save_state(self) -> None:
         if not self.world.is_main:
@@ -437,6 +442,17 @@ class Trainer:
     def _leave_if_asked(self) -> None:
         if self.world.any(self._signal is not None):
             raise Interrupted(self._signal or signal.SIGTERM)
+
+
+def _optimizer_groups(recommender: Recommender, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
+    """Each group, what decays and what does not apart, as `Optimizer.make` takes them."""
+    standing = without_decay(recommender)
+    return [
+        {"params": parameters, "lr": group.lr, "decays": decays, "name": group.name}
+        for group in groups
+        for decays in (True, False)
+        if (parameters := [each for each in group.parameters.values() if (each not in standing) == decays])
+    ]
 
 
 def _seed_of(*numbers: int) -> int:

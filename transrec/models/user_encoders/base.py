@@ -40,5 +40,14 @@ class UserEncoder(nn.Module):
         raise NotImplementedError
 
 
+def xavier(module: nn.Module) -> None:
+    """Draw the weights of all linear layers and embeddings inside Xavier-normal, and set biases to zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.xavier_normal_(part.weight)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
 USER_ENCODERS: Registry[UserEncoder] = Registry("user encoder", UserEncoder, __package__)
 register = USER_ENCODERS.register

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transrec.errors import TransrecError
-from transrec.models.user_encoders.base import UserEncoder, register
+from transrec.models.user_encoders.base import UserEncoder, register, xavier
 from transrec.options import Options, flag
 
 LAYER_NORM_EPS = 1e-6
@@ -83,6 +83,19 @@ class SASRecOptions(Options):
             raise TransrecError(f"--dropout {self.dropout}: must be below 1")
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raise TransrecError when `heads` does not divide `width`."""
+    if width % heads:
+        raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
+
+
+def added_mask(mask: Tensor) -> Tensor:
+    """What is added to logits of attention, [B, 1, L, L]: nothing for what is real and not later, by a mask [B, L]."""
+    length = mask.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return torch.where(causal & mask.bool()[:, None, None, :], 0.0, MASKED)
+
+
 @register("sasrec")
 class SASRec(UserEncoder):
     """Self-attentive sequential recommendation over item embeddings.
@@ -100,17 +113,12 @@ class SASRec(UserEncoder):
 
     def __init__(self, width: int, max_seq_len: int, blocks: int, heads: int, dropout: float):
         super().__init__(width)
-        if width % heads:
-            raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
+        check_heads(width, heads)
         self.position_embedding = nn.Embedding(max_seq_len, width)
         self.layer_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(SASRecBlock(width, heads, dropout) for _ in range(blocks))
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.xavier_normal_(module.weight)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        xavier(self)
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
         """User vectors after each position.
@@ -122,11 +130,8 @@ class SASRec(UserEncoder):
         Returns:
             [B, L, d]; position t has seen items 0..t only. Rows of padding are finite and mean nothing.
         """
-        length = item_embeddings.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-        allowed = causal & mask.bool()[:, None, None, :]
-        added = torch.where(allowed, 0.0, MASKED)
-        x = item_embeddings + self.position_embedding.weight[:length]
+        added = added_mask(mask)
+        x = item_embeddings + self.position_embedding.weight[: item_embeddings.shape[1]]
         x = self.dropout(self.layer_norm(x))
         for block in self.blocks:
             x = block(x, added)

@@ -1,9 +1,4 @@
-"""GRU4Rec: a recurrent user encoder (Hidasi et al., ICLR 2016; `gru4rec`).
-
-    python finetune.py --plugin docs/adding/gru4rec.py --user_encoder gru4rec --gru_size 128 ...
-
-It has no transformer blocks: methods that insert into those say so, and take --insert item.
-"""
+"""A recurrent user encoder: `gru4rec` (Hidasi et al., ICLR 2016; docs/protocol.md)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from transrec.errors import TransrecError
-from transrec.models.user_encoders import UserEncoder, register
+from transrec.models.user_encoders.base import UserEncoder, register, xavier
 from transrec.options import Options, flag
 
 
@@ -20,7 +15,7 @@ from transrec.options import Options, flag
 class GRU4RecOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"gru_size": 1, "gru_layers": 1, "gru_dropout": 0}
 
-    gru_size: int = flag(100, "Width of the recurrent state.")
+    gru_size: int = flag(128, "Width of the recurrent state.")
     gru_layers: int = flag(1, "Recurrent layers.")
     gru_dropout: float = flag(0.1, "Dropout of the item embeddings that the first layer reads.")
 
@@ -32,7 +27,10 @@ class GRU4RecOptions(Options):
 
 @register("gru4rec")
 class GRU4Rec(UserEncoder):
-    """A GRU over the item embeddings, and a linear layer from its state back to their width."""
+    """A GRU over the item embeddings, and a linear layer from its state back to their width.
+
+    It has no transformer blocks: methods that insert into those say so, and take --insert item.
+    """
 
     Options = GRU4RecOptions
     sizes = ("gru_size", "gru_layers")
@@ -42,11 +40,12 @@ class GRU4Rec(UserEncoder):
         self.dropout = nn.Dropout(gru_dropout)
         self.gru = nn.GRU(width, gru_size, gru_layers, batch_first=True)
         self.projection = nn.Linear(gru_size, width)
+        xavier(self)
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
         # A recurrent layer would read padding in front of the items, but not behind them.
         length = mask.shape[1]
-        padding = length - mask.sum(1, keepdim=True)
+        padding = length - mask.long().sum(1, keepdim=True)
         places = torch.arange(length, device=mask.device)
         to_front, to_back = ((places + shift) % length for shift in (padding, -padding))
         states, _ = self.gru(_at(self.dropout(item_embeddings), to_front))

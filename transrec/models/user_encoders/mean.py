@@ -1,0 +1,22 @@
+"""The mean of the items so far: `mean`, the floor of all user encoders (docs/protocol.md)."""
+
+from torch import Tensor
+
+from transrec.models.user_encoders.base import UserEncoder, register
+
+
+@register("mean")
+class Mean(UserEncoder):
+    """A user is the mean of the items up to each position, whatever their order. Nothing in it is learned.
+
+    It has no transformer blocks: methods that insert into those say so, and take --insert item.
+    """
+
+    def __init__(self, width: int, max_seq_len: int):
+        super().__init__(width)
+
+    def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
+        real = mask.unsqueeze(-1).to(item_embeddings.dtype)
+        # Padding may hold anything, infinity included.
+        sums = item_embeddings.masked_fill(real == 0, 0.0).cumsum(1)
+        return sums / real.cumsum(1).clamp(min=1)
