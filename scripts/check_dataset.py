@@ -3,8 +3,8 @@
     python scripts/check_dataset.py Dataset/Scientific --max_seq_len 10
 
 Mistakes of format stop with the file, the line and the remedy (exit status 2). Otherwise a table says how large the
-dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), and NAME-check.png shows its sequence lengths and
-popularity. Nothing is written into the dataset.
+dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`) and what its split leaks (`--split`), and
+NAME-check.png shows its sequence lengths and popularity. Nothing is written into the dataset.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,17 @@ from transrec.command import reporting
 from transrec.data.catalog import TITLE, Catalog, check_texts
 from transrec.data.dataset import Dataset, find_images, load_dataset
 from transrec.data.images.sources import open_source
-from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
+from transrec.data.interactions import PARTS
+from transrec.data.statistics import (
+    Activity,
+    as_kept,
+    as_read,
+    cold_items,
+    cold_targets,
+    early_targets,
+    repeated_pairs,
+    repeated_targets,
+)
 from transrec.errors import printable, warn
 from transrec.options import DataOptions
 from transrec.paths import atomic_write, make_folder, resolve
@@ -72,14 +82,20 @@ def table(dataset: Dataset, lacking: dict[str, set[str]]) -> str:
         ),
         both("interactions on the top 1 % of items", lambda activity: f"{activity.top_share(0.01):.1%}"),
         both("interactions on the top 10 % of items", lambda activity: f"{activity.top_share(0.1):.1%}"),
+        ["interactions that repeat an earlier one", f"{repeated_pairs(dataset.interactions.sequences):,}", ""],
         ["items that nobody touches", f"{read.untouched:,}", ""],
     ]
     for what, items in lacking.items():
         lacks = np.isin(ids, list(items))
         rows.append([f"items without {what}", f"{lacks.sum():,}", f"{lacks[split.item_rows].sum():,}"])
     rows.append(of_kept("items in no training sequence (cold)", len(cold_items(split)), kept.items))
-    for part in ("validation", "test"):
-        rows.append(of_kept(f"{part} targets that repeat", len(repeated_targets(split, part)), kept.users))
+    for part in PARTS[1:]:
+        targets = len(getattr(split, part))
+        rows.append([f"{part} targets", "", f"{targets:,}"])
+        rows.append(of_kept(f"{part} targets that repeat", len(repeated_targets(split, part)), targets))
+        rows.append(of_kept(f"{part} targets of cold items", len(cold_targets(split, part)), targets))
+        if (early := early_targets(split, part)) is not None:
+            rows.append(of_kept(f"{part} targets before the end of training", len(early), targets))
     return markdown([dataset.name, "read", "kept"], rows)
 
 
@@ -124,15 +140,24 @@ if __name__ == "__main__":
         default=DataOptions.min_seq_len,
         help="users with fewer interactions are dropped",
     )
+    for name in ("split", "split_at", "validate_at", "catalogue"):
+        parser.add_argument(f"--{name}", default=getattr(DataOptions, name), help="as in a run")
     parser.add_argument("--users_file", help="behaviours file, if the folder does not tell which it is")
     parser.add_argument("--items_file", help="items file, if the folder does not tell which it is")
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the plot (default: the current one)")
     with reporting():
         options = parser.parse_args()
-        DataOptions(max_seq_len=options.max_seq_len, min_seq_len=options.min_seq_len)
+        names = ("max_seq_len", "min_seq_len", "split", "split_at", "validate_at", "catalogue")
+        data = DataOptions(**{name: getattr(options, name) for name in names})
         dataset = load_dataset(
-            options.dataset, options.max_seq_len, options.min_seq_len, options.users_file, options.items_file
+            options.dataset,
+            data.max_seq_len,
+            data.min_seq_len,
+            options.users_file,
+            options.items_file,
+            splitting=data.splitting,
+            with_times=True,
         )
         catalog = dataset.catalog
         lacking = {
@@ -149,7 +174,8 @@ if __name__ == "__main__":
         plot(dataset, plot_path)
         print(table(dataset, lacking))
         print(
-            f"kept: users of {options.min_seq_len} interactions or more, their last {options.max_seq_len + 3}\n"
+            f"kept: users of {data.min_seq_len} interactions or more\n"
+            f"{printable(dataset.summary)}\n"
             f"targets that repeat an earlier item of their user are misses under --mask_history seen\n"
             f"plot: {printable(str(plot_path))}"
         )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transrec.data.dataset import load_dataset
 from transrec.data.interactions import Interactions, Sequences
 from transrec.data.splits import Splitting
+from transrec.data.statistics import early_targets
 from transrec.errors import TransrecError
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
@@ -234,3 +235,11 @@ def test_a_damaged_file_and_one_that_pyarrow_would_be_needed_for(folder, monkeyp
     assert load_dataset(folder, 3, 4).split.user_count == 3
     with pytest.raises(TransrecError, match=r"reading Parquet needs pyarrow; pip install 'transrec\[import\]'"):
         load_dataset(folder, 3, 4, splitting=Splitting("time"))
+
+
+def test_targets_before_the_end_of_training_are_those_of_leave_one_out_alone(folder):
+    # Trained on until 45, by the second user; targets of the others at 40, 50 and 7, 8.
+    left = load_dataset(folder, 3, 4, with_times=True).split
+    assert early_targets(left, "validation").tolist() == [0, 2] and early_targets(left, "test").tolist() == [2]
+    in_time = load_dataset(folder, 3, 4, splitting=Splitting("time", "45", "30")).split
+    assert all(not len(early_targets(in_time, part)) for part in ("validation", "test"))

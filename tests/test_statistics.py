@@ -18,7 +18,16 @@ from transrec.data.catalog import Catalog
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.images.build import build_store
 from transrec.data.interactions import Interactions, Sequences, leave_one_out
-from transrec.data.statistics import Activity, as_kept, as_read, cold_items, repeated_targets
+from transrec.data.statistics import (
+    Activity,
+    as_kept,
+    as_read,
+    cold_items,
+    cold_targets,
+    early_targets,
+    repeated_pairs,
+    repeated_targets,
+)
 
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 from check_dataset import without_image
@@ -72,6 +81,11 @@ def test_statistics_are_those_of_slow_python(histories, max_seq_len):
     for part, target in (("validation", -2), ("test", -1)):
         repeating = [user for user, history in enumerate(kept) if history[target] in history[:target]]
         assert repeated_targets(dataset.split, part).tolist() == repeating
+        untrained = [user for user, history in enumerate(kept) if history[target] not in trained]
+        assert cold_targets(dataset.split, part).tolist() == untrained
+        assert early_targets(dataset.split, part) is None
+    repeats = sum(len(history) - len(set(history)) for history in histories)
+    assert repeated_pairs(dataset.interactions.sequences) == repeats
 
 
 @pytest.mark.parametrize("items", [10, 30, 70, 1000])

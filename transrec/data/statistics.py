@@ -8,6 +8,9 @@ import numpy as np
 from transrec.data.dataset import Dataset
 from transrec.data.interactions import Sequences, Split
 
+# Histories of so many targets are laid end to end at a time.
+TARGETS_AT_ONCE = 2**16
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -67,12 +70,33 @@ def cold_items(split: Split) -> np.ndarray:
 
 
 def repeated_targets(split: Split, part: str) -> np.ndarray:
-    """The users, from 0 and ascending, whose "validation" or "test" target is among the items that `history` gives."""
-    return np.flatnonzero(_last_repeats(split.kept.without_last({"validation": 1, "test": 0}[part])))
+    """The targets of a part, "validation" or "test", by number, that are among the items of their `history`: int64."""
+    history, (_, places) = split.history(part), split.targets(part)
+    found = np.zeros(len(places), dtype=bool)
+    for start in range(0, len(places), TARGETS_AT_ONCE):
+        block = np.arange(start, min(start + TARGETS_AT_ONCE, len(places)))
+        owners = history.owners(block)
+        same = history.flat(block) == split.kept.values[places[block]][owners]
+        found[block] = np.bincount(owners[same], minlength=len(block)) > 0
+    return np.flatnonzero(found)
 
 
-def _last_repeats(sequences: Sequences) -> np.ndarray:
-    """Whether the last value of each sequence, none of them empty, stands in it more than once: bool [U]."""
-    owners = sequences.owners()
-    last = sequences.values[sequences.stops - 1]
-    return np.bincount(owners[sequences.flat() == last[owners]], minlength=len(sequences)) > 1
+def cold_targets(split: Split, part: str) -> np.ndarray:
+    """The targets of a part, by number, whose item is in no training sequence: int64."""
+    _, places = split.targets(part)
+    return np.flatnonzero(split.train_counts()[split.kept.values[places]] == 0)
+
+
+def early_targets(split: Split, part: str) -> np.ndarray | None:
+    """The targets of a part, by number, before the last training interaction of all users; None without times."""
+    if split.times is None:
+        return None
+    _, places = split.targets(part)
+    last = Sequences(split.times, split.train.starts, split.train.stops).flat().max()
+    return np.flatnonzero(split.times[places] < last)
+
+
+def repeated_pairs(sequences: Sequences) -> int:
+    """How many interactions are of a user with an item that the user has interacted with before."""
+    pairs = sequences.owners() * (int(sequences.values.max(initial=0)) + 1) + sequences.flat()
+    return len(pairs) - len(np.unique(pairs))
