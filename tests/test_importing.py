@@ -3,6 +3,7 @@
 import gzip
 import json
 import shlex
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from transrec.data.dataset import load_dataset
 from transrec.data.importing.command import main
-from transrec.errors import TransrecError
+from transrec.data.importing.database import Database
+from transrec.errors import Interrupted, TransrecError
 from transrec.plugins import unload
 
 pytest.importorskip("duckdb", reason="importing needs duckdb: pip install 'transrec[import]'")
@@ -340,7 +342,6 @@ def test_an_existing_folder_is_replaced_only_if_an_import_wrote_it(importing):
 
 def test_an_import_that_was_stopped_goes_on(importing, monkeypatch):
     from transrec.data.importing import reading, selecting
-    from transrec.errors import Interrupted
 
     importing.write("ratings.csv", RATINGS)
     expected = importing("table")
@@ -353,6 +354,22 @@ def test_an_import_that_was_stopped_goes_on(importing, monkeypatch):
     monkeypatch.setattr(reading, "insert", None)
     assert importing("table", "--overwrite") == expected
     assert sorted(path.name for path in importing.folder.iterdir()) == ["out", "raw"]
+
+
+def test_a_signal_stops_a_query(tmp_path):
+    def stop(number, frame):
+        raise Interrupted(signal.SIGINT)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    database = Database(tmp_path, memory=2**29, threads=1)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(Interrupted):
+            database.run("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", doing="count")
+        assert database.rows("SELECT 1") == [(1,)]
+        database.close()
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_format_of_ones_own_is_one_file(importing):

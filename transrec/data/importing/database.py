@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from transrec.data.tables import import_extra
@@ -72,17 +72,18 @@ class Database:
                 self.connection.execute(sql, parameters)
                 return
             failures: list[BaseException] = []
-            worker = Thread(target=self._try, args=(sql, parameters, failures), daemon=True)
+            # A thread whose `join` a signal interrupts looks as if it had ended.
+            ended = Event()
+            worker = Thread(target=self._try, args=(sql, parameters, failures, ended), daemon=True)
             form = "{desc}: {percentage:3.0f} % [{elapsed}<{remaining}]"
             with Bar(total=100, desc=doing, bar_format=form, leave=False) as bar:
                 worker.start()
                 try:
-                    while worker.is_alive():
-                        worker.join(SECONDS_BETWEEN_LOOKS)
+                    while not ended.wait(SECONDS_BETWEEN_LOOKS):
                         bar.update(max(0.0, self.connection.query_progress() - bar.n))
                 except BaseException:
                     self.connection.interrupt()
-                    worker.join()
+                    ended.wait()
                     raise
                 if not failures:
                     bar.update(100 - bar.n)
@@ -128,8 +129,10 @@ class Database:
                 raise file_error(cause, self.folder, "give another folder with --out") from error
             raise
 
-    def _try(self, sql: str, parameters: list[Any] | None, failures: list[BaseException]) -> None:
+    def _try(self, sql: str, parameters: list[Any] | None, failures: list[BaseException], ended: Event) -> None:
         try:
             self.connection.execute(sql, parameters)
         except BaseException as error:
             failures.append(error)
+        finally:
+            ended.set()
