@@ -93,7 +93,7 @@ def cache(**defaults: Any) -> None:
     def make(settings: Settings) -> None:
         world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
         with world.naming_silent_ranks(), considerate():
-            dataset = _dataset(settings)
+            dataset = read_dataset(settings)
             disable_progress_bar()
             precision = Precision(settings.training.precision, world.device)
             log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
@@ -221,7 +221,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
     run.log(f"{settings.name}, on {settings.data.dataset}")
     if settings.training.compile:
         check_compiler(world.device)
-    dataset = _dataset(settings)
+    dataset = read_dataset(settings)
     run.log(f"data        {dataset.summary}")
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, run.log)
@@ -281,7 +281,8 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
     return recommender, apply_method(recommender, settings.plan), before
 
 
-def _dataset(settings: Settings) -> Dataset:
+def read_dataset(settings: Settings) -> Dataset:
+    """The dataset of a run, read and split. Raises TransrecError as `load_dataset`."""
     data = settings.data
     return load_dataset(
         data.dataset,

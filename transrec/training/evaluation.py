@@ -126,9 +126,17 @@ class Evaluator:
             embeddings[items[0] - 1 : items[-1]] = encoded
         return self.world.sum(embeddings)
 
-    @torch.no_grad()
     def evaluate(self, recommender: Recommender, part: str) -> dict[str, float]:
-        """Metrics on `part`, "validation" or "test".
+        """Metrics on `part`, "validation" or "test". Raises TransrecError as `rank`."""
+        return self.summarise(self.rank(recommender, part))
+
+    def summarise(self, ranking: Ranking) -> dict[str, float]:
+        """The metrics of a ranking at the cut-offs of the options."""
+        return summarise(ranking, self.options.cutoffs, self.metrics)
+
+    @torch.no_grad()
+    def rank(self, recommender: Recommender, part: str) -> Ranking:
+        """Rank the targets of `part`, "validation" or "test"; equal on every rank.
 
         Raises TransrecError when the model gives embeddings or user vectors that are not finite.
         """
@@ -145,22 +153,20 @@ class Evaluator:
                 embeddings = items[(sequences - 1).clamp(min=0)] * mask.unsqueeze(-1)
                 return recommender.user_encoder(embeddings, mask)[:, -1].float()
 
-        metrics = self._metrics(recommender.objective.scored(items), user_vectors, part)
+        ranking = self._rank_in_blocks(recommender.objective.scored(items), user_vectors, part)
         recommender.train(was_training)
-        return metrics
+        return ranking
 
     def popularity(self, part: str) -> dict[str, float]:
         """Metrics of ranking by number of training interactions, the baseline every model must beat."""
         counts = torch.from_numpy(self.split.train_counts()[1:]).float().unsqueeze(1).to(self.world.device)
-        return self._metrics(counts, lambda users: counts.new_ones(len(users), 1), part)
-
-    def _metrics(self, items: Tensor, user_vectors, part: str) -> dict[str, float]:
-        """Equal on every rank."""
-        with about_memory("ranking", f"give a smaller --eval_memory than {self.options.eval_memory} (MiB)"):
-            ranking = self._rank_in_blocks(items, user_vectors, part)
-            return summarise(ranking, self.options.cutoffs, self.metrics)
+        return self.summarise(self._rank_in_blocks(counts, lambda users: counts.new_ones(len(users), 1), part))
 
     def _rank_in_blocks(self, items: Tensor, user_vectors, part: str) -> Ranking:
+        with about_memory("ranking", f"give a smaller --eval_memory than {self.options.eval_memory} (MiB)"):
+            return self._ranked(items, user_vectors, part)
+
+    def _ranked(self, items: Tensor, user_vectors, part: str) -> Ranking:
         self._check_finite(items, "item embeddings")
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.options.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)

@@ -28,8 +28,10 @@ from transrec.progress import Bar
 from transrec.tracking import Tracker
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
+from transrec.training.metrics import Ranking
 from transrec.training.optimizers import Adam, Optimizer, without_decay
 from transrec.training.profiler import Clock, peak_memory_mib
+from transrec.training.ranks import target_ranks, write_ranks
 from transrec.training.run import Run
 from transrec.training.schedules import Constant, Schedule
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
@@ -145,7 +147,9 @@ class Trainer:
             with torch.no_grad():
                 for name, tensor in self.trained.items():
                     tensor.copy_(tensors[name])
-            test = self._evaluate("test")
+            ranking = self._rank("test")
+            test = self.evaluator.summarise(ranking)
+            self._keep("test", ranking)
         epochs = self.state.epochs
         return {
             "selected_by": self.options.select_by,
@@ -360,7 +364,8 @@ class Trainer:
     def _finish_epoch(self) -> None:
         state = self.state
         started = time.perf_counter()
-        metrics = self._evaluate("validation")
+        ranking = self._rank("validation")
+        metrics = self.evaluator.summarise(ranking)
         line = {
             "epoch": state.epoch,
             "train_loss": state.loss_sum / state.step,
@@ -375,6 +380,7 @@ class Trainer:
         better = not state.best_metrics or metrics[selected_by] > state.best_metrics[selected_by]
         if better:
             state.best_epoch, state.best_metrics = state.epoch, metrics
+            self._keep("validation", ranking)
             if self.world.is_main:
                 description = {**self.description, "epoch": state.epoch, "validation": metrics}
                 checkpoint.save(self.run.best, self.trained, description)
@@ -392,13 +398,17 @@ class Trainer:
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
 
-    def _evaluate(self, part: str) -> dict[str, float]:
-        """Evaluate; a signal leaves at once, since all that came before is saved."""
+    def _rank(self, part: str) -> Ranking:
+        """Rank the targets of a part; a signal leaves at once, since all that came before is saved."""
         self._may_leave_at_once = True
         try:
-            return self.evaluator.evaluate(self.recommender, part)
+            return self.evaluator.rank(self.recommender, part)
         finally:
             self._may_leave_at_once = False
+
+    def _keep(self, part: str, ranking: Ranking) -> None:
+        if self.world.is_main:
+            write_ranks(self.run.folder, part, target_ranks(self.evaluator.split, part, ranking.ranks))
 
     def _out_of_patience(self) -> bool:
         worse = len(self.state.epochs) - self.state.best_epoch

@@ -1,0 +1,86 @@
+"""Finished runs beside each other, from the ranks that they kept: metrics, slices, intervals and tests.
+
+    python scripts/evaluate.py runs/adapters/runs/houlsby-* runs/adapters/runs/lora-* --slices popularity history
+
+Runs that differ in their seed alone are one method. Nothing is trained or ranked again: any metric that is made of
+ranks, at any cut-off, takes seconds. The second table tests each method against the best one, over the same users; the
+p-values are corrected for their number.
+"""
+
+from transrec.arguments import Parser
+from transrec.command import reporting
+from transrec.errors import TransrecError
+from transrec.paths import resolve, write_text
+from transrec.plugins import load_plugins
+from transrec.reports.comparison import SIGNIFICANT, Comparison, wanted
+from transrec.reports.significance import CONFIDENCE, CORRECTIONS
+from transrec.reports.slices import SLICES
+from transrec.reports.tables import comma_separated, markdown
+
+TESTS = {"McNemar": "McNemar", "Wilcoxon": "Wilcoxon", "paired_t": "paired t"}
+
+
+def cell(value: float | int | str) -> str:
+    """Four digits of a float, all of a count."""
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+
+
+def with_deviation(row: dict, name: str) -> str:
+    """A metric's mean, and its deviation over seeds where there are several."""
+    deviation = row[f"{name} deviation"]
+    return cell(row[name]) + (f" ± {cell(deviation)}" if deviation != "" else "")
+
+
+def main(arguments) -> None:
+    load_plugins(arguments.plugin)
+    if min(arguments.cutoffs) < 1:
+        raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
+    metrics = wanted(arguments.metrics, arguments.cutoffs)
+    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin)
+    rows = comparison.rows(metrics, arguments.slices)
+    names = [each.name for each in metrics]
+    header = ["slice", "targets", "method", "seeds"]
+    print(
+        markdown(
+            [*header, *names],
+            [[*(cell(row[name]) for name in header), *(with_deviation(row, name) for name in names)] for row in rows],
+        )
+    )
+    if arguments.out:
+        write_text(resolve(arguments.out), comma_separated(rows))
+    if len(comparison.methods) > 1:
+        (metric, *_) = wanted([arguments.test_metric], [arguments.test_cutoff])
+        tested = comparison.tested(metric, TESTS[arguments.test], arguments.correction)
+        lines = [[*(cell(value) for value in row.values()), said(row["p"])] for row in tested]
+        print(f"\n{markdown([*tested[0], 'differs from the best'], lines)}")
+        print(
+            f"\nlow and high: {CONFIDENCE:.0%} bootstrap interval over users. p: {arguments.test} against the best, "
+            f"{arguments.correction} over {len(tested) - 1} tests, {SIGNIFICANT:g} is the limit."
+        )
+
+
+def said(p: float | str) -> str:
+    return "" if isinstance(p, str) else "yes" if p < SIGNIFICANT else "no"
+
+
+if __name__ == "__main__":
+    parser = Parser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs over the same data")
+    parser.add_argument("--part", default="test", choices=("validation", "test"), help="whose targets (default: test)")
+    parser.add_argument("--metrics", nargs="+", default=["hr", "ndcg", "mrr"], help="metrics (default: hr ndcg mrr)")
+    parser.add_argument("--cutoffs", nargs="+", type=int, default=[10], help="cut-offs k of the metrics (default: 10)")
+    parser.add_argument(
+        "--slices", nargs="+", default=[], choices=SLICES.names(), help="groups of targets that get rows of their own"
+    )
+    parser.add_argument("--test", default="Wilcoxon", choices=TESTS, help="paired test over users (default: Wilcoxon)")
+    parser.add_argument("--test_metric", default="ndcg", help="metric that is tested (default: ndcg)")
+    parser.add_argument("--test_cutoff", type=int, default=10, help="its cut-off (default: 10)")
+    parser.add_argument(
+        "--correction", default="holm", choices=CORRECTIONS, help="of the p-values of a table (default: holm)"
+    )
+    parser.add_argument(
+        "--plugin", nargs="+", action="extend", default=[], help="files that the runs were started with"
+    )
+    parser.add_argument("--out", help="file for the first table as CSV")
+    with reporting():
+        main(parser.parse_args())

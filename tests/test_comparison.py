@@ -1,0 +1,165 @@
+"""Finished runs beside each other, by the ranks that they kept: metrics, slices and tests without a model."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FEW_STEPS, REPOSITORY, run
+
+from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
+from transrec.reports.comparison import Comparison, wanted
+from transrec.reports.slices import SLICES, Targets
+from transrec.training.ranks import RANK, ranks_file, read_ranks, write_ranks
+
+SCRIPT = REPOSITORY / "scripts" / "evaluate.py"
+METRICS = ["hr", "ndcg", "mrr", "auc"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, domain, backbones) -> dict[str, Path]:
+    """Two methods, one of them with two seeds."""
+    root = tmp_path_factory.mktemp("runs")
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", *FEW_STEPS, "--epochs", "1"]
+    words = ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes]
+    folders = {}
+    for name, method, more in (
+        ("first", "frozen", []),
+        ("second", "frozen", ["--seed", "1"]),
+        ("ids", "full", ["--item_tower", "id", "--lr", "1e-2"]),
+    ):
+        folders[name] = root / name
+        run([*words, *more, "--output", str(folders[name])], method)
+    return folders
+
+
+def test_kept_ranks_give_the_metrics_of_the_run(runs):
+    for part in ("validation", "test"):
+        comparison = Comparison(runs.values(), part)
+        assert [(method.name, method.seeds) for method in comparison.methods] == [
+            ("frozen over titles", [0, 1]),
+            ("full over item IDs", [0]),
+        ]
+        rows = comparison.rows(wanted(METRICS, [5, 10]))
+        for row, names in zip(rows, (("first", "second"), ("ids",)), strict=True):
+            results = [json.loads((runs[name] / "result.json").read_text())[part] for name in names]
+            for metric in results[0]:
+                if "@20" not in metric:
+                    assert row[metric] == pytest.approx(np.mean([result[metric] for result in results]), abs=1e-12)
+            assert 0 < row["AUC"] < 1
+
+
+def test_slices_divide_the_targets(runs, domain):
+    comparison = Comparison(runs.values())
+    rows = comparison.rows(wanted(["hr"], [10]), ["popularity", "history"])
+    of_first = [row for row in rows if row["method"] == "frozen over titles"]
+    whole = of_first[0]
+    for label in ("target", "history"):
+        parts = [row for row in of_first if row["slice"].startswith(f"{label}: ")]
+        assert len(parts) > 1 and sum(row["targets"] for row in parts) == whole["targets"]
+        hits = sum(row["targets"] * row["HR@10"] for row in parts)
+        assert hits == pytest.approx(whole["targets"] * whole["HR@10"])
+
+
+def test_slices_by_popularity_hold_a_third_of_the_interactions_each(domain):
+    dataset = load_dataset(domain, 6, 5)
+    counts = dataset.split.train_counts()
+    names, index = SLICES.get("popularity")().groups(Targets(dataset, "test"))
+    items = Targets(dataset, "test").items
+    assert names == ["head", "middle", "tail", "cold"]
+    assert np.array_equal(counts[items] == 0, index == 3)
+    least, most = counts[items[index == 0]].min(), counts[items[index == 2]].max()
+    assert least >= counts[items[index == 1]].max() >= most > 0
+
+
+def test_slices_by_time_and_category(tmp_path, domain):
+    pa, parquet = (
+        pytest.importorskip(name, reason="pyarrow is not installed") for name in ("pyarrow", "pyarrow.parquet")
+    )
+    users = [f"u{user}" for user in range(30) for _ in range(6)]
+    items = [f"i{(user * 7 + place * 3) % 20}" for user in range(30) for place in range(6)]
+    times = [1_500_000_000 + 86_400 * (user + 40 * place) for user in range(30) for place in range(6)]
+    table = pa.table({"user_id": users, "item_id": items, "time": pa.array(times, pa.int64())})
+    parquet.write_table(table, tmp_path / "interactions.parquet")
+    lines = [f"i{item}\ttitle {item}\t{'books' if item % 3 else 'films'}" for item in range(20)]
+    (tmp_path / "items.tsv").write_text("\n".join(["item_id\ttitle\tcategory", *lines]) + "\n")
+    by_time = load_dataset(tmp_path, 6, 5, splitting=splitting("time"))
+    targets = Targets(by_time, "test")
+    names, index = SLICES.get("category")().groups(targets)
+    assert names == ["books", "films"]
+    rows = by_time.split.item_rows[targets.items - 1]
+    assert np.array_equal(index == 1, rows % 3 == 0)
+    names, index = SLICES.get("time")().groups(targets)
+    assert len(names) > 1 and all(" to " in name and name.startswith("2018") for name in names)
+    happened = by_time.split.times[by_time.split.targets("test")[1]]
+    assert (np.diff([happened[index == number].min() for number in range(len(names))]) > 0).all()
+    with pytest.raises(TransrecError, match=r"--slices time: .* tells no times"):
+        SLICES.get("time")().groups(Targets(load_dataset(domain, 6, 5), "test"))
+
+
+def splitting(kind: str):
+    from transrec.data.splits import Splitting
+
+    return Splitting(kind)
+
+
+def test_the_best_method_is_told_from_the_others(runs):
+    comparison = Comparison(runs.values())
+    (metric,) = wanted(["ndcg"], [10])
+    best, other = comparison.tested(metric, "Wilcoxon", "holm")
+    assert best["NDCG@10"] > other["NDCG@10"] and best["p"] == "" and 0 <= other["p"] <= 1
+    assert best["low"] <= best["NDCG@10"] <= best["high"]
+    with pytest.raises(TransrecError, match="McNemar: compares hits, and NDCG@10 is none"):
+        comparison.tested(metric, "McNemar", "holm")
+
+
+def test_the_script(runs, tmp_path, monkeypatch, capsys):
+    words = [*map(str, runs.values()), "--slices", "popularity", "--out", str(tmp_path / "rows.csv")]
+    assert evaluate(words, monkeypatch) == 0
+    told = capsys.readouterr().out
+    assert "frozen over titles" in told and "target: head" in told and "differs from the best" in told
+    assert (tmp_path / "rows.csv").read_text().startswith("slice,targets,method,seeds,HR@10,HR@10 deviation,")
+
+
+def evaluate(words, monkeypatch) -> int:
+    """The exit status of the script in this process."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+    space = {"__name__": "__main__", "__file__": str(SCRIPT), "__doc__": "evaluate"}
+    try:
+        exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), space)
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    return 0
+
+
+def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["first"], copy)
+
+    def told(*words: str) -> str:
+        assert evaluate([str(copy), str(runs["ids"]), *words], monkeypatch) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "made of lists" in told("--metrics", "coverage")
+    assert "--metrics hrr: unknown; did you mean hr" in told("--metrics", "hrr")
+    assert "--cutoffs 0: must be at least 1" in told("--cutoffs", "0")
+    kept = np.array(read_ranks(copy, "test"))
+    for damage, line in (
+        (kept[:-1], "was evaluated on other test targets than"),
+        (kept["rank"], "holds float32 [60], and no ranks"),
+        (np.zeros(len(kept), RANK), "damaged, ranks begin at 1"),
+    ):
+        write_ranks(copy, "test", damage)
+        assert line in told()
+    path = ranks_file(copy, "test")
+    path.write_bytes(path.read_bytes()[:-5])
+    assert "cut off" in told()
+    path.unlink()
+    assert "keeps no ranks-test.npy" in told() and "--resume" in told()
+    write_ranks(copy, "test", kept)
+    assert evaluate([str(copy), str(runs["first"])], monkeypatch) == 2
+    assert "one run of one seed twice" in capsys.readouterr().err

@@ -1,0 +1,192 @@
+"""Finished runs beside each other, by the ranks that they kept: metrics, slices, and tests of what differs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from transrec.data.dataset import Dataset
+from transrec.errors import TransrecError
+from transrec.paths import resolve
+from transrec.reports.significance import against, spread
+from transrec.reports.slices import SLICES, Targets
+from transrec.runner import read_dataset
+from transrec.settings import Settings, deciding, read_settings
+from transrec.training.metrics import METRICS, Metric, Ranking, RankMetric
+from transrec.training.ranks import read_ranks
+
+# A p-value below it is told from chance.
+SIGNIFICANT = 0.05
+ALL = "all"
+# What does not tell two methods apart.
+OF_A_RUN = {"seed", "output", "files", "checkpoint"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        name: what tables call it.
+        seeds: of the runs, ascending.
+        ranks: float64 [S, T], of each run's targets.
+    """
+
+    name: str
+    seeds: list[int]
+    ranks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A metric at a cut-off."""
+
+    metric: Metric
+    cutoff: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.metric.label}@{self.cutoff}" if self.metric.has_cutoff else self.metric.label
+
+    def of(self, ranks: np.ndarray, item_count: int) -> float:
+        """Its value for ranks float64 [T]."""
+        return self.metric(Ranking(ranks, item_count=item_count), self.cutoff)
+
+    def of_each(self, ranks: np.ndarray) -> np.ndarray | None:
+        """Its value for each of ranks [S, T]; None where it is not a mean over targets."""
+        return self.metric.of_each(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
+
+
+def wanted(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[Wanted]:
+    """The metrics by name at each cut-off. Raises TransrecError for unknown ones, and those that ranks do not give."""
+    found = []
+    for name in dict.fromkeys(metrics):
+        entry = METRICS.get(name)
+        if entry.needs_lists:
+            raise TransrecError(
+                f"--metrics {name}: is made of lists of recommended items, which runs do not keep; give it to the run "
+                f"itself"
+            )
+        metric = entry(**entry.Options.defaults())
+        found += [Wanted(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
+    return found
+
+
+class Comparison:
+    """Finished runs over the same targets.
+
+    Args:
+        folders: of runs; those that differ in their seed alone are one method.
+        part: "validation" or "test".
+        plugins: files that may run, among them all that the runs were started with.
+
+    Raises TransrecError for a folder without ranks, and for runs over other targets or items.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], part: str = "test", plugins: Sequence[str | Path] = ()):
+        self.part = part
+        self._settings: dict[Path, Settings] = {}
+        kept: dict[Path, np.ndarray] = {}
+        for folder in dict.fromkeys(map(resolve, folders)):
+            self._settings[folder] = read_settings(folder, plugins)
+            kept[folder] = read_ranks(folder, part)
+        if not kept:
+            raise TransrecError("no run is given: name at least one run folder")
+        self._first, targets = next(iter(kept.items()))
+        for folder, of in kept.items():
+            if len(of) != len(targets) or any((of[field] != targets[field]).any() for field in ("user", "item")):
+                raise TransrecError(
+                    f"{folder}: was evaluated on other {part} targets than {self._first}; compare runs on the same "
+                    f"data, --split, --max_seq_len and --min_seq_len"
+                )
+        self.methods = self._grouped(kept)
+
+    def _grouped(self, kept: dict[Path, np.ndarray]) -> list[Method]:
+        groups: dict[str, list[Path]] = {}
+        for folder, settings in self._settings.items():
+            decides = {name: value for name, value in deciding(settings.as_dict()).items() if name not in OF_A_RUN}
+            groups.setdefault(repr(sorted(decides.items())), []).append(folder)
+        names = [self._settings[folders[0]].name for folders in groups.values()]
+        methods = []
+        for name, folders in zip(names, groups.values(), strict=True):
+            folders.sort(key=lambda folder: self._settings[folder].training.seed)
+            seeds = [self._settings[folder].training.seed for folder in folders]
+            if len(set(seeds)) < len(seeds):
+                raise TransrecError(f"{folders[0]} and {folders[1]}: are one run of one seed twice; leave one out")
+            ranks = np.stack([kept[folder]["rank"] for folder in folders]).astype(np.float64)
+            # Of one name, but not of one setting.
+            told = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
+            methods.append(Method(told, seeds, ranks))
+        return methods
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
+        dataset = read_dataset(self._settings[self._first])
+        kept, targets = read_ranks(self._first, self.part), Targets(dataset, self.part)
+        rows = dataset.split.user_rows[targets.users], dataset.split.item_rows[targets.items - 1]
+        if len(rows[0]) != len(kept) or (rows[0] != kept["user"]).any() or (rows[1] != kept["item"]).any():
+            raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")
+        return dataset
+
+    def slices(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Which targets each slice holds, by its name: bool [T]; all of them first."""
+        groups = {ALL: np.ones(self.methods[0].ranks.shape[1], dtype=bool)}
+        for name in names:
+            entry = SLICES.get(name)
+            labels, index = entry().groups(Targets(self.dataset, self.part))
+            groups |= {f"{entry.label}: {label}": index == number for number, label in enumerate(labels)}
+        return {name: of for name, of in groups.items() if of.any()}
+
+    def rows(self, metrics: Sequence[Wanted], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row per slice and method: the number of targets and of seeds, each metric's mean and deviation."""
+        rows = []
+        needs_count = any(not isinstance(each.metric, RankMetric) for each in metrics)
+        item_count = self.dataset.split.item_count if needs_count else 0
+        for name, of in self.slices(slices).items():
+            for method in self.methods:
+                row = {"slice": name, "targets": int(of.sum()), "method": method.name, "seeds": len(method.seeds)}
+                for each in metrics:
+                    values = [each.of(ranks, item_count) for ranks in method.ranks[:, of]]
+                    row[each.name] = float(np.mean(values))
+                    row[f"{each.name} deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else ""
+                rows.append(row)
+        return rows
+
+    def tested(self, metric: Wanted, test: str, correction: str) -> list[dict[str, Any]]:
+        """One row per method, the best first: its interval, and whether it differs from the best by more than chance.
+
+        Args:
+            test: "McNemar", "Wilcoxon" or "paired t" (transrec.reports.significance).
+            correction: "holm" or "bh", over the methods.
+
+        Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of any but HR@k.
+        """
+        values = {}
+        for method in self.methods:
+            of_each = metric.of_each(method.ranks)
+            if of_each is None:
+                raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
+            values[method.name] = of_each
+        if test == "McNemar" and not all(np.isin(of, (0, 1)).all() for of in values.values()):
+            raise TransrecError(f"--test McNemar: compares hits, and {metric.name} is none; use Wilcoxon or paired_t")
+        order = sorted(values, key=lambda name: -values[name].mean())
+        p_values = against(order[0], values, test, correction) if len(order) > 1 else {}
+        rows = []
+        for method in sorted(self.methods, key=lambda method: order.index(method.name)):
+            found = spread(values[method.name])
+            rows.append(
+                {
+                    "method": method.name,
+                    "seeds": len(method.seeds),
+                    metric.name: found.users.mean,
+                    "low": found.users.low,
+                    "high": found.users.high,
+                    "deviation over seeds": "" if found.seeds is None else found.seeds,
+                    "p": p_values.get(method.name, ""),
+                }
+            )
+        return rows

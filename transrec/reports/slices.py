@@ -1,0 +1,137 @@
+"""Slices: the groups of targets that a metric is given for, beside all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from transrec import options
+from transrec.data.dataset import Dataset
+from transrec.data.splits import moment
+from transrec.errors import TransrecError
+from transrec.registry import Registry
+
+# Of categories the largest; the others are one group.
+CATEGORIES = 10
+QUARTERS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The T targets of a part of a dataset's split, "validation" or "test", in the order of `Split.targets`."""
+
+    dataset: Dataset
+    part: str
+
+    @cached_property
+    def users(self) -> np.ndarray:
+        """The user of each, counted from 0 among those kept: int64 [T]."""
+        return self.dataset.split.targets(self.part)[0]
+
+    @cached_property
+    def items(self) -> np.ndarray:
+        """The number of each, 1..n: int32 [T]."""
+        return self.dataset.split.kept.values[self.dataset.split.targets(self.part)[1]]
+
+
+class Slice:
+    """Base of all slices.
+
+    Attributes:
+        label: what it is called in tables.
+    """
+
+    Options: type[options.Options] = options.Options
+    label: str
+
+    def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
+        """Names of the groups in order, and the index of each target's group: int64 [T].
+
+        Raises TransrecError where the dataset does not tell.
+        """
+        raise NotImplementedError
+
+
+SLICES: Registry[Slice] = Registry("slice", Slice, __name__, flag="slices", several=True)
+register = SLICES.register
+
+
+@register("popularity")
+class ByPopularity(Slice):
+    """How often the target occurs in training.
+
+    head, middle and tail are the most popular, the next and the other items that together have a third of all training
+    interactions each; cold items have none.
+    """
+
+    label = "target"
+
+    def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
+        counts = targets.dataset.split.train_counts()
+        order = np.argsort(-counts, kind="stable")
+        # What stands before an item in the order of popularity, so that the most popular one is of the head.
+        before = np.cumsum(counts[order]) - counts[order]
+        group = np.empty(len(counts), dtype=np.int64)
+        group[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
+        group[counts == 0] = 3
+        return ["head", "middle", "tail", "cold"], group[targets.items]
+
+
+@register("history")
+class ByHistory(Slice):
+    """How many kept interactions stand before the target, in quarters of the targets."""
+
+    label = "history"
+
+    def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
+        lengths = targets.dataset.split.history(targets.part).lengths
+        return _quarters(lengths, lambda number: f"{number:,}")
+
+
+@register("time")
+class ByTime(Slice):
+    """When the target happened, in quarters of the targets."""
+
+    label = "time"
+
+    def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
+        split = targets.dataset.split
+        if split.times is None:
+            raise TransrecError(
+                f"--slices time: {targets.dataset.folder} tells no times, or its split has not read them; use "
+                f"--split time, or leave the slice out"
+            )
+        return _quarters(split.times[split.targets(targets.part)[1]], moment)
+
+
+@register("category")
+class ByCategory(Slice):
+    """The target's category, of the items file's column `category`; smaller ones together."""
+
+    label = "category"
+
+    def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
+        texts = targets.dataset.catalog.reading("category").texts
+        rows = targets.dataset.split.item_rows[targets.items - 1]
+        of_each = np.array([texts[row].strip() or "none" for row in rows.tolist()])
+        names, index, counts = np.unique(of_each, return_inverse=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        place = np.empty(len(names), dtype=np.int64)
+        place[order] = np.arange(len(names))
+        labels = [str(names[number]) for number in order]
+        if len(labels) > CATEGORIES:
+            labels = [*labels[: CATEGORIES - 1], "others"]
+        return labels, np.minimum(place, len(labels) - 1)[index]
+
+
+def _quarters(values: np.ndarray, text: Callable[[int], str]) -> tuple[list[str], np.ndarray]:
+    """Groups of about as many whole numbers each; equal ones are in one group."""
+    ends = np.unique(np.quantile(values, QUARTERS, method="lower"))
+    index = np.searchsorted(ends, values, side="left")
+    names = []
+    for group in np.unique(index):
+        of_group = values[index == group]
+        low, high = text(int(of_group.min())), text(int(of_group.max()))
+        names.append(low if low == high else f"{low} to {high}")
+    return names, np.unique(index, return_inverse=True)[1]

@@ -1,0 +1,58 @@
+"""The rank of each target, kept in a run's folder: metrics, slices and tests between runs are made of it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from transrec.data.interactions import Split
+from transrec.errors import TransrecError, about_file
+from transrec.paths import atomic_write, resolve
+from transrec.untrusted import map_npy
+
+# Of each target its user's row in the behaviours file, the catalogue's row of its item, both from 0, and its rank among
+# all items, infinity where it was masked. It is read without transrec, too: numpy.load(file)["rank"].
+RANK = np.dtype([("user", "<i4"), ("item", "<i4"), ("rank", "<f4")])
+
+
+def target_ranks(split: Split, part: str, ranks: np.ndarray) -> np.ndarray:
+    """The RANK of each target of "validation" or "test": [T], of ranks float [T] in the order of `Split.targets`."""
+    users, places = split.targets(part)
+    kept = np.empty(len(users), RANK)
+    kept["user"] = split.user_rows[users]
+    kept["item"] = split.item_rows[split.kept.values[places] - 1]
+    kept["rank"] = ranks
+    return kept
+
+
+def ranks_file(folder: Path, part: str) -> Path:
+    """Where a run keeps the ranks of a part."""
+    return folder / f"ranks-{part}.npy"
+
+
+def write_ranks(folder: Path, part: str, kept: np.ndarray) -> None:
+    """Write what `target_ranks` gives into a run's folder. Raises FileError."""
+    path = ranks_file(folder, part)
+    with about_file(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, kept, allow_pickle=False)
+
+
+def read_ranks(folder: str | Path, part: str) -> np.ndarray:
+    """The ranks that a run has kept: RANK [T].
+
+    Raises TransrecError where there are none, as of runs of earlier releases, and for a damaged file.
+    """
+    path = ranks_file(resolve(folder), part)
+    if not path.exists():
+        raise TransrecError(
+            f"{folder}: keeps no {path.name}: the run has not come so far, or is of an earlier release; --resume "
+            f"{folder} goes on, or tests a finished run again"
+        )
+    with about_file(path, what="cannot be read"):
+        kept = map_npy(path)
+    if kept.dtype != RANK or kept.ndim != 1:
+        raise TransrecError(
+            f"{path}: holds {kept.dtype} {list(kept.shape)}, and no ranks; --resume {folder} writes them anew"
+        )
+    if not (kept["rank"] >= 1).all() or min(kept["user"].min(initial=0), kept["item"].min(initial=0)) < 0:
+        raise TransrecError(f"{path}: damaged, ranks begin at 1 and rows at 0; --resume {folder} writes them anew")
+    return kept
