@@ -171,3 +171,32 @@ def test_a_run_resumes_after_its_launcher_was_killed(flags, tmp_path):
     resumed = start("frozen.py", ["--resume", str(tmp_path / "run"), "--epochs", str(epochs + 1), "--nproc", "2"])
     assert "resumed " in finish(resumed)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs_trained"] == epochs + 1
+
+
+def test_a_signal_to_processes_that_are_done_makes_no_failure_of_it(tmp_path):
+    """The launcher hears it while its processes, which heed none any more, take torch down."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from pathlib import Path\n"
+        "from transrec.command import reporting\n"
+        "from transrec.training import launcher\n"
+        "if 'RANK' in os.environ:\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"    Path({str(tmp_path)!r}, os.environ['RANK']).touch()\n"
+        "    time.sleep(2)\n"
+        "    sys.exit(0)\n"
+        "pass_on = launcher._Launch._pass_on\n"
+        "def joined(self, stop):\n"
+        "    for rank in range(2):\n"
+        "        self.store.set(f'{launcher.JOINED}/{rank}', '1')\n"
+        "    pass_on(self, stop)\n"
+        "launcher._Launch._pass_on = joined\n"
+        "with reporting():\n"
+        "    launcher.launch(2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], env=ENVIRONMENT, cwd=REPOSITORY)
+    while len(list(tmp_path.iterdir())) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 0

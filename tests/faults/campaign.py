@@ -120,8 +120,10 @@ class Bench:
         """A run of that kind in `folder`; what it caches goes to `caches`, by default beside it."""
         caches = caches or folder.with_name("caches")
         flags = ["--dataset", str(self.good["dataset"]), "--embedding_dim", "16", "--max_seq_len", "6"]
-        flags += ["--title_tokens", "10", "--batch_size", "4", "--epochs", str(self.epochs), "--lr", "1e-2"]
-        flags += ["--device", "cpu", "--save_steps", "7", "--keep_state", "--cache_dir", str(caches)]
+        flags += ["--batch_size", "4", "--epochs", str(self.epochs), "--lr", "1e-2"]
+        flags += ["--device", "cpu", "--save_steps", "7", "--keep_state"]
+        if "text" in KINDS[kind].encoders:
+            flags += ["--title_tokens", "10", "--cache_dir", str(caches)]
         for encoder in KINDS[kind].encoders:
             flags += [f"--{encoder}_encoder", str(self.good[encoder])]
         if kind == "cached":

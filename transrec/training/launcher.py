@@ -62,7 +62,8 @@ class _Launch:
             for child in self.children:
                 child.kill()
                 child.wait()
-        sys.exit(128 + self.stopped.signal_number if self.stopped else status)
+        # Processes that were done already when the signal came have nothing left undone.
+        sys.exit(128 + self.stopped.signal_number if self.stopped and status else status)
 
     def _step(self) -> int | None:
         """Start a process, or look at those that run; returns the exit status once it is known."""
