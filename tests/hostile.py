@@ -51,7 +51,7 @@ CHECK = "scripts/check_dataset.py"
 SPLIT = "scripts/split_users.py"
 EXPORT = "scripts/export_backbone.py"
 BUILD = "Dataset/build_lmdb.py"
-SIZES = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "16", "--epochs", "1"]
+SIZES = ["--embedding_dim", "16", "--max_seq_len", "6", "--batch_size", "16", "--epochs", "1"]
 # What a bar prints, line ends and a way up, is left out.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SECONDS = 30
@@ -191,7 +191,7 @@ def make_good(folder: Path) -> Good:
 def text_flags(folder: Path, good: Good, dataset: Path | None = None, encoder: Path | None = None) -> list[str]:
     """Arguments of TEXT."""
     where = ["--dataset", str(dataset or good.dataset), "--text_encoder", str(encoder or good.text_encoder)]
-    return [*where, *SIZES, "--device", "cpu", "--output", str(folder / "out")]
+    return [*where, *SIZES, "--title_tokens", "10", "--device", "cpu", "--output", str(folder / "out")]
 
 
 def state_flags(folder: Path, good: Good) -> list[str]:

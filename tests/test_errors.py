@@ -71,7 +71,8 @@ def test_no_file_fits(fails, dataset):
     (dataset / "items.tsv").rename(dataset / "things.tsv")
     message = fails()
     held = "features.npy, ids.txt, images.lmdb, things.tsv, users.tsv"
-    assert f"no file fits *items*.tsv or *news*.tsv; it holds {held}; name it" in message
+    wanted = "*items*.tsv or *news*.tsv or *items*.parquet or *news*.parquet"
+    assert f"no file fits {wanted}; it holds {held}; name it" in message
     for number in range(30):
         (dataset / f"part{number:02}.csv").touch()
     message = fails()
