@@ -203,3 +203,22 @@ def test_installed_packages_bring_entries(plugin, monkeypatch):
     monkeypatch.setattr(OBJECTIVES, "_is_complete", False)
     with pytest.raises(TransrecError, match=r"its plugin nothing_of_this_name cannot be loaded \(ModuleNotFoundError"):
         OBJECTIVES.names()
+
+
+@pytest.mark.parametrize("hook", ["__init__", "log", "finish", "close"])
+def test_a_tracker_that_raises_is_named_in_one_line(hook, command, tmp_path):
+    path = tmp_path / "broken_tracker.py"
+    path.write_text(
+        "from transrec.tracking import Tracker, register\n"
+        "@register('broken')\n"
+        "class Broken(Tracker):\n"
+        f"    def {hook}(self, *given):\n"
+        "        raise KeyError('no such board')\n"
+    )
+    try:
+        status, line = command("--epochs", "1", "--plugin", str(path), "--tracker", "broken", method="frozen")
+    finally:
+        plugins.unload(path)
+    assert status == 2
+    assert f"tracker Broken failed at {path}:5 (KeyError: 'no such board')" in line and "--resume" in line
+    assert (tmp_path / "run" / "result.json").exists() == (hook in ("finish", "close"))

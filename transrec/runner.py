@@ -33,7 +33,6 @@ from transrec.errors import (
     Interrupted,
     MemoryShortage,
     TransrecError,
-    about_file,
     about_memory,
     as_told,
     printable,
@@ -45,7 +44,7 @@ from transrec.models.recommender import Recommender
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse, read_settings
-from transrec.tracking import Tracker
+from transrec.tracking import Tracker, naming
 from transrec.training import checkpoint, distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
@@ -172,7 +171,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
         raise
     finally:
         for tracker in trainer.trackers if trainer else ():
-            tracker.close()
+            with naming(type(tracker), run.folder):
+                tracker.close()
         run.discard()
 
 
@@ -203,8 +203,8 @@ def _train(
         "environment": environment(world.device, world.size),
     }
     run.write_result(result)
-    with about_file(run.folder):
-        for tracker in trainer.trackers:
+    for tracker in trainer.trackers:
+        with naming(type(tracker), run.folder):
             tracker.finish(result)
     if not settings.run.keep_state:
         trainer.drop_optimizer()
@@ -462,5 +462,8 @@ def _told(value: Any) -> str:
 def _trackers(settings: Settings, run: Run) -> list[Tracker]:
     if not run.is_main:
         return []
-    with about_file(run.folder):
-        return [choice.build(run.folder) for choice in settings.choices["tracker"]]
+    trackers = []
+    for choice in settings.choices["tracker"]:
+        with naming(choice.entry, run.folder):
+            trackers.append(choice.build(run.folder))
+    return trackers

@@ -19,13 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 from transrec.command import SECONDS_OF_ONE_SIGNAL, say
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.features import ahead
-from transrec.errors import Interrupted, TransrecError, about_file, about_memory
+from transrec.errors import Interrupted, TransrecError, about_memory
 from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
-from transrec.tracking import Tracker
+from transrec.tracking import Tracker, naming
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
 from transrec.training.metrics import Ranking
@@ -392,8 +392,8 @@ class Trainer:
             + ("  best" if better else "")
         )
         self.run.write_metrics(state.epochs)
-        with about_file(self.run.folder):
-            for tracker in self.trackers:
+        for tracker in self.trackers:
+            with naming(type(tracker), self.run.folder):
                 tracker.log(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
