@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import IMAGE_KINDS, encoder_flags, run
+from conftest import IMAGE_KINDS, encoder_flags, fitting, run
 from PIL import Image
 from test_training import assert_same_run, best, finish, numbers, start, wait_for_state
 from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
@@ -31,7 +31,7 @@ def image_flags(request, flags, backbones):
 
 @pytest.fixture
 def vit_flags(flags, backbones):
-    return [*flags, *encoder_flags("vit", backbones)]
+    return fitting([*flags, *encoder_flags("vit", backbones)], "image")
 
 
 def test_workers_change_speed_not_numbers(image_flags, tmp_path):

@@ -87,7 +87,7 @@ def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
     assert len(losses) == 3 and losses[-1] < losses[0]
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {
-        *("options.json", "log.txt", "metrics.jsonl", "result.json"),
+        *("options.json", "log.txt", "metrics.jsonl", "result.json", "ranks-validation.npy", "ranks-test.npy"),
         *("checkpoints/best.safetensors", "checkpoints/last.safetensors"),
     }
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
