@@ -1,24 +1,23 @@
 """Check a dataset folder, and print and plot what is in it.
 
-    python scripts/check_dataset.py Dataset/Scientific --max_seq_len 10
+    python scripts/check_dataset.py Dataset/Scientific --max_seq_len 10 --html scientific.html
 
 Mistakes of format stop with the file, the line and the remedy (exit status 2). Otherwise a table says how large the
-dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`) and what its split leaks (`--split`), and
-NAME-check.png shows its sequence lengths and popularity. Nothing is written into the dataset.
+dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), what its split leaks (`--split`) and how many of its
+pictures cannot be opened, and NAME-check.png shows its sequence lengths and popularity. `--html` writes all that and
+more as one page: time line, duplicates, longest titles, example users. Nothing is written into the dataset.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 
 from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data.catalog import TITLE, Catalog, check_texts
-from transrec.data.dataset import Dataset, find_images, load_dataset
-from transrec.data.images.sources import open_source
+from transrec.data.dataset import Dataset, load_dataset
+from transrec.data.images.gallery import open_gallery
 from transrec.data.interactions import PARTS
 from transrec.data.statistics import (
     Activity,
@@ -32,7 +31,9 @@ from transrec.data.statistics import (
 )
 from transrec.errors import printable, warn
 from transrec.options import DataOptions
-from transrec.paths import atomic_write, make_folder, resolve
+from transrec.paths import make_folder, resolve, write_text
+from transrec.reports.dataset_page import Checked, page
+from transrec.reports.dataset_plots import write_png
 from transrec.reports.tables import markdown
 
 SEQUENCES = {
@@ -42,7 +43,7 @@ SEQUENCES = {
     "90 % quantile": lambda lengths: np.quantile(lengths, 0.9),
     "longest": np.max,
 }
-BARS = 80
+NAMED = 5
 
 
 def without_text(catalog: Catalog) -> set[str]:
@@ -50,18 +51,27 @@ def without_text(catalog: Catalog) -> set[str]:
     return {item for item, text in zip(catalog.ids, catalog.texts, strict=True) if not text.strip()}
 
 
-def without_image(folder: Path, images: str | None, ids: list[str]) -> set[str] | None:
-    """The ids that have no image in `images`, a store, folder or zip, or else in the folder's store; None: no store."""
-    if images and Path(images).suffix != ".lmdb":
-        return set(ids) - open_source(resolve(images), original=False).find(set(ids)).keys()
-    if images or any(folder.glob("*.lmdb")):
-        store = find_images(folder, images)
-        return {*store.missing(ids), *store.header.grey}
-    return None
+def some_of(ids: list[str], most: int | None) -> list[str]:
+    """At most so many of the ids, evenly spread over them; None: all."""
+    if most is None or most >= len(ids):
+        return ids
+    return [ids[place] for place in np.linspace(0, len(ids) - 1, most).astype(int)]
 
 
-def table(dataset: Dataset, lacking: dict[str, set[str]]) -> str:
-    """What is in the dataset; `lacking` has the ids of the items without a text in each column and without an image."""
+def told_of(broken: dict[str, str]) -> list[str]:
+    """What is said of the pictures that cannot be decoded."""
+    if not broken:
+        return []
+    first = "; ".join(f"{item} ({why})" for item, why in list(broken.items())[:NAMED])
+    return [f"pictures that cannot be decoded: {len(broken):,}, {first}{'; ...' * (len(broken) > NAMED)}"]
+
+
+def counts(dataset: Dataset, lacking: dict[str, set[str]]) -> list[list[str]]:
+    """What is in the dataset, as rows: what, as read, as kept.
+
+    Args:
+        lacking: ids of the items without a text in each column, without an image, and without one that can be opened.
+    """
     split, ids = dataset.split, np.array(dataset.catalog.ids)
     read, kept = as_read(dataset), as_kept(split)
 
@@ -96,38 +106,7 @@ def table(dataset: Dataset, lacking: dict[str, set[str]]) -> str:
         rows.append(of_kept(f"{part} targets of cold items", len(cold_targets(split, part)), targets))
         if (early := early_targets(split, part)) is not None:
             rows.append(of_kept(f"{part} targets before the end of training", len(early), targets))
-    return markdown([dataset.name, "read", "kept"], rows)
-
-
-def plot(dataset: Dataset, path: Path) -> None:
-    """Write a PNG: how long users' sequences are, and how popular items are by rank."""
-    read, kept = as_read(dataset), as_kept(dataset.split)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    lengths, popularity = figure.subplots(1, 2)
-
-    shortest, longest = int(read.lengths.min()), int(read.lengths.max())
-    # Bars as wide as a whole number of lengths: else some hold more of them than others.
-    width = 1 + (longest - shortest) // BARS
-    bins = np.arange(shortest, longest + width + 1, width) - 0.5
-    lengths.hist(read.lengths, bins=bins, color="0.75", label="read")
-    lengths.hist(kept.lengths, bins=bins, histtype="step", color="C0", linewidth=1.5, label="kept")
-    lengths.set(xlabel="interactions of a user", ylabel="users", yscale="log")
-
-    for activity, colour, label, linewidth in ((read, "0.75", "read", 5), (kept, "C0", "kept", 1.5)):
-        counts = activity.ranked[activity.ranked > 0]
-        popularity.plot(np.arange(1, len(counts) + 1), counts, color=colour, label=label, linewidth=linewidth)
-    popularity.set(xlabel="rank of an item", ylabel="interactions with it")
-    popularity.set(xscale="log", yscale="log")
-
-    for panel, what in ((lengths, "sequences"), (popularity, "popularity")):
-        # A name may hold signs that would be read as a formula.
-        panel.set_title(f"{printable(dataset.name)}: {what}", parse_math=False)
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    popularity.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    return rows
 
 
 if __name__ == "__main__":
@@ -145,9 +124,15 @@ if __name__ == "__main__":
     parser.add_argument("--users_file", help="behaviours file, if the folder does not tell which it is")
     parser.add_argument("--items_file", help="items file, if the folder does not tell which it is")
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
+    parser.add_argument(
+        "--pictures", type=int, metavar="N", help="open only N pictures, evenly spread (default: all; 0: none)"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of all that, which needs no network")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the plot (default: the current one)")
     with reporting():
         options = parser.parse_args()
+        if options.pictures is not None and options.pictures < 0:
+            parser.error(f"--pictures {options.pictures}: must be 0 or more")
         names = ("max_seq_len", "min_seq_len", "split", "split_at", "validate_at", "catalogue")
         data = DataOptions(**{name: getattr(options, name) for name in names})
         dataset = load_dataset(
@@ -166,16 +151,26 @@ if __name__ == "__main__":
         }
         for warning in check_texts(catalog) if any(catalog.texts) else ():
             warn(warning)
-        no_image = without_image(resolve(options.dataset), options.images, catalog.ids)
-        if no_image is not None:
-            lacking["an image"] = no_image
+        gallery, broken = open_gallery(resolve(options.dataset), options.images, catalog.ids), {}
+        if gallery is not None:
+            lacking["an image"] = gallery.missing
+            broken = gallery.broken(
+                some_of([item for item in catalog.ids if item not in gallery.missing], options.pictures)
+            )
+            lacking["an image that can be opened"] = gallery.missing | broken.keys()
         make_folder(options.out, "--out")
         plot_path = options.out / f"{dataset.name}-check.png"
-        plot(dataset, plot_path)
-        print(table(dataset, lacking))
-        print(
-            f"kept: users of {data.min_seq_len} interactions or more\n"
-            f"{printable(dataset.summary)}\n"
-            f"targets that repeat an earlier item of their user are misses under --mask_history seen\n"
-            f"plot: {printable(str(plot_path))}"
-        )
+        write_png(dataset, plot_path)
+        header, rows = [dataset.name, "read", "kept"], counts(dataset, lacking)
+        print(markdown(header, rows))
+        notes = [
+            f"kept: users of {data.min_seq_len} interactions or more",
+            dataset.summary,
+            "targets that repeat an earlier item of their user are misses under --mask_history seen",
+            *told_of(broken),
+        ]
+        print(*map(printable, notes), printable(f"plot: {plot_path}"), sep="\n")
+        if options.html:
+            make_folder(options.html.parent, "--html")
+            write_text(options.html, page(Checked(dataset, header, rows, notes, gallery, broken)))
+            print(printable(f"page: {options.html}"))

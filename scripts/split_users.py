@@ -4,37 +4,81 @@
 
 A user belongs to the half that the first bit of SHA-256(user id) names: the halves do not depend on the file's order,
 share no user, and each keeps the whole items file (items that nobody in a half touches drop out when it is read).
+Interactions in Parquet, beside users.tsv or instead of it, are split alike, with all their columns.
 """
 
 import hashlib
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
-from transrec.data.dataset import find_file
-from transrec.errors import printable
+from transrec.data.dataset import find_file, interactions_beside
+from transrec.data.interaction_rows import USER
+from transrec.data.parquet import ROWS_AT_ONCE, is_parquet, reading
+from transrec.errors import TransrecError, printable
 from transrec.paths import atomic_write, make_folder, resolve, write_text
 
 HALVES = ("source", "target")
 
 
+def half_of(user: str, share: float) -> int | None:
+    """The place in HALVES of a user; None for one that is left out, since only `share` of each half's are kept."""
+    digest = hashlib.sha256(user.encode()).digest()
+    return digest[0] & 1 if int.from_bytes(digest[1:5]) < share * 2**32 else None
+
+
 def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
     """Write OUT/source and OUT/target; returns the users in each. `share` keeps that fraction of each half's users."""
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
-    lines: dict[str, list[str]] = {half: [] for half in HALVES}
-    for _, line in tsv.lines(users_path, "users"):
-        digest = hashlib.sha256(line.partition("\t")[0].encode()).digest()
-        if int.from_bytes(digest[1:5]) < share * 2**32:
-            lines[HALVES[digest[0] & 1]].append(line)
+    beside = users_path if is_parquet(users_path) else interactions_beside(dataset)
     for half in HALVES:
-        folder = out / half
-        make_folder(folder, "--out")
-        write_text(folder / "users.tsv", "".join(f"{line}\n" for line in lines[half]))
-        with atomic_write(folder / "items.tsv") as temporary:
+        make_folder(out / half, "--out")
+        with atomic_write(out / half / f"items{'.parquet' if is_parquet(items_path) else '.tsv'}") as temporary:
             shutil.copyfile(items_path, temporary)
+    counts = split_rows(beside, out, share) if beside else {}
+    return counts if is_parquet(users_path) else split_lines(users_path, out, share)
+
+
+def split_lines(path: Path, out: Path, share: float) -> dict[str, int]:
+    """Write users.tsv of each half; returns the users in each."""
+    lines: dict[str, list[str]] = {half: [] for half in HALVES}
+    for _, line in tsv.lines(path, "users"):
+        half = half_of(line.partition("\t")[0], share)
+        if half is not None:
+            lines[HALVES[half]].append(line)
+    for half in HALVES:
+        write_text(out / half / "users.tsv", "".join(f"{line}\n" for line in lines[half]))
     return {half: len(lines[half]) for half in HALVES}
+
+
+def split_rows(path: Path, out: Path, share: float) -> dict[str, int]:
+    """Write interactions.parquet of each half, its rows in their order; returns the users in each.
+
+    Raises TransrecError as `reading`, and where rows have no user.
+    """
+    halves: dict[str, int | None] = {}
+    with reading(path) as file, ExitStack() as stack:
+        import pyarrow  # pyright: ignore[reportMissingImports]
+        from pyarrow.parquet import ParquetWriter  # pyright: ignore[reportMissingImports]
+
+        if USER not in file.schema_arrow.names:
+            raise TransrecError(f"{path}: has no column {USER!r} among {', '.join(file.schema_arrow.names)}; add it")
+        temporaries = [stack.enter_context(atomic_write(out / half / "interactions.parquet")) for half in HALVES]
+        with ExitStack() as open_files:
+            writers = [open_files.enter_context(ParquetWriter(to, file.schema_arrow)) for to in temporaries]
+            for batch in file.iter_batches(ROWS_AT_ONCE):
+                if batch.column(USER).null_count:
+                    raise TransrecError(f"{path}: has rows without {USER}; every row needs one")
+                coded = batch.column(USER).cast(pyarrow.string()).dictionary_encode()
+                users = coded.dictionary.to_pylist()
+                halves |= {user: half_of(user, share) for user in users if user not in halves}
+                for number, writer in enumerate(writers):
+                    is_here = pyarrow.array([halves[user] == number for user in users], pyarrow.bool_())
+                    writer.write_batch(batch.filter(is_here.take(coded.indices)))
+    return {half: list(halves.values()).count(number) for number, half in enumerate(HALVES)}
 
 
 if __name__ == "__main__":

@@ -57,6 +57,39 @@ def test_split_users_makes_two_datasets(domain, tmp_path):
     assert part < users[0]
 
 
+def test_split_users_keeps_the_rows_of_its_users(domain, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet, table
+    from split_users import split_users
+
+    whole = load_dataset(domain, 6, 5).interactions
+    owners = whole.sequences.owners()
+    ids = load_dataset(domain, 6, 5).catalog.ids
+    columns = {
+        "user_id": [whole.users[owner] for owner in owners],
+        "item_id": [ids[row] for row in whole.sequences.flat()],
+        "time": list(range(len(owners))),
+        "rating": [float(owner) for owner in owners],
+    }
+    both, alone = tmp_path / "both", tmp_path / "alone"
+    for folder, names in ((both, ("users.tsv", "items.tsv")), (alone, ("items.tsv",))):
+        folder.mkdir()
+        parquet.write_table(table(columns), folder / "interactions.parquet", row_group_size=50)
+        for name in names:
+            (folder / name).write_bytes((domain / name).read_bytes())
+    counts = split_users(both, tmp_path / "halves", share=0.8)
+    assert split_users(alone, tmp_path / "rows", share=0.8) == counts
+    for half, count in counts.items():
+        # Times are read where a row of each of users.tsv's interactions is there, in their order.
+        with_times = load_dataset(tmp_path / "halves" / half, 6, 5, with_times=True).interactions
+        assert with_times.times is not None and len(with_times.users) == count > 10
+        kept = parquet.read_table(tmp_path / "halves" / half / "interactions.parquet")
+        rows = [row for row, user in enumerate(columns["user_id"]) if user in set(with_times.users)]
+        assert kept.to_pydict() == {name: [values[row] for row in rows] for name, values in columns.items()}
+        assert kept.equals(parquet.read_table(tmp_path / "rows" / half / "interactions.parquet"))
+        assert load_dataset(tmp_path / "rows" / half, 6, 5).interactions.users == with_times.users
+
+
 def test_a_table_is_markdown():
     table = markdown(["method", "HR@10"], [["full", "0.1"], ["houlsby", "0.25"]])
     assert table.splitlines() == [

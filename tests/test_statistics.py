@@ -1,8 +1,10 @@
 """What check_dataset.py tells of a dataset, against slow and obvious Python."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
+from html.parser import HTMLParser
 from itertools import accumulate
 from math import ceil
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from transrec.data.catalog import Catalog
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.images.build import build_store
+from transrec.data.images.gallery import open_gallery
 from transrec.data.interactions import Interactions, Sequences, leave_one_out
 from transrec.data.statistics import (
     Activity,
@@ -28,9 +31,6 @@ from transrec.data.statistics import (
     repeated_pairs,
     repeated_targets,
 )
-
-sys.path.insert(0, str(REPOSITORY / "scripts"))
-from check_dataset import without_image
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
@@ -147,11 +147,15 @@ def test_check_dataset_counts_what_lacks_a_title_or_an_image(domain, tmp_path):
     assert second.startswith("warning: ") and "only 2 different titles for 150 items" in second
     assert shown["items without a title"][0] == "3"
     assert shown["items without an image"][0] == "10"
+    assert shown["items without an image that can be opened"][0] == "150"
+    assert f"pictures that cannot be decoded: 140, {ids[0]} (unreadable: " in done.stdout
+    few = check(tmp_path, "--images", tmp_path / "images", "--out", tmp_path, "--pictures", "7").stdout
+    assert cells(few)["items without an image that can be opened"][0] == "17"
 
 
 def test_a_store_lacks_the_images_that_it_was_made_without(domain, tmp_path):
     ids = load_dataset(domain, 6, 5).catalog.ids
-    assert without_image(tmp_path, None, ids) is None
+    assert open_gallery(tmp_path, None, ids) is None
     some = tmp_path / "items.tsv"
     some.write_text("".join(f"{item}\n" for item in ids[:100]))
     images = tmp_path / "images"
@@ -160,8 +164,11 @@ def test_a_store_lacks_the_images_that_it_was_made_without(domain, tmp_path):
         copyfile(domain / "images" / f"{item}.png", images / f"{item}.png")
     build_store(some, images, tmp_path / "small.lmdb", size=8, allow_missing=True)
     # Grey stand-ins are no images either.
-    assert without_image(tmp_path, None, ids) == set(ids[90:])
-    assert without_image(domain, str(tmp_path / "small.lmdb"), ids) == set(ids[90:])
+    assert open_gallery(tmp_path, None, ids).missing == set(ids[90:])
+    gallery = open_gallery(domain, str(tmp_path / "small.lmdb"), ids)
+    assert gallery.missing == set(ids[90:])
+    assert gallery.broken(ids) == {}
+    assert gallery.picture(ids[0]).size == (8, 8)
 
 
 def test_check_dataset_names_the_line_of_a_mistake(domain, tmp_path):
@@ -180,6 +187,7 @@ def test_check_dataset_names_the_line_of_a_mistake(domain, tmp_path):
     [
         (["--min_seq_len", "2"], "--min_seq_len 2: must be at least 3"),
         (["--min_seq_len", "99"], "lower --min_seq_len"),
+        (["--pictures", "-1"], "--pictures -1: must be 0 or more"),
         (["--images", "nowhere"], "nowhere: no such file or folder; check --images"),
     ],
 )
@@ -187,3 +195,92 @@ def test_check_dataset_tells_of_flags_that_cannot_be(domain, tmp_path, flags, to
     done = check(domain, *flags, "--out", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
+
+
+HOSTILE = "<script>alert(1)</script> \x1b[31m\u202e & \"'> http://evil.example/"
+ITS_OWN = {
+    *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "br", "div", "table", "tr", "th", "td"),
+    *("figure", "svg", "defs", "g", "path", "use", "text", "tspan", "clippath", "rect", "ol", "li", "span", "img"),
+}
+EMPTY = {"meta", "br", "img"}
+
+
+class Page(HTMLParser):
+    """The tags, addresses and text of a page; every tag that is opened must be closed in turn."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.addresses, self.text, self.open, self.ids = Counter(), [], "", [], Counter()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.ids.update(value for name, value in attrs if name == "id")
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        assert not [name for name, _ in attrs if name.startswith("on")]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in EMPTY:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_page_of_hostile_titles_holds_them_as_text(domain, tmp_path):
+    pytest.importorskip("pyarrow")
+    from pyarrow import parquet, table
+
+    folder = tmp_path / "<b>set&amp;"
+    (folder / "images").mkdir(parents=True)
+    dataset = load_dataset(domain, 6, 5)
+    ids, sequences = dataset.catalog.ids, dataset.interactions.sequences
+    (folder / "items.tsv").write_text("".join(f"{item}\t{HOSTILE} {number // 2}\n" for number, item in enumerate(ids)))
+    (folder / "users.tsv").write_bytes((domain / "users.tsv").read_bytes())
+    owners = sequences.owners()
+    columns = {
+        "user_id": [dataset.interactions.users[owner] for owner in owners],
+        "item_id": [ids[row] for row in sequences.flat()],
+        "time": [1_500_000_000 + 86_400 * place for place in range(len(owners))],
+    }
+    parquet.write_table(table(columns), folder / "interactions.parquet")
+    told = {"format": HOSTILE, "notes": [HOSTILE, {"a": [[[[[[1]]]]]]}], "counts": {"users": 1234}}
+    (folder / "dataset.json").write_text(json.dumps({"import": told}))
+    for item in ids[1:]:
+        copyfile(domain / "images" / f"{item}.png", folder / "images" / f"{item}.png")
+    (folder / "images" / f"{ids[0]}.png").write_bytes((domain / "images" / f"{ids[0]}.png").read_bytes()[:60])
+
+    out = tmp_path / "new" / "page.html"
+    done = check(folder, "--max_seq_len", "6", "--images", folder / "images", "--out", tmp_path, "--html", out)
+    assert done.returncode == 0, done.stderr
+    assert f"pictures that cannot be decoded: 1, {ids[0]} (" in done.stdout and f"page: {out}" in done.stdout
+    source = out.read_text(encoding="utf-8")
+    page = Page(source)
+    assert page.tags.keys() <= ITS_OWN
+    assert max(page.ids.values()) == 1 and page.tags["svg"] == 3 and 0 < page.tags["img"] <= 48
+    assert all(address.startswith(("data:image/jpeg;base64,", "#")) for address in page.addresses)
+    assert "url(http" not in source and "@import" not in source and "\x1b" not in source and "\u202e" not in source
+    assert "<script>alert(1)</script> \\x1b[31m\\u202e & \"'> http://evil.example/ 0" in page.text
+    assert "Titles that several items have, capitals aside: 75" in page.text and "1,234" in page.text
+    for part in ("Broken pictures", "Cold items", "Longest titles", "Example users", "Data card", "test 2017-"):
+        assert part in page.text
+    assert [path.name for path in out.parent.iterdir()] == ["page.html"]
+
+
+def test_a_page_of_items_without_texts_and_times_needs_neither(domain, tmp_path):
+    (tmp_path / "users.tsv").write_bytes((domain / "users.tsv").read_bytes())
+    ids = load_dataset(domain, 6, 5).catalog.ids
+    (tmp_path / "items.tsv").write_text("".join(f"{item}\n" for item in ids))
+    done = check(tmp_path, "--out", tmp_path, "--html", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert page.tags["svg"] == 2 and not page.tags["img"]
+    assert "Longest titles" not in page.text and f"item {ids[0][:2]}" in page.text

@@ -54,7 +54,7 @@ class Dataset:
     def hashes(self) -> dict[str, str]:
         """SHA-256 of each of its files, by path; of dataset.json where it says more than the files' names."""
         files = [self.catalog.path, self.interactions.path, *self.interactions.beside]
-        if _description(self.folder).keys() - {*PATTERNS, "interactions"}:
+        if description(self.folder).keys() - {*PATTERNS, "interactions"}:
             files.append(self.folder / DESCRIPTION)
         return {str(path): file_sha256(path) for path in files}
 
@@ -100,7 +100,7 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     if given:
         path = folder / given
         return path if path.exists() else resolve(given)
-    described = _description(folder)
+    described = description(folder)
     name = described.get(role)
     if name is None and role == "users":
         name = described.get("interactions")
@@ -121,7 +121,7 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {DESCRIPTION}")
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def description(folder: Path) -> dict[str, Any]:
     """What dataset.json says; nothing where there is none. Raises TransrecError for one that is no JSON object."""
     path = folder / DESCRIPTION
     if not os.path.lexists(path):
@@ -204,14 +204,14 @@ def _interactions(
     folder: Path, users_file: str | None, catalog: Catalog, needs: tuple[str, ...], with_times: bool
 ) -> Interactions:
     """The interactions with what is needed besides their order."""
-    named = _description(folder).get("users") if folder.is_dir() and not users_file else None
+    named = description(folder).get("users") if folder.is_dir() and not users_file else None
     if isinstance(named, dict):
         return _joined(folder, named, catalog, needs)
     path = find_file(folder, "users", users_file)
     if is_parquet(path):
         return interaction_rows.read_interactions(path, catalog.ids, needs)
     interactions = read_interactions(path, catalog)
-    beside = _beside(folder)
+    beside = interactions_beside(folder)
     if not needs and not (with_times and beside):
         return interactions
     if beside is None:
@@ -231,9 +231,9 @@ def _interactions(
     return replace(interactions, times=more.times, parts=more.parts, beside=(beside,))
 
 
-def _beside(folder: Path) -> Path | None:
+def interactions_beside(folder: Path) -> Path | None:
     """The file that says more of each interaction than users.tsv."""
-    if isinstance(name := _description(folder).get("interactions"), str):
+    if isinstance(name := description(folder).get("interactions"), str):
         return folder / name
     found = sorted(folder.glob(PATTERNS["users"][1][0]))
     return found[0] if len(found) == 1 else None

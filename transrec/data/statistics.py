@@ -1,5 +1,6 @@
 """What a dataset is like: sizes, sequence lengths, popularity, and targets that no model can hit."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,3 +101,20 @@ def repeated_pairs(sequences: Sequences) -> int:
     """How many interactions are of a user with an item that the user has interacted with before."""
     pairs = sequences.owners() * (int(sequences.values.max(initial=0)) + 1) + sequences.flat()
     return len(pairs) - len(np.unique(pairs))
+
+
+def most_repeated(sequences: Sequences, most: int) -> list[tuple[int, int, int]]:
+    """Users, by row, and items, by value, that meet more than once, and how often: the `most` that do so oftenest."""
+    base = int(sequences.values.max(initial=0)) + 1
+    pairs, counts = np.unique(sequences.owners() * base + sequences.flat(), return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(pairs[at] // base), int(pairs[at] % base), int(counts[at])) for at in order if counts[at] > 1]
+
+
+def same_texts(texts: list[str]) -> list[list[int]]:
+    """Rows of the items that share a text, capitals and outer spaces aside: largest group first; empty texts do not."""
+    rows: defaultdict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(texts):
+        if plain := text.strip().casefold():
+            rows[plain].append(row)
+    return sorted((group for group in rows.values() if len(group) > 1), key=len, reverse=True)

@@ -1,0 +1,82 @@
+"""The pictures of a dataset's items, wherever they are kept, opened one by one to look at them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from transrec.data.dataset import find_images
+from transrec.data.images.pictures import Problem
+from transrec.data.images.sources import open_source
+from transrec.errors import TransrecError, is_memory_shortage
+from transrec.paths import resolve
+from transrec.progress import Bar
+
+if TYPE_CHECKING:
+    from transrec.data.images.store import ImageStore
+
+
+class Gallery:
+    """The pictures of some items: in a store, a folder or a zip.
+
+    Attributes:
+        missing: ids of the items that have no picture, or a grey one that stands in for it.
+    """
+
+    def __init__(self, missing: set[str]):
+        self.missing = missing
+
+    def picture(self, item: str) -> Image.Image:
+        """The RGB picture of an item that has one. Raises Problem where it cannot be decoded."""
+        raise NotImplementedError
+
+    def broken(self, items: Iterable[str]) -> dict[str, str]:
+        """Why pictures cannot be decoded, by item, of those of the items that have one. Opens each, with a bar."""
+        faults, there = {}, [item for item in items if item not in self.missing]
+        for item in Bar(there, desc="open pictures", unit="picture", leave=False):
+            try:
+                self.picture(item)
+            except Problem as problem:
+                faults[item] = str(problem)
+        return faults
+
+
+class StoreGallery(Gallery):
+    """The pictures of an image store."""
+
+    def __init__(self, store: "ImageStore", ids: list[str]):
+        super().__init__({*store.missing(ids), *store.header.grey})
+        self.store = store
+
+    def picture(self, item: str) -> Image.Image:
+        try:
+            return Image.fromarray(self.store.read([item])[0].permute(1, 2, 0).numpy())
+        except TransrecError as error:
+            if is_memory_shortage(error):
+                raise
+            raise Problem(f"unreadable: {error}") from error
+
+
+class FileGallery(Gallery):
+    """The pictures of a folder or zip; of several files of one item the first is shown."""
+
+    def __init__(self, path: Path, ids: list[str]):
+        self.source = open_source(path, original=False)
+        self.files = {item: min(found) for item, found in self.source.find(set(ids)).items()}
+        super().__init__(set(ids) - self.files.keys())
+
+    def picture(self, item: str) -> Image.Image:
+        return self.source.load(self.files[item], convert=True)[0]
+
+
+def open_gallery(folder: Path, images: str | None, ids: list[str]) -> Gallery | None:
+    """The pictures in `images`, a store, folder or zip, or else in the store of a dataset's folder; None: no store.
+
+    Raises TransrecError for a place where nothing is, and for a damaged or doubtful store.
+    """
+    if images and Path(images).suffix != ".lmdb":
+        return FileGallery(resolve(images), ids)
+    if images or any(folder.glob("*.lmdb")):
+        return StoreGallery(find_images(folder, images), ids)
+    return None

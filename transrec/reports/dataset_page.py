@@ -1,0 +1,245 @@
+"""A dataset as one HTML page that needs nothing besides itself: counts, curves, doubtful items, example users."""
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from transrec.data.dataset import Dataset, description
+from transrec.data.images.gallery import Gallery
+from transrec.data.images.pictures import Problem, Recipe
+from transrec.data.interactions import PARTS
+from transrec.data.splits import moment
+from transrec.data.statistics import cold_items, most_repeated, repeated_pairs, same_texts
+from transrec.errors import printable
+from transrec.reports.dataset_plots import panels, svg
+
+LONGEST_TEXT = 300
+LISTED = 10
+IDS_LISTED = 5
+EXAMPLE_USERS = 6
+STEPS_SHOWN = 15
+PICTURES = 48
+THUMBNAIL = Recipe(size=96, kind="jpeg", quality=80)
+# How deep a data card may be nested before it is not shown further.
+DEEPEST = 4
+
+PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<title>$name</title>
+<style>
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #666; --line: #ddd; --mark: #1f77b4; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #16181c; --faint: #9a9a9a; --line: #383c44; --mark: #6cb2e8; }
+  .plot svg { filter: invert(1) hue-rotate(180deg); }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { margin: 0; } h2 { margin: 2.5rem 0 0.5rem; } h3 { margin: 1.5rem 0 0.5rem; font-size: 1rem; }
+p { margin: 0.5rem 0; } .faint { color: var(--faint); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; }
+td, th { padding: 0.2rem 0.8rem 0.2rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+td + td, th + th { font-variant-numeric: tabular-nums; }
+.numbers td + td, .numbers th + th { text-align: right; white-space: nowrap; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
+.plot { margin: 0; } .plot svg { width: 100%; height: auto; display: block; }
+.steps { display: flex; flex-wrap: wrap; gap: 0.5rem; list-style: none; margin: 0; padding: 0; }
+.steps li { width: 9rem; padding: 0.4rem; border: 1px solid var(--line); border-radius: 0.4rem; font-size: 0.85rem;
+  line-height: 1.3; break-inside: avoid; }
+.steps li.target { border: 2px solid var(--mark); }
+.steps img { display: block; width: 96px; max-width: 100%; height: auto; margin-bottom: 0.3rem; border-radius: 0.2rem; }
+@media (max-width: 30rem) { .steps li { width: calc(50% - 0.25rem); } }
+@media print {
+  :root { --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --mark: #000; }
+  body { max-width: none; font-size: 10pt; } .plot svg { filter: none; }
+  .plot, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
+}
+</style>
+</head>
+<body>
+<h1>$name</h1>
+$body
+</body>
+</html>
+""")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What has been found out of a dataset.
+
+    Attributes:
+        header, rows: the table of its counts.
+        notes: sentences that stand below it.
+        gallery: its pictures, if there are any.
+        broken: why pictures cannot be decoded, by item.
+    """
+
+    dataset: Dataset
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    gallery: Gallery | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def page(checked: Checked) -> str:
+    """The page. Nothing of the dataset is in it but as text and as pictures that were decoded and encoded anew."""
+    dataset = checked.dataset
+    sections = [
+        _table(checked.header, checked.rows, "numbers"),
+        *(f'<p class="faint">{_text(note)}</p>' for note in checked.notes),
+        _curves(dataset),
+        _broken(checked),
+        _cold(dataset),
+        _duplicates(dataset),
+        _longest(dataset),
+        _Examples(checked).html(),
+        _card(dataset),
+    ]
+    return PAGE.substitute(name=_text(dataset.name), body="\n".join(filter(None, sections)))
+
+
+def _text(value: object) -> str:
+    """A value from anywhere as text of the page: on one line, not too long, and with nothing in it that is markup."""
+    plain = str(value)
+    return escape(printable(plain if len(plain) <= LONGEST_TEXT else f"{plain[:LONGEST_TEXT]}..."))
+
+
+def _table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "text") -> str:
+    names = "".join(f"<th>{_text(name)}</th>" for name in header)
+    lines = ("".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows)
+    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table class="{kind}">\n<tr>{names}</tr>\n{body}\n</table></div>'
+
+
+def _shown(what: str, there: int) -> str:
+    """What is said above a table that may not show all."""
+    return f"<p>{what}: {there:,}{f'; {LISTED} of them:' if there > LISTED else ''}</p>"
+
+
+def _curves(dataset: Dataset) -> str:
+    figures = (f'<figure class="plot">{svg(dataset, name)}</figure>' for name in panels(dataset))
+    return f'<h2>Curves</h2>\n<div class="plots">{"".join(figures)}</div>'
+
+
+def _broken(checked: Checked) -> str:
+    if not checked.broken:
+        return ""
+    said = _shown("Pictures that cannot be decoded", len(checked.broken))
+    rows = list(checked.broken.items())[:LISTED]
+    return f"<h2>Broken pictures</h2>\n{said}{_table(['item', 'why'], rows)}"
+
+
+def _cold(dataset: Dataset) -> str:
+    rows = dataset.split.item_rows[cold_items(dataset.split) - 1]
+    said = _shown(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
+    table = _table(["item", "text"], (_item(dataset, row) for row in rows[:LISTED])) if len(rows) else ""
+    return f"<h2>Cold items</h2>\n{said}{table}"
+
+
+def _item(dataset: Dataset, row: int) -> tuple[str, str]:
+    return dataset.catalog.ids[row], dataset.catalog.texts[row]
+
+
+def _duplicates(dataset: Dataset) -> str:
+    catalog, interactions = dataset.catalog, dataset.interactions
+    groups = same_texts(catalog.texts)
+    parts = ["<h2>Duplicates</h2>", _shown("Titles that several items have, capitals aside", len(groups))]
+    if groups:
+        rows = []
+        for group in groups[:LISTED]:
+            more = ", ..." if len(group) > IDS_LISTED else ""
+            ids = ", ".join(catalog.ids[row] for row in group[:IDS_LISTED]) + more
+            rows.append([catalog.texts[group[0]], f"{len(group):,}", ids])
+        parts.append(_table(["title", "items", "ids"], rows))
+    repeats = repeated_pairs(interactions.sequences)
+    parts.append(
+        f"<p>{repeats:,} interactions repeat an earlier one of their user{'; most often:' * (repeats > 0)}</p>"
+    )
+    if repeats:
+        repeated = most_repeated(interactions.sequences, LISTED)
+        rows = [[interactions.users[user], *_item(dataset, row), f"{count:,}"] for user, row, count in repeated]
+        parts.append(_table(["user", "item", "title", "times"], rows))
+    return "\n".join(parts)
+
+
+def _longest(dataset: Dataset) -> str:
+    texts = dataset.catalog.texts
+    rows = sorted(range(len(texts)), key=lambda row: -len(texts[row]))[:LISTED]
+    shown = [[*_item(dataset, row), f"{len(texts[row]):,}"] for row in rows if texts[row].strip()]
+    return f"<h2>Longest titles</h2>\n{_table(['item', 'title', 'letters'], shown)}" if shown else ""
+
+
+class _Examples:
+    """A few users, evenly spread over those that are kept, each with the end of the sequence and its targets."""
+
+    def __init__(self, checked: Checked):
+        self.dataset, self.gallery, self.broken = checked.dataset, checked.gallery, checked.broken
+        self.pictures_left = PICTURES
+
+    def html(self) -> str:
+        count = self.dataset.split.user_count
+        users = np.unique(np.linspace(0, count - 1, min(count, EXAMPLE_USERS)).astype(int))
+        return "\n".join(["<h2>Example users</h2>", *(self._user(int(user)) for user in users)])
+
+    def _user(self, user: int) -> str:
+        split, interactions = self.dataset.split, self.dataset.interactions
+        start, stop = int(split.kept.starts[user]), int(split.kept.stops[user])
+        first = max(start, stop - STEPS_SHOWN)
+        name = interactions.users[split.user_rows[user]]
+        left_out = f", the last {STEPS_SHOWN} of" if first > start else ","
+        said = f"<h3>User {_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
+        steps = "\n".join(self._step(user, place) for place in range(first, stop))
+        return f'{said}\n<ol class="steps">\n{steps}\n</ol>'
+
+    def _step(self, user: int, place: int) -> str:
+        split = self.dataset.split
+        part = int(place >= split.validation_starts[user]) + int(place >= split.test_starts[user])
+        item, title = _item(self.dataset, int(split.item_rows[split.kept.values[place] - 1]))
+        when = "" if split.times is None else f" {moment(int(split.times[place]))}"
+        label = f"{PARTS[part]}{when}" if part else f"{place - int(split.kept.starts[user]) + 1}{when}"
+        what = _text(title) if title.strip() else f"item {_text(item)}"
+        kind = ' class="target"' if part else ""
+        return f'<li{kind}>{self._picture(item)}<span class="faint">{_text(label)}</span><br>{what}</li>'
+
+    def _picture(self, item: str) -> str:
+        if self.gallery is None or not self.pictures_left or item in self.gallery.missing or item in self.broken:
+            return ""
+        try:
+            record = THUMBNAIL.record(self.gallery.picture(item))
+        except Problem:
+            return ""
+        self.pictures_left -= 1
+        # Titles say what there is to see.
+        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(record).decode()}">'
+
+
+def _card(dataset: Dataset) -> str:
+    """What dataset.json says of how the dataset was imported; nothing where it says nothing."""
+    told = description(dataset.folder).get("import")
+    if not isinstance(told, dict):
+        return ""
+    rows = [(name, _plain(value)) for name, value in told.items() if value not in (None, [], {}, "")]
+    return f"<h2>Data card</h2>\n{_table(['import', ''], rows)}" if rows else ""
+
+
+def _plain(value: Any, depth: int = 0) -> str:
+    """A value of JSON in words."""
+    if depth > DEEPEST:
+        return "..."
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(one, depth + 1)}" for name, one in value.items())
+    if isinstance(value, list):
+        return "; ".join(_plain(one, depth + 1) for one in value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
