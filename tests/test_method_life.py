@@ -119,8 +119,9 @@ def test_a_group_without_a_rate_is_told(flags, tmp_path, shift, monkeypatch):
 
 
 def test_each_group_moves_at_its_rate(flags, tmp_path, shift, trainers):
-    """The first step of Adam moves every weight by its rate, whatever the gradient."""
-    run([*flags, "--output", str(tmp_path), "--epochs", "1", "--batch_size", "60", "--adapter_lr", "1e-2"], shift)
+    """The first step of Adam moves every weight by its rate, whatever the gradient, if Adam's eps is small beside it."""
+    words = ["--epochs", "1", "--batch_size", "60", "--adapter_lr", "1e-2", "--init", "xavier"]
+    run([*flags, *words, "--output", str(tmp_path)], shift)
     layer = trainers[0].recommender.user_encoder.blocks[0].attention.query
     for moved, rate in ((layer.shift - 0.1, 1e-2), (layer.scale - 1, 3e-2)):
         assert moved.abs().median().item() == pytest.approx(rate, rel=1e-3)
