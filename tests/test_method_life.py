@@ -119,7 +119,7 @@ def test_a_group_without_a_rate_is_told(flags, tmp_path, shift, monkeypatch):
 
 
 def test_each_group_moves_at_its_rate(flags, tmp_path, shift, trainers):
-    """The first step of Adam moves every weight by its rate, whatever the gradient, if Adam's eps is small beside it."""
+    """The first step of Adam moves every weight by its rate, whatever the gradient, where its eps is far smaller."""
     words = ["--epochs", "1", "--batch_size", "60", "--adapter_lr", "1e-2", "--init", "xavier"]
     run([*flags, *words, "--output", str(tmp_path)], shift)
     layer = trainers[0].recommender.user_encoder.blocks[0].attention.query

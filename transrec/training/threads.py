@@ -18,10 +18,10 @@ import torch
 
 from transrec.cpus import usable_cpus
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 1.0
 # Shares of the time that the main thread waits for a core while others compute on it: from the first on others want the
 # cores, below the second, for so many polls in a row, they no longer do.
-CONTENDED, QUIET, QUIET_POLLS = 0.08, 0.02, 20
+CONTENDED, QUIET, QUIET_POLLS = 0.08, 0.02, 5
 CORES = Path("/proc/stat")
 # Where a line of it tells how long a core worked, in ticks: for users, at low priority, for the system, for interrupts
 # of two kinds, and for other virtual machines.
@@ -58,7 +58,9 @@ def considerate() -> Iterator[None]:
     A single thread never spins, and where the system does not tell how long a thread waits for a CPU, as outside Linux,
     threads spin as ever.
     """
-    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
+    # Setting it, even to what it is, makes MKL divide small products among all threads, which takes longer.
+    if torch.get_num_threads() > usable_cpus():
+        torch.set_num_threads(usable_cpus())
     waited = Path(f"/proc/self/task/{threading.main_thread().native_id}/schedstat")
     if torch.get_num_threads() == 1 or not (waited.exists() and CORES.exists()):
         yield
