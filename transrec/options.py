@@ -25,10 +25,15 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """A group of flags. Each class sets `_minimum`, the least value that each number of its own flags may have."""
+    """A group of flags.
+
+    Each class sets `_minimum`, the least value that each number of its own flags may have, and `_below`, what it must
+    stay below.
+    """
 
     _argument_group_name: ClassVar[str] = ""
     _minimum: ClassVar[dict[str, float]] = {}
+    _below: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
         kinds = get_type_hints(type(self))
@@ -43,6 +48,9 @@ class Options:
                 values = value if isinstance(value, list) else [value]
                 if not values or not min(values) >= least:
                     raise TransrecError(f"--{name} {' '.join(map(str, values))}: must be at least {least}")
+            for name, bound in vars(owner).get("_below", {}).items():
+                if (value := getattr(self, name)) >= bound:
+                    raise TransrecError(f"--{name} {value}: must be below {bound}")
 
     def as_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}

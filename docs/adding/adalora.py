@@ -84,6 +84,7 @@ class AdaLoRAOptions(InsertOptions):
         "sensitivity_decay": 0,
         "uncertainty_decay": 0,
     }
+    _below: ClassVar[dict[str, float]] = {"sensitivity_decay": 1, "uncertainty_decay": 1}
 
     adapter_lr: float = flag(1e-3, "Learning rate of the updates.")
     item_rank: int = flag(8, "Rank of an update in the item encoder at the end, on average.")
@@ -99,9 +100,6 @@ class AdaLoRAOptions(InsertOptions):
         super().__post_init__()
         if (share := self.warm_up_share + self.final_share) >= 1:
             raise TransrecError(f"--warm_up_share and --final_share: are {share} together; they must be below 1")
-        for name in ("sensitivity_decay", "uncertainty_decay"):
-            if getattr(self, name) >= 1:
-                raise TransrecError(f"--{name} {getattr(self, name)}: must be below 1")
 
     def share_left(self, step: int, steps: int) -> float:
         """Of what the budget is lowered by, the share that it still holds after a step: a cubic (section 3.3)."""

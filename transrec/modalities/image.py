@@ -68,6 +68,7 @@ class ImageTower(BackboneTower):
 @dataclass(frozen=True)
 class ImageOptions(ModalityOptions):
     _minimum: ClassVar[dict[str, float]] = {"mask_ratio": 0, "image_workers": 0}
+    _below: ClassVar[dict[str, float]] = {"mask_ratio": 1}
 
     image_encoder: str = flag(
         "google/vit-base-patch16-224",
@@ -79,11 +80,6 @@ class ImageOptions(ModalityOptions):
         None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it.", absolute=resolve
     )
     image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.mask_ratio >= 1:
-            raise TransrecError(f"--mask_ratio {self.mask_ratio}: must be below 1")
 
 
 @register("image")

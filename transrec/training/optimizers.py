@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from transrec.errors import TransrecError
 from transrec.options import Options, flag
 from transrec.registry import Registry
 
@@ -84,14 +83,10 @@ class AdamW(Adam):
 @dataclass(frozen=True)
 class SGDOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"momentum": 0, "weight_decay": 0}
+    _below: ClassVar[dict[str, float]] = {"momentum": 1}
 
     momentum: float = flag(0.9, "Momentum of stochastic gradient descent; 0: none.")
     weight_decay: float = flag(0.0, "L2 penalty of everything that trains.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.momentum >= 1:
-            raise TransrecError(f"--momentum {self.momentum}: must be below 1")
 
 
 @register("sgd")

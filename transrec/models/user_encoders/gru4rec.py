@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from transrec.errors import TransrecError
 from transrec.models.user_encoders.base import UserEncoder, register, xavier
 from transrec.options import Options, flag
 
@@ -14,15 +13,11 @@ from transrec.options import Options, flag
 @dataclass(frozen=True)
 class GRU4RecOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"gru_size": 1, "gru_layers": 1, "gru_dropout": 0}
+    _below: ClassVar[dict[str, float]] = {"gru_dropout": 1}
 
     gru_size: int = flag(128, "Width of the recurrent state.")
     gru_layers: int = flag(1, "Recurrent layers.")
     gru_dropout: float = flag(0.1, "Dropout of the item embeddings that the first layer reads.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.gru_dropout >= 1:
-            raise TransrecError(f"--gru_dropout {self.gru_dropout}: must be below 1")
 
 
 @register("gru4rec")

@@ -1,7 +1,5 @@
 """Pre-LN self-attention with gated residuals: `ligr` (docs/protocol.md)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,11 +47,6 @@ class LiGRBlock(nn.Module):
         return self.feed_forward_output(F.silu(self.gate(inner)) * self.up(inner), x)
 
 
-@dataclass(frozen=True)
-class LiGROptions(SASRecOptions):
-    """Those of SASRec."""
-
-
 @register("ligr")
 class LiGR(UserEncoder):
     """The user encoder of eSASRec (Tikhonovich et al., RecSys 2025), of LiGR's blocks (Borisyuk et al., 2025).
@@ -71,7 +64,7 @@ class LiGR(UserEncoder):
     Raises TransrecError when `heads` does not divide `width`.
     """
 
-    Options = LiGROptions
+    Options = SASRecOptions
     sizes = ("blocks", "heads")
 
     def __init__(self, width: int, max_seq_len: int, blocks: int, heads: int, dropout: float):

@@ -72,15 +72,11 @@ class SASRecBlock(nn.Module):
 @dataclass(frozen=True)
 class SASRecOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"blocks": 1, "heads": 1, "dropout": 0}
+    _below: ClassVar[dict[str, float]] = {"dropout": 1}
 
     blocks: int = flag(2, "Transformer blocks of the user encoder.")
     heads: int = flag(2, "Attention heads of the user encoder.")
     dropout: float = flag(0.1, "Dropout of the user encoder.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.dropout >= 1:
-            raise TransrecError(f"--dropout {self.dropout}: must be below 1")
 
 
 def check_heads(width: int, heads: int) -> None:
