@@ -95,9 +95,9 @@ class Comparison:
             kept[folder] = read_ranks(folder, part)
         if not kept:
             raise TransrecError("no run is given: name at least one run folder")
-        self._first, targets = next(iter(kept.items()))
+        self._first, self._targets = next(iter(kept.items()))
         for folder, of in kept.items():
-            if len(of) != len(targets) or any((of[field] != targets[field]).any() for field in ("user", "item")):
+            if not _same_targets(of, self._targets["user"], self._targets["item"]):
                 raise TransrecError(
                     f"{folder}: was evaluated on other {part} targets than {self._first}; compare runs on the same "
                     f"data, --split, --max_seq_len and --min_seq_len"
@@ -126,9 +126,8 @@ class Comparison:
     def dataset(self) -> Dataset:
         """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
         dataset = read_dataset(self._settings[self._first])
-        kept, targets = read_ranks(self._first, self.part), Targets(dataset, self.part)
-        rows = dataset.split.user_rows[targets.users], dataset.split.item_rows[targets.items - 1]
-        if len(rows[0]) != len(kept) or (rows[0] != kept["user"]).any() or (rows[1] != kept["item"]).any():
+        targets, split = Targets(dataset, self.part), dataset.split
+        if not _same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
             raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")
         return dataset
 
@@ -190,3 +189,8 @@ class Comparison:
                 }
             )
         return rows
+
+
+def _same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
+    """Whether kept ranks are of these rows of users and items, in their order."""
+    return np.array_equal(kept["user"], users) and np.array_equal(kept["item"], items)

@@ -70,6 +70,15 @@ def spread(values: np.ndarray, seed: int = 0) -> Spread:
 def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
     """Two methods' values [S, U] and [S', U] of one metric over the same users.
 
+    Raises TransrecError as `paired_tests`.
+    """
+    p_values = paired_tests(first, second)
+    return Comparison(_interval(first.mean(0) - second.mean(0), seed), p_values)
+
+
+def paired_tests(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """The p-values of `Comparison`.
+
     Raises TransrecError for unlike users, none, and values that are not finite.
     """
     for values in (first, second):
@@ -84,7 +93,7 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
         p_values["McNemar"] = _sign_test(differences)
     p_values["Wilcoxon"] = _p(stats.wilcoxon, differences, zero_method="pratt", correction=False, method="approx")
     p_values["paired t"] = _p(stats.ttest_1samp, differences, popmean=0.0)
-    return Comparison(_interval(differences, seed), p_values)
+    return p_values
 
 
 def _sign_test(differences: np.ndarray) -> float:
@@ -153,7 +162,7 @@ def against(best: str, values: Mapping[str, np.ndarray], test: str, correction: 
         correction: "holm" or "bh".
     """
     others = [name for name in values if name != best]
-    p_values = [compare(values[name], values[best]).p_values[test] for name in others]
+    p_values = [paired_tests(values[name], values[best])[test] for name in others]
     return dict(zip(others, CORRECTIONS[correction](p_values), strict=True))
 
 
