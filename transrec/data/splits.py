@@ -1,12 +1,12 @@
 """How a run divides interactions into training, validation and test: the choices of --split (docs/protocol.md)."""
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Literal
 
 import numpy as np
 
 from transrec.data.interactions import PARTS, Interactions, Sequences, Split, cut, kept_users, leave_one_out
+from transrec.data.moments import moment, seconds_of
 from transrec.errors import TransrecError
 
 Kind = Literal["loo", "time", "ratio", "given"]
@@ -64,12 +64,10 @@ class Splitting:
         try:
             if self.kind != "time":
                 raise ValueError
-            moment = datetime.fromisoformat(given)
+            return int(seconds_of(given))
         except ValueError:
             dates = ", or a date as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
             raise TransrecError(f"--{flag} {given}: must be a share above 0 and below 1, as 0.9{dates}") from None
-        # Without a zone of its own a date is of UTC, as the times of datasets are.
-        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
     def split(self, interactions: Interactions, listed: int, max_seq_len: int, min_seq_len: int) -> Split:
         """The split of what was read.
@@ -188,13 +186,3 @@ def _check(split: Split, interactions: Interactions, of: Splitting) -> None:
     for part in PARTS[1:]:
         if not len(split.targets(part)[0]):
             raise TransrecError(f"{interactions.path}: split {split.rule}, {part} has no target; {remedy}")
-
-
-def moment(seconds: int) -> str:
-    """Seconds since 1970 as date and, where it is not midnight, time of UTC."""
-    try:
-        at = datetime.fromtimestamp(seconds, UTC)
-    except (ValueError, OverflowError, OSError):
-        # Some sets count time from a beginning of their own.
-        return str(seconds)
-    return at.strftime("%Y-%m-%d %H:%M:%S").removesuffix(" 00:00:00")

@@ -99,16 +99,22 @@ def early_targets(split: Split, part: str) -> np.ndarray | None:
 
 def repeated_pairs(sequences: Sequences) -> int:
     """How many interactions are of a user with an item that the user has interacted with before."""
-    pairs = sequences.owners() * (int(sequences.values.max(initial=0)) + 1) + sequences.flat()
-    return len(pairs) - len(np.unique(pairs))
+    counts = _pair_counts(sequences)[2]
+    return int(counts.sum()) - len(counts)
 
 
 def most_repeated(sequences: Sequences, most: int) -> list[tuple[int, int, int]]:
     """Users, by row, and items, by value, that meet more than once, and how often: the `most` that do so oftenest."""
+    users, items, counts = _pair_counts(sequences)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(users[at]), int(items[at]), int(counts[at])) for at in order if counts[at] > 1]
+
+
+def _pair_counts(sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User, by row, item, by value, and number of each pair's interactions: int64 [pairs] each."""
     base = int(sequences.values.max(initial=0)) + 1
     pairs, counts = np.unique(sequences.owners() * base + sequences.flat(), return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
-    return [(int(pairs[at] // base), int(pairs[at] % base), int(counts[at])) for at in order if counts[at] > 1]
+    return pairs // base, pairs % base, counts
 
 
 def same_texts(texts: list[str]) -> list[list[int]]:

@@ -13,7 +13,7 @@ from transrec.data.dataset import Dataset, description
 from transrec.data.images.gallery import Gallery
 from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.interactions import PARTS
-from transrec.data.splits import moment
+from transrec.data.moments import moment
 from transrec.data.statistics import cold_items, most_repeated, repeated_pairs, same_texts
 from transrec.errors import printable
 from transrec.reports.dataset_plots import panels, svg

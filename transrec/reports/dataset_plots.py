@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from transrec.data.dataset import Dataset
-from transrec.data.splits import moment
+from transrec.data.moments import moment
 from transrec.data.statistics import as_kept, as_read
 from transrec.errors import printable
 from transrec.paths import atomic_write

@@ -8,7 +8,7 @@ import numpy as np
 
 from transrec import options
 from transrec.data.dataset import Dataset
-from transrec.data.splits import moment
+from transrec.data.moments import moment
 from transrec.errors import TransrecError
 from transrec.registry import Registry
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transrec
 from transrec.data.importing import writing
+from transrec.data.moments import date_and_time
 from transrec.reports.tables import markdown
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Pat
         "ids with white space, which became _": counted["ids changed"],
         "texts": texts,
         "counts": counts,
-        "first": _moment(counted["first"]),
-        "last": _moment(counted["last"]),
+        "first": _told(counted["first"]),
+        "last": _told(counted["last"]),
         "published": _published(job, counted),
         "notes": job.source.notes(),
         "files": files,
@@ -101,14 +101,8 @@ def _order(job: Job) -> str:
     return f"by time, {ties} at equal times"
 
 
-def _moment(seconds: int | None) -> str | None:
-    if seconds is None:
-        return None
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError, OSError):
-        # Some sets count time from a beginning of their own.
-        return str(seconds)
+def _told(seconds: int | None) -> str | None:
+    return None if seconds is None else date_and_time(seconds)
 
 
 def _published(job: Job, counted: dict[str, Any]) -> list[dict[str, Any]]:

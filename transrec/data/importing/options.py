@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
+from transrec.data.moments import seconds_of
 from transrec.errors import TransrecError
 from transrec.options import Options, flag
 
@@ -99,7 +99,6 @@ def _seconds(name: str, text: str | None) -> float | None:
     except ValueError:
         pass
     try:
-        moment = datetime.fromisoformat(text)
+        return seconds_of(text)
     except ValueError:
         raise TransrecError(f"--{name} {text}: no time; give one such as 2019-09-01, or seconds since 1970") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
