@@ -1,6 +1,6 @@
 """Formats: how published datasets lie on disk, one file per kind of them."""
 
-from transrec.data.formats.base import FORMATS, Format, Rows, fits, head, recognise, register, sequences
+from transrec.data.formats.base import FORMATS, Format, Rows, first_line, fits, head, recognise, register, sequences
 from transrec.data.tables import Table, column, joined
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Rows",
     "Table",
     "column",
+    "first_line",
     "fits",
     "head",
     "joined",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table
 
 DAY = "2017[0-9][0-9][0-9][0-9]"
@@ -19,7 +19,7 @@ class Adressa(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            if fits(path, DAY) and '"eventId"' in "".join(head(path)):
+            if fits(path, DAY) and '"eventId"' in first_line(path):
                 return f"{path.name} is a day of events with an eventId"
         return ""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.amazon2018 import AmazonReviews
-from transrec.data.formats.base import Rows, fits, head, register
+from transrec.data.formats.base import Rows, first_line, fits, register
 from transrec.data.tables import Table, joined
 
 OPTIONAL = ("brand", "categories", "description", "imUrl")
@@ -21,7 +21,7 @@ class Amazon2014(AmazonReviews):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            first = "".join(head(path))
+            first = first_line(path)
             if fits(path, "reviews_*.json") and '"reviewerID"' in first:
                 return f"{path.name} has reviewerID in its first line"
             if fits(path, "ratings_*.csv") and re.match(r"A[A-Z0-9]+,[A-Z0-9]{10},\d\.\d,\d{9,10}$", first):

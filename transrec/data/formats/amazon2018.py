@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, head, register
 from transrec.data.tables import Table, joined
 
 RATINGS = ("first", "second", "rating", "timestamp")
@@ -51,10 +51,10 @@ class Amazon2018(AmazonReviews):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            first = "".join(head(path)) if fits(path, "*.json") and not fits(path, "reviews_*", "meta_*") else ""
+            first = first_line(path) if fits(path, "*.json") and not fits(path, "reviews_*", "meta_*") else ""
             if '"reviewerID"' in first and '"asin"' in first:
                 return f"{path.name} has reviewerID and asin in its first line"
-            if fits(path, "*.csv") and re.match(r"[A-Z0-9]{10},A[A-Z0-9]{10,},\d\.\d,\d{9,10}$", "".join(head(path))):
+            if fits(path, "*.csv") and re.match(r"[A-Z0-9]{10},A[A-Z0-9]{10,},\d\.\d,\d{9,10}$", first_line(path)):
                 return f"{path.name} has columns of item, user, rating and time"
         return ""
 

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import PARTS, Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, joined
 from transrec.errors import TransrecError
 
 CSV = ("user_id", "parent_asin", "rating", "timestamp")
-# The publisher's own files of a split, and what the parts are called here.
-PARTS = {"train": "train", "valid": "validation", "test": "test"}
 META = ("store", "main_category", "features", "description", "categories", "images")
 
 
@@ -22,10 +20,10 @@ class Amazon2023(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            first = (head(path) if fits(path, "*.csv", "*.jsonl") else None) or [""]
-            if first[0].startswith(",".join(CSV)):
+            first = first_line(path) if fits(path, "*.csv", "*.jsonl") else ""
+            if first.startswith(",".join(CSV)):
                 return f"the header {','.join(CSV)} of {path.name}"
-            if '"parent_asin"' in first[0] and '"user_id"' in first[0]:
+            if '"parent_asin"' in first and '"user_id"' in first:
                 return f"{path.name} has parent_asin and user_id in its first line"
         return ""
 

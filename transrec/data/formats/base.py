@@ -19,6 +19,8 @@ from transrec.untrusted import check_regular, open_regular
 NOT_READ = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 DEEPEST = 3
 HEAD_BYTES = 2**20
+# What publishers call the parts of a split of their own, and what these are called here.
+PARTS = {"train": "train", "valid": "validation", "test": "test"}
 SHOWN = 12
 
 
@@ -178,6 +180,11 @@ def head(path: Path, count: int = 1) -> list[str]:
     except (OSError, EOFError, TransrecError):
         return []
     return [line.rstrip("\r") for line in text.split("\n")[:count]]
+
+
+def first_line(path: Path) -> str:
+    """The first line of a text, as of `head`; "" of what cannot be read."""
+    return "".join(head(path))
 
 
 def _listed(paths: Sequence[Path]) -> str:

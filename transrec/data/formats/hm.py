@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, column
 
 TRANSACTIONS, ARTICLES = "transactions_train.csv", "articles.csv"
@@ -23,7 +23,7 @@ class HM(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            if fits(path, TRANSACTIONS) and "article_id" in "".join(head(path)):
+            if fits(path, TRANSACTIONS) and "article_id" in first_line(path):
                 return f"{path.name} has a column article_id"
         return ""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register, sequences
+from transrec.data.formats.base import Format, Rows, first_line, fits, register, sequences
 from transrec.data.tables import Table
 
 PAIRS = ("user", "item", "timestamp")
@@ -45,6 +45,6 @@ class MicroLens(Format):
 
 def _titles(path: Path) -> Rows:
     """Titles of 50k have a header, those of 100k have none."""
-    first = (head(path) or [""])[0]
+    first = first_line(path)
     table = Table(path) if first.replace('"', "") == ",".join(TITLES) else Table(path, names=TITLES)
     return Rows(table, {name: name for name in TITLES}, TITLES)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table
 
 BEHAVIORS = ("impression", "user", "time", "history", "shown")
@@ -23,8 +23,8 @@ class MIND(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            line = (head(path) if fits(path, "behaviors.tsv") else None) or [""]
-            if line[0].count("\t") == len(BEHAVIORS) - 1 and any(fits(one, "news.tsv") for one in files):
+            line = first_line(path) if fits(path, "behaviors.tsv") else ""
+            if line.count("\t") == len(BEHAVIORS) - 1 and any(fits(one, "news.tsv") for one in files):
                 return "behaviors.tsv of five columns and news.tsv lie there"
         return ""
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, column
 from transrec.data.vectors import IDS
 from transrec.errors import TransrecError, about_file
@@ -41,8 +41,8 @@ class MMRec(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            names = (head(path) if fits(path, "*.inter") else None) or [""]
-            if set(NEEDED) <= set(names[0].split("\t")):
+            names = first_line(path) if fits(path, "*.inter") else ""
+            if set(NEEDED) <= set(names.split("\t")):
                 return f"the columns {', '.join(NEEDED)} of {path.name}"
         return ""
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, column
 from transrec.untrusted import read_regular
 
@@ -39,13 +39,13 @@ class MovieLens(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         names = {path.name.lower() for path in files}
         for path in files:
-            first = (head(path) if fits(path, "ratings.csv", "ratings.dat", "u.data") else None) or [""]
-            if fits(path, "u.data") and re.fullmatch(r"\d+\t\d+\t\d\t\d+", first[0]):
+            first = first_line(path) if fits(path, "ratings.csv", "ratings.dat", "u.data") else ""
+            if fits(path, "u.data") and re.fullmatch(r"\d+\t\d+\t\d\t\d+", first):
                 return "u.data of MovieLens 100k lies there"
-            if fits(path, "ratings.dat") and re.fullmatch(r"\d+::\d+::[\d.]+::\d+", first[0]):
+            if fits(path, "ratings.dat") and re.fullmatch(r"\d+::\d+::[\d.]+::\d+", first):
                 return "ratings.dat has user::movie::rating::time in its first line"
-            if first[0] == ",".join(RATINGS) and (len(files) == 1 or names & {"movies.csv", "movies.csv.gz"}):
-                return f"the header {first[0]} of {path.name}"
+            if first == ",".join(RATINGS) and (len(files) == 1 or names & {"movies.csv", "movies.csv.gz"}):
+                return f"the header {first} of {path.name}"
         return ""
 
     def interactions(self) -> list[Rows]:

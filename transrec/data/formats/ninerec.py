@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register, sequences
+from transrec.data.formats.base import Format, Rows, first_line, fits, head, register, sequences
 from transrec.data.tables import Table
 from transrec.errors import TransrecError
 
@@ -25,7 +25,7 @@ class NineRec(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         pairs = [path for path in files if fits(path, "*_pair.csv", "*_behaviour.tsv")]
         for path in pairs:
-            first = re.split(r"[,\t ]", (head(path) or [""])[0].replace('"', ""))
+            first = re.split(r"[,\t ]", first_line(path).replace('"', ""))
             if all(any(form.fullmatch(field) for field in first) for form in IDS.values()):
                 return f"{path.name} names users u... and items v..."
         return ""

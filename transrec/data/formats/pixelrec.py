@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, column
 
 PAIRS = ("item_id", "user_id", "timestamp")
@@ -19,12 +19,12 @@ class PixelRec(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            if fits(path, "pixel*.csv") and _is_header((head(path) or [""])[0]):
+            if fits(path, "pixel*.csv") and _is_header(first_line(path)):
                 return f"the header {','.join(PAIRS)} of {path.name}"
         return ""
 
     def interactions(self) -> list[Rows]:
-        pairs = [path for path in self.all_of("*.csv") if _is_header((head(path) or [""])[0])]
+        pairs = [path for path in self.all_of("*.csv") if _is_header(first_line(path))]
         path = pairs[0] if len(pairs) == 1 else self.one_of("pixel*.csv")
         return [Rows(Table(path), {"user": "user_id", "item": "item_id", "time": "timestamp"}, PAIRS)]
 

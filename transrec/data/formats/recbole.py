@@ -5,13 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 from transrec.data.formats import movielens
-from transrec.data.formats.base import Format, Rows, fits, head, register
+from transrec.data.formats.base import PARTS, Format, Rows, first_line, fits, register
 from transrec.data.tables import Table, column, meant
 from transrec.data.tsv import ITEM_NAME, plain
 from transrec.errors import TransrecError
 
 TYPED = (":token", ":token_seq", ":float", ":float_seq")
-PARTS = {"train": "train", "valid": "validation", "test": "test"}
 IMAGES = ("image", "imageurl", "imurl", "cover", "coverurl", "poster")
 
 
@@ -24,9 +23,9 @@ class RecBole(Format):
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
-            first = (head(path) if fits(path, "*.inter") else None) or [""]
-            if all(name.endswith(TYPED) for name in first[0].split("\t")):
-                return f"the header of {path.name} gives types to its columns, as {first[0].split(chr(9))[0]}"
+            first = first_line(path) if fits(path, "*.inter") else ""
+            if all(name.endswith(TYPED) for name in first.split("\t")):
+                return f"the header of {path.name} gives types to its columns, as {first.split(chr(9))[0]}"
         return ""
 
     @cached_property

@@ -169,10 +169,7 @@ class Job:
         """Read one source of interactions; returns how many rows it has."""
         source = reading.open_source(rows, work, database)
         columns = {"source": str(number)} | rows.columns
-        if "time" in columns:
-            columns["time"] = reading.checked_time(source, database)
-        if "rating" in columns:
-            columns["rating"] = reading.checked_rating(source)
+        columns |= {what: reading.checked(what, source, database) for what in ("time", "rating") if what in columns}
         reading.insert(database, "staged", source, columns, f"read {printable(source.path.name)}")
         unit = rows.time_unit or ("" if "time" in columns and reading.has_numbers(source, database) else "s")
         per_second = selecting.unit_of_times(database, number, unit)

@@ -19,7 +19,6 @@ GLOB = set("*?[")
 CHUNK = 2**22
 LONGEST_ROW = 2**26
 ISO = "a date and time such as 2019-09-01 12:00:00"
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -145,22 +144,21 @@ def insert(database: Database, target: str, source: Source, columns: dict[str, s
         raise told(error, source, database) from error
 
 
-def checked_time(source: Source, database: Database) -> str:
-    """SQL of the time of a source's rows in its own unit, DOUBLE, which fails at what is none."""
-    time = source.rows.columns["time"]
-    if source.rows.time_format:
-        parsed = f"epoch(try_strptime({time}, {_text(source.rows.time_format)}))"
-        return _or_error("time", time, parsed)
-    if _is_number(source, time, database):
-        return _or_error("time", time, f"try_cast({time} AS DOUBLE)")
+def checked(what: str, source: Source, database: Database) -> str:
+    """SQL of the "time" of a source's rows, in its own unit, or their "rating": DOUBLE, which fails at what is none."""
+    expression = source.rows.columns[what]
+    return _or_error(what, expression, _parsed(what, expression, source, database)[0])
+
+
+def _parsed(what: str, text: str, source: Source, database: Database) -> tuple[str, str]:
+    """SQL of the number that a text of a time or rating means, null where it means none; and what it should be."""
+    form = source.rows.time_format if what == "time" else ""
+    if form:
+        return f"epoch(try_strptime({text}, {_text(form)}))", f"a time like {form}"
+    if what == "rating" or has_numbers(source, database):
+        return f"try_cast({text} AS DOUBLE)", "a number"
     # Where no offset is given, UTC.
-    return _or_error("time", time, f"epoch(try_cast({time} AS TIMESTAMPTZ))")
-
-
-def checked_rating(source: Source) -> str:
-    """SQL of the rating of a source's rows, DOUBLE, which fails at what is no number."""
-    rating = source.rows.columns["rating"]
-    return _or_error("rating", rating, f"try_cast({rating} AS DOUBLE)")
+    return f"epoch(try_cast({text} AS TIMESTAMPTZ))", ISO
 
 
 def has_numbers(source: Source, database: Database) -> bool:
@@ -223,20 +221,13 @@ def _first(text: str) -> str:
 def _not_parsed(what: str, source: Source, database: Database) -> TransrecError:
     """Of a time or rating that is none: where the first one stands."""
     expression = source.rows.columns[what]
-    parsed = f"try_cast({expression} AS DOUBLE)"
-    should, remedy = "a number", "mend it, or name another column"
-    if what == "time":
-        if source.rows.time_format:
-            parsed = f"epoch(try_strptime({expression}, {_text(source.rows.time_format)}))"
-            should = f"a time like {source.rows.time_format}"
-        elif not has_numbers(source, database):
-            parsed, should = f"epoch(try_cast({expression} AS TIMESTAMPTZ))", ISO
-        remedy = "mend it, or name another column"
+    parsed, should = _parsed(what, "value", source, database)
     ((number, value),) = database.look(
         f"SELECT number, value FROM (SELECT row_number() OVER () AS number, {expression} AS value FROM {source.sql}) "
-        f"WHERE {_fails('value', parsed.replace(expression, 'value'))} ORDER BY number LIMIT 1"
+        f"WHERE {_fails('value', parsed)} ORDER BY number LIMIT 1"
     )
-    return TransrecError(f"{place_of(source, number)}, {what}: {value!r} is not {should}; {remedy}")
+    place = place_of(source, number)
+    return TransrecError(f"{place}, {what}: {value!r} is not {should}; mend it, or name another column")
 
 
 def place_of(source: Source, number: int) -> str:
