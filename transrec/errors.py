@@ -148,6 +148,11 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:REASON_LENGTH]
 
 
+def reason_of(error: Exception) -> str:
+    """The first line of what an error says, or else its kind."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def warn(text: str) -> None:
     """Print a line of warning on standard error."""
     print(printable(f"warning: {text}"), file=sys.stderr)

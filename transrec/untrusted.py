@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, reason_of
 
 JSON_BYTES = SAFETENSORS_HEADER_BYTES = 2**24
 TOKENIZER_BYTES = 2**28
@@ -157,9 +157,8 @@ def map_npy(path: Path) -> np.ndarray:
             if min(shape, default=0) < 0:
                 raise ValueError(f"shape {shape}")
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise TransrecError(
-                f"{path}: not a .npy file that numpy wrote ({reason}); save it with numpy.save"
+                f"{path}: not a .npy file that numpy wrote ({reason_of(error)}); save it with numpy.save"
             ) from error
         start = file.tell()
     if dtype.hasobject:

@@ -93,8 +93,9 @@ class Sampler:
 
     def __init__(self, item_count: int, weights: np.ndarray | None = None):
         self.item_count, self.weights = item_count, weights
-        self._ends = None if weights is None else np.cumsum(weights)
-        self.total = item_count if self._ends is None else int(self._ends[-1])
+        # What the items up to each weigh together, 0 in front.
+        self._sums = None if weights is None else np.concatenate([[0], np.cumsum(weights)])
+        self.total = item_count if self._sums is None else int(self._sums[-1])
 
     @property
     def log_chances(self) -> np.ndarray:
@@ -145,13 +146,11 @@ class Sampler:
 
     def _below(self, items: np.ndarray) -> np.ndarray:
         """What the items of lower numbers weigh together."""
-        if self._ends is None:
-            return items - 1
-        return np.concatenate([[0], self._ends])[np.minimum(items, self.item_count) - 1]
+        return items - 1 if self._sums is None else self._sums[np.minimum(items, self.item_count) - 1]
 
     def _at(self, places: np.ndarray) -> np.ndarray:
         """The items at places 0 to `total` - 1."""
-        return 1 + (places if self._ends is None else np.searchsorted(self._ends, places, side="right"))
+        return 1 + (places if self._sums is None else np.searchsorted(self._sums[1:], places, side="right"))
 
 
 class TrainingBatches:

@@ -140,7 +140,7 @@ def check_not_raw(folder: Path) -> None:
     """Raise TransrecError for a folder as a publisher gives it out, with the command that imports it."""
     from transrec.data.formats import recognise
 
-    if not folder.is_dir() or os.path.lexists(folder / "dataset.json"):
+    if not folder.is_dir() or os.path.lexists(folder / DESCRIPTION):
         return
     for kind, why in recognise([folder]).items():
         raise TransrecError(

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transrec.errors import TransrecError, about_file
+from transrec.errors import TransrecError, about_file, reason_of
 from transrec.untrusted import check_regular
 
 ROWS_AT_ONCE = 2**19
@@ -35,8 +35,9 @@ def reading(path: Path) -> Iterator[Any]:
         except (pyarrow.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TransrecError(f"{path}: not a Parquet file, or damaged ({reason}); write it again") from error
+            raise TransrecError(
+                f"{path}: not a Parquet file, or damaged ({reason_of(error)}); write it again"
+            ) from error
 
 
 def text_columns(path: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transrec.errors import TransrecError, about_file
+from transrec.errors import TransrecError, about_file, reason_of
 from transrec.untrusted import map_array, map_npy, open_regular, read_regular, safetensors_header
 
 IDS = "ids.txt"
@@ -118,8 +118,9 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, list[str]]:
             ids = [str(item) for item in table.column("id").to_pylist()]
             rows = column.to_pylist()
         except (pyarrow.ArrowException, KeyError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise TransrecError(f"{path}: no columns id and features can be read ({reason}); save it again") from error
+            raise TransrecError(
+                f"{path}: no columns id and features can be read ({reason_of(error)}); save it again"
+            ) from error
     if kind not in (pyarrow.float16(), pyarrow.float32()):
         raise TransrecError(f"{path}: features are of type {kind}; save them as float16 or float32")
     try:
