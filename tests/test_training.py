@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, run
+from conftest import FEW_STEPS, REPOSITORY, run
 from safetensors.torch import load_file
 
 from transrec import runner
 from transrec.data.demo import Domain, make_domain
 from transrec.errors import TransrecError
+from transrec.reports.tables import read_result
 from transrec.training import checkpoint
+from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
 from transrec.training.trainer import Trainer
 
@@ -372,6 +374,22 @@ def test_a_finished_run_resumes_to_the_same_result(flags, tmp_path):
     before = numbers(tmp_path)
     run(["--resume", str(tmp_path)])
     assert numbers(tmp_path) == before
+
+
+def test_a_run_may_leave_the_test_targets_alone(flags, unbroken_run, tmp_path, monkeypatch):
+    """What it writes and prints says nothing of them; told so later, it tests as if it always had."""
+    ranked = []
+    rank = Evaluator.rank
+    monkeypatch.setattr(Evaluator, "rank", lambda *of: ranked.append(of[-1]) or rank(*of))
+    result = run([*flags, *FEW_STEPS, "--output", str(tmp_path / "run"), "--no_test"], "houlsby")
+    assert {*ranked} == {"validation"} and not (tmp_path / "run" / "ranks-test.npy").exists()
+    assert result.keys().isdisjoint({"test", "popularity"})
+    assert "  test  " not in (tmp_path / "run" / "log.txt").read_text()
+    assert read_result(tmp_path / "run", tested=False)["validation"] == result["validation"]
+    with pytest.raises(TransrecError, match=r"was told --no_test; --resume .* --test ranks the test targets"):
+        read_result(tmp_path / "run")
+    run(["--resume", str(tmp_path / "run"), "--test"])
+    assert_same_run(unbroken_run, tmp_path / "run")
 
 
 def launch_worker(processes: int, arguments: list) -> None:

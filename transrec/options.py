@@ -320,6 +320,11 @@ class RunOptions(Options):
     keep_state: bool = flag(
         False, "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs."
     )
+    test: bool = flag(
+        True,
+        "Rank the test targets once training has ended, at the best epoch; a run without it can be told to later, as "
+        "--resume RUN --test.",
+    )
     plugin: list[str] = flag(
         [],
         "Python file that adds methods, objectives, ... of your own (docs/adding); give the flag again for more files. "

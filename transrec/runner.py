@@ -192,7 +192,7 @@ def _train(
         "name": settings.name,
         "dataset": Path(settings.data.dataset).name,
         **outcome,
-        "popularity": trainer.evaluator.popularity("test"),
+        **({"popularity": trainer.evaluator.popularity("test")} if settings.run.test else {}),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "parameters": table,
@@ -208,9 +208,9 @@ def _train(
             tracker.finish(result)
     if not settings.run.keep_state:
         trainer.drop_optimizer()
-    for name, metrics in (("test", result["test"]), ("popularity", result["popularity"])):
-        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-    if result["test"]["HR@10"] < result["popularity"]["HR@10"]:
+    for name in ("test", "popularity") if settings.run.test else ("validation",):
+        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in result[name].items()))
+    if settings.run.test and result["test"]["HR@10"] < result["popularity"]["HR@10"]:
         run.log("warning     ranks below popularity: train longer, or at other learning rates")
     run.log(f"result      {run.folder / 'result.json'}")
     return result
@@ -258,7 +258,10 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         batches,
         evaluator,
         Optimization(settings.training, settings.choice("optimizer").build(), settings.choice("schedule").build()),
-        Records(run, description, settings.run.save_steps, _trackers(settings, run), settings.run.profile),
+        Records(
+            *(run, description, settings.run.save_steps, _trackers(settings, run), settings.run.profile),
+            test=settings.run.test,
+        ),
     )
     _announce(run, settings, table, world, precision, len(batches))
     for modality in settings.modalities.values():

@@ -60,6 +60,7 @@ MAY_CHANGE = {
         "accept_edits",
         "save_steps",
         "keep_state",
+        "test",
         "tracker",
         "cache_dir",
         "profile",

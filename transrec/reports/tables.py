@@ -12,8 +12,9 @@ from transrec.paths import resolve
 from transrec.untrusted import read_json
 
 METRICS = ("HR@10", "NDCG@10")
-# What every result.json holds: scores by metric, and numbers.
-SCORES = ("test", "validation", "popularity")
+# What every result.json holds: scores by metric, the first two unless the run was told --no_test, and numbers.
+TESTED = ("test", "popularity")
+SCORES = (*TESTED, "validation")
 NUMBERS = (
     *("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes"),
     *("seconds_per_epoch", "wall_seconds", "peak_memory_mib", "peak_host_memory_mib"),
@@ -21,8 +22,14 @@ NUMBERS = (
 COLUMNS = (*METRICS, "trainable parameters", "seconds per epoch", "peak memory, MiB")
 
 
-def read_result(folder: str | Path) -> dict[str, Any]:
-    """result.json of a run. Raises TransrecError when the run has not finished, or the file is damaged."""
+def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:
+    """result.json of a run.
+
+    Args:
+        tested: whether it must hold what comes of the test targets.
+
+    Raises TransrecError when the run has not finished, the file is damaged, or a test is missing that it must hold.
+    """
     path = resolve(folder) / "result.json"
     if not path.exists():
         raise TransrecError(
@@ -35,6 +42,8 @@ def read_result(folder: str | Path) -> dict[str, Any]:
         damage = "is not JSON"
     if damage:
         raise TransrecError(f"{path}: damaged, {damage}; --resume {folder} writes it anew")
+    if tested and "test" not in result:
+        raise TransrecError(f"{path}: the run was told --no_test; --resume {folder} --test ranks the test targets")
     return result
 
 
@@ -42,7 +51,8 @@ def _damage(result: Any) -> str:
     """What is wrong with the content of a result.json; "" when nothing is."""
     if not isinstance(result, dict):
         return "holds no result"
-    for name in (*SCORES, "phase_seconds"):
+    untested = TESTED if result.keys().isdisjoint(TESTED) else ()
+    for name in (*(score for score in SCORES if score not in untested), "phase_seconds"):
         scores = result.get(name)
         if not isinstance(scores, dict) or not all(map(_is_number, scores.values())):
             return f"{name!r} must be numbers by name"

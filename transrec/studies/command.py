@@ -17,7 +17,7 @@ from transrec.studies.study import Job, Study
 from transrec.studies.workers import Workers
 
 # The study decides these itself.
-RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed"}
+RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed", "test"}
 FURTHER_FLAGS = """
 Every other flag goes to the runs that know it: --epochs 20. With a stage or a method in front, to those alone:
 --source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.

@@ -67,6 +67,7 @@ class Records:
         save_steps: save the state every so many steps as well; 0: after epochs only.
         trackers: where each epoch's metrics go, besides the run's metrics.jsonl; of the main process alone.
         profile: have the seconds of each phase of a step exact on a GPU too.
+        test: rank the test targets in the end.
     """
 
     run: Run
@@ -74,6 +75,7 @@ class Records:
     save_steps: int = 0
     trackers: Sequence[Tracker] = ()
     profile: bool = False
+    test: bool = True
 
 
 class Trainer:
@@ -101,7 +103,7 @@ class Trainer:
         self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
         self.world, self.precision, self.options = evaluator.world, evaluator.precision, optimization.options
         self.run, self.description, self.trackers = records.run, records.description, records.trackers
-        self.save_steps, self.profile = records.save_steps, records.profile
+        self.save_steps, self.profile, self.tests = records.save_steps, records.profile, records.test
         self.clock = Clock(self.world.device, self.profile)
         self.trained = checkpoint.trained(recommender)
         self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
@@ -123,7 +125,7 @@ class Trainer:
         self._pending: list[Tensor] = []
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch or to early stopping, then test the best checkpoint.
+        """Train to the last epoch or to early stopping, then test the best checkpoint, if it is to be tested.
 
         Returns:
             selected_by, best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch and how they divide
@@ -143,25 +145,29 @@ class Trainer:
                 self._finish_epoch()
                 self._save_state()
                 self._leave_if_asked()
-            tensors = self._read_best()
-            with torch.no_grad():
-                for name, tensor in self.trained.items():
-                    tensor.copy_(tensors[name])
-            ranking = self._rank("test")
-            test = self.evaluator.summarise(ranking)
-            self._keep("test", ranking)
+            tested = {"test": self._test()} if self.tests else {}
         epochs = self.state.epochs
         return {
             "selected_by": self.options.select_by,
             "best_epoch": self.state.best_epoch,
             "epochs_trained": len(epochs),
             "validation": self.state.best_metrics,
-            "test": test,
+            **tested,
             "seconds_per_epoch": sum(epoch["train_seconds"] for epoch in epochs) / len(epochs),
             "phase_seconds": _mean_of_each([epoch["phase_seconds"] for epoch in epochs]),
             "peak_memory_mib": max(epoch["peak_memory_mib"] for epoch in epochs),
             "peak_host_memory_mib": peak_memory_mib(torch.device("cpu")),
         }
+
+    def _test(self) -> dict[str, float]:
+        """Metrics of the test targets at the best epoch."""
+        tensors = self._read_best()
+        with torch.no_grad():
+            for name, tensor in self.trained.items():
+                tensor.copy_(tensors[name])
+        ranking = self._rank("test")
+        self._keep("test", ranking)
+        return self.evaluator.summarise(ranking)
 
     def resume(self) -> bool:
         """Go on from the run's last saved state; False if there is none.
