@@ -149,6 +149,66 @@ def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_p
     assert settings.digest(stored) == stored["digest"] == settings.digest(stored | {"set_by": {}})
 
 
+@pytest.fixture
+def presets_file(tmp_path):
+    """Writes a file of presets."""
+
+    def write(content) -> str:
+        (tmp_path / "best.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(tmp_path / "best.json")
+
+    return write
+
+
+def test_a_file_of_presets_goes_before_scripts_and_papers(presets_file, domain, backbones, tmp_path):
+    best = {"iisan": {"image": {"batch_size": 3, "objective": "cpc"}, presets.EVERY: {"batch_size": 4, "lr": 1}}}
+    words = ("--presets", presets_file(best | {"lora": {"text": {"item_rank": 5, "adapter_lr": 0.5}}}))
+    made = parse(*words, method="iisan", item_tower="image", batch_size=5, protocol="published")
+    assert (made.training.batch_size, made.training.lr, made.model.objective) == (3, 1, "cpc")
+    assert made.set_by["batch_size"] == "--presets for iisan over images"
+    assert parse(*words, "--batch_size", "6", method="iisan", item_tower="image").training.batch_size == 6
+    assert parse(*words, method="iisan", item_tower="text").training.batch_size == 4
+    assert parse(*words, method="houlsby", item_tower="image").training.batch_size == 8
+
+    given = {("", "presets"): [words[1]], ("", "text_encoder"): [str(backbones["bert"])]}
+    grid = Grid((Axis("method", ("lora", "houlsby")),))
+    with_file = Study(None, domain, tmp_path, grid, [0], given)
+    without = Study(None, domain, tmp_path, grid, [0], {("", "text_encoder"): [str(backbones["bert"])]})
+    (lora, houlsby), (other_lora, same_houlsby) = with_file.jobs, without.jobs
+    assert lora.folder != other_lora.folder and houlsby.folder == same_houlsby.folder
+    # A run says in its options.json what it took: it is resumed without the file.
+    run = tmp_path / "run"
+    run.mkdir()
+    made = parse(*words, "--text_encoder", str(backbones["bert"]), method="lora")
+    options = made.as_dict() | {"set_by": made.set_by, "output": str(run)}
+    (run / "options.json").write_text(json.dumps(options | {"digest": settings.digest(options)}))
+    Path(words[1]).unlink()
+    again = settings.parse(["--resume", str(run)], "full", {})
+    assert again.method_options.as_dict()["item_rank"] == 5
+
+
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        ("{", "is not JSON"),
+        ([], "must hold an object of presets by method, not list"),
+        ({"lora": 3}, "presets of lora: must be a dict by modality, not 3"),
+        ({"lora": {"text": 3}}, "--presets for lora over titles: must be a dict of values by flag, not 3"),
+        ({"hulsby": {"text": {}}}, "--presets for hulsby over titles: no such method; choose from"),
+        ({"lora": {"text": {"item_rnak": 3}}}, "--presets for lora over titles: --item_rnak: no run of it has such"),
+        ({"lora": {"text": {"item_rank": 0}}}, "--presets for lora over titles: --item_rank 0: must be at least 1"),
+        ({"lora": {"text": {"output": "x"}}}, "--output: a preset cannot set it"),
+    ],
+)
+def test_a_damaged_file_of_presets_is_told(presets_file, content, message):
+    path = presets_file(content)
+    with pytest.raises(TransrecError) as error:
+        parse("--presets", path, method="lora")
+    assert message in str(error.value) and str(error.value).startswith(path)
+    with pytest.raises(TransrecError, match=r"nowhere\.json: cannot be read .*--presets"):
+        parse("--presets", "nowhere.json")
+
+
 @pytest.mark.parametrize(
     "table,method,entry,message",
     [

@@ -320,6 +320,11 @@ class RunOptions(Options):
     keep_state: bool = flag(
         False, "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs."
     )
+    presets: str | None = flag(
+        None,
+        "File of settings by method and modality, as scripts/search.py writes one, which go before the papers'.",
+        absolute=resolve,
+    )
     test: bool = flag(
         True,
         "Rank the test targets once training has ended, at the best epoch; a run without it can be told to later, as "

@@ -5,9 +5,9 @@ file. What the papers set otherwise stands here and nowhere else: Adapter4Rec's 
 titles and images. A value is used by the runs that have a flag of that name, and passed over by the others. A method
 that comes from outside carries its own settings in `Method.presets`, a dict like an entry of METHODS.
 
-Of several rules for one flag the first of these decides: the command line, the run that is resumed, the script, what
---protocol published sets, the preset of the method over the modality, that of the method over every one, that of the
-modality, the flag's default.
+Of several rules for one flag the first of these decides: the command line, the run that is resumed, a file that
+--presets names, the script, what --protocol published sets, the preset of the method over the modality, that of the
+method over every one, that of the modality, the flag's default. A file holds what METHODS holds, as JSON.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from transrec import methods, modalities
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, about_file, reason_of
 from transrec.options import Options, RunOptions
+from transrec.paths import resolve
+from transrec.untrusted import read_json
 
 EVERY = "every modality"
 # Of runs that read several modalities, whichever these are.
@@ -61,6 +63,7 @@ class Preset:
         place: where this is written.
         values: by the names of the flags.
         protocol: under which they are taken; None: under every one.
+        file: whether a file that --presets names says so.
     """
 
     method: str | None
@@ -68,18 +71,25 @@ class Preset:
     place: str
     values: Mapping[str, Any]
     protocol: str | None = None
+    file: bool = False
 
     @property
     def name(self) -> str:
         """For people, like "preset of houlsby over images"."""
         known = {SEVERAL: "several modalities"} | {name: modalities.get(name).reads for name in modalities.names()}
         over = known.get(self.modality, self.modality)
+        if self.file:
+            return f"--presets for {self.method}{f' over {over}' if over else ''}"
         if self.protocol:
             return f"protocol {self.protocol}{f' over {over}' if over else ''}"
         return f"preset of {' over '.join(filter(None, (self.method, over)))}"
 
 
-def _every() -> Iterator[Preset]:
+def _every(file: str | None = None) -> Iterator[Preset]:
+    if file:
+        place = str(resolve(file))
+        for method, table in _read(place).items():
+            yield from _of_method(method, table, place, file=True)
     for modality, values in PUBLISHED.items():
         yield Preset(None, None if modality == EVERY else modality, __file__, values, "published")
     for modality, values in MODALITIES.items():
@@ -87,35 +97,64 @@ def _every() -> Iterator[Preset]:
     tables = [(name, METHODS[name], __file__) for name in METHODS]
     tables += [(name, methods.get(name).presets, methods.METHODS.place(name)) for name in methods.names()]
     for method, table, place in tables:
-        if not isinstance(table, Mapping):
-            raise TransrecError(f"{place}: presets of {method}: must be a dict by modality, not {table!r}")
-        for modality, values in table.items():
-            yield Preset(method, None if modality == EVERY else modality, place, values)
+        yield from _of_method(method, table, place)
 
 
-def of(method: str, read_by: Sequence[str], protocol: str = "strong") -> list[Preset]:
-    """The presets of a run of a method whose items are read by these modalities, that which decides first in front."""
-    modality = read_by[0] if len(read_by) == 1 else SEVERAL
-    fit = [one for one in _every() if one.method in (None, method) and one.modality in (None, modality)]
+def _of_method(method: str, table: Any, place: str, file: bool = False) -> Iterator[Preset]:
+    if not isinstance(table, Mapping):
+        raise TransrecError(f"{place}: presets of {method}: must be a dict by modality, not {table!r}")
+    for modality, values in table.items():
+        preset = Preset(method, None if modality == EVERY else modality, place, values, file=file)
+        if not isinstance(values, Mapping):
+            raise TransrecError(f"{place}: {preset.name}: must be a dict of values by flag, not {values!r}")
+        yield preset
+
+
+def _read(path: str) -> dict[str, Any]:
+    """What a file of presets holds. Raises TransrecError where it is none."""
+    with about_file(path, "give another file with --presets", "cannot be read"):
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            raise TransrecError(f"{path}: is not JSON ({reason_of(error)}); mend it, or leave out --presets") from error
+    if not isinstance(content, dict):
+        raise TransrecError(f"{path}: must hold an object of presets by method, not {type(content).__name__}")
+    return content
+
+
+def of(method: str, read_by: Sequence[str], protocol: str = "strong", file: str | None = None) -> list[Preset]:
+    """The presets of a run of a method whose items are read by these modalities, that which decides first in front.
+
+    Args:
+        file: that --presets names.
+    """
+    modality = modality_of(read_by)
+    fit = [one for one in _every(file) if one.method in (None, method) and one.modality in (None, modality)]
     fit = [one for one in fit if one.protocol in (None, protocol)]
-    return sorted(fit, key=lambda one: (one.protocol is None, one.method is None, one.modality is None))
+    return sorted(fit, key=lambda one: (not one.file, one.protocol is None, one.method is None, one.modality is None))
 
 
-def check(takers: Callable[[str | None], Sequence[type[Options]]], known_methods: Sequence[str]) -> None:
+def modality_of(read_by: Sequence[str]) -> str:
+    """The name under which presets keep what belongs to runs whose items are read by these modalities."""
+    return read_by[0] if len(read_by) == 1 else SEVERAL
+
+
+def check(
+    takers: Callable[[str | None], Sequence[type[Options]]], known_methods: Sequence[str], file: str | None = None
+) -> None:
     """Raise TransrecError, naming the place, for a preset of what there is not, or with a value that its flag refuses.
 
     Args:
         takers: of a method, or of every method, the dataclasses whose flags a preset can set.
+        file: that --presets names.
     """
-    for preset in _every():
+    for preset in _every(file):
         said = f"{preset.place}: {preset.name}"
         if preset.method not in (None, *known_methods):
             raise TransrecError(f"{said}: no such method; choose from {', '.join(known_methods)}")
         if preset.modality not in (None, SEVERAL, *modalities.names()):
             known = ", ".join((*modalities.names(), SEVERAL))
             raise TransrecError(f"{said}: no such modality; choose from {known} or {EVERY!r}")
-        if not isinstance(preset.values, Mapping):
-            raise TransrecError(f"{said}: must be a dict of values by flag, not {preset.values!r}")
         for flag, value in preset.values.items():
             _check_value(said, flag, value, takers(preset.method))
 

@@ -60,6 +60,7 @@ MAY_CHANGE = {
         "accept_edits",
         "save_steps",
         "keep_state",
+        "presets",
         "test",
         "tracker",
         "cache_dir",
@@ -260,14 +261,18 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
 
 def flags(**chosen: Any) -> set[str]:
     """Names of all flags of runs that choose these entries, by the flag of their kind, and what presets choose else."""
-    chosen_too = (preset.values for preset in _presets(chosen, {"method": "full"}))
+    chosen_too = (preset.values for preset in _presets(chosen, {"method": "full"}, file=chosen.get("presets")))
     return {f.name for _, options in _groups(_chosen(chosen, *chosen_too)) for f in dataclasses.fields(options)}
 
 
-def _presets(*sources: Mapping[str, Any]) -> list[presets.Preset]:
-    """The presets of the method and the modalities that the first source to know says, the strongest in front."""
+def _presets(*sources: Mapping[str, Any], file: str | None = None) -> list[presets.Preset]:
+    """The presets of the method and the modalities that the first source to know says, the strongest in front.
+
+    Args:
+        file: that of --presets.
+    """
     known = ChainMap(*sources, ModelOptions.defaults())
-    return presets.of(known["method"], _read_by(known), known["protocol"])
+    return presets.of(known["method"], _read_by(known), known["protocol"], file)
 
 
 def _preset_takers(method: str | None) -> list[type[Options]]:
@@ -312,6 +317,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     first.add_argument("--tensorboard", dest="tracker", action="store_const", const=["tensorboard"])
     first.add_argument("--item_tower")
     first.add_argument("--protocol")
+    first.add_argument("--presets")
     first.add_argument("--resume", nargs="?", const="")
     first.add_argument("--output")
     _add_plugin(first)
@@ -328,10 +334,14 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
             # As runs of earlier releases say it.
             stored.setdefault("tracker", ["tensorboard"])
     load_plugins(given["plugin"])
-    presets.check(_preset_takers, METHODS.names())
+    presets.check(_preset_takers, METHODS.names(), early.presets)
     defaults = {"method": method} | defaults
-    rules = [("resumed run", (BEFORE if stored else {}) | stored), ("script", defaults)]
-    rules += [(preset.name, preset.values) for preset in _presets(given, stored, defaults)]
+    fit = _presets(given, stored, defaults, file=early.presets)
+    of_file = [preset for preset in fit if preset.file]
+    rules = [("resumed run", (BEFORE if stored else {}) | stored)]
+    rules += [(preset.name, preset.values) for preset in of_file]
+    rules += [("script", defaults)]
+    rules += [(preset.name, preset.values) for preset in fit if preset not in of_file]
     chosen = _chosen(given, *(values for _, values in rules))
 
     parser = _parser(chosen)

@@ -23,9 +23,9 @@ method's own in its file in `transrec/methods`. Flags that are not named here ar
 lists them. A run prints who set each of its values that is not a flag's default, and keeps it under `set_by` in its
 `options.json`.
 
-Of several rules for one flag the first of these decides: the command line; the run that is resumed; the script; what
-`--protocol published` sets; the preset of the method over the modality; the preset of the method; the preset of the
-modality; the flag's default.
+Of several rules for one flag the first of these decides: the command line; the run that is resumed; a file that
+`--presets` names; the script; what `--protocol published` sets; the preset of the method over the modality; the preset
+of the method; the preset of the modality; the flag's default.
 Scripts decide a method and a modality, and beside these only:
 
 | script | sets |
