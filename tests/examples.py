@@ -38,7 +38,10 @@ def has(name: str, flag: str) -> bool:
 
 def choices(name: str, flag: str) -> list[str]:
     """The values that a method's flag may have; none where it has no such flag."""
-    return list(get_args(get_type_hints(methods.get(name).Options)[flag])) if has(name, flag) else []
+    if not has(name, flag):
+        return []
+    named = list(get_args(get_type_hints(methods.get(name).Options)[flag]))
+    return named or [*methods.PLACES, "item_last1", "all_last1"]
 
 
 def small(name: str) -> dict[str, Any]:

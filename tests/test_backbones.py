@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from transrec import methods
+from transrec.caching import constant_blocks, structure
 from transrec.errors import TransrecError
 from transrec.modalities.image import ImageTower
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import (
     Preprocessing,
+    blocks_of,
     build_backbone,
     check_text_length,
     declared_pooling,
@@ -211,6 +214,35 @@ def test_hidden_states_are_read(recommender, inputs, kind):
         torch.testing.assert_close(states[:, number], pooled[number], atol=1e-5, rtol=1e-4)
     apply(recommender, "iisan")
     assert torch.isfinite(encode(recommender, inputs)).all()
+
+
+def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
+    """Above the blocks that do not train, an item's embedding and the gradients are those of the whole backbone."""
+    tower = recommender.item_encoder
+    before = structure(tower.backbone)
+    trained = apply(recommender, "full", train_last=1)[0].parameters.values()
+    first = SimpleNamespace(inputs=lambda items: [one[:1] for one in inputs], host_lengths=None)
+    found = constant_blocks(tower.eval(), before, first)
+    if kind == "albert":
+        assert found is None
+        return
+    assert found.count == 1 and found.tokens == tower.token_states(1, *inputs).shape[1]
+
+    def gradients(*given):
+        tower(*given).square().sum().backward()
+        taken = [parameter.grad for parameter in trained if parameter.grad is not None]
+        recommender.zero_grad()
+        return taken
+
+    whole, expected = encode(recommender, inputs), gradients(*inputs)
+    states = tower.token_states(1, *inputs)
+    tower.resume_at(found.count, found.besides)
+    # Images have no masks: what runs in front of the blocks runs for the first of them.
+    resumed = (states, *(inputs if kind in TEXT else found.others(torch.ones(1))))
+    assert tower.input_count == len(resumed) and not list(blocks_of(tower.backbone)[0].parameters())
+    torch.testing.assert_close(encode(recommender, resumed), whole, atol=1e-6, rtol=0)
+    for gradient, other in zip(gradients(*resumed), expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-6, rtol=1e-4)
 
 
 def test_no_cls(folders):

@@ -11,6 +11,7 @@ from torch import nn
 from transrec.caching import structure, why_not_constant
 from transrec.errors import TransrecError
 from transrec.models.towers import BackboneTower
+from transrec.reports.states import find_states, listing
 from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.run import read_options
@@ -59,7 +60,65 @@ def test_a_constant_backbone_runs_once(flags, backbones, tmp_path, monkeypatch, 
 
 
 def load_modalities(kind: str) -> list[str]:
-    return {"bert": ["text"], "mae": ["image"]}.get(kind, ["text", "image"])
+    return {"bert": ["text"], "llama": ["text"], "mae": ["image"]}.get(kind, ["text", "image"])
+
+
+LAST_BLOCKS = {
+    "houlsby, bert": ("houlsby", "bert", ["--insert", "all_last1"]),
+    "lora, llama": ("lora", "llama", ["--insert", "item_last1"]),
+    "kadapter, bert": ("kadapter", "bert", ["--item_layers", "-1", "--item_heads", "2", "--item_size", "8"]),
+    "full, mae": ("full", "mae", ["--train_last", "1"]),
+    "bitfit, both": ("bitfit", BOTH, ["--insert", "item_last1"]),
+}
+
+
+@pytest.mark.parametrize("case", LAST_BLOCKS)
+def test_blocks_below_those_that_change_run_once(flags, backbones, tmp_path, case):
+    """The numbers are those of running them in every step, and a run that was stopped goes on to the same."""
+    method, kind, more = LAST_BLOCKS[case]
+    flags = [*flags, *encoder_flags(kind, backbones), *more, "--lr", "1e-2", "--state_cache", str(tmp_path / "states")]
+    run([*flags, "--cached", "no", "--output", str(tmp_path / "no")], method)
+    run([*flags, "--output", str(tmp_path / "auto"), "--epochs", "1", "--keep_state"], method)
+    run(["--resume", str(tmp_path / "auto"), "--epochs", "2"])
+    log = (tmp_path / "auto" / "log.txt").read_text()
+    for modality in load_modalities(kind):
+        assert (
+            f"computed    {modality}: blocks 1 to 1, once for " in log and f"caching     {modality}: states of" in log
+        )
+    one, other = (numbers(tmp_path / name) for name in ("no", "auto"))
+    for a, b in zip(one["epochs"], other["epochs"], strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-6)
+    assert one["parameters"] == other["parameters"] and one["test"] == pytest.approx(other["test"], abs=5e-5)
+    trained, same = (best(tmp_path / name) for name in ("no", "auto"))
+    assert trained.keys() == same.keys()
+    if method not in ("kadapter", "bitfit"):
+        assert all(".0." not in name.partition("backbone")[2] for name in trained), "of two blocks the last trains"
+    for name, tensor in trained.items():
+        torch.testing.assert_close(same[name], tensor, atol=2e-5, rtol=1e-3)
+    loaded = load_run(tmp_path / "auto")
+    assert all(torch.equal(loaded.get_parameter(name), tensor) for name, tensor in same.items())
+
+
+def test_states_of_tokens_in_fp16_and_on_disk(flags, tmp_path):
+    """Blocks of 256 items end at any token; what is listed of the file, tells how many items it is of."""
+    more = ["--train_last", "1", "--state_cache", str(tmp_path / "states"), "--epochs", "1"]
+    for place in ("cpu", "disk"):
+        run([*flags, *more, "--state_dtype", "fp16", "--cache_device", place, "--output", str(tmp_path / place)])
+    assert numbers(tmp_path / "cpu")["epochs"] == numbers(tmp_path / "disk")["epochs"]
+    run([*flags, *more, "--cached", "no", "--output", str(tmp_path / "no")])
+    half, whole = (numbers(tmp_path / name)["epochs"][0]["train_loss"] for name in ("cpu", "no"))
+    assert half == pytest.approx(whole, rel=1e-3)
+    assert "; states tokens 1; " in listing(find_states([tmp_path / "states"]))
+
+
+def test_blocks_that_a_backbone_has_not(flags, tmp_path):
+    for method, flag, given in (("houlsby", "insert", "item_last3"), ("full", "train_last", "3")):
+        with pytest.raises(TransrecError, match=f"^--{flag} {given}: the item encoder has 2 blocks of its own"):
+            run([*flags, f"--{flag}", given, "--output", str(tmp_path / "run")], method)
+    with pytest.raises(TransrecError, match=r"^--insert 'item_last0': must be one of item, user, user_"):
+        run([*flags, "--insert", "item_last0", "--output", str(tmp_path / "run")], "houlsby")
+    with pytest.raises(TransrecError, match=r"^--insert item_last1: starts at layer 1, and --item_layers names 0"):
+        run([*flags, "--insert", "item_last1", "--output", str(tmp_path / "run")], "kadapter")
 
 
 @pytest.mark.parametrize(
@@ -95,6 +154,17 @@ def test_what_changes_a_backbone_without_training_in_it_is_found(flags, tmp_path
     handle.remove()
     tower.backbone.encoder.layer[1].output.dropout = nn.Identity()
     assert why_not_constant(tower, before) == "the method changes the text encoder"
+
+
+def test_what_is_frozen_beside_what_is_stored_does_not_hinder_resuming(flags, tmp_path):
+    """Over a source checkpoint the projection stays frozen, and is no part of a run's state."""
+    flags = [*flags, "--state_cache", str(tmp_path / "states"), "--epochs", "1"]
+    run([*flags, "--output", str(tmp_path / "source")])
+    more = ["--insert", "user", "--checkpoint", str(tmp_path / "source"), "--keep_state"]
+    run([*flags, *more, "--output", str(tmp_path / "run")], "houlsby")
+    run(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+    run([*flags, *more, "--epochs", "2", "--output", str(tmp_path / "unbroken")], "houlsby")
+    assert numbers(tmp_path / "run")["epochs"] == numbers(tmp_path / "unbroken")["epochs"]
 
 
 def test_a_run_of_before_goes_on_as_it_began(flags, tmp_path):

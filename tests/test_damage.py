@@ -113,7 +113,7 @@ LAST = [
     (retype("optimizer.exp_avg_sq."), None, "is torch.float16, this model's is torch.float32"),
     (drop("optimizer.exp_avg."), None, "lacks optimizer.exp_avg"),
     (reshape("model.", (2, 2)), None, r"is \[2, 2\], this model's is"),
-    (drop("model."), None, "was trained on other base weights|lacks"),
+    (drop("model."), None, "is missing there, or is no tensor that trains"),
     (None, put("state", value=[]), "its description is damaged"),
     (None, put("state", "step", value="two"), "epoch, step and best_epoch are"),
     (None, put("state", "step", value=-1), "epoch, step and best_epoch are"),

@@ -36,6 +36,7 @@ from transrec.modalities.image import ImageTower
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import (
     Preprocessing,
+    blocks_of,
     build_backbone,
     is_norm,
     layer_norms,
@@ -155,7 +156,12 @@ def promised_existing(recommender, name, options):
     chosen = methods.get(name).Options(**options)
     kinds = ["LayerNorms"] if getattr(chosen, "train_layernorm", False) else []
     kinds += [method.trains_existing] if method.trains_existing else []
-    for root in [*ROOTS[chosen.insert], *(towers if chosen.insert in ("item", "all") else [])]:
+    whole = chosen.insert.removesuffix("_last1")
+    of_backbones = list(towers) if whole in ("item", "all") else []
+    if whole != chosen.insert:
+        paths = {module: path for path, module in recommender.named_modules()}
+        of_backbones = [paths[blocks_of(tower.backbone)[-1]] for tower in towers.values()]
+    for root in [*ROOTS[whole], *of_backbones]:
         for path, module in recommender.get_submodule(root).named_modules(prefix=root):
             found |= {f"{path}.{n}" for kind in kinds for n in EXISTING[kind](module)}
     return {every[n] for n in found if n in every}

@@ -7,13 +7,15 @@ from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from transrec.data.features import Features, blocks_ahead
-from transrec.data.states import BLOCK_ITEMS, DamagedStates, Provenance, StateBuilder, StateFile
+from transrec.data.features import BackboneFeatures, blocks_ahead
+from transrec.data.states import BLOCK_ITEMS, TOKENS, DamagedStates, Provenance, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
+from transrec.models.backbone import blocks_of
 from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower, StoredTower, Tower
 from transrec.paths import file_sha256, make_folder
@@ -48,7 +50,7 @@ class StateCache:
         self,
         made_of: Provenance,
         shape: tuple[int, int, int],
-        features: Features,
+        features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> StateFile:
         """The hidden states of every item of a catalogue.
@@ -56,7 +58,7 @@ class StateCache:
         A file that is damaged is made again, with a warning: all that it could hold is made of what `made_of` names.
 
         Args:
-            shape: items, K, D.
+            shape: items, or tokens of all items, K, D.
             features: of the whole catalogue, whose items 1..n are its rows.
             tower: gives the backbone to compute them with, where they are to be computed.
 
@@ -75,7 +77,9 @@ class StateCache:
                 if damage:
                     warn(f"{damage.args[0].removesuffix('; delete it, it is made again')}; it is made again")
                 if world.any(world.is_main and file is None):
-                    self._make(StateBuilder(path, shape, made_of.dtype, made_of.as_dict()), made_of, features, tower)
+                    bounds = token_bounds(features, shape[0]) if _is_of_tokens(made_of) else None
+                    builder = StateBuilder(path, shape, made_of.dtype, made_of.as_dict(), bounds)
+                    self._make(builder, made_of, features, tower)
             file = StateFile(path, made_of.deciding())
         # Others may read a folder that this process cannot write.
         with suppress(OSError):
@@ -86,7 +90,7 @@ class StateCache:
         self,
         builder: StateBuilder,
         made_of: Provenance,
-        features: Features,
+        features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> None:
         world = self.world
@@ -95,7 +99,9 @@ class StateCache:
                 done = builder.begin()
             size = builder.shape[0] * builder.row_bytes / 2**20
             what = "outputs" if made_of.states == OUTPUT else f"{builder.shape[1]} states"
-            items = f"{what} of {builder.shape[0]:,} items"
+            if _is_of_tokens(made_of):
+                what = f"states of the {builder.shape[0]:,} tokens"
+            items = f"{what} of {len(features):,} items"
             self.log(f"caching     {made_of.modality}: {items}, {size:,.0f} MiB, to {builder.path}")
             if done:
                 self.log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
@@ -113,7 +119,7 @@ class StateCache:
         self,
         builder: StateBuilder,
         made_of: Provenance,
-        features: Features,
+        features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> None:
         world, modality = self.world, made_of.modality
@@ -121,28 +127,57 @@ class StateCache:
             waiting = builder.waiting(world.rank, world.size)
         if not waiting:
             return
-        encoder = tower().to(world.device).eval()
-        if made_of.states == OUTPUT:
-
-            def read_states(*inputs: torch.Tensor) -> torch.Tensor:
-                return encoder.read_out(*inputs).unsqueeze(1)
-        else:
-            encoder.states, read_states = made_of.states, encoder.read
-        work = blocks_ahead(waiting, BLOCK_ITEMS, builder.shape[0], features)
+        read_states = _reader(tower().to(world.device).eval(), made_of.states, features)
+        firsts = [BLOCK_ITEMS * builder.blocks.index(row) for row in waiting]
+        work = blocks_ahead(firsts, BLOCK_ITEMS, len(features), features)
         share = len(builder.blocks[world.rank :: world.size])
         done = share - len(waiting)
         bar = Bar(work, total=len(waiting), desc=f"cache {modality}", unit="block", disable=not world.is_main)
         try:
             for items, read in bar:
                 with self.precision.autocast():
-                    states = read_states(*features.inputs(items, read))
-                builder.put(int(items[0]) - 1, states)
+                    states = read_states(items, *features.inputs(items, read))
+                builder.put(builder.blocks[int(items[0] - 1) // BLOCK_ITEMS], states)
                 done += 1
         except Interrupted as stop:
             of_whom = " of this process" if world.size > 1 else ""
             kept = f"{done:,} of {share:,} blocks of {modality} states{of_whom} are kept"
             stop.advice = f"{kept}, the same command continues"
             raise
+
+
+def _is_of_tokens(made_of: Provenance) -> bool:
+    return str(made_of.states).startswith(TOKENS)
+
+
+def token_lengths(features: BackboneFeatures, longest: int) -> np.ndarray:
+    """How many tokens each of the items 1..n has, int64 [n]; of features that are all alike, `longest`."""
+    lengths = features.host_lengths
+    return np.full(len(features), longest) if lengths is None else lengths.astype(np.int64)
+
+
+def token_bounds(features: BackboneFeatures, rows: int) -> list[int]:
+    """The first row of each block of items in a file with a row for each of so many tokens, and behind them `rows`."""
+    ends = np.cumsum(token_lengths(features, rows // len(features)))
+    return [0, *ends[BLOCK_ITEMS - 1 : -1 : BLOCK_ITEMS].tolist(), int(ends[-1])]
+
+
+def _reader(encoder: BackboneTower, states: list[int] | str, features: BackboneFeatures) -> Callable[..., Tensor]:
+    """What is kept of items int64 [N] and their inputs: [N, K, D], or of their tokens [tokens, 1, D]."""
+    if states == OUTPUT:
+        return lambda items, *inputs: encoder.read_out(*inputs).unsqueeze(1)
+    if isinstance(states, list):
+        encoder.states = states
+        return lambda items, *inputs: encoder.read(*inputs)
+    block = int(states.removeprefix(TOKENS))
+
+    def read_tokens(items: Tensor, *inputs: Tensor) -> Tensor:
+        hidden = encoder.token_states(block, *inputs)
+        lengths = torch.from_numpy(token_lengths(features, hidden.shape[1])[items.numpy() - 1])
+        used = torch.arange(hidden.shape[1]) < lengths.unsqueeze(1)
+        return hidden[used.to(hidden.device)].unsqueeze(1)
+
+    return read_tokens
 
 
 def _opened(
@@ -175,17 +210,82 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
         before: `structure` of its backbone before the method was applied.
     """
     backbone = tower.backbone
-    if not tower.states:
-        return f"{tower.stateless} have no hidden states"
     if any(parameter.requires_grad for parameter in backbone.parameters()):
         return f"parameters inside the {tower.modality} encoder train"
     if structure(backbone) != before:
         return f"the method changes the {tower.modality} encoder"
+    return _why_not_fixed(tower)
+
+
+def _why_not_fixed(tower: Tower) -> str:
+    """Why even an unchanged backbone would give other states in every step, or no states; "" where it would not."""
+    if not tower.states:
+        return f"{tower.stateless} have no hidden states"
     if tower.backbone_dropout:
         return f"the {tower.modality} encoder's dropout is on (--backbone_dropout)"
-    if ratio := getattr(backbone.config, "mask_ratio", 0):
+    if ratio := getattr(tower.backbone.config, "mask_ratio", 0):
         return f"--mask_ratio {ratio:g} draws other patches each time"
     return ""
+
+
+@dataclass(frozen=True)
+class ConstantBlocks:
+    """The first blocks of a backbone whose last ones a method changes.
+
+    Attributes:
+        count: how many give the same in every step; at least one.
+        tokens: how many of an item they read: T.
+        besides: what such a block gives out beside its hidden states, in a tuple; None where it gives no tuple.
+        others: gives the inputs that the backbone still needs, of items int64 [N] on the host.
+    """
+
+    count: int
+    tokens: int
+    besides: tuple | None
+    others: Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeatures) -> ConstantBlocks | None:
+    """The first blocks of a tower's backbone that a method has left as they were, and whatever stands before them.
+
+    None where there are none, or where they cannot be left out.
+
+    Args:
+        before: `structure` of the backbone before the method was applied.
+        features: what the tower is given; of the first item it is read to see what runs in front of the blocks.
+    """
+    backbone, same = tower.backbone, set(before)
+    blocks = list(blocks_of(backbone))
+    # A block that several layers share cannot be left out of some.
+    if _why_not_fixed(tower) or tower.projection is None or not 1 < len(blocks) == tower.depth:
+        return None
+    if not hasattr(features, "host_lengths"):
+        return None
+    first = features.inputs(torch.ones(1, dtype=torch.int64))
+    names = {module: name for name, module in backbone.named_modules()}
+    touched = {entry[0] for entry in structure(backbone) if entry not in same}
+    touched |= {name.rpartition(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    in_front, outputs = [], []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: in_front.append(names[module]))
+        for module in names
+        if not any(module in block.modules() for block in blocks)
+    ]
+    hooks.append(blocks[0].register_forward_hook(lambda *called: outputs.append(called[-1])))
+    try:
+        tokens = tower.token_states(1, *first).shape[1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    besides = outputs[0][1:] if isinstance(outputs[0], tuple) else None
+    if touched & set(in_front) or any(isinstance(value, Tensor) for value in besides or ()):
+        return None
+    own = [f"{names[block]}." for block in blocks]
+    of_touched = (n for n, block in enumerate(own) if any(f"{name}.".startswith(block) for name in touched))
+    count = next(of_touched, len(blocks) - 1)
+    # Masks follow from the items' own inputs; without masks those of any item do.
+    others = (lambda items: first) if features.host_lengths is None else features.inputs
+    return ConstantBlocks(count, tokens, besides, others) if count else None
 
 
 def replace_tower(recommender: Recommender, tower: Tower) -> None:

@@ -147,8 +147,8 @@ class DataOptions(Options):
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
         "Compute what the backbones give once, before the first epoch, keep it in files, and read it from there. auto: "
-        "where it is constant, because nothing trains inside a backbone and its dropout is off; yes: the same, and "
-        "refuse to run where it is not; no: run the backbones in every step.",
+        "where it is constant, because nothing trains inside a backbone and its dropout is off, or nothing below its "
+        "last blocks; yes: the same, and refuse to run where no block is; no: run the backbones in every step.",
         nargs="?",
         const="yes",
         off="no",

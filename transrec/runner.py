@@ -22,12 +22,21 @@ from transrec.assembly import (
     stored_states,
     tower_of,
 )
-from transrec.caching import OUTPUT, StateCache, replace_tower, structure, weights_digest, why_not_constant
+from transrec.caching import (
+    OUTPUT,
+    StateCache,
+    constant_blocks,
+    replace_tower,
+    structure,
+    token_lengths,
+    weights_digest,
+    why_not_constant,
+)
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures
-from transrec.data.states import Provenance, StateFeatures
+from transrec.data.states import TOKENS, Provenance, StateFeatures, StateFile, TokenStateFeatures
 from transrec.errors import (
     FileError,
     Interrupted,
@@ -41,6 +50,7 @@ from transrec.errors import (
 from transrec.methods import TrainableGroup
 from transrec.modalities import BackboneModality
 from transrec.models.recommender import Recommender
+from transrec.models.towers import BackboneTower
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse, read_settings
@@ -337,11 +347,13 @@ def _computed_once(
 ) -> Features:
     """What towers are given: of each whose backbone is constant, its states, and the tower that is given them.
 
+    Where the first blocks are constant, that is the states of all tokens that the block behind them is given.
+
     Args:
         before: of each backbone its structure before the method was applied.
         features: what the towers are given as they are, of the items 1..n.
 
-    Raises TransrecError under --cached yes for a backbone that is not constant.
+    Raises TransrecError under --cached yes for a backbone of which nothing is constant.
     """
     data = settings.data
     if data.cached == "no":
@@ -350,20 +362,38 @@ def _computed_once(
     for tower, part in zip(list(recommender.item_encoder.towers), _parts(features), strict=True):
         if tower.backbone is not None:
             why_not = why_not_constant(tower, before[tower.modality])
-            if why_not and data.cached == "yes":
-                raise TransrecError(f"--cached yes: {why_not}, so there is nothing to compute once; use --cached auto")
+            once = partial(_states_of, settings, tower, part, cache)
             if not why_not:
                 # A tower that a method has taken the projection of is read state by state.
                 states = OUTPUT if tower.projection is not None else tower.states
-                modality, count = settings.modalities[tower.modality], len(part)
-                made_of = _provenance(settings, modality, part, states, cache.precision)
-                shape = (count, 1 if states == OUTPUT else len(states), tower.width)
-                file = cache.states(made_of, shape, part, lambda tower=tower: tower)
-                cache.log(f"computed    {tower.modality}: once for {count:,} items, read from {file.path}")
-                part = StateFeatures(file, np.arange(count), cache.world.device, data.cache_device)
+                shape = (len(part), 1 if states == OUTPUT else len(states), tower.width)
+                part = StateFeatures(once(states, shape), np.arange(len(part)), cache.world.device, data.cache_device)
                 replace_tower(recommender, tower)
+            elif first := constant_blocks(tower.to(cache.world.device), before[tower.modality], part):
+                lengths = token_lengths(part, first.tokens)
+                file = once(f"{TOKENS}{first.count}", (int(lengths.sum()), 1, tower.width))
+                part = TokenStateFeatures(file, lengths, first.others, cache.world.device, data.cache_device)
+                tower.resume_at(first.count, first.besides)
+            elif data.cached == "yes":
+                raise TransrecError(f"--cached yes: {why_not}, so there is nothing to compute once; use --cached auto")
         parts.append(part)
     return _joined(parts)
+
+
+def _states_of(
+    settings: Settings,
+    tower: BackboneTower,
+    features: BackboneFeatures,
+    cache: StateCache,
+    states: list[int] | str,
+    shape: tuple[int, int, int],
+) -> StateFile:
+    """The file of those states of the items that `features` are of."""
+    made_of = _provenance(settings, settings.modalities[tower.modality], features, states, cache.precision)
+    file = cache.states(made_of, shape, features, lambda: tower)
+    what = f"blocks 1 to {states.removeprefix(TOKENS)}, " if str(states).startswith(TOKENS) else ""
+    cache.log(f"computed    {tower.modality}: {what}once for {len(features):,} items, read from {file.path}")
+    return file
 
 
 def _check_constant(

@@ -44,9 +44,11 @@ class BackboneFeatures(Features, Protocol):
 
     Attributes:
         digest: SHA-256 of the backbone's whole input, in the order of the items.
+        host_lengths: int [n], how many tokens each item has; None where all have as many.
     """
 
     digest: str
+    host_lengths: np.ndarray | None
 
     def __len__(self) -> int:
         """n, of the items 1..n."""
@@ -141,6 +143,7 @@ class ImageFeatures:
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
         self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
+        self.host_lengths = None
 
     def __len__(self) -> int:
         return len(self.ids)

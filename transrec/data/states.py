@@ -10,6 +10,8 @@ import json
 import math
 import mmap
 import os
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,6 +33,8 @@ DIGEST_BYTES = 16
 NO_DIGEST = b"0" * DIGEST_BYTES
 # Digits of a provenance's digest in the name of its file.
 NAME_DIGITS = 16
+# What a provenance's `states` begin with where a file holds those of all tokens.
+TOKENS = "tokens "
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Provenance:
         preprocessing: what is done to the inputs before the backbone sees them; of texts nothing.
         pooling: how a layer's output becomes one vector of the item.
         states: the states that are kept, 0 the embedding layer's, k that of block k; "output": what the backbone gives
-            out for an item, alone.
+            out for an item, alone; "tokens K": state K of every token, one row for each.
         dtype: how they are kept, fp16 or fp32.
         precision: that they are computed in.
         about: for people, by name: the encoder, the checkpoint, the items file. Decides nothing.
@@ -59,7 +63,7 @@ class Provenance:
     inputs: str
     preprocessing: dict[str, Any]
     pooling: str
-    states: list[int] | Literal["output"]
+    states: list[int] | str
     dtype: str
     precision: str
     about: dict[str, str] = field(default_factory=dict, compare=False)
@@ -190,14 +194,23 @@ class StateBuilder:
         path: of the file to be.
         shape: items, K, D.
         made_of: whatever the states depend on, plain values; see `Provenance`.
+        bounds: the first row of each block, and behind them the number of rows; by default 256 rows are a block.
 
     One process begins and finishes the file; others may fill it in between.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int], dtype: str, made_of: dict[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: str,
+        made_of: dict[str, Any],
+        bounds: Sequence[int] | None = None,
+    ):
         self.path, self.shape = path, shape
         self.numpy = DTYPES[dtype][1]
-        self.blocks = range(0, shape[0], BLOCK_ITEMS)
+        self.bounds = [*range(0, shape[0], BLOCK_ITEMS), shape[0]] if bounds is None else list(bounds)
+        self.blocks = self.bounds[:-1]
         self.header, self._digests_at = _header(shape, dtype, made_of, len(self.blocks))
         self.partial = path.with_name(f".{path.name}.partial")
         self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy).itemsize
@@ -244,13 +257,17 @@ class StateBuilder:
         if digest == NO_DIGEST:
             return False
         file.seek(self._states_at(first_row))
-        return digest == _digest(file.read(min(BLOCK_ITEMS, self.shape[0] - first_row) * self.row_bytes))
+        rows = self.bounds[self._number(first_row) + 1] - first_row
+        return digest == _digest(file.read(rows * self.row_bytes))
+
+    def _number(self, first_row: int) -> int:
+        return bisect_left(self.bounds, first_row)
 
     def _states_at(self, first_row: int) -> int:
         return len(self.header) + first_row * self.row_bytes
 
     def _digest_at(self, first_row: int) -> int:
-        return self._digests_at + first_row // BLOCK_ITEMS * DIGEST_BYTES
+        return self._digests_at + self._number(first_row) * DIGEST_BYTES
 
     def put(self, first_row: int, states: Tensor) -> None:
         """Write the states [N, K, D] of a block for good."""
@@ -278,7 +295,7 @@ class StateBuilder:
             return file_error(error, self.path, "give another folder with --state_cache", "cannot be written")
         return TransrecError(
             f"{self.path}: no room for {self.length / 2**20:,.1f} MiB of hidden states ({error.strerror}); make room, "
-            f"give another folder with --state_cache, read fewer layers, or use --state_dtype fp16"
+            f"give another folder with --state_cache, read fewer layers, use --state_dtype fp16, or --cached no"
         )
 
     def finish(self) -> None:
@@ -349,6 +366,43 @@ class StateFeatures:
         else:
             states = self.held[(items - 1).to(self.held.device, non_blocking=True)]
         return (states.to(self.device, non_blocking=True),)
+
+
+class TokenStateFeatures(StateFeatures):
+    """Hidden states of all tokens of the items 1..n, for a backbone that goes on from them, and its other inputs.
+
+    Args:
+        file: one row for each token, of the items 1..n in their order.
+        lengths: int [n], how many tokens each item has.
+        others: gives what the backbone is given besides, of items int64 [N] on the host.
+    """
+
+    def __init__(
+        self,
+        file: StateFile,
+        lengths: np.ndarray,
+        others: Callable[[Tensor], tuple[Tensor, ...]],
+        device: torch.device,
+        place: Literal["auto", "gpu", "cpu", "disk"] = "auto",
+    ):
+        super().__init__(file, np.arange(len(file.states)), device, place)
+        self.lengths, self.others = lengths, others
+        self.starts = np.cumsum(lengths) - lengths
+
+    def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """States float16 or float32 [N, T, D] on the device, zeros behind an item's last token, and the other inputs.
+
+        T is the longest item's among them.
+        """
+        rows = items.numpy() - 1
+        lengths = self.lengths[rows]
+        positions = np.arange(lengths.max(initial=1))
+        used = torch.from_numpy(positions < lengths[:, None])
+        tokens = torch.from_numpy((self.starts[rows, None] + positions)[used.numpy()] + 1)
+        (states,) = super().inputs(tokens)
+        padded = states.new_zeros(*used.shape, states.shape[-1])
+        padded[used.to(self.device, non_blocking=True)] = states[:, 0]
+        return padded, *self.others(items)
 
 
 def _place(size: int, device: torch.device) -> str:

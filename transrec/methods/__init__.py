@@ -6,6 +6,7 @@ and places modules at the sites of a stack. Nothing else needs to know of it.
 
 from transrec.methods.base import (
     METHODS,
+    PLACES,
     ROUNDING,
     AdapterOptions,
     InsertOptions,
@@ -23,6 +24,7 @@ from transrec.methods.base import (
 
 __all__ = [
     "METHODS",
+    "PLACES",
     "ROUNDING",
     "AdapterOptions",
     "InsertOptions",

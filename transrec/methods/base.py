@@ -1,6 +1,7 @@
 """What a method is, and applying a method to a recommender."""
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
 from transrec.models.recommender import Recommender
+from transrec.models.towers import BackboneTower
 from transrec.options import Options, flag
 from transrec.registry import Registry
 
-Where = Literal["item", "user", "user_first", "user_last", "all"]
+PLACES = ("item", "user", "user_first", "user_last", "all")
+# The last blocks of each backbone, however many, without or with the user encoder.
+LAST_BLOCKS = re.compile(r"(item|all)_last([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,18 @@ class InsertOptions(MethodOptions):
     _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {}
 
-    insert: Where = flag(
+    insert: str = flag(
         "all",
-        "Where the method goes: item encoder, user encoder, the user encoder's first or last block, or both encoders.",
+        "Where the method goes: item or user encoder, user_first or user_last block of the user encoder, or all (both "
+        "encoders); item_last2, all_last2 or any other number: of each backbone its last 2 blocks alone, and with "
+        "--cached auto the blocks below run once per item, not in every step.",
     )
     adapter_lr: float = flag(1.5e-4, "Learning rate of what the method trains.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.insert not in PLACES and not LAST_BLOCKS.fullmatch(self.insert):
+            raise TransrecError(f"--insert {self.insert!r}: must be one of {', '.join(PLACES)}, item_lastN, all_lastN")
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class Place:
 
     tower: Literal["item", "user"]
     stack: Stack
-    blocks: list[Block]
+    blocks: Sequence[Block]
     modality: str
     projection: nn.Linear | None = None
 
@@ -132,6 +143,10 @@ class Method:
         Parameters without a group are of the group "adapter".
         """
         return []
+
+    def trained_of_backbone(self, tower: BackboneTower, options: MethodOptions) -> Iterable[nn.Parameter]:
+        """Which of a backbone's own weights train, where `trains_backbone` says that they do: by default all."""
+        return [p for name, p in tower.backbone.named_parameters() if name not in tower.constants]
 
     def rates(self, options: MethodOptions) -> dict[str, float]:
         """The learning rate of each group that `insert` names."""
@@ -207,7 +222,7 @@ def apply(
 
     Args:
         train_recommender: also train the projection and the user encoder, whatever the method says.
-        backbone_dropout: None leaves it on where the backbone's own weights train, and in published variants.
+        backbone_dropout: None leaves it on where all of a backbone's own weights train, and in published variants.
 
     Returns:
         The groups for the optimiser; every trainable parameter is in exactly one.
@@ -219,19 +234,21 @@ def apply(
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
     backbones = [tower for tower in recommender.item_encoder.towers if tower.backbone is not None]
     recommender.requires_grad_(False)
+    # Parts that exist before the method does: what it inserts must not count among them.
+    own: list[nn.Parameter] = []
     for tower in backbones:
-        published = getattr(options, "variant", "paper") == "published"
-        by_default = method.trains_backbone or published
+        trained = list(method.trained_of_backbone(tower, options)) if method.trains_backbone else []
+        whole = len(trained) == len(list(tower.backbone.parameters())) - len(tower.constants)
+        by_default = whole or getattr(options, "variant", "paper") == "published"
         tower.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
+        own += trained
     chosen: dict[nn.Parameter, str] = {}
 
     def choose(group: str, parameters) -> None:
         for parameter in parameters:
             chosen.setdefault(parameter, group)
 
-    # Parts that exist before the method does: what it inserts must not count among them.
-    of_backbones = [(tower, name, p) for tower in backbones for name, p in tower.backbone.named_parameters()]
-    not_recommender = {p for _, _, p in of_backbones}
+    not_recommender = {parameter for tower in backbones for parameter in tower.backbone.parameters()}
     recommender_parameters = [p for p in recommender.parameters() if p not in not_recommender]
     choose("adapter", rebuilt)
     if isinstance(options, InsertOptions):
@@ -241,8 +258,7 @@ def apply(
             trained = method.insert(place, options)
             for group, parameters in (trained if isinstance(trained, Mapping) else {"adapter": trained}).items():
                 choose(group, parameters)
-    if method.trains_backbone:
-        choose("backbone", (p for tower, name, p in of_backbones if name not in tower.constants))
+    choose("backbone", own)
     if method.trains_recommender or train_recommender:
         choose("recommender", recommender_parameters)
 
@@ -262,10 +278,11 @@ def apply(
     return [group for group in groups.values() if group.parameters]
 
 
-def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
+def _places(recommender: Recommender, where: str, name: str) -> list[Place]:
     places = []
     encoder = recommender.item_encoder
-    if where in ("item", "all"):
+    last = LAST_BLOCKS.fullmatch(where)
+    if last or where in ("item", "all"):
         backbones = [tower for tower in encoder.towers if tower.backbone is not None]
         if not backbones:
             raise TransrecError(
@@ -274,15 +291,23 @@ def _places(recommender: Recommender, where: Where, name: str) -> list[Place]:
             )
         for tower in backbones:
             stack = view(tower.backbone)
-            places.append(Place("item", stack, stack.blocks, tower.modality, tower.projection))
-    if where != "item":
+            blocks = last_blocks(stack.blocks, int(last[2]), f"--insert {where}") if last else stack.blocks
+            places.append(Place("item", stack, blocks, tower.modality, tower.projection))
+    if where != "item" and not where.startswith("item_"):
         stack = _user_stack(recommender, where, name)
         blocks = {"user_first": stack.blocks[:1], "user_last": stack.blocks[-1:]}.get(where, stack.blocks)
         places.append(Place("user", stack, blocks, encoder.modality))
     return places
 
 
-def _user_stack(recommender: Recommender, where: Where, name: str) -> Stack:
+def last_blocks(blocks: Sequence[Any], count: int, flag: str) -> Sequence[Any]:
+    """The last of a backbone's blocks. Raises TransrecError, naming the flag, where it has fewer."""
+    if count > len(blocks):
+        raise TransrecError(f"{flag}: the item encoder has {len(blocks)} blocks of its own; give at most that number")
+    return blocks[len(blocks) - count :]
+
+
+def _user_stack(recommender: Recommender, where: str, name: str) -> Stack:
     try:
         return view(recommender.user_encoder)
     except TransrecError as error:

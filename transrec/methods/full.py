@@ -1,11 +1,38 @@
-"""Full fine-tuning (`full`): nothing is inserted, everything trains."""
+"""Full fine-tuning (`full`): nothing is inserted, everything trains, or of each backbone its last blocks."""
 
-from transrec.methods.base import Method, register
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from transrec.methods.base import Method, MethodOptions, last_blocks, parameters_of, register
+from transrec.models.backbone import blocks_of
+from transrec.models.towers import BackboneTower
+from transrec.options import flag
+
+
+@dataclass(frozen=True)
+class FullOptions(MethodOptions):
+    _minimum: ClassVar[dict[str, float]] = {"train_last": 0}
+
+    train_last: int = flag(
+        0,
+        "Of each backbone train its last N blocks alone, its dropout off; the blocks below run once per item with "
+        "--cached auto (0: train all of it).",
+    )
 
 
 @register("full")
 class Full(Method):
     """The backbone trains at --backbone_lr, the rest at --lr."""
 
+    Options = FullOptions
     trains_backbone = True
     trains_recommender = True
+
+    def trained_of_backbone(self, tower: BackboneTower, options: FullOptions) -> Iterable[nn.Parameter]:
+        if not options.train_last:
+            return super().trained_of_backbone(tower, options)
+        flag = f"--train_last {options.train_last}"
+        return parameters_of(last_blocks(list(blocks_of(tower.backbone)), options.train_last, flag))

@@ -146,6 +146,11 @@ class KAdapterMethod(Method):
                 raise TransrecError(
                     f"--item_layers {options.item_layers}: the item encoder has layers 0 to {count - 1}"
                 )
+            if layers[0] < (first := count - len(place.blocks)):
+                raise TransrecError(
+                    f"--insert {options.insert}: starts at layer {first}, and --item_layers names {layers[0]}; give "
+                    f"--item_layers from {first} on"
+                )
         else:
             size, heads = options.user_size, options.user_heads
             layers = [number for number, block in enumerate(place.stack.blocks) if block in place.blocks]

@@ -1,7 +1,8 @@
 """Towers: one modality of an item, read as states or as one vector. Who made what a tower reads is not its business."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,14 @@ class BackboneTower(Tower):
         self.constants = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
         self.projection = make_projection(self.width, embedding_dim)
         self._reader: StateReader | None = None
+        # What the first block that runs is given, while it is not given it yet.
+        self._hidden: Tensor | None = None
+        self._resumes = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self._resumes:
+            self._hidden, *inputs = inputs
+        return super().forward(*inputs)
 
     def train(self, mode: bool = True) -> "BackboneTower":
         super().train(mode)
@@ -125,6 +134,54 @@ class BackboneTower(Tower):
     def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
         """Pooling of a layer's output over the tokens of N items: [N, T, D] and the items' inputs -> [N, D]."""
         return hidden[:, 0]
+
+    def token_states(self, block: int, *inputs: Tensor) -> Tensor:
+        """The inputs of N items -> what that block (from 0) is given of them: float32 [N, T, D], without gradient."""
+
+        def leave(module: nn.Module, arguments: tuple, options: dict) -> None:
+            raise _Reached(arguments[0] if arguments else options["hidden_states"])
+
+        hook = blocks_of(self.backbone)[block].register_forward_pre_hook(leave, prepend=True, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self.read_out(*inputs)
+        except _Reached as reached:
+            return reached.hidden.float()
+        finally:
+            hook.remove()
+        raise RuntimeError(f"block {block} of the {self.modality} encoder did not run")
+
+    def resume_at(self, block: int, besides: tuple | None) -> None:
+        """From now on `forward` takes one input more, in front: what `token_states` gives. The blocks below are gone.
+
+        What stands in front of the blocks still runs, for the masks that the blocks are given besides; of inputs that
+        have none one item is enough.
+
+        Args:
+            besides: what a block below gives out beside its hidden states, in a tuple; None where it gives no tuple.
+        """
+        blocks = blocks_of(self.backbone)
+        for below in blocks[:block]:
+            # A backbone may ask its blocks for more than their output: the module stays, empty.
+            for name in [*below._modules, *below._parameters, *below._buffers]:
+                delattr(below, name)
+            below.forward = partial(_passed_on, besides)
+        blocks[block].register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+        self.input_count, self._resumes = self.input_count + 1, True
+
+    def _enter(self, block: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
+        hidden, self._hidden = self._hidden.float(), None
+        return ((hidden, *arguments[1:]), options) if arguments else (arguments, options | {"hidden_states": hidden})
+
+
+class _Reached(Exception):
+    def __init__(self, hidden: Tensor):
+        super().__init__()
+        self.hidden = hidden
+
+
+def _passed_on(besides: tuple | None, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor | tuple:
+    return hidden_states if besides is None else (hidden_states, *besides)
 
 
 class StateReader:

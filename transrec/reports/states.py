@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from transrec.data.states import DamagedStates, read_provenance
+from transrec.data.states import TOKENS, DamagedStates, read_provenance
 from transrec.errors import TransrecError, about_file, printable
 from transrec.locks import Lock, remove_unused
 
@@ -107,10 +107,11 @@ def _said(of: StoredStates) -> str:
     layers = told.get("states")
     states = ", ".join(map(str, layers)) if isinstance(layers, list) else layers
     shape = told.get("shape") or ["?"]
+    of_what = "tokens" if str(layers).startswith(TOKENS) else "items"
     said = [
         encoder,
         f"states {states}",
         *(f"{name} {told[name]}" for name in ("pooling", "dtype", "precision") if name in told),
-        f"{shape[0]} items of {Path(str(about.get('dataset', '?'))).name}",
+        f"{shape[0]} {of_what} of {Path(str(about.get('dataset', '?'))).name}",
     ]
     return "; ".join(said) + ("" if of.is_whole else "; in the making")

@@ -161,10 +161,7 @@ class Trainer:
 
     def _test(self) -> dict[str, float]:
         """Metrics of the test targets at the best epoch."""
-        tensors = self._read_best()
-        with torch.no_grad():
-            for name, tensor in self.trained.items():
-                tensor.copy_(tensors[name])
+        self._load(self._read_best())
         ranking = self._rank("test")
         self._keep("test", ranking)
         return self.evaluator.summarise(ranking)
@@ -180,7 +177,8 @@ class Trainer:
         model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
         self._check_base(self.run.last, description)
         self.state = State.from_description(self.run.last, description)
-        checkpoint.load_into(self.recommender, self.run.last, model, self.description["base"]["frozen_sha256"])
+        self._check_trained(self.run.last, model)
+        self._load(model)
         if self.state.best_epoch:
             self._read_best()
         begun = len(self.state.epochs) + (self.state.step > 0)
@@ -226,13 +224,21 @@ class Trainer:
                 f"{path}: is of epoch {told[0]}, and the run's best is epoch {state.best_epoch}, of other weights or "
                 f"metrics; put that epoch's file back, or start a new run"
             )
+        self._check_trained(path, tensors)
+        return tensors
+
+    @torch.no_grad()
+    def _load(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in self.trained.items():
+            tensor.copy_(tensors[name])
+
+    def _check_trained(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if tensors.keys() != self.trained.keys():
             name = min(tensors.keys() ^ self.trained.keys())
             raise TransrecError(
                 f"{path}: {name} is missing there, or is no tensor that trains; put the right file back"
             )
         checkpoint.check_shapes(path, tensors, self.trained)
-        return tensors
 
     def drop_optimizer(self) -> None:
         """Take the optimiser's state out of a finished run's last save; resumed, the run gives the same result."""
