@@ -469,7 +469,7 @@ def test_values_below_the_least(name):
 
 def test_a_layer_outside_the_backbone(recommender):
     for layers in ([0, 2], [-3]):
-        with pytest.raises(TransrecError, match=r"--item_layers .*: the item encoder has layers 0 to 1"):
+        with pytest.raises(TransrecError, match=r"--item_layers .*: --insert .* has layers 0 to 1"):
             apply(recommender, "kadapter", item_layers=layers)
 
 

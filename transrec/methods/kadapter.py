@@ -111,7 +111,9 @@ class KAdapterOptions(AdapterOptions):
     }
 
     adapter_lr: float = flag(5e-6, "Learning rate of what the method trains.")
-    item_layers: list[int] = flag([0, -1], "Layers of the item encoder with an adapter, from 0; -1 is the last.")
+    item_layers: list[int] = flag(
+        [0, -1], "Of the item encoder's layers that --insert names, those with an adapter, from 0; -1 is the last."
+    )
     item_size: int = flag(192, "Width of the adapters' transformer blocks in the item encoder.")
     item_heads: int = flag(12, "Attention heads of the adapters' transformer blocks in the item encoder.")
     user_size: int = flag(16, "Width of the adapters' transformer blocks in the user encoder.")
@@ -133,7 +135,7 @@ class KAdapterMethod(Method):
     changes_at_insertion = ROUNDING
 
     def insert(self, place: Place, options: KAdapterOptions) -> list[nn.Parameter]:
-        count = len(place.stack.blocks)
+        count = len(place.blocks)
         if place.stack.is_shared:
             raise TransrecError(
                 "--method kadapter: the layers of this backbone share their blocks, so none of them can be chosen; use "
@@ -144,13 +146,9 @@ class KAdapterMethod(Method):
             layers = sorted({layer + count if layer < 0 else layer for layer in options.item_layers})
             if not layers or layers[0] < 0 or layers[-1] >= count:
                 raise TransrecError(
-                    f"--item_layers {options.item_layers}: the item encoder has layers 0 to {count - 1}"
+                    f"--item_layers {options.item_layers}: --insert {options.insert} has layers 0 to {count - 1}"
                 )
-            if layers[0] < (first := count - len(place.blocks)):
-                raise TransrecError(
-                    f"--insert {options.insert}: starts at layer {first}, and --item_layers names {layers[0]}; give "
-                    f"--item_layers from {first} on"
-                )
+            layers = [len(place.stack.blocks) - count + layer for layer in layers]
         else:
             size, heads = options.user_size, options.user_heads
             layers = [number for number, block in enumerate(place.stack.blocks) if block in place.blocks]
