@@ -18,6 +18,7 @@ from transrec import methods, modalities
 from transrec.errors import TransrecError, about_file, reason_of
 from transrec.options import Options, RunOptions
 from transrec.paths import resolve
+from transrec.registry import Registry, unknown
 from transrec.untrusted import read_json
 
 EVERY = "every modality"
@@ -139,9 +140,7 @@ def modality_of(read_by: Sequence[str]) -> str:
     return read_by[0] if len(read_by) == 1 else SEVERAL
 
 
-def check(
-    takers: Callable[[str | None], Sequence[type[Options]]], known_methods: Sequence[str], file: str | None = None
-) -> None:
+def check(takers: Callable[[str | None], Sequence[type[Options]]], file: str | None = None) -> None:
     """Raise TransrecError, naming the place, for a preset of what there is not, or with a value that its flag refuses.
 
     Args:
@@ -150,11 +149,12 @@ def check(
     """
     for preset in _every(file):
         said = f"{preset.place}: {preset.name}"
-        if preset.method not in (None, *known_methods):
-            raise TransrecError(f"{said}: no such method; choose from {', '.join(known_methods)}")
-        if preset.modality not in (None, SEVERAL, *modalities.names()):
-            known = ", ".join((*modalities.names(), SEVERAL))
-            raise TransrecError(f"{said}: no such modality; choose from {known} or {EVERY!r}")
+        for kind, name, known in (
+            ("method", preset.method, methods.names()),
+            ("modality", preset.modality, [*modalities.names(), SEVERAL, EVERY]),
+        ):
+            if name not in (None, *known):
+                raise TransrecError(f"{said}: {kind} {name}: {unknown(name, known)}")
         for flag, value in preset.values.items():
             _check_value(said, flag, value, takers(preset.method))
 
@@ -167,5 +167,8 @@ def _check_value(said: str, flag: str, value: Any, takers: Sequence[type[Options
         raise TransrecError(f"{said}: --{flag}: no run of it has such a flag")
     try:
         owners[0](**{flag: value})
+        for kind in Registry.every:
+            for name in (value if kind.several else [value]) if kind.flag == flag else ():
+                kind.get(name)
     except TransrecError as error:
         raise TransrecError(f"{said}: {error}") from error

@@ -9,7 +9,7 @@ import difflib
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -35,6 +35,13 @@ class Choice:
     def build(self, *arguments: Any) -> Any:
         """An object of the entry, made of `arguments` and the values of its flags by their names."""
         return self.entry(*arguments, **self.options.as_dict())
+
+
+def unknown(name: Any, known: Sequence[str]) -> str:
+    """What to say of a name that is none of those known: the nearest to it, and all."""
+    near = difflib.get_close_matches(str(name), known, n=2)
+    meant = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown; {meant}choose from {', '.join(known)}"
 
 
 class Registry(Generic[Entry]):
@@ -109,9 +116,7 @@ class Registry(Generic[Entry]):
         """
         name = self.current(name)
         if not isinstance(name, str) or name not in self._entries:
-            near = difflib.get_close_matches(str(name), self._entries, n=2)
-            meant = f"did you mean {' or '.join(near)}? " if near else ""
-            raise TransrecError(f"--{self.flag} {name}: unknown; {meant}choose from {', '.join(self.names())}")
+            raise TransrecError(f"--{self.flag} {name}: {unknown(name, self.names())}")
         return self._entries[name]
 
     def place(self, name: str) -> str:

@@ -334,7 +334,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
             # As runs of earlier releases say it.
             stored.setdefault("tracker", ["tensorboard"])
     load_plugins(given["plugin"])
-    presets.check(_preset_takers, METHODS.names(), early.presets)
+    presets.check(_preset_takers, early.presets)
     defaults = {"method": method} | defaults
     fit = _presets(given, stored, defaults, file=early.presets)
     of_file = [preset for preset in fit if preset.file]
