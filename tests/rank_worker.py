@@ -23,6 +23,7 @@ from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions, TrainingOptions
+from transrec.tracking import Trackers
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
 from transrec.training.trainer import Optimization, Records, Trainer
@@ -64,7 +65,12 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
                 batches = TrainingBatches(dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *mine)
                 standing = [replace(group, lr=0.0) for group in groups]
                 trainer = Trainer(
-                    model, standing, batches, evaluator, Optimization(TrainingOptions()), Records(None, {})
+                    model,
+                    standing,
+                    batches,
+                    evaluator,
+                    Optimization(TrainingOptions()),
+                    Records(None, {}, Trackers(Path())),
                 )
                 loss = trainer._step(*next(trainer._epoch()))
                 made = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}

@@ -12,6 +12,7 @@ from conftest import FEW_STEPS, run
 from transrec import plugins, registry, runner, settings
 from transrec.errors import TransrecError
 from transrec.models.objectives import OBJECTIVES
+from transrec.tracking import TRACKERS, Trackers
 
 PLAIN = """
 from pathlib import Path
@@ -220,5 +221,50 @@ def test_a_tracker_that_raises_is_named_in_one_line(hook, command, tmp_path):
     finally:
         plugins.unload(path)
     assert status == 2
-    assert f"tracker Broken failed at {path}:5 (KeyError: 'no such board')" in line and "--resume" in line
+    assert f"tracker broken failed at {path}:5 (KeyError: 'no such board')" in line
+    assert ("--resume" in line) == (hook != "__init__") == (tmp_path / "run").exists()
     assert (tmp_path / "run" / "result.json").exists() == (hook in ("finish", "close"))
+
+
+NOTED = """
+import json
+from transrec.tracking import Tracker, register
+
+
+class Noted(Tracker):
+    closed = []
+
+    def log(self, epochs):
+        json.loads("{")
+
+    def close(self):
+        self.closed.append(type(self).__name__)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+
+@register("one")
+class One(Noted):
+    pass
+
+
+@register("other")
+class Other(Noted):
+    pass
+"""
+
+
+def test_all_trackers_are_closed_and_the_first_error_is_told(plugin, tmp_path, capsys):
+    path = plugin(NOTED)
+    plugins.load_plugins([str(path)])
+    chosen = [registry.Choice(name, TRACKERS.get(name), TRACKERS.get(name).Options()) for name in ("one", "other")]
+    refused = rf"failed at {path}:14 \(ConnectionRefusedError: \[Errno 111\] Connection refused\)"
+    with pytest.raises(TransrecError, match=f"tracker other {refused}"), Trackers(tmp_path) as trackers:
+        trackers.open(chosen)
+    assert "tracker one failed" in capsys.readouterr().err
+    # A library's failure names the tracker's line, not the library's, and goes before those of closing.
+    logged = rf"tracker one failed at {path}:10 \(JSONDecodeError: "
+    with pytest.raises(TransrecError, match=logged), Trackers(tmp_path) as trackers:
+        trackers.open(chosen)
+        trackers.log([])
+    assert chosen[0].entry.closed == ["Other", "One"] * 2
+    assert capsys.readouterr().err.count("ConnectionRefusedError") == 2

@@ -216,8 +216,18 @@ def test_a_damaged_file_of_presets_is_told(presets_file, content, message):
 @pytest.mark.parametrize(
     "table,method,entry,message",
     [
-        ("METHODS", "hulsby", {"text": {"lr": 1.0}}, "preset of hulsby over titles: method hulsby: unknown; did you mean"),
-        ("METHODS", "houlsby", {"txt": {"lr": 1.0}}, "preset of houlsby over txt: modality txt: unknown; did you mean text"),
+        (
+            "METHODS",
+            "hulsby",
+            {"text": {"lr": 1.0}},
+            "over titles: method hulsby: unknown; did you mean",
+        ),
+        (
+            "METHODS",
+            "houlsby",
+            {"txt": {"lr": 1.0}},
+            "over txt: modality txt: unknown; did you mean text",
+        ),
         ("METHODS", "houlsby", {"text": {"adapter_rl": 1.0}}, "--adapter_rl: no run of it has such a flag"),
         ("METHODS", "full", {"text": {"adapter_lr": 1.0}}, "--adapter_lr: no run of it has such a flag"),
         ("METHODS", "houlsby", {"text": {"adapter_lr": "fast"}}, "--adapter_lr 'fast': must be a number"),

@@ -54,7 +54,7 @@ from transrec.models.towers import BackboneTower
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse, read_settings
-from transrec.tracking import Tracker, naming
+from transrec.tracking import Trackers
 from transrec.training import checkpoint, distributed
 from transrec.training.compiling import check_compiler, compile_encoders
 from transrec.training.distributed import World
@@ -131,8 +131,11 @@ def execute(settings: Settings) -> dict[str, Any]:
     world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
     with world.naming_silent_ranks(), considerate():
         folder = settings.run.run_folder or _default_folder(settings, started, world)
-        with closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run:
-            return _run(settings, run, world, started)
+        with (
+            closing(Run(folder, world.is_main, resume=bool(settings.run.resume))) as run,
+            Trackers(run.folder) as trackers,
+        ):
+            return _run(settings, run, world, started, trackers)
 
 
 def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommender:
@@ -160,11 +163,11 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommen
     return recommender.eval()
 
 
-def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[str, Any]:
+def _run(settings: Settings, run: Run, world: World, started: datetime, trackers: Trackers) -> dict[str, Any]:
     trainer = None
     try:
         with about_memory("preparing the run", LESS_MEMORY):
-            trainer, table = _prepare(settings, run, world)
+            trainer, table = _prepare(settings, run, world, trackers)
         return _train(settings, run, world, started, trainer, table)
     except Interrupted as stop:
         if run.has_begun:
@@ -179,11 +182,6 @@ def _run(settings: Settings, run: Run, world: World, started: datetime) -> dict[
             again = _resume_command(settings, run, world)
             raise type(told)(f"{told}; the run continues with: {again}") from error
         raise
-    finally:
-        for tracker in trainer.trackers if trainer else ():
-            with naming(type(tracker), run.folder):
-                tracker.close()
-        run.discard()
 
 
 def _resume_command(settings: Settings, run: Run, world: World) -> str:
@@ -213,9 +211,7 @@ def _train(
         "environment": environment(world.device, world.size),
     }
     run.write_result(result)
-    for tracker in trainer.trackers:
-        with naming(type(tracker), run.folder):
-            tracker.finish(result)
+    trainer.trackers.finish(result)
     if not settings.run.keep_state:
         trainer.drop_optimizer()
     for name in ("test", "popularity") if settings.run.test else ("validation",):
@@ -226,7 +222,7 @@ def _train(
     return result
 
 
-def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[dict[str, Any]]]:
+def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> tuple[Trainer, list[dict[str, Any]]]:
     """All that comes before the first step, every check included: the trainer, and the table of what trains."""
     run.log(f"{settings.name}, on {settings.data.dataset}")
     if settings.training.compile:
@@ -260,6 +256,8 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         pieces=settings.training.accumulate,
         sampling=objective.sampling,
     )
+    if world.is_main:
+        trackers.open(settings.choices["tracker"])
     metrics = [choice.build() for choice in settings.choices["metrics"]]
     evaluator = Evaluator(dataset.split, features, settings.evaluation, world, precision, metrics)
     trainer = Trainer(
@@ -268,10 +266,7 @@ def _prepare(settings: Settings, run: Run, world: World) -> tuple[Trainer, list[
         batches,
         evaluator,
         Optimization(settings.training, settings.choice("optimizer").build(), settings.choice("schedule").build()),
-        Records(
-            *(run, description, settings.run.save_steps, _trackers(settings, run), settings.run.profile),
-            test=settings.run.test,
-        ),
+        Records(run, description, trackers, settings.run.save_steps, settings.run.profile, settings.run.test),
     )
     _announce(run, settings, table, world, precision, len(batches))
     for modality in settings.modalities.values():
@@ -490,13 +485,3 @@ def _told(value: Any) -> str:
     """A value of a flag as the command line takes it."""
     values = value if isinstance(value, list) else [value]
     return " ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
-
-
-def _trackers(settings: Settings, run: Run) -> list[Tracker]:
-    if not run.is_main:
-        return []
-    trackers = []
-    for choice in settings.choices["tracker"]:
-        with naming(choice.entry, run.folder):
-            trackers.append(choice.build(run.folder))
-    return trackers

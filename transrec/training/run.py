@@ -53,8 +53,10 @@ class Run:
             ) from error
 
     def close(self) -> None:
-        """Unlock the folder."""
+        """Unlock the folder, and remove it where this object made it and no run has started in it."""
         if self.is_main:
+            if self.is_new and not self.has_begun:
+                shutil.rmtree(self.folder, ignore_errors=True)
             self._held.close()
 
     @staticmethod
@@ -76,11 +78,6 @@ class Run:
             path = self.folder / "log.txt"
             with about_file(path), open(path, "a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(text)}\n")
-
-    def discard(self) -> None:
-        """Remove a folder that this object made and in which no run has started."""
-        if self.is_main and self.is_new and not self.has_begun:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     def write_options(self, options: dict[str, Any]) -> None:
         self._write_json("options.json", options)

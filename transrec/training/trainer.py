@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
-from transrec.tracking import Tracker, naming
+from transrec.tracking import Trackers
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
 from transrec.training.metrics import Ranking
@@ -64,16 +64,16 @@ class Records:
     Attributes:
         run: where to write.
         description: what checkpoints say of the model (transrec.runner).
+        trackers: where each epoch's metrics go, besides the run's metrics.jsonl.
         save_steps: save the state every so many steps as well; 0: after epochs only.
-        trackers: where each epoch's metrics go, besides the run's metrics.jsonl; of the main process alone.
         profile: have the seconds of each phase of a step exact on a GPU too.
         test: rank the test targets in the end.
     """
 
     run: Run
     description: dict[str, Any]
+    trackers: Trackers
     save_steps: int = 0
-    trackers: Sequence[Tracker] = ()
     profile: bool = False
     test: bool = True
 
@@ -404,9 +404,7 @@ class Trainer:
             + ("  best" if better else "")
         )
         self.run.write_metrics(state.epochs)
-        for tracker in self.trackers:
-            with naming(type(tracker), self.run.folder):
-                tracker.log(state.epochs)
+        self.trackers.log(state.epochs)
         state.finished = state.epoch >= self.options.epochs or self._out_of_patience()
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
 
