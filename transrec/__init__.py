@@ -4,7 +4,7 @@ What other programs and scripts call is here. Each name is imported when first a
 alone takes no time:
 
     pretrain, adapt     the command line of a script
-    load_run            the recommender of a finished run
+    load_run            a finished run: its recommender, to ask for recommendations, embeddings and metrics
     load_original       the recommender of a checkpoint of the papers' released programs
 """
 
@@ -12,8 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transrec.finished import load_run
     from transrec.interop import load_original
-    from transrec.runner import adapt, load_run, pretrain
+    from transrec.runner import adapt, pretrain
 
 __all__ = ["adapt", "load_original", "load_run", "pretrain"]
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapt": "transrec.runner",
     "load_original": "transrec.interop",
-    "load_run": "transrec.runner",
+    "load_run": "transrec.finished",
     "pretrain": "transrec.runner",
 }
 

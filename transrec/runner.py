@@ -1,5 +1,6 @@
 """What scripts call: parse the command line, prepare, train, and write the result."""
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
@@ -149,7 +150,15 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommen
 
     Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
     """
-    plan = read_settings(folder, plugins).plan
+    return load_best(folder, read_settings(folder, plugins))[0]
+
+
+def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict[str, list[tuple]]]:
+    """What `load_run` gives, of a run of those settings, and each backbone's structure before the method was applied.
+
+    Raises TransrecError as `load_run`.
+    """
+    plan = settings.plan
     path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
     base = description["base"]
@@ -158,9 +167,33 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommen
     recommender = build_recommender(plan, description["item_count"], needs_base, description["sizes"])
     if plan.checkpoint and needs_base:
         load_start(recommender, plan)
+    before = _structures(recommender)
     apply_method(recommender, plan)
     checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
-    return recommender.eval()
+    return recommender.eval(), before
+
+
+def reader_of(
+    recommender: Recommender, before: dict[str, list[tuple]], settings: Settings, dataset: Dataset, world: World
+) -> tuple[Recommender, Features]:
+    """What encodes the items 1..n of a dataset as the run did, and what it is given.
+
+    Backbones that the run ran once are not run again where what they gave is still stored; the recommender that is
+    returned shares all weights with the given one, which keeps its backbones.
+
+    Args:
+        recommender, before: what `load_best` gave, on the world's device.
+
+    Raises TransrecError when the dataset lacks what items are read by, or holds it damaged.
+    """
+    kept = {id(tower): tower for tower in recommender.item_encoder.towers}
+    reader = Recommender(
+        copy.deepcopy(recommender.item_encoder, kept), recommender.user_encoder, recommender.objective
+    ).eval()
+    precision = Precision(settings.training.precision, world.device)
+    cache = _state_cache(settings, dataset, world, precision, lambda text: None)
+    features = _features(settings, dataset, world, cache)
+    return reader, _computed_once(settings, reader, before, features, cache)
 
 
 def _run(settings: Settings, run: Run, world: World, started: datetime, trackers: Trackers) -> dict[str, Any]:
@@ -284,9 +317,13 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
     recommender = build_recommender(settings.plan, dataset.split.item_count)
     if settings.run.checkpoint:
         load_start(recommender, settings.plan)
-    towers = recommender.item_encoder.towers
-    before = {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
+    before = _structures(recommender)
     return recommender, apply_method(recommender, settings.plan), before
+
+
+def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
+    towers = recommender.item_encoder.towers
+    return {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
 
 
 def read_dataset(settings: Settings) -> Dataset:

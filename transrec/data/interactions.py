@@ -100,11 +100,14 @@ class Interactions:
     beside: tuple[Path, ...] = ()
 
 
-def read_interactions(path: Path, catalog: Catalog) -> Interactions:
+def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str, str]] | None = None) -> Interactions:
     """Read a users file: one `user_id<TAB>item item item ...` per line.
 
+    Args:
+        unknown: if given, an item that the catalogue does not list is left out, and added here with line and user.
+
     Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id, a user on two
-    lines, and an item that the catalogue does not list.
+    lines, and, without `unknown`, an item that the catalogue does not list.
     """
     row_of = catalog.index()
     first_line: dict[str, int] = {}
@@ -123,8 +126,12 @@ def read_interactions(path: Path, catalog: Catalog) -> Interactions:
                 f"join the two lines or rename one user"
             )
         first_line[user] = number
+        listed = items.split()
+        if unknown is not None and not all(item in row_of for item in listed):
+            unknown.extend((number, user, item) for item in listed if item not in row_of)
+            listed = [item for item in listed if item in row_of]
         try:
-            values.extend([row_of[item] for item in items.split()])
+            values.extend([row_of[item] for item in listed])
         except KeyError as error:
             raise TransrecError(
                 f"{path}, line {number}: user {user!r} has item {error.args[0]!r}, which {catalog.path} does not list; "

@@ -135,23 +135,36 @@ class Evaluator:
         return summarise(ranking, self.options.cutoffs, self.metrics)
 
     @torch.no_grad()
-    def rank(self, recommender: Recommender, part: str) -> Ranking:
+    def encode_users(self, recommender: Recommender, items: Tensor, sequences: np.ndarray) -> Tensor:
+        """User vectors float32 [B, d] of the last items of B users, int [B, L], left-padded with 0.
+
+        Args:
+            items: float32 [n, d], embeddings of items 1..n.
+        """
+        on_device = torch.from_numpy(sequences).long().to(items.device)
+        mask = on_device > 0
+        with self.precision.autocast():
+            embeddings = items[(on_device - 1).clamp(min=0)] * mask.unsqueeze(-1)
+            return recommender.user_encoder(embeddings, mask)[:, -1].float()
+
+    @torch.no_grad()
+    def rank(self, recommender: Recommender, part: str, items: Tensor | None = None) -> Ranking:
         """Rank the targets of `part`, "validation" or "test"; equal on every rank.
+
+        Args:
+            items: what `encode_items` gave, where it was called before.
 
         Raises TransrecError when the model gives embeddings or user vectors that are not finite.
         """
         was_training = recommender.training
         recommender.eval()
-        with about_memory("encoding the items", f"give a smaller --eval_batch than {self.options.eval_batch}"):
-            items = self.encode_items(recommender)
+        if items is None:
+            with about_memory("encoding the items", f"give a smaller --eval_batch than {self.options.eval_batch}"):
+                items = self.encode_items(recommender)
         context = getattr(self.split, part).without_last(1)
 
         def user_vectors(users: np.ndarray) -> Tensor:
-            sequences = torch.from_numpy(context.last(self.split.max_seq_len, users)).long().to(items.device)
-            mask = sequences > 0
-            with self.precision.autocast():
-                embeddings = items[(sequences - 1).clamp(min=0)] * mask.unsqueeze(-1)
-                return recommender.user_encoder(embeddings, mask)[:, -1].float()
+            return self.encode_users(recommender, items, context.last(self.split.max_seq_len, users))
 
         ranking = self._rank_in_blocks(recommender.objective.scored(items), user_vectors, part)
         recommender.train(was_training)
@@ -167,7 +180,7 @@ class Evaluator:
             return self._ranked(items, user_vectors, part)
 
     def _ranked(self, items: Tensor, user_vectors, part: str) -> Ranking:
-        self._check_finite(items, "item embeddings")
+        check_finite(items, "item embeddings")
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.options.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
@@ -177,7 +190,7 @@ class Evaluator:
         for start in self._progress(blocks, blocks, f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
             vectors = user_vectors(users)
-            self._check_finite(vectors, "user vectors")
+            check_finite(vectors, "user vectors")
             on_device = (
                 torch.from_numpy(array).long().to(items.device)
                 for array in (sequences.only_last(1).flat(users), history.flat(users), history.owners(users))
@@ -202,10 +215,11 @@ class Evaluator:
             work, total=len(blocks), desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main
         )
 
-    @staticmethod
-    def _check_finite(tensor: Tensor, what: str) -> None:
-        if not torch.isfinite(tensor).all():
-            raise TransrecError(
-                f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
-                f"--precision fp32"
-            )
+
+def check_finite(tensor: Tensor, what: str) -> None:
+    """Raise TransrecError for embeddings or user vectors that are not finite."""
+    if not torch.isfinite(tensor).all():
+        raise TransrecError(
+            f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
+            f"--precision fp32"
+        )

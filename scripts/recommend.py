@@ -1,0 +1,70 @@
+"""Recommend items by a finished run: to all users of its dataset, to users of a file, or for a history that is typed.
+
+    python scripts/recommend.py --run runs/20260101-120000-adapter_lora-Target --k 10 --out top10.csv
+    python scripts/recommend.py --run RUN --history "i12 i7 i40" --items new_items.tsv
+
+Nothing is trained: items of --items, which may have come after training, are encoded by their titles, images or
+vectors, and ranked among the others. With --evaluate the last item of each history is the target, and metrics are
+printed.
+"""
+
+from pathlib import Path
+
+from transrec.arguments import Parser
+from transrec.command import reporting
+from transrec.errors import TransrecError, warn
+from transrec.finished import load_run
+from transrec.paths import resolve
+from transrec.reports.recommendations import SUFFIXES, kind_of, of_dataset, of_file, of_texts, rows_of, write
+from transrec.reports.tables import markdown
+from transrec.training.distributed import start
+
+
+def main(arguments) -> None:
+    kind = kind_of(arguments.out, arguments.format)
+    run = load_run(arguments.run, arguments.plugin, arguments.dataset).to(start(arguments.device).device)
+    if arguments.items:
+        run.add_items(arguments.items, arguments.images, arguments.vectors)
+    elif arguments.images or arguments.vectors:
+        raise TransrecError("--images or --vectors: are of the items that --items adds; give --items, too")
+    if arguments.users:
+        histories = of_file(run, resolve(arguments.users), arguments.skip_unknown)
+    elif arguments.history:
+        histories = of_texts(run, arguments.history)
+    else:
+        histories = of_dataset(run, arguments.user)
+    if histories.left_out:
+        warn(f"{histories.left_out} left out")
+    if arguments.evaluate:
+        metrics = run.evaluate(histories=histories.items)
+        targets = f"{len(histories.users):,} targets among {len(run.ids):,} items"
+        print(markdown([targets, "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()]))
+    else:
+        write(rows_of(run, histories, arguments.k, not arguments.include_seen), arguments.out, kind)
+
+
+if __name__ == "__main__":
+    parser = Parser(__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    whom = parser.add_mutually_exclusive_group()
+    whom.add_argument("--users", type=Path, help="file of histories, user_id<TAB>item item ... a line, oldest first")
+    whom.add_argument("--history", nargs="+", help='histories, each one text as "id id id", oldest first')
+    whom.add_argument("--user", nargs="+", default=[], help="users of the dataset, by their ids (default: all)")
+    parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
+    parser.add_argument("--include_seen", action="store_true", help="recommend what is in the history, too")
+    parser.add_argument("--skip_unknown", action="store_true", help="leave items of --users out that are not ranked")
+    parser.add_argument("--items", type=Path, help="items file of further items to rank, such as came after training")
+    parser.add_argument("--images", type=Path, help="image store of --items, for a run that reads images")
+    parser.add_argument("--vectors", type=Path, help="file of vectors of --items, for a run that reads vectors")
+    parser.add_argument("--dataset", type=Path, help="folder of the run's dataset, where it has moved or grown")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="print metrics: the last item of each history is hidden"
+    )
+    parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    parser.add_argument(
+        "--format", choices=sorted({*SUFFIXES.values()}), help="form of what is written (default: by the name of --out)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the run was started with")
+    with reporting():
+        main(parser.parse_args())
