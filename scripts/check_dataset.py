@@ -21,13 +21,14 @@ from transrec.data.images.gallery import open_gallery
 from transrec.data.interactions import PARTS
 from transrec.data.statistics import (
     Activity,
+    Repeats,
     as_kept,
     as_read,
     cold_items,
     cold_targets,
     early_targets,
-    repeated_pairs,
     repeated_targets,
+    repeats,
 )
 from transrec.errors import printable, warn
 from transrec.options import DataOptions
@@ -66,10 +67,11 @@ def told_of(broken: dict[str, str]) -> list[str]:
     return [f"pictures that cannot be decoded: {len(broken):,}, {first}{'; ...' * (len(broken) > NAMED)}"]
 
 
-def counts(dataset: Dataset, lacking: dict[str, set[str]]) -> list[list[str]]:
+def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) -> list[list[str]]:
     """What is in the dataset, as rows: what, as read, as kept.
 
     Args:
+        repeated: the pairs of a user and an item that meet more than once.
         lacking: ids of the items without a text in each column, without an image, and without one that can be opened.
     """
     split, ids = dataset.split, np.array(dataset.catalog.ids)
@@ -92,7 +94,7 @@ def counts(dataset: Dataset, lacking: dict[str, set[str]]) -> list[list[str]]:
         ),
         both("interactions on the top 1 % of items", lambda activity: f"{activity.top_share(0.01):.1%}"),
         both("interactions on the top 10 % of items", lambda activity: f"{activity.top_share(0.1):.1%}"),
-        ["interactions that repeat an earlier one", f"{repeated_pairs(dataset.interactions.sequences):,}", ""],
+        ["interactions that repeat an earlier one", f"{repeated.interactions:,}", ""],
         ["items that nobody touches", f"{read.untouched:,}", ""],
     ]
     for what, items in lacking.items():
@@ -161,7 +163,8 @@ if __name__ == "__main__":
         make_folder(options.out, "--out")
         plot_path = options.out / f"{dataset.name}-check.png"
         write_png(dataset, plot_path)
-        header, rows = [dataset.name, "read", "kept"], counts(dataset, lacking)
+        repeated = repeats(dataset.interactions.sequences)
+        header, rows = [dataset.name, "read", "kept"], counts(dataset, repeated, lacking)
         print(markdown(header, rows))
         notes = [
             f"kept: users of {data.min_seq_len} interactions or more",
@@ -172,5 +175,5 @@ if __name__ == "__main__":
         print(*map(printable, notes), printable(f"plot: {plot_path}"), sep="\n")
         if options.html:
             make_folder(options.html.parent, "--html")
-            write_text(options.html, page(Checked(dataset, header, rows, notes, gallery, broken)))
+            write_text(options.html, page(Checked(dataset, header, rows, notes, repeated, gallery, broken)))
             print(printable(f"page: {options.html}"))

@@ -4,7 +4,8 @@
 
 A user belongs to the half that the first bit of SHA-256(user id) names: the halves do not depend on the file's order,
 share no user, and each keeps the whole items file (items that nobody in a half touches drop out when it is read).
-Interactions in Parquet, beside users.tsv or instead of it, are split alike, with all their columns.
+Interactions in Parquet, beside users.tsv or instead of it, are split alike, with all their columns. A used --out is
+written anew: what an earlier split left there and this one does not write is removed.
 """
 
 import hashlib
@@ -18,10 +19,11 @@ from transrec.data import tsv
 from transrec.data.dataset import find_file, interactions_beside
 from transrec.data.interaction_rows import USER
 from transrec.data.parquet import ROWS_AT_ONCE, is_parquet, reading
-from transrec.errors import TransrecError, printable
+from transrec.errors import TransrecError, about_file, printable
 from transrec.paths import atomic_write, make_folder, resolve, write_text
 
 HALVES = ("source", "target")
+USERS, ROWS, ITEMS = "users.tsv", "interactions.parquet", ("items.tsv", "items.parquet")
 
 
 def half_of(user: str, share: float) -> int | None:
@@ -34,9 +36,16 @@ def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
     """Write OUT/source and OUT/target; returns the users in each. `share` keeps that fraction of each half's users."""
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
     beside = users_path if is_parquet(users_path) else interactions_beside(dataset)
+    items = ITEMS[is_parquet(items_path)]
+    written = {items} | ({ROWS} if beside else set()) | (set() if is_parquet(users_path) else {USERS})
     for half in HALVES:
+        if dataset.resolve() == (out / half).resolve():
+            raise TransrecError(f"--out {out}: its {half} is the dataset itself; give another folder")
         make_folder(out / half, "--out")
-        with atomic_write(out / half / f"items{'.parquet' if is_parquet(items_path) else '.tsv'}") as temporary:
+        for name in {USERS, ROWS, *ITEMS} - written:
+            with about_file(out / half / name, "give another folder with --out"):
+                (out / half / name).unlink(missing_ok=True)
+        with atomic_write(out / half / items) as temporary:
             shutil.copyfile(items_path, temporary)
     counts = split_rows(beside, out, share) if beside else {}
     return counts if is_parquet(users_path) else split_lines(users_path, out, share)
@@ -50,7 +59,7 @@ def split_lines(path: Path, out: Path, share: float) -> dict[str, int]:
         if half is not None:
             lines[HALVES[half]].append(line)
     for half in HALVES:
-        write_text(out / half / "users.tsv", "".join(f"{line}\n" for line in lines[half]))
+        write_text(out / half / USERS, "".join(f"{line}\n" for line in lines[half]))
     return {half: len(lines[half]) for half in HALVES}
 
 
@@ -66,7 +75,7 @@ def split_rows(path: Path, out: Path, share: float) -> dict[str, int]:
 
         if USER not in file.schema_arrow.names:
             raise TransrecError(f"{path}: has no column {USER!r} among {', '.join(file.schema_arrow.names)}; add it")
-        temporaries = [stack.enter_context(atomic_write(out / half / "interactions.parquet")) for half in HALVES]
+        temporaries = [stack.enter_context(atomic_write(out / half / ROWS)) for half in HALVES]
         with ExitStack() as open_files:
             writers = [open_files.enter_context(ParquetWriter(to, file.schema_arrow)) for to in temporaries]
             for batch in file.iter_batches(ROWS_AT_ONCE):

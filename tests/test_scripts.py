@@ -7,6 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 from transrec.data.dataset import load_dataset
+from transrec.errors import TransrecError
 from transrec.reports.tables import markdown
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -55,6 +56,21 @@ def test_split_users_makes_two_datasets(domain, tmp_path):
     split_users(domain, tmp_path / "part", share=0.5)
     part = set(load_dataset(tmp_path / "part" / "source", 6, 5).interactions.users)
     assert part < users[0]
+
+
+def test_split_users_leaves_nothing_of_an_earlier_split(domain, tmp_path):
+    from split_users import split_users
+
+    stale = tmp_path / "halves" / "source" / "interactions.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    (stale.parent / "items.parquet").touch()
+    split_users(domain, tmp_path / "halves", share=1.0)
+    assert sorted(path.name for path in stale.parent.iterdir()) == ["items.tsv", "users.tsv"]
+    before = (stale.parent / "users.tsv").read_bytes()
+    with pytest.raises(TransrecError, match="its source is the dataset itself"):
+        split_users(stale.parent, tmp_path / "halves", share=1.0)
+    assert (stale.parent / "users.tsv").read_bytes() == before
 
 
 def test_split_users_keeps_the_rows_of_its_users(domain, tmp_path):

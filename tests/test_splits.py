@@ -172,6 +172,18 @@ def test_parquet_alone_is_read_as_users_tsv_beside_it(folder):
     assert alone.catalog.reading("{title} ({year})").texts[:2] == ["title 0 (1990)", "title 1 ()"]
 
 
+def test_times_that_only_order_rows_are_not_kept(folder):
+    (folder / "users.tsv").unlink()
+    shuffled = [int(row) for row in np.random.default_rng(0).permutation(15)]
+    shuffled.sort(key=lambda row: row == 7)
+    for order in (None, shuffled):
+        write_rows(folder / "interactions.parquet", order)
+        read = load_dataset(folder, 3, 4).interactions
+        sequences = {user: read.sequences[row].tolist() for row, user in enumerate(read.users)}
+        assert sequences == {f"u{row}": user for row, user in enumerate(USERS)} and read.times is None
+        assert load_dataset(folder, 3, 4, with_times=True).split.times is not None
+
+
 def test_a_split_in_a_column_and_in_files_are_the_same(folder):
     names = ["train", "train", "valid", "test", "test"] + ["train"] * 4 + ["valid", "test"] + ["train"] * 3 + ["test"]
     write_rows(folder / "interactions.parquet", split=names)

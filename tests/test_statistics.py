@@ -28,8 +28,8 @@ from transrec.data.statistics import (
     cold_items,
     cold_targets,
     early_targets,
-    repeated_pairs,
     repeated_targets,
+    repeats,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -84,8 +84,13 @@ def test_statistics_are_those_of_slow_python(histories, max_seq_len):
         untrained = [user for user, history in enumerate(kept) if history[target] not in trained]
         assert cold_targets(dataset.split, part).tolist() == untrained
         assert early_targets(dataset.split, part) is None
-    repeats = sum(len(history) - len(set(history)) for history in histories)
-    assert repeated_pairs(dataset.interactions.sequences) == repeats
+    found = repeats(dataset.interactions.sequences)
+    assert found.interactions == sum(len(history) - len(set(history)) for history in histories)
+    pairs = [(user, item, history.count(item)) for user, history in enumerate(histories) for item in {*history}]
+    assert sorted(found.most(len(pairs))) == sorted(pair for pair in pairs if pair[2] > 1)
+    assert [count for *_, count in found.most(2)] == sorted((pair[2] for pair in pairs if pair[2] > 1), reverse=True)[
+        :2
+    ]
 
 
 @pytest.mark.parametrize("items", [10, 30, 70, 1000])

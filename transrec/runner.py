@@ -326,8 +326,8 @@ def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
     return {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
 
 
-def read_dataset(settings: Settings) -> Dataset:
-    """The dataset of a run, read and split. Raises TransrecError as `load_dataset`."""
+def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:
+    """The dataset of a run, read and split. Arguments and errors as of `load_dataset`."""
     data = settings.data
     return load_dataset(
         data.dataset,
@@ -338,6 +338,7 @@ def read_dataset(settings: Settings) -> Dataset:
         data.user_fraction,
         data.subset_seed,
         data.splitting,
+        with_times,
     )
 
 

@@ -188,7 +188,9 @@ class TrainingBatches:
         # A single training item predicts nothing.
         self.users = np.flatnonzero(self.train.lengths >= 2)
         if not len(self.users):
-            raise TransrecError("no user has two training items, which takes four interactions; nothing can be learned")
+            raise TransrecError(
+                "no user has two training items, so nothing can be learned; give longer sequences, or another --split"
+            )
         if most := max(negatives, self.sampling.shared):
             self._check_negatives(most)
         counts = split.train_counts()

@@ -3,6 +3,7 @@
 import os
 import shlex
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,7 @@ def load_dataset(
     """Find, read and split a dataset; only `user_fraction` of the users are trained on.
 
     Args:
-        with_times: read times too where there are any, though the split does not need them.
+        with_times: read times too where there are any and can be read, though the split does not need them.
 
     Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `Splitting.split` do.
     """
@@ -209,10 +210,10 @@ def _interactions(
         return _joined(folder, named, catalog, needs)
     path = find_file(folder, "users", users_file)
     if is_parquet(path):
-        return interaction_rows.read_interactions(path, catalog.ids, needs)
+        return interaction_rows.read_interactions(path, catalog.ids, needs, with_times)
     interactions = read_interactions(path, catalog)
     beside = interactions_beside(folder)
-    if not needs and not (with_times and beside):
+    if not needs and not (with_times and beside and find_spec("pyarrow")):
         return interactions
     if beside is None:
         raise TransrecError(
@@ -220,7 +221,7 @@ def _interactions(
             f"an interactions.parquet of {interaction_rows.COLUMNS} beside it, a row per interaction, or use --split "
             f"loo or --split ratio"
         )
-    more = interaction_rows.read_interactions(beside, catalog.ids, needs)
+    more = interaction_rows.read_interactions(beside, catalog.ids, needs, with_times)
     ours, theirs = interactions.sequences, more.sequences
     same = interactions.users == more.users and np.array_equal(ours.stops, theirs.stops)
     if not (same and np.array_equal(ours.values, theirs.values)):
@@ -251,7 +252,7 @@ def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[
             )
         if is_parquet(path := folder / file):
             by_part[part] = interaction_rows.read_interactions(
-                path, catalog.ids, [need for need in needs if need == "times"]
+                path, catalog.ids, [need for need in needs if need == "times"], with_times=True
             )
         else:
             by_part[part] = read_interactions(path, catalog)

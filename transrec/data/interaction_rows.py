@@ -17,7 +17,9 @@ PART_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, 
 COLUMNS = "user_id, item_id, and where there are any time (whole seconds) and split (train, validation, test)"
 
 
-def read_interactions(path: Path, items: list[str], needs: Sequence[str] = ()) -> Interactions:
+def read_interactions(
+    path: Path, items: list[str], needs: Sequence[str] = (), with_times: bool = False
+) -> Interactions:
     """Read a row per interaction: user, item, and what there is of time and the publisher's split.
 
     A user's rows may stand anywhere; they are ordered by time, or as they stand where there are no times.
@@ -25,6 +27,7 @@ def read_interactions(path: Path, items: list[str], needs: Sequence[str] = ()) -
     Args:
         items: ids of the catalogue's items.
         needs: of "times" and "parts" what must be there.
+        with_times: keep times where there are any; else they are held only to put rows in order that are not.
 
     Raises TransrecError naming the row for what is missing, an unknown item or part; and where a column is missing.
     """
@@ -46,8 +49,9 @@ def read_interactions(path: Path, items: list[str], needs: Sequence[str] = ()) -
             )
         columns = TIME if TIME in names else None, split if "parts" in needs else None
         table = _Rows(path, items, file.metadata.num_rows, *columns, "times" in needs)
-        table.read(file)
-    return table.interactions()
+        keeps_times = with_times or "times" in needs
+        table.read(file, keeps_times)
+    return table.interactions(keeps_times)
 
 
 class _Rows:
@@ -58,26 +62,51 @@ class _Rows:
         self.ids, self.count = items, count
         self.numbers: dict[str, int] = {}
         self.users, self.items = np.empty(count, np.int32), np.empty(count, np.int32)
-        self.times = np.empty(count, np.int64) if time else None
+        self.times: np.ndarray | None = None
         self.parts = np.empty(count, np.int8) if split else None
+        self.is_ordered = True
+        # User and time of the row before.
+        self.before = np.full(1, -1, np.int32), np.zeros(1, np.int64)
 
-    def read(self, file: Any) -> None:
+    def read(self, file: Any, keeps_times: bool) -> None:
+        """Read all columns; times are held if they are to be kept, or are needed to put rows in order."""
         import pyarrow  # pyright: ignore[reportMissingImports]
 
         listed = pyarrow.array(self.ids, pyarrow.string())
         columns = [USER, ITEM, *filter(None, (self.time, self.split))]
+        if self.time and keeps_times:
+            self.times = np.empty(self.count, np.int64)
         start = 0
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
             rows = slice(start, start + len(batch))
             self.users[rows] = self._users(batch.column(USER), start)
             self.items[rows] = self._items(batch.column(ITEM), listed, start)
-            if self.times is not None and not self._times(batch.column(self.time), start, rows):
+            times = self._times(batch.column(self.time), start) if self.time else None
+            if times is None:
+                # Some rows have a time and others none.
                 self.times = self.time = None
+            elif self.times is not None:
+                self.times[rows] = times
+            self._look_at_order(self.users[rows], times)
             if self.parts is not None:
                 self.parts[rows] = self._parts(batch.column(self.split), start)
             start = rows.stop
         if not start:
             raise TransrecError(f"{self.path}: holds no rows; it needs one for each interaction")
+        if self.time and self.times is None and not self.is_ordered:
+            batches = (batch.column(0) for batch in file.iter_batches(ROWS_AT_ONCE, columns=[self.time]))
+            self.times = np.concatenate([self._times(column, 0) for column in batches])
+
+    def _look_at_order(self, users: np.ndarray, times: np.ndarray | None) -> None:
+        """Whether each user's rows still stand together, in the order of the users' numbers, by time."""
+        if not self.is_ordered or not len(users):
+            return
+        steps = np.diff(users, prepend=self.before[0])
+        is_wrong = steps < 0
+        if times is not None:
+            is_wrong |= (steps == 0) & (np.diff(times, prepend=self.before[1]) < 0)
+        self.before = users[-1:], self.before[1] if times is None else times[-1:]
+        self.is_ordered = not is_wrong.any()
 
     def _users(self, column: Any, start: int) -> np.ndarray:
         coded = self._text(column, start, USER).dictionary_encode()
@@ -97,8 +126,8 @@ class _Rows:
             )
         return rows.to_numpy()
 
-    def _times(self, column: Any, start: int, rows: slice) -> bool:
-        """Whether all rows have a time."""
+    def _times(self, column: Any, start: int) -> np.ndarray | None:
+        """int64, seconds; None where a row has no time."""
         import pyarrow  # pyright: ignore[reportMissingImports]
 
         if column.null_count and self.must_time:
@@ -107,16 +136,14 @@ class _Rows:
                 f"one or remove the row"
             )
         if column.null_count:
-            return False
+            return None
         if pyarrow.types.is_timestamp(column.type):
             column = column.cast(pyarrow.timestamp("s"), safe=False).cast(pyarrow.int64())
         elif not pyarrow.types.is_integer(column.type):
             raise TransrecError(
                 f"{self.path}: column {TIME!r} is of type {column.type}; save whole seconds since 1970, as int64"
             )
-        assert self.times is not None
-        self.times[rows] = column.cast(pyarrow.int64()).to_numpy()
-        return True
+        return column.cast(pyarrow.int64()).to_numpy()
 
     def _parts(self, column: Any, start: int) -> np.ndarray:
         coded = self._text(column, start, str(self.split)).dictionary_encode()
@@ -138,22 +165,18 @@ class _Rows:
             )
         return column.cast(pyarrow.string())
 
-    def interactions(self) -> Interactions:
+    def interactions(self, keeps_times: bool) -> Interactions:
         """The rows as sequences."""
         users, items, times, parts = self.users, self.items, self.times, self.parts
-        steps = np.diff(users)
-        is_ordered = not (steps < 0).any()
-        if is_ordered and times is not None:
-            is_ordered = not ((np.diff(times) < 0) & (steps == 0)).any()
-        del steps
-        if not is_ordered:
+        if not self.is_ordered:
             # Stable: at equal times the order of the rows.
             order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
             users, items = users[order], items[order]
             times, parts = (None if column is None else column[order] for column in (times, parts))
         stops = np.searchsorted(users, np.arange(len(self.numbers), dtype=np.int32), side="right")
         starts = np.concatenate([[0], stops[:-1]])
-        return Interactions(self.path, list(self.numbers), Sequences(items, starts, stops), times, parts)
+        kept = times if keeps_times else None
+        return Interactions(self.path, list(self.numbers), Sequences(items, starts, stops), kept, parts)
 
 
 def _first_null(column: Any) -> int:

@@ -97,24 +97,31 @@ def early_targets(split: Split, part: str) -> np.ndarray | None:
     return np.flatnonzero(split.times[places] < last)
 
 
-def repeated_pairs(sequences: Sequences) -> int:
-    """How many interactions are of a user with an item that the user has interacted with before."""
-    counts = _pair_counts(sequences)[2]
-    return int(counts.sum()) - len(counts)
+@dataclass(frozen=True)
+class Repeats:
+    """Users, by row, and items, by value, that meet more than once, and how often: int64 [P] each, by user and item."""
+
+    users: np.ndarray
+    items: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def interactions(self) -> int:
+        """How many interactions are of a user with an item that the user has interacted with before."""
+        return int(self.counts.sum()) - len(self.counts)
+
+    def most(self, count: int) -> list[tuple[int, int, int]]:
+        """User, item and number of the `count` pairs that meet oftenest."""
+        order = np.argsort(-self.counts, kind="stable")[:count]
+        return [(int(self.users[at]), int(self.items[at]), int(self.counts[at])) for at in order]
 
 
-def most_repeated(sequences: Sequences, most: int) -> list[tuple[int, int, int]]:
-    """Users, by row, and items, by value, that meet more than once, and how often: the `most` that do so oftenest."""
-    users, items, counts = _pair_counts(sequences)
-    order = np.argsort(-counts, kind="stable")[:most]
-    return [(int(users[at]), int(items[at]), int(counts[at])) for at in order if counts[at] > 1]
-
-
-def _pair_counts(sequences: Sequences) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User, by row, item, by value, and number of each pair's interactions: int64 [pairs] each."""
+def repeats(sequences: Sequences) -> Repeats:
+    """The pairs of a user and an item that meet more than once."""
     base = int(sequences.values.max(initial=0)) + 1
     pairs, counts = np.unique(sequences.owners() * base + sequences.flat(), return_counts=True)
-    return pairs // base, pairs % base, counts
+    pairs, counts = pairs[counts > 1], counts[counts > 1]
+    return Repeats(pairs // base, pairs % base, counts)
 
 
 def same_texts(texts: list[str]) -> list[list[int]]:

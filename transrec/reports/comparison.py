@@ -125,7 +125,7 @@ class Comparison:
     @cached_property
     def dataset(self) -> Dataset:
         """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
-        dataset = read_dataset(self._settings[self._first])
+        dataset = read_dataset(self._settings[self._first], with_times=True)
         targets, split = Targets(dataset, self.part), dataset.split
         if not _same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
             raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")

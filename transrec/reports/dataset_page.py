@@ -14,7 +14,7 @@ from transrec.data.images.gallery import Gallery
 from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.interactions import PARTS
 from transrec.data.moments import moment
-from transrec.data.statistics import cold_items, most_repeated, repeated_pairs, same_texts
+from transrec.data.statistics import Repeats, cold_items, same_texts
 from transrec.errors import printable
 from transrec.reports.dataset_plots import panels, svg
 
@@ -81,6 +81,7 @@ class Checked:
     Attributes:
         header, rows: the table of its counts.
         notes: sentences that stand below it.
+        repeats: the pairs of a user and an item that meet more than once.
         gallery: its pictures, if there are any.
         broken: why pictures cannot be decoded, by item.
     """
@@ -89,6 +90,7 @@ class Checked:
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
+    repeats: Repeats
     gallery: Gallery | None = None
     broken: dict[str, str] = field(default_factory=dict)
 
@@ -102,7 +104,7 @@ def page(checked: Checked) -> str:
         _curves(dataset),
         _broken(checked),
         _cold(dataset),
-        _duplicates(dataset),
+        _duplicates(dataset, checked.repeats),
         _longest(dataset),
         _Examples(checked).html(),
         _card(dataset),
@@ -152,8 +154,8 @@ def _item(dataset: Dataset, row: int) -> tuple[str, str]:
     return dataset.catalog.ids[row], dataset.catalog.texts[row]
 
 
-def _duplicates(dataset: Dataset) -> str:
-    catalog, interactions = dataset.catalog, dataset.interactions
+def _duplicates(dataset: Dataset, repeats: Repeats) -> str:
+    catalog, users = dataset.catalog, dataset.interactions.users
     groups = same_texts(catalog.texts)
     parts = ["<h2>Duplicates</h2>", _shown("Titles that several items have, capitals aside", len(groups))]
     if groups:
@@ -163,13 +165,12 @@ def _duplicates(dataset: Dataset) -> str:
             ids = ", ".join(catalog.ids[row] for row in group[:IDS_LISTED]) + more
             rows.append([catalog.texts[group[0]], f"{len(group):,}", ids])
         parts.append(_table(["title", "items", "ids"], rows))
-    repeats = repeated_pairs(interactions.sequences)
+    repeating = repeats.interactions
     parts.append(
-        f"<p>{repeats:,} interactions repeat an earlier one of their user{'; most often:' * (repeats > 0)}</p>"
+        f"<p>{repeating:,} interactions repeat an earlier one of their user{'; most often:' * (repeating > 0)}</p>"
     )
-    if repeats:
-        repeated = most_repeated(interactions.sequences, LISTED)
-        rows = [[interactions.users[user], *_item(dataset, row), f"{count:,}"] for user, row, count in repeated]
+    if repeating:
+        rows = [[users[user], *_item(dataset, row), f"{count:,}"] for user, row, count in repeats.most(LISTED)]
         parts.append(_table(["user", "item", "title", "times"], rows))
     return "\n".join(parts)
 

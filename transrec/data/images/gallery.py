@@ -1,11 +1,14 @@
-"""The pictures of a dataset's items, wherever they are kept, opened one by one to look at them."""
+"""The pictures of a dataset's items, wherever they are kept, opened to look at them."""
 
+import warnings
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from transrec.cpus import usable_cpus
 from transrec.data.dataset import find_images
 from transrec.data.images.pictures import Problem
 from transrec.data.images.sources import open_source
@@ -15,6 +18,9 @@ from transrec.progress import Bar
 
 if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
+
+# Pictures that a thread opens at a time.
+AT_ONCE = 32
 
 
 class Gallery:
@@ -32,9 +38,30 @@ class Gallery:
         raise NotImplementedError
 
     def broken(self, items: Iterable[str]) -> dict[str, str]:
-        """Why pictures cannot be decoded, by item, of those of the items that have one. Opens each, with a bar."""
-        faults, there = {}, [item for item in items if item not in self.missing]
-        for item in Bar(there, desc="open pictures", unit="picture", leave=False):
+        """Why pictures cannot be decoded, by item, of those of the items that have one. Opens each, with a bar.
+
+        Decoding leaves the interpreter to other threads, so each usable CPU opens some.
+        """
+        there, faults = [item for item in items if item not in self.missing], {}
+        pool = ThreadPoolExecutor(usable_cpus())
+        try:
+            # Decoding sets and resets what is warned of, for all threads at once.
+            with (
+                warnings.catch_warnings(),
+                Bar(total=len(there), desc="open pictures", unit="picture", leave=False) as bar,
+            ):
+                blocks = [there[start : start + AT_ONCE] for start in range(0, len(there), AT_ONCE)]
+                for block, found in zip(blocks, pool.map(self._faults, blocks), strict=True):
+                    faults |= found
+                    bar.update(len(block))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return faults
+
+    def _faults(self, items: list[str]) -> dict[str, str]:
+        """Why pictures cannot be decoded, by item."""
+        faults = {}
+        for item in items:
             try:
                 self.picture(item)
             except Problem as problem:
