@@ -139,11 +139,17 @@ def description(folder: Path) -> dict[str, Any]:
 
 def check_not_raw(folder: Path) -> None:
     """Raise TransrecError for a folder as a publisher gives it out, with the command that imports it."""
-    from transrec.data.formats import recognise
+    from transrec.data.formats import DEEPEST, recognise
 
     if not folder.is_dir() or os.path.lexists(folder / DESCRIPTION):
         return
-    for kind, why in recognise([folder]).items():
+    found = recognise([folder])
+    patterns = [pattern for roles in PATTERNS.values() for either in roles for pattern in either]
+    if not found and not any(any(folder.glob(pattern)) for pattern in patterns):
+        found = recognise([folder], general=True, deepest=DEEPEST)
+        # Of several folders each may be meant.
+        found = found if len(found) == 1 else {}
+    for kind, why in found.items():
         raise TransrecError(
             f"{folder}: is raw {kind} ({why}); import it, and give the new folder, with: python "
             f"scripts/import_dataset.py {kind} {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-imported')}"

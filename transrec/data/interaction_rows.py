@@ -94,8 +94,11 @@ class _Rows:
         if not start:
             raise TransrecError(f"{self.path}: holds no rows; it needs one for each interaction")
         if self.time and self.times is None and not self.is_ordered:
-            batches = (batch.column(0) for batch in file.iter_batches(ROWS_AT_ONCE, columns=[self.time]))
-            self.times = np.concatenate([self._times(column, 0) for column in batches])
+            self.times = np.empty(self.count, np.int64)
+            start = 0
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[self.time]):
+                self.times[start : start + len(batch)] = self._times(batch.column(0), start)
+                start += len(batch)
 
     def _look_at_order(self, users: np.ndarray, times: np.ndarray | None) -> None:
         """Whether each user's rows still stand together, in the order of the users' numbers, by time."""

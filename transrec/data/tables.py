@@ -6,6 +6,7 @@ import difflib
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from transrec.errors import TransrecError, about_file
 from transrec.untrusted import check_regular, parse_json
 
 COMPRESSED = (".gz", ".zst")
+# What unpacking raises, besides OSError.
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 # How a file is read, and what stands between columns, by how its name ends.
 READERS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
@@ -90,6 +93,8 @@ class Table:
 
     def check(self, needed: Sequence[str]) -> None:
         """Raise TransrecError where the file lacks one of the columns, with the nearest names that it has."""
+        if not self.path.stat().st_size:
+            self._no_rows()
         there = self.columns()
         for name in needed:
             if name not in there:
@@ -102,9 +107,9 @@ class Table:
         with about_file(self.path, what="cannot be read"):
             check_regular(self.path)
             try:
-                with _unpacked(self.path) as file:
+                with open(self.path, "rb") as packed, unpacked(packed, self.path) as file:
                     yield io.TextIOWrapper(file, encoding=encoding, newline="")
-            except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+            except (*DAMAGED, UnicodeDecodeError) as error:
                 raise damaged(self.path, error) from error
             except OSError as error:
                 if error.errno is None:
@@ -176,7 +181,7 @@ def damaged(path: Path, error: Exception) -> TransrecError:
 
 def _line_of(path: Path, encoding: str) -> int:
     """The number of the first line that is not in an encoding."""
-    with _unpacked(path) as file:
+    with open(path, "rb") as packed, unpacked(packed, path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode(encoding)
@@ -185,15 +190,11 @@ def _line_of(path: Path, encoding: str) -> int:
     return 1
 
 
-@contextmanager
-def _unpacked(path: Path) -> Iterator[Any]:
+def unpacked(file: IO[bytes], path: Path) -> Any:
+    """What a file that is open holds, unpacked as its path's name says."""
     if path.suffix.lower() == ".zst":
-        arrow = import_extra("pyarrow")
-        with arrow.input_stream(str(path), compression="zstd") as file:
-            yield io.BufferedReader(file)
-    else:
-        with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
-            yield file
+        return io.BufferedReader(import_extra("pyarrow").input_stream(file, compression="zstd"))
+    return gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
 
 
 def _parquet_columns(path: Path) -> list[str]:

@@ -1,9 +1,21 @@
 """Formats: how published datasets lie on disk, one file per kind of them."""
 
-from transrec.data.formats.base import FORMATS, Format, Rows, first_line, fits, head, recognise, register, sequences
+from transrec.data.formats.base import (
+    DEEPEST,
+    FORMATS,
+    Format,
+    Rows,
+    first_line,
+    fits,
+    head,
+    recognise,
+    register,
+    sequences,
+)
 from transrec.data.tables import Table, column, joined
 
 __all__ = [
+    "DEEPEST",
     "FORMATS",
     "Format",
     "Rows",

@@ -7,7 +7,6 @@ from transrec.data.formats.base import Format, Rows, first_line, fits, register
 from transrec.data.tables import Table
 
 DAY = "2017[0-9][0-9][0-9][0-9]"
-COLUMNS = ("id", "title")
 
 
 @register("adressa")
@@ -34,7 +33,7 @@ class Adressa(Format):
         # An article stands in as many events as it has readers.
         each = "(SELECT DISTINCT id, title, category1 FROM {table} WHERE id IS NOT NULL)"
         columns = {"item": "id", "title": "title", "category": "category1"}
-        return [Rows(day, columns, COLUMNS, each, optional=("category1",)) for day in self._days()]
+        return [Rows(day, columns, ("id",), each, optional=("title", "category1")) for day in self._days()]
 
     def notes(self) -> list[str]:
         return ["events without an id are of pages that are no articles, such as the front page"]

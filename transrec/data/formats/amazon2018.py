@@ -25,9 +25,7 @@ class AmazonReviews(Format):
     reviews: ClassVar[tuple[str, ...]] = ("*.json",)
 
     def interactions(self) -> list[Rows]:
-        left_out = self.all_of(self.metadata)
-        found = [path for path in self.all_of(*self.reviews, "*.csv") if path not in left_out]
-        path = found[0] if len(found) == 1 else self.one_of(*self.reviews, "*.csv")
+        path = self.one_of(*self.reviews, "*.csv", besides=(self.metadata,))
         if fits(path, "*.csv"):
             item, user = RATINGS[:2] if is_item_first(path) else RATINGS[1::-1]
             columns = {"user": user, "item": item, "time": "timestamp", "rating": "rating"}

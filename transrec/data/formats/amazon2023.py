@@ -28,10 +28,8 @@ class Amazon2023(Format):
         return ""
 
     def interactions(self) -> list[Rows]:
-        metadata = self.all_of("meta_*")
-        reviews = [path for path in self.all_of("*.jsonl", "*.csv") if path not in metadata]
-        if not reviews:
-            reviews = [self.one_of("*.jsonl", "*.csv")]
+        found = "*.jsonl", "*.csv"
+        reviews = self.all_of(*found, besides=("meta_*",)) or [self.one_of(*found, besides=("meta_*",))]
         kinds = {path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in reviews}
         if len(kinds) > 1:
             raise TransrecError(

@@ -1,7 +1,6 @@
 """What a format is: where a published dataset keeps its interactions and its items, and how it is recognised."""
 
 import fnmatch
-import gzip
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transrec import options
-from transrec.data.tables import COMPRESSED, Table
+from transrec.data.tables import COMPRESSED, DAMAGED, Table, unpacked
 from transrec.errors import TransrecError, about_file
 from transrec.registry import Registry
 from transrec.untrusted import check_regular, open_regular
@@ -95,13 +94,13 @@ class Format:
     def finish(self, folder: Path) -> None:
         """Everything is written, users.tsv and items.tsv among it: add further files to the new folder."""
 
-    def all_of(self, *patterns: str) -> list[Path]:
-        """The files whose names fit one of the patterns, in the order given, those of one folder by name."""
-        return [path for path in self.files if fits(path, *patterns)]
+    def all_of(self, *patterns: str, besides: Sequence[str] = ()) -> list[Path]:
+        """The files whose names fit one of the patterns, and none of `besides`, in the order given, or by name."""
+        return [path for path in self.files if fits(path, *patterns) and not fits(path, *besides)]
 
-    def one_of(self, *patterns: str) -> Path:
+    def one_of(self, *patterns: str, besides: Sequence[str] = ()) -> Path:
         """The only file whose name fits. Raises TransrecError where there is none, or several."""
-        found = self.all_of(*patterns)
+        found = self.all_of(*patterns, besides=besides)
         if len(found) == 1:
             return found[0]
         wanted = " or ".join(patterns)
@@ -118,14 +117,15 @@ FORMATS: Registry[Format] = Registry("format", Format, "transrec.data.formats")
 register = FORMATS.register
 
 
-def recognise(paths: Iterable[Path], general: bool = False) -> dict[str, str]:
+def recognise(paths: Iterable[Path], general: bool = False, deepest: int = 1) -> dict[str, str]:
     """Why each format that fits thinks so, by its name.
 
     Args:
-        paths: files, and folders, of which the files are looked at that lie in them directly.
+        paths: files, and folders.
         general: whether formats that fit many datasets are asked where no other fits.
+        deepest: down to which floor files of folders are looked at; 1: those that lie in them directly.
     """
-    files = [file for path in paths for file in files_in(path, deepest=1)]
+    files = [file for path in paths for file in files_in(path, deepest)]
     for is_general in (False, True)[: 1 + general]:
         entries = {name: FORMATS.get(name) for name in FORMATS.names()}
         asked = {name: entry for name, entry in entries.items() if entry.is_general == is_general}
@@ -172,12 +172,11 @@ def files_in(path: Path, deepest: int = DEEPEST) -> list[Path]:
 
 
 def head(path: Path, count: int = 1) -> list[str]:
-    """The first lines of a text, or of one compressed by gzip, without their ends; none of what cannot be read."""
+    """The first lines of a text, unpacked, without their ends; none of what cannot be read."""
     try:
         with open_regular(path) as file:
-            unpacked = gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
-            text = unpacked.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    except (OSError, EOFError, TransrecError):
+            text = unpacked(file, path).read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
+    except (*DAMAGED, OSError, ValueError, TransrecError):
         return []
     return [line.rstrip("\r") for line in text.split("\n")[:count]]
 

@@ -40,7 +40,8 @@ class NineRec(Format):
         if not self._is_timed and self.all_of("*_behaviour.tsv"):
             return [sequences(self.one_of("*_behaviour.tsv"))]
         path = self.one_of("*_pair.csv")
-        fields = _fields(path)
+        if not (fields := _fields(path)):
+            raise TransrecError(f"{path}: is empty; fetch it again")
         names = tuple(f"column{place}" for place in range(len(fields)))
         columns = {
             role: name
@@ -72,4 +73,7 @@ class NineRec(Format):
 
 
 def _fields(path: Path) -> list[str]:
-    return next(csv.reader(head(path)), [])
+    try:
+        return next(csv.reader(head(path)), [])
+    except csv.Error as error:
+        raise TransrecError(f"{path}, line 1: {error}; mend it, or fetch the file again") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transrec.cpus import usable_cpus
-from transrec.data.formats import FORMATS, Format, Rows, column, recognise
+from transrec.data.formats import DEEPEST, FORMATS, Format, Rows, column, recognise
 from transrec.data.importing import card, reading, selecting, writing
 from transrec.data.importing.database import Database
 from transrec.data.importing.options import ImportOptions
@@ -69,7 +69,8 @@ def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions
 
 def guess(paths: Sequence[Path]) -> tuple[str, str]:
     """The format of these files, and why. Raises TransrecError where none fits, or several do."""
-    found = recognise([resolve(path) for path in paths], general=True)
+    resolved = [resolve(path) for path in paths]
+    found = recognise(resolved, general=True) or recognise(resolved, general=True, deepest=DEEPEST)
     if len(found) == 1:
         return next(iter(found.items()))
     places = ", ".join(map(str, paths))
