@@ -97,17 +97,24 @@ class Run:
 
 
 def read_options(folder: str | Path) -> dict[str, Any]:
-    """The options that a run was started with. Raises TransrecError when the folder holds no run, or a damaged one."""
+    """The options that a run was started with; a path that starts with ./ means one within the folder.
+
+    Raises TransrecError when the folder holds no run, or a damaged one."""
     path = resolve(folder) / "options.json"
     try:
         with about_file(path, what="cannot be read"):
             options = read_json(path)
         if not isinstance(options, dict):
             raise ValueError(f"{type(options).__name__} instead of an object")
-        return options
+        return {name: _within(path.parent, value) for name, value in options.items()}
     except FileError as error:
         if path.exists():
             raise
         raise TransrecError(f"{folder}: holds no run (cannot read {path.name}); check the path") from error
     except ValueError as error:
         raise TransrecError(f"{path}: not the options of a run ({error}); restore it, or start a new run") from error
+
+
+def _within(folder: Path, value: Any) -> Any:
+    """What an option's value means where it is a path of a folder that was given away."""
+    return str(folder / value) if isinstance(value, str) and value.startswith("./") else value
