@@ -1,0 +1,261 @@
+"""Ours beside RecBole 1.2.1's own SASRec and GRU4Rec: the same interactions, targets, candidates and sizes.
+
+    python scripts/import_dataset.py recbole .../site-packages/recbole/dataset_example/ml-100k --out ml-100k
+    python benchmarks/recbole.py --dataset ml-100k --out recbole-runs
+
+Needs pip install recbole==1.2.1. Leave-one-out by time, L 50, width 64, 2 blocks and 2 heads, Adam at 1e-3, 128
+sequences a step, Linear(d, 4d) in feed-forward; every item is ranked but those of the user's history, which RecBole is
+told to mask. RecBole is given the very interactions that ours keeps of each user, in their order. What is searched, of
+each row alike: the dropouts of --dropouts, by validation HR@10 at the first seed. Training stops after --patience
+epochs without a better one: RecBole makes an example of every prefix, so its epoch has 38 times as many steps. Rows
+take turns, and a run that is finished is kept in OUT/runs.jsonl: the same command goes on.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+# The folder of this file holds a module of RecBole's name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from transrec import runner  # noqa: E402
+from transrec.data.dataset import Dataset, load_dataset  # noqa: E402
+from transrec.data.interactions import Split  # noqa: E402
+from transrec.reports.tables import markdown, mean_and_spread, metric_cells  # noqa: E402
+
+L, BATCH = 50, 128
+# By row: the user encoder and the flags of ours, or RecBole's model and loss.
+OURS = {
+    "ours, sasrec, softmax": ["--user_encoder", "sasrec", "--objective", "softmax"],
+    "ours, sasrec, in_batch": ["--user_encoder", "sasrec", "--objective", "in_batch"],
+    "ours, sasrec, bpr": ["--user_encoder", "sasrec", "--objective", "bpr"],
+    "ours, gru4rec, softmax": ["--user_encoder", "gru4rec", "--objective", "softmax"],
+}
+THEIRS = {
+    "RecBole, SASRec, CE": ("SASRec", "CE"),
+    "RecBole, SASRec, BPR": ("SASRec", "BPR"),
+    "RecBole, GRU4Rec, CE": ("GRU4Rec", "CE"),
+}
+# Whose epoch each of ours is compared with.
+COUNTERPART = dict(zip(OURS, [next(iter(THEIRS)), *THEIRS], strict=True))
+DROPOUT = {
+    "sasrec": ("dropout",),
+    "gru4rec": ("gru_dropout",),
+    "SASRec": ("hidden_dropout_prob", "attn_dropout_prob"),
+    "GRU4Rec": ("dropout_prob",),
+}
+
+
+def ours(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict[str, Any]:
+    """Train one of ours, and what is to be kept of it."""
+    words = [*OURS[row], f"--{DROPOUT[OURS[row][1]][0]}", str(dropout), "--dataset", given.dataset]
+    words += ["--item_tower", "id", "--max_seq_len", str(L), "--batch_size", str(BATCH), "--lr", "1e-3"]
+    words += ["--seed", str(seed), "--epochs", "400", "--patience", str(given.patience[0]), "--patience_steps", "0"]
+    folder = given.out / f"{row}-{dropout}-{seed}".replace(", ", "-")
+    result = runner.execute(runner.parse([*words, "--output", str(folder)], "full", {}))
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = [epoch["train_seconds"] + epoch["evaluation_seconds"] for epoch in epochs]
+    scores = {part: {name: result[part][name] for name in ("HR@10", "NDCG@10")} for part in ("validation", "test")}
+    return {**scores, "epochs": len(epochs), "best_epoch": result["best_epoch"], "seconds": seconds}
+
+
+def write_atomic(split: Split, folder: Path) -> Path:
+    """The kept interactions as RecBole reads them; an interaction's time is its place."""
+    file = folder / "kept" / "kept.inter"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(split.user_count):
+        lines += [f"{user}\t{item}\t{place}" for place, item in enumerate(split.kept[user])]
+    file.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return file
+
+
+class Theirs:
+    """One of RecBole's models, trained by its own trainer, whose evaluation masks the history.
+
+    Args:
+        split: of ours, the same interactions.
+        settings: of RecBole, by its names, beyond those that hold for all rows.
+    """
+
+    def __init__(self, split: Split, folder: Path, model: str, settings: dict[str, Any]):
+        _as_numpy_was()
+        from recbole.config import Config
+        from recbole.data import create_dataset, data_preparation
+        from recbole.utils import get_model, get_trainer, init_seed
+
+        sizes = {"n_layers": 2, "n_heads": 2, "hidden_size": 64 if model == "SASRec" else 128, "inner_size": 256}
+        config = Config(
+            model,
+            "kept",
+            config_dict={
+                **(sizes if model == "SASRec" else {"embedding_size": 64, "hidden_size": 128, "num_layers": 1}),
+                **settings,
+                "data_path": str(folder),
+                "checkpoint_dir": str(folder / "recbole"),
+                "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+                "MAX_ITEM_LIST_LENGTH": L,
+                "train_batch_size": BATCH,
+                "eval_batch_size": 256,
+                "learning_rate": 1e-3,
+                "eval_args": {
+                    "split": {"LS": "valid_and_test"},
+                    "order": "TO",
+                    "mode": "full",
+                    "group_by": "user",
+                },
+                "metrics": ["Hit", "NDCG"],
+                "topk": [10],
+                "valid_metric": "Hit@10",
+                "metric_decimal_place": 8,
+                "use_gpu": False,
+                "state": "ERROR",
+                "show_progress": False,
+            },
+        )
+        init_seed(config["seed"], config["reproducibility"])
+        dataset = create_dataset(config)
+        self.train, validation, test = data_preparation(config, dataset)
+        self.parts, self.seen = {"validation": validation, "test": test}, {}
+        self.model = get_model(model)(config, self.train.dataset)
+        self.trainer = get_trainer(config["MODEL_TYPE"], model)(config, self.model)
+        self.trainer._full_sort_batch_eval = self._masked(split, dataset, self.trainer._full_sort_batch_eval)
+
+    def _masked(self, split: Split, dataset, evaluate):
+        """RecBole's evaluation of a batch, its history masked."""
+        users, numbers = dataset.field2id_token["user_id"], dataset.field2token_id["item_id"]
+        for part in self.parts:
+            history = split.history(part)
+            # Its first user and item are padding.
+            seen = [[], *([numbers[str(item)] for item in history[int(user)]] for user in users[1:])]
+            self.seen[part] = [torch.tensor(items, dtype=torch.int64) for items in seen]
+
+        def of_batch(batch):
+            interaction, _, rows, items = batch
+            seen = [self.seen[self.part][user] for user in interaction["user_id"].tolist()]
+            owners = torch.repeat_interleave(torch.arange(len(seen)), torch.tensor([len(own) for own in seen]))
+            return evaluate((interaction, (owners, torch.cat(seen)), rows, items))
+
+        return of_batch
+
+    def evaluate(self, part: str) -> dict[str, float]:
+        self.part = part
+        found = self.trainer.evaluate(self.parts[part], load_best_model=False)
+        return {"HR@10": found["hit@10"], "NDCG@10": found["ndcg@10"]}
+
+    def fit(self, patience: int, epochs: int) -> dict[str, Any]:
+        """Train as ours does: until so many evaluations in turn have brought no better validation HR@10."""
+        seconds, best, best_epoch, weights = [], {"HR@10": -1.0}, 0, {}
+        for epoch in range(1, epochs + 1):
+            started = time.perf_counter()
+            self.trainer._train_epoch(self.train, epoch)
+            found = self.evaluate("validation")
+            seconds.append(time.perf_counter() - started)
+            print(f"epoch {epoch:3}  {found}  {seconds[-1]:.1f} s", flush=True)
+            if found["HR@10"] > best["HR@10"]:
+                best, best_epoch, weights = found, epoch, deepcopy(self.model.state_dict())
+            if epoch - best_epoch == patience:
+                break
+        self.model.load_state_dict(weights)
+        scores = {"validation": best, "test": self.evaluate("test")}
+        return {**scores, "epochs": epoch, "best_epoch": best_epoch, "seconds": seconds}
+
+
+def theirs(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict[str, Any]:
+    """Train one of RecBole's, and what is to be kept of it."""
+    model, loss = THEIRS[row]
+    settings: dict[str, Any] = {"loss_type": loss, "seed": seed} | dict.fromkeys(DROPOUT[model], dropout)
+    if loss == "CE":
+        settings["train_neg_sample_args"] = None
+    split = dataset_of(given).split
+    write_atomic(split, given.out)
+    return Theirs(split, given.out, model, settings).fit(given.patience[1], given.epochs)
+
+
+def dataset_of(given: argparse.Namespace) -> Dataset:
+    return load_dataset(given.dataset, L, 5)
+
+
+def _as_numpy_was() -> None:
+    """Give numpy the names back that RecBole 1.2.1 asks for."""
+    old = {"float_": np.float64, "unicode_": np.str_, "complex_": np.complex128, "float": float, "int": int}
+    for name, kind in (old | {"bool": np.bool_, "object": np.object_}).items():
+        if name not in vars(np):
+            setattr(np, name, kind)
+
+
+def jobs(given: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
+    """Row, dropout and seed of each run that is still to make, rows in turns."""
+    for dropout in given.dropouts:
+        yield from ((row, dropout, given.seeds[0]) for row in given.rows)
+    for seed in given.seeds[1:]:
+        yield from ((row, chosen(row, done, given), seed) for row in given.rows)
+
+
+def chosen(row: str, done: list[dict[str, Any]], given: argparse.Namespace) -> float:
+    """The dropout of a row that ranks best in validation at the first seed."""
+    tried = [run for run in done if run["row"] == row and run["seed"] == given.seeds[0]]
+    return max(tried, key=lambda run: run["validation"]["HR@10"])["dropout"]
+
+
+def table(given: argparse.Namespace, done: list[dict[str, Any]]) -> str:
+    """What is done, as a table; ratios are of the seconds of an epoch, its evaluation included."""
+    rows, seconds = [], {}
+    for row in given.rows:
+        if tried := [run for run in done if run["row"] == row]:
+            dropout = chosen(row, done, given)
+            runs = [run for run in tried if run["dropout"] == dropout]
+            seconds[row] = statistics.median(second for run in runs for second in run["seconds"])
+            spent = [run["cpu_seconds"] / run["epochs"] for run in runs]
+            scores = metric_cells(*(run["test"] for run in runs))
+            epochs = f"{statistics.mean(run['epochs'] for run in runs):.0f}"
+            rows.append(
+                [row, f"{dropout:g}", str(len(runs)), *scores, epochs, f"{seconds[row]:.2f}", mean_and_spread(spent)]
+            )
+    for cells in rows:
+        against = seconds.get(COUNTERPART.get(cells[0]))
+        cells.append(f"{against / seconds[cells[0]]:.1f}" if against else "")
+    header = ["row", "dropout", "seeds", "test HR@10", "test NDCG@10", "epochs", "s per epoch", "CPU s per epoch"]
+    return markdown([*header, "times faster"], rows)
+
+
+def main(given: argparse.Namespace) -> None:
+    given.out.mkdir(parents=True, exist_ok=True)
+    log = given.out / "runs.jsonl"
+    done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    for row, dropout, seed in jobs(given, done):
+        key = {"row": row, "dropout": dropout, "seed": seed}
+        if not any(key.items() <= run.items() for run in done):
+            started = time.process_time()
+            found = (ours if row in OURS else theirs)(row, given, dropout, seed)
+            done.append(key | found | {"cpu_seconds": time.process_time() - started})
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(done[-1]) + "\n")
+        print(table(given, done), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="MovieLens-100k, imported")
+    parser.add_argument("--out", type=lambda text: Path(text).resolve(), required=True, help="folder of the runs")
+    parser.add_argument("--rows", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
+    parser.add_argument("--dropouts", nargs="+", type=float, default=[0.2, 0.5])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--patience",
+        nargs=2,
+        type=int,
+        default=[25, 3],
+        help="epochs without a better validation HR@10, ours and RecBole",
+    )
+    parser.add_argument("--epochs", type=int, default=50, help="at most, of RecBole")
+    main(parser.parse_args())
