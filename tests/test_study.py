@@ -408,6 +408,7 @@ def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain
     assert float(full["validation HR@10"]) == pytest.approx(0.25)
     rows = {line.split("|")[1].strip(): line for line in tables["table.md"].splitlines() if line.startswith("|")}
     assert "(below)" in rows["full"] and "(below)" not in rows["houlsby"]
+    assert [cell.strip() for cell in rows["popularity"].split("|")[2:5]] == ["-", "0.2000", "0.1000"]
     assert "Item tower: text." in tables["table.md"]
     assert "(below): ranks below popularity." in tables["table.md"]
 

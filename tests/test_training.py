@@ -90,6 +90,7 @@ def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {
         *("options.json", "log.txt", "metrics.jsonl", "result.json", "ranks-validation.npy", "ranks-test.npy"),
+        *("ranks-test-popularity.npy", "ranks-test-item_knn.npy"),
         *("checkpoints/best.safetensors", "checkpoints/last.safetensors"),
     }
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -114,7 +115,8 @@ def test_a_run_that_ranks_below_popularity_says_so(flags, tmp_path, monkeypatch)
     untrained = run([*flags, "--output", str(tmp_path / "below"), "--epochs", "1", "--lr", "0", "--backbone_lr", "0"])
     assert untrained["test"]["HR@10"] < untrained["popularity"]["HR@10"], "not what is tested"
     assert "warning     ranks below popularity" in (tmp_path / "below" / "log.txt").read_text()
-    monkeypatch.setattr("transrec.training.evaluation.Evaluator.popularity", lambda self, part: untrained["test"])
+    worst = {"popularity": untrained["test"], "baselines": {}}
+    monkeypatch.setattr("transrec.runner._baselines", lambda *arguments: worst)
     run([*flags, "--output", str(tmp_path / "above"), "--epochs", "1", "--lr", "0", "--backbone_lr", "0"])
     assert "below popularity" not in (tmp_path / "above" / "log.txt").read_text()
 

@@ -280,6 +280,10 @@ class EvaluationOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
 
     metrics: list[str] = flag(["hr", "ndcg", "mrr"], "Metrics that are computed; hr and ndcg always are.")
+    baselines: list[str] = flag(
+        ["popularity", "item_knn", "zero_shot"],
+        "Rankings without training that are tested beside the run, where they can be made; popularity always is.",
+    )
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
         "seen",
         "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "

@@ -63,6 +63,7 @@ from transrec.training.evaluation import Evaluator
 from transrec.training.launcher import launch
 from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
+from transrec.training.ranks import target_ranks, write_ranks
 from transrec.training.run import Run, read_options
 from transrec.training.threads import considerate
 from transrec.training.trainer import Optimization, Records, Trainer
@@ -233,7 +234,7 @@ def _train(
         "name": settings.name,
         "dataset": Path(settings.data.dataset).name,
         **outcome,
-        **({"popularity": trainer.evaluator.popularity("test")} if settings.run.test else {}),
+        **(_baselines(settings, run, trainer.evaluator) if settings.run.test else {}),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "parameters": table,
@@ -247,12 +248,28 @@ def _train(
     trainer.trackers.finish(result)
     if not settings.run.keep_state:
         trainer.drop_optimizer()
-    for name in ("test", "popularity") if settings.run.test else ("validation",):
-        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in result[name].items()))
+    names = ("test", "popularity") if settings.run.test else ("validation",)
+    told = {name: result[name] for name in names} | result.get("baselines", {})
+    for name, scores in told.items():
+        run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     if settings.run.test and result["test"]["HR@10"] < result["popularity"]["HR@10"]:
         run.log("warning     ranks below popularity: train longer, or at other learning rates")
     run.log(f"result      {run.folder / 'result.json'}")
     return result
+
+
+def _baselines(settings: Settings, run: Run, evaluator: Evaluator) -> dict[str, Any]:
+    """Test metrics of the rankings without training, whose ranks are kept as those of the run."""
+    found = {}
+    for choice in settings.choices["baselines"]:
+        scorer = choice.build().fit(evaluator.split, _parts(evaluator.features), evaluator.world)
+        if scorer is not None:
+            ranking = evaluator.rank_by(scorer, "test")
+            if run.is_main:
+                kept = target_ranks(evaluator.split, "test", ranking.ranks)
+                write_ranks(run.folder, "test", kept, choice.name)
+            found[choice.name] = evaluator.summarise(ranking)
+    return {"popularity": found.pop("popularity"), "baselines": found}
 
 
 def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> tuple[Trainer, list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from typing import Any
 from transrec import presets
 from transrec.arguments import OptionsParser, Parser, no_such_flag
 from transrec.assembly import Plan
+from transrec.baselines import BASELINES
 from transrec.data.dataset import find_file
 from transrec.errors import TransrecError
 from transrec.methods import METHODS, MethodOptions
@@ -42,7 +43,7 @@ GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOpti
 # Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
 KINDS: tuple[Registry, ...] = (
     *(METHODS, MODALITIES, USER_ENCODERS, OBJECTIVES),
-    *(OPTIMIZERS, SCHEDULES, METRICS, TRACKERS),
+    *(OPTIMIZERS, SCHEDULES, METRICS, BASELINES, TRACKERS),
 )
 # The flags that --help shows; --help-all shows all.
 COMMON = (
@@ -63,6 +64,7 @@ MAY_CHANGE = {
         "presets",
         "test",
         "tracker",
+        "baselines",
         "cache_dir",
         "profile",
         "plugin",

@@ -4,9 +4,11 @@ import csv
 import io
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transrec.baselines import BASELINES
 from transrec.errors import TransrecError, printable
 from transrec.paths import resolve
 from transrec.untrusted import read_json
@@ -58,8 +60,30 @@ def _damage(result: Any) -> str:
             return f"{name!r} must be numbers by name"
         if name in SCORES and not scores.keys() >= {*METRICS}:
             return f"{name!r} lacks {' or '.join(METRICS)}"
+    baselines = result.get("baselines", {})
+    if not isinstance(baselines, dict):
+        return "'baselines' must be metrics by name"
+    for name, scores in baselines.items():
+        if not isinstance(scores, dict) or not scores.keys() >= {*METRICS} or not all(map(_is_number, scores.values())):
+            return f"baseline {name!r} must be numbers by name, {' and '.join(METRICS)} among them"
     wrong = [name for name in NUMBERS if not _is_number(result.get(name))]
     return f"{wrong[0]!r} must be a number" if wrong else ""
+
+
+def baselines_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Test metrics of what was ranked without training beside a run, by the baseline's name."""
+    return {"popularity": result["popularity"], **result.get("baselines", {})}
+
+
+def baseline_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What the baselines are called and the COLUMNS of each, all that differ among the results."""
+    labels = {name: BASELINES.get(name).label for name in BASELINES.names()}
+    rows = {}
+    for result in results:
+        for name, scores in baselines_of(result).items():
+            of = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
+            rows[f"{labels.get(name, name)}{of}", *metric_cells(scores)] = None
+    return [[*row, "0", "-", "-"] for row in rows]
 
 
 def _is_number(value: Any) -> bool:
@@ -101,8 +125,8 @@ def result_numbers(*results: dict[str, Any]) -> dict[str, float | int | str]:
             values = [result[part][name] for result in results if name in result[part]]
             numbers[f"{prefix}{name}"] = statistics.mean(values)
             numbers[f"{prefix}{name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
-    for name in results[0]["popularity"]:
-        numbers[f"popularity {name}"] = results[0]["popularity"][name]
+    for baseline, scores in baselines_of(results[0]).items():
+        numbers |= {f"{baseline} {name}": value for name, value in scores.items()}
     return numbers | {
         "trainable_parameters": results[0]["trainable_parameters"],
         "total_parameters": results[0]["total_parameters"],

@@ -19,6 +19,7 @@ from transrec.errors import TransrecError, printable
 from transrec.paths import REPOSITORY, resolve, write_text
 from transrec.reports.tables import (
     COLUMNS,
+    baseline_rows,
     below_popularity,
     comma_separated,
     latex,
@@ -238,7 +239,7 @@ class Study:
     def tables(self) -> dict[str, str]:
         """The study's files by name: of what has finished so far."""
         axes = [axis.name for axis in self.grid.axes]
-        rows, numbers, popularity, below = [], [], [], False
+        rows, numbers, finished, below = [], [], [], False
         towers: dict[str, None] = {}
         for point, jobs in self.rows:
             results = [result for job in jobs if (result := job.result)]
@@ -247,14 +248,13 @@ class Study:
                 numbers.append({"stage": "target", **_names(results[0]), **point, **result_numbers(*results)})
                 below |= below_popularity(*results)
                 towers |= dict.fromkeys(result["item_tower"] for result in results if "item_tower" in result)
-                popularity += [result["popularity"]["HR@10"] for result in results]
+                finished += results
+        idle = [NO_VALUE] * len(axes)
+        rows += [[label, *idle[1:], NO_VALUE, *of] for label, *of in baseline_rows(finished)]
         header = [*axes, "seeds", *COLUMNS]
         text = f"{markdown(header, rows)}\n"
         if towers:
             text += f"\nItem tower: {', '.join(towers)}.\n"
-        if popularity:
-            ends = dict.fromkeys(f"{value:.4f}" for value in (min(popularity), max(popularity)))
-            text += f"\nRanking by popularity: HR@10 {' to '.join(ends)}.\n"
         if below:
             text += f"\n{BELOW}: ranks below popularity.\n"
         source_rows = []

@@ -4,7 +4,10 @@ Blocks are cut by position, never by rank: how many processes share them changes
 ranked once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,21 +26,50 @@ from transrec.training.precision import Precision
 USERS_AT_ONCE = 256
 
 
+class Scores(Protocol):
+    """Scores of items 1..n that are no inner products."""
+
+    device: torch.device
+
+    def __len__(self) -> int:
+        """n."""
+        ...
+
+    def score(self, users: Tensor, out: Tensor) -> None:
+        """Write those of B users into `out`, float32 [B, n]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """What ranks items without a recommender.
+
+    Attributes:
+        items: float32 [n, d], whose inner products with user vectors are the scores; or what scores them otherwise.
+        users: gives user vectors [B, d], or what else `items` scores, of contexts int64 [B, L], left-padded with 0.
+    """
+
+    items: Tensor | Scores
+    users: Callable[[Tensor], Tensor]
+
+
 class Ranker:
     """Ranks targets among all items, one block of users at a time.
 
     Args:
-        item_embeddings: float32 [n, d] of items 1..n.
+        items: float32 [n, d] of items 1..n, whose inner products with user vectors are the scores; or what scores them
+            otherwise.
         memory: bytes that scores may take at a time; scores of at least one user are computed at a time.
         mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md).
         length: of the lists of recommended items, at most n; 0: none are made.
     """
 
-    def __init__(self, item_embeddings: Tensor, memory: int, mask_history: str, length: int = 0):
-        self.items, self.mask_history, self.length = item_embeddings, mask_history, length
-        count = len(item_embeddings)
-        self.rows = min(USERS_AT_ONCE, max(1, memory // (2 * item_embeddings.element_size() * count)))
-        self.scores = item_embeddings.new_empty(self.rows, count)
+    def __init__(self, items: Tensor | Scores, memory: int, mask_history: str, length: int = 0):
+        self.score = partial(_products, items) if isinstance(items, Tensor) else items.score
+        self.mask_history, self.length = mask_history, length
+        count = len(items)
+        self.rows = min(USERS_AT_ONCE, max(1, memory // (2 * torch.float32.itemsize * count)))
+        self.scores = torch.empty(self.rows, count, device=items.device)
         self.comparison = torch.empty_like(self.scores)
 
     def ranks(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
@@ -48,7 +80,7 @@ class Ranker:
         """Rank of each user's target: 1 + items scored strictly higher + half of the equal ones, rounded up; and lists.
 
         Args:
-            users: float32 [B, d].
+            users: float32 [B, d], or what else the items are scored by.
             targets: int64 [B], item numbers 1..n.
             history, owner: int64 [H], seen items and the row of `users` each belongs to.
 
@@ -79,7 +111,7 @@ class Ranker:
     def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
         # Comparing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
         scores, comparison = self.scores[: len(users)], self.comparison[: len(users)]
-        torch.mm(users, self.items.T, out=scores)
+        self.score(users, scores)
         target = scores.gather(1, (targets - 1).unsqueeze(1))
         scores[owner, history - 1] = -torch.inf
         higher = torch.gt(scores, target, out=comparison).sum(1)
@@ -87,6 +119,10 @@ class Ranker:
         ranks = 1 + higher + torch.ceil(equal_others / 2)
         ranks[owner[history == targets[owner]]] = torch.inf
         return ranks
+
+
+def _products(items: Tensor, users: Tensor, out: Tensor) -> None:
+    torch.mm(users, items.T, out=out)
 
 
 class Evaluator:
@@ -110,6 +146,7 @@ class Evaluator:
         self.split, self.features, self.options = split, features, options
         self.world, self.precision = world, precision or Precision("fp32", world.device)
         self.metrics = metrics
+        self.needs_embeddings = any(metric.needs_embeddings for metric in metrics)
         needs_lists = any(metric.needs_lists for metric in metrics)
         self.length = min(max(options.cutoffs), split.item_count) if needs_lists else 0
 
@@ -131,8 +168,9 @@ class Evaluator:
         return self.summarise(self.rank(recommender, part))
 
     def summarise(self, ranking: Ranking) -> dict[str, float]:
-        """The metrics of a ranking at the cut-offs of the options."""
-        return summarise(ranking, self.options.cutoffs, self.metrics)
+        """The metrics of a ranking at the cut-offs of the options, less those that it lacks the embeddings for."""
+        possible = [each for each in self.metrics if ranking.embeddings is not None or not each.needs_embeddings]
+        return summarise(ranking, self.options.cutoffs, possible)
 
     @torch.no_grad()
     def encode_users(self, recommender: Recommender, items: Tensor, sequences: np.ndarray) -> Tensor:
@@ -170,17 +208,25 @@ class Evaluator:
         recommender.train(was_training)
         return ranking
 
-    def popularity(self, part: str) -> dict[str, float]:
-        """Metrics of ranking by number of training interactions, the baseline every model must beat."""
-        counts = torch.from_numpy(self.split.train_counts()[1:]).float().unsqueeze(1).to(self.world.device)
-        return self.summarise(self._rank_in_blocks(counts, lambda users: counts.new_ones(len(users), 1), part))
+    @torch.no_grad()
+    def rank_by(self, scorer: Scorer, part: str) -> Ranking:
+        """Rank the targets of `part`, "validation" or "test", from the contexts that a recommender sees."""
+        context = getattr(self.split, part).without_last(1)
 
-    def _rank_in_blocks(self, items: Tensor, user_vectors, part: str) -> Ranking:
+        def users_of(users: np.ndarray) -> Tensor:
+            sequences = context.last(self.split.max_seq_len, users)
+            return scorer.users(torch.from_numpy(sequences).long().to(scorer.items.device))
+
+        return self._rank_in_blocks(scorer.items, users_of, part)
+
+    def _rank_in_blocks(self, items: Tensor | Scores, user_vectors, part: str) -> Ranking:
         with about_memory("ranking", f"give a smaller --eval_memory than {self.options.eval_memory} (MiB)"):
             return self._ranked(items, user_vectors, part)
 
-    def _ranked(self, items: Tensor, user_vectors, part: str) -> Ranking:
-        check_finite(items, "item embeddings")
+    def _ranked(self, items: Tensor | Scores, user_vectors, part: str) -> Ranking:
+        embeddings = items if isinstance(items, Tensor) else None
+        if embeddings is not None:
+            check_finite(embeddings, "item embeddings")
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.options.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
@@ -202,7 +248,7 @@ class Evaluator:
             self.world.sum(lists).cpu().numpy() if self.length else None,
             self.split.item_count,
             self.split.train_counts()[1:] if self.length else None,
-            items.cpu().numpy() if any(metric.needs_embeddings for metric in self.metrics) else None,
+            embeddings.cpu().numpy() if embeddings is not None and self.needs_embeddings else None,
         )
 
     def _mine(self, blocks: range) -> range:

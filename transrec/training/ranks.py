@@ -24,24 +24,24 @@ def target_ranks(split: Split, part: str, ranks: np.ndarray) -> np.ndarray:
     return kept
 
 
-def ranks_file(folder: Path, part: str) -> Path:
-    """Where a run keeps the ranks of a part."""
-    return folder / f"ranks-{part}.npy"
+def ranks_file(folder: Path, part: str, baseline: str = "") -> Path:
+    """Where a run keeps the ranks of a part, its own or those of a baseline."""
+    return folder / f"{'-'.join(filter(None, ('ranks', part, baseline)))}.npy"
 
 
-def write_ranks(folder: Path, part: str, kept: np.ndarray) -> None:
+def write_ranks(folder: Path, part: str, kept: np.ndarray, baseline: str = "") -> None:
     """Write what `target_ranks` gives into a run's folder. Raises FileError."""
-    path = ranks_file(folder, part)
+    path = ranks_file(folder, part, baseline)
     with about_file(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.save(file, kept, allow_pickle=False)
 
 
-def read_ranks(folder: str | Path, part: str) -> np.ndarray:
-    """The ranks that a run has kept: RANK [T].
+def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
+    """The ranks that a run has kept, its own or those of a baseline: RANK [T].
 
     Raises TransrecError where there are none, as of runs of earlier releases, and for a damaged file.
     """
-    path = ranks_file(resolve(folder), part)
+    path = ranks_file(resolve(folder), part, baseline)
     if not path.exists():
         raise TransrecError(
             f"{folder}: keeps no {path.name}: the run has not come so far, or is of an earlier release; --resume "

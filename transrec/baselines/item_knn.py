@@ -1,0 +1,113 @@
+"""Items that occur in the sequences of the same users: `item_knn`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from transrec.baselines.base import Baseline, register
+from transrec.data.features import Features
+from transrec.data.interactions import Split
+from transrec.options import Options, flag
+from transrec.training.distributed import World
+from transrec.training.evaluation import Scorer
+
+# So many pairs of items are counted at a time: some 24 bytes each.
+PAIRS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class ItemKNNOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"knn_neighbours": 1, "knn_shrinkage": 0}
+
+    knn_neighbours: int = flag(100, "Nearest items that each item of a context votes for, in the baseline item_knn.")
+    knn_shrinkage: float = flag(
+        20.0, "Added to the denominator of its cosine, so that a few users in common count for little."
+    )
+
+
+@register("item_knn")
+class ItemKNN(Baseline):
+    """Ranks by the votes of the context's items for the items nearest to each (docs/protocol.md).
+
+    Items are near whose training users are the same: c_ij / (sqrt(c_i c_j) + shrinkage), where c_ij is how many
+    training sequences hold both, c_i how many hold i. The vote of the item a places from the last of the context has
+    the weight 1 / (a + 1).
+    """
+
+    label: ClassVar[str] = "item-kNN"
+    Options = ItemKNNOptions
+
+    def __init__(self, knn_neighbours: int = 100, knn_shrinkage: float = 20.0):
+        self.neighbours, self.shrinkage = knn_neighbours, knn_shrinkage
+
+    def fit(self, split: Split, parts: Sequence[Features], world: World) -> Scorer:
+        votes = Votes(neighbours(_holds(split), self.neighbours, self.shrinkage), world.device)
+        return Scorer(votes, lambda contexts: contexts)
+
+
+class Votes:
+    """Scores items by the votes of contexts.
+
+    Args:
+        near: float32 [n, n], row j what item j + 1 gives to each of its neighbours.
+        device: where scores are wanted.
+    """
+
+    def __init__(self, near: sparse.csr_array, device: torch.device):
+        self.near, self.device = near, device
+
+    def __len__(self) -> int:
+        return self.near.shape[0]
+
+    def score(self, users: Tensor, out: Tensor) -> None:
+        """Write the votes of contexts int64 [B, L], left-padded with 0, into `out`, float32 [B, n]."""
+        contexts = users.cpu().numpy()
+        rows, places = np.nonzero(contexts)
+        weights = (1 / (contexts.shape[1] - places)).astype(np.float32)
+        voters = sparse.csr_array((weights, (rows, contexts[rows, places] - 1)), shape=(len(contexts), len(self)))
+        out.copy_(torch.from_numpy((voters @ self.near).toarray()))
+
+
+def _holds(split: Split) -> sparse.csr_array:
+    """Which item each training sequence holds: 1 or 0, float32 [users, n]."""
+    train = split.train
+    shape = len(train), split.item_count
+    values = np.ones(int(train.lengths.sum()), dtype=np.float32)
+    holds = sparse.csr_array((values, (train.owners(), train.flat() - 1)), shape=shape)
+    holds.data[:] = 1
+    return holds
+
+
+def neighbours(holds: sparse.csr_array, count: int, shrinkage: float) -> sparse.csr_array:
+    """Of each item the `count` nearest others and how near they are, float32 [n, n]; of equals the first."""
+    counts = np.asarray(holds.sum(0)).ravel()
+    items, blocks = holds.T.tocsr(), []
+    for start, stop in _blocks(items, np.diff(holds.indptr)):
+        together = (items[start:stop] @ holds).tocoo()
+        rows, columns = together.row, together.col
+        other = rows + start != columns
+        rows, columns, values = rows[other], columns[other], together.data[other]
+        values = values / (np.sqrt(counts[rows + start] * counts[columns]) + np.float32(shrinkage))
+        order = np.lexsort((columns, -values, rows))
+        rows, columns, values = rows[order], columns[order], values[order]
+        first = np.searchsorted(rows, np.arange(stop - start))
+        kept = np.arange(len(rows)) - first[rows] < count
+        block = sparse.csr_array((values[kept], (rows[kept], columns[kept])), shape=(stop - start, len(counts)))
+        blocks.append(block.astype(np.float32))
+    return sparse.vstack(blocks, format="csr")
+
+
+def _blocks(items: sparse.csr_array, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges of items of about PAIRS_AT_ONCE pairs with the items of the same sequences, one item at least."""
+    pairs = np.cumsum(items @ lengths)
+    start = 0
+    while start < len(pairs):
+        before = pairs[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(pairs, before + PAIRS_AT_ONCE, side="right")))
+        yield start, stop
+        start = stop
