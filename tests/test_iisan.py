@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import preloaded
 import pytest
 import torch
 from conftest import BOTH, REPOSITORY, encoder_flags, read_case, run
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_training import ENVIRONMENT, best, finish, numbers, start
+from test_training import ENVIRONMENT, best, finish, finished, numbers, start
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from torch.nn import functional as F
@@ -679,14 +680,14 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
         time.sleep(0.002)
     process.kill()
     finish(process, -signal.SIGKILL)
-    finish(start(script, flags))
-    finish(start(script, [*cached_flags, "--output", str(tmp_path / "again"), "--epochs", "1"]))
+    finished(script, flags)
+    finished(script, [*cached_flags, "--output", str(tmp_path / "again"), "--epochs", "1"])
     assert numbers(tmp_path / "run")["epochs"] == numbers(tmp_path / "again")["epochs"]
     assert not list((tmp_path / "states").glob(".*"))
 
 
 def test_states_made_ahead(cached_flags, tmp_path):
-    told = finish(start("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"]))
+    told = finished("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"])
     made = [state_file(tmp_path, kind) for kind in ("image", "text")]
     assert sorted((tmp_path / "states").iterdir()) == sorted(made)
     assert all(f"cached      {path}" in told for path in made) and "caching     text: 2 states of 150 items" in told
@@ -699,7 +700,8 @@ def test_states_made_ahead(cached_flags, tmp_path):
 
 def test_three_runs_that_need_the_same_states(cached_flags, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
-    runs = [start(script, [*cached_flags, "--output", str(tmp_path / name), "--epochs", "1"]) for name in "abc"]
+    flags, python = [*cached_flags, "--epochs", "1"], preloaded.python()
+    runs = [start(script, [*flags, "--output", str(tmp_path / name)], python=python) for name in "abc"]
     assert sum("caching     text" in finish(process) for process in runs) == 1, "one makes them, the others wait"
     one, *others = (numbers(tmp_path / name)["epochs"] for name in "abc")
     assert others == [one, one]
@@ -712,7 +714,7 @@ def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
     finish(start(script, [*flags, "--nproc", "2", "--output", str(tmp_path / "two")]))
     states = {path.name: path.read_bytes() for path in (tmp_path / "states").iterdir()}
     shutil.rmtree(tmp_path / "states")
-    finish(start(script, [*flags, "--output", str(tmp_path / "one")]))
+    finished(script, [*flags, "--output", str(tmp_path / "one")])
     assert {path.name for path in (tmp_path / "states").iterdir()} == set(states)
     one, two = (numbers(tmp_path / name)["epochs"] for name in ("one", "two"))
     for a, b in zip(one, two, strict=True):

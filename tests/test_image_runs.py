@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import IMAGE_KINDS, encoder_flags, fitting, run
 from PIL import Image
-from test_training import assert_same_run, best, finish, numbers, start, wait_for_state
+from test_training import assert_same_run, best, finish, finished, numbers, start, wait_for_state
 from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from transrec.data.dataset import find_images, load_dataset
@@ -123,7 +123,7 @@ def test_clip_is_read_out_behind_its_own_norm(tmp_path):
 def test_resuming_with_workers_equals_the_unbroken_run(vit_flags, tmp_path):
     flags = [*vit_flags, "--image_workers", "2", "--batch_size", "2", "--epochs", "3", "--save_steps", "3"]
     script = "../../CV/script/sm_vit_adapter.py"
-    finish(start(script, [*flags, "--output", str(tmp_path / "whole")]))
+    finished(script, [*flags, "--output", str(tmp_path / "whole")])
     for number in (signal.SIGKILL, signal.SIGTERM):
         folder = tmp_path / number.name
         process = start(script, [*flags, "--output", str(folder)])
@@ -131,16 +131,15 @@ def test_resuming_with_workers_equals_the_unbroken_run(vit_flags, tmp_path):
         time.sleep(0.05)
         process.send_signal(number)
         finish(process, -number if number == signal.SIGKILL else 128 + number)
-        finish(start(script, ["--resume", str(folder)]))
+        finished(script, ["--resume", str(folder)])
         assert_same_run(tmp_path / "whole", folder)
 
 
 def test_two_processes_over_images(vit_flags, tmp_path):
     flags = [*vit_flags, "--dropout", "0", "--backbone_dropout", "off", "--image_workers", "1"]
-    for processes in ("1", "2"):
-        finish(
-            start("../../CV/script/sm_vit.py", [*flags, "--nproc", processes, "--output", str(tmp_path / processes)])
-        )
+    script = "../../CV/script/sm_vit.py"
+    finished(script, [*flags, "--output", str(tmp_path / "1")])
+    finish(start(script, [*flags, "--nproc", "2", "--output", str(tmp_path / "2")]))
     one, two = (numbers(tmp_path / processes)["epochs"] for processes in "12")
     for a, b in zip(one, two, strict=True):
         # Gradients agree to 1e-6 a step; sixteen steps of Adam amplify that.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, finish, start
+from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, finish, finished, start
 
 from transrec.training import checkpoint
 
@@ -134,7 +134,7 @@ def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(doma
     ]
     flags = ["--dataset", str(domain), "--image_encoder", str(backbones["vit"]), *sizes]
     script = os.path.relpath(IMAGE_SCRIPT, SCRIPTS)
-    finish(start(script, [*flags, "--output", str(tmp_path / "whole")]))
+    finished(script, [*flags, "--output", str(tmp_path / "whole")])
 
     process = group([str(IMAGE_SCRIPT), *flags, "--output", str(tmp_path / "run")])
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -145,7 +145,7 @@ def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(doma
     assert process.returncode == 128 + signal.SIGTERM
     assert re.match(r"stopped by SIGTERM: .* is saved; continue with: ", line)
     until(lambda: not any(map(is_alive, workers)), seconds=10)
-    finish(start(script, ["--resume", str(tmp_path / "run")]))
+    finished(script, ["--resume", str(tmp_path / "run")])
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 import torch
 from conftest import FEW_STEPS, REPOSITORY, run
@@ -29,8 +30,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TIMES = ("seconds", "memory", "environment", "wall")
 
 
-def start(script: str, arguments: list[str], cwd: Path | None = None) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPTS / script), *arguments]
+def start(script: str, arguments: list[str], cwd: Path | None = None, python: str = "") -> subprocess.Popen:
+    command = [python or sys.executable, str(SCRIPTS / script), *arguments]
     return subprocess.Popen(
         command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -40,6 +41,11 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     output, _ = process.communicate(timeout=240)
     assert process.returncode == status, output
     return output
+
+
+def finished(script: str, arguments: list[str]) -> str:
+    """What a run of one process prints, which nobody disturbs: started in no time."""
+    return finish(start(script, arguments, python=preloaded.python()))
 
 
 def numbers(folder: Path) -> dict:
@@ -269,7 +275,7 @@ def long_flags(tmp_path_factory, backbones):
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory, long_flags):
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    finish(start("adapter_houlsby.py", [*long_flags, "--output", str(folder)]))
+    finished("adapter_houlsby.py", [*long_flags, "--output", str(folder)])
     return folder
 
 
@@ -302,7 +308,7 @@ def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_
     for name in (".last.safetensors.1.tmp", ".tmpAbCdEf"):
         (folder / "checkpoints" / name).write_bytes(b"half")
 
-    output = finish(start("adapter_houlsby.py", ["--resume", str(folder)]))
+    output = finished("adapter_houlsby.py", ["--resume", str(folder)])
     step = int(re.search(r"resumed +epoch 2, step (\d+)", output)[1])
     assert step >= 14 if save_steps else step == 0
     assert_same_run(unbroken, folder)
@@ -317,7 +323,7 @@ def test_sigterm_finishes_the_step_saves_and_leaves(long_flags, unbroken, tmp_pa
     process.send_signal(signal.SIGTERM)
     output = finish(process, 128 + signal.SIGTERM)
     assert f"adapter_houlsby.py --resume {folder}" in output.splitlines()[-1]
-    finish(start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--resume"]))
+    finished("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--resume"])
     assert_same_run(unbroken, folder)
 
 
@@ -422,7 +428,7 @@ def test_two_processes_give_the_gradients_and_the_evaluation_of_one(domain, back
 
 def test_nproc_starts_itself_and_trains_to_the_same_numbers(flags, tmp_path):
     flags = [*flags, "--dropout", "0", "--backbone_dropout", "off"]
-    finish(start("finetune.py", [*flags, "--output", str(tmp_path / "1")]))
+    finished("finetune.py", [*flags, "--output", str(tmp_path / "1")])
     output = finish(start("finetune.py", [*flags, "--output", str(tmp_path / "2"), "--nproc", "2"]))
     assert output.count("epoch   1") == 1, "only the main rank may report"
     one, two = (numbers(tmp_path / n) for n in "12")
