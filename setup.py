@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 IMPORT = ["duckdb>=2.0", "pyarrow>=16"]
+SEARCH = ["optuna>=4.0"]
 
 setup(
     name="transrec",
@@ -39,10 +40,12 @@ setup(
             "ruff>=0.8",
             "basedpyright>=1.28",
             "ir-measures>=0.3.7",
+            *SEARCH,
         ],
         "docs": ["pdoc>=15"],
         "import": IMPORT,
         "peft": ["peft>=0.15"],
+        "search": SEARCH,
         "tensorboard": ["tensorboard>=2.16"],
     },
 )

@@ -191,7 +191,7 @@ def test_a_file_of_presets_goes_before_scripts_and_papers(presets_file, domain, 
     "content,message",
     [
         ("{", "is not JSON"),
-        ([], "must hold an object of presets by method, not list"),
+        ([], "must hold an object with names, not list"),
         ({"lora": 3}, "presets of lora: must be a dict by modality, not 3"),
         ({"lora": {"text": 3}}, "--presets for lora over titles: must be a dict of values by flag, not 3"),
         ({"hulsby": {"text": {}}}, "over titles: method hulsby: unknown; did you mean houlsby? choose from"),

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from transrec import methods, modalities
-from transrec.errors import TransrecError, about_file, reason_of
+from transrec.errors import TransrecError
 from transrec.options import Options, RunOptions
 from transrec.paths import resolve
 from transrec.registry import Registry, unknown
-from transrec.untrusted import read_json
+from transrec.untrusted import read_object
 
 EVERY = "every modality"
 # Of runs that read several modalities, whichever these are.
@@ -51,6 +51,16 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "prompt": {"image": {"adapter_lr": 2e-4, "n_tokens": 10}},
     "lora": {"multimodal": {"item_rank": 8}},
     "iisan": {EVERY: {"batch_size": 64, "lr": 2e-4, "adapter_lr": 1e-4}},
+}
+
+
+# What scripts/search.py varies where nobody says otherwise, of the flags that a method trains by.
+SPACE = {
+    "lr": "1e-5..1e-2:log",
+    "backbone_lr": "1e-6..1e-3:log",
+    "adapter_lr": "1e-5..1e-2:log",
+    "dropout": "0..0.5",
+    "gru_dropout": "0..0.5",
 }
 
 
@@ -89,7 +99,7 @@ class Preset:
 def _every(file: str | None = None) -> Iterator[Preset]:
     if file:
         place = str(resolve(file))
-        for method, table in _read(place).items():
+        for method, table in read_object(place, "--presets").items():
             yield from _of_method(method, table, place, file=True)
     for modality, values in PUBLISHED.items():
         yield Preset(None, None if modality == EVERY else modality, __file__, values, "published")
@@ -109,18 +119,6 @@ def _of_method(method: str, table: Any, place: str, file: bool = False) -> Itera
         if not isinstance(values, Mapping):
             raise TransrecError(f"{place}: {preset.name}: must be a dict of values by flag, not {values!r}")
         yield preset
-
-
-def _read(path: str) -> dict[str, Any]:
-    """What a file of presets holds. Raises TransrecError where it is none."""
-    with about_file(path, "give another file with --presets", "cannot be read"):
-        try:
-            content = read_json(path)
-        except ValueError as error:
-            raise TransrecError(f"{path}: is not JSON ({reason_of(error)}); mend it, or leave out --presets") from error
-    if not isinstance(content, dict):
-        raise TransrecError(f"{path}: must hold an object of presets by method, not {type(content).__name__}")
-    return content
 
 
 def of(method: str, read_by: Sequence[str], protocol: str = "strong", file: str | None = None) -> list[Preset]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from transrec.errors import TransrecError, reason_of
+from transrec.errors import TransrecError, about_file, reason_of
 
 JSON_BYTES = SAFETENSORS_HEADER_BYTES = 2**24
 TOKENIZER_BYTES = 2**28
@@ -61,6 +61,18 @@ def parse_json(text: str | bytes) -> Any:
 def read_json(path: str | Path) -> Any:
     """What a JSON file holds. Raises as `read_regular` and `parse_json`."""
     return parse_json(read_regular(path, JSON_BYTES))
+
+
+def read_object(path: str | Path, flag: str) -> dict[str, Any]:
+    """The JSON object in a file that a flag names. Raises TransrecError where it holds none."""
+    with about_file(path, f"give another file with {flag}", "cannot be read"):
+        try:
+            content = read_json(path)
+        except ValueError as error:
+            raise TransrecError(f"{path}: is not JSON ({reason_of(error)}); mend it, or leave out {flag}") from error
+    if not isinstance(content, dict):
+        raise TransrecError(f"{path}: must hold an object with names, not {type(content).__name__}")
+    return content
 
 
 def safetensors_header(path: str | Path) -> tuple[dict[str, Any], int]:

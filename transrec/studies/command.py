@@ -31,14 +31,8 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None, modal
 
     Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
     """
-    parser = Parser(description + FURTHER_FLAGS)
-    parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
-    parser.add_argument("--target", required=True, help="dataset folder to adapt to")
-    parser.add_argument("--modality", choices=MODALITIES, default=modality, help="what represents an item")
-    parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
+    parser = study_parser(description, modality)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the target runs, one run for each")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
     for axis in grid.axes:
         parser.add_argument(f"--{axis.name}", nargs="+", help=f"values of this axis (default: {_default(axis)})")
     with reporting():
@@ -46,6 +40,33 @@ def main(description: str, grid: Grid, arguments: list[str] | None = None, modal
         settings.check_flags(parser, words)
         options, rest = parser.parse_known_args(words)
         sys.exit(_run(options, grid, rest))
+
+
+def study_parser(description: str, modality: str) -> Parser:
+    """The flags of all commands that run many runs."""
+    parser = Parser(description + FURTHER_FLAGS)
+    parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
+    parser.add_argument("--target", required=True, help="dataset folder to adapt to")
+    parser.add_argument("--modality", choices=MODALITIES, default=modality, help="what represents an item")
+    parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
+    return parser
+
+
+def check_once(flag: str, seeds: list[int]) -> None:
+    """Raise TransrecError for seeds that are given twice."""
+    if len({*seeds}) < len(seeds):
+        raise TransrecError(
+            f"{flag} {' '.join(map(str, seeds))}: give each seed once, or its run would count as several"
+        )
+
+
+def out_folder(options: argparse.Namespace) -> Path:
+    """Where runs and tables go. Raises TransrecError for less than one worker."""
+    if options.workers < 1:
+        raise TransrecError(f"--workers {options.workers}: must be at least 1")
+    return resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
 
 
 def _default(axis: Axis) -> str:
@@ -57,15 +78,11 @@ def _default(axis: Axis) -> str:
 
 
 def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
-    if options.workers < 1:
-        raise TransrecError(f"--workers {options.workers}: must be at least 1")
-    if len({*options.seeds}) < len(options.seeds):
-        given = " ".join(map(str, options.seeds))
-        raise TransrecError(f"--seeds {given}: give each seed once, or its run would count as several")
+    out = out_folder(options)
+    check_once("--seeds", options.seeds)
     grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
-    out = resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
     source = resolve(options.source) if options.source else None
-    study = Study(source, resolve(options.target), out, grid, options.seeds, _given(rest, grid), options.modality)
+    study = Study(source, resolve(options.target), out, grid, options.seeds, given_flags(rest, grid), options.modality)
     jobs = study.jobs
     done = sum(job.is_done for job in jobs)
     print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")
@@ -99,7 +116,7 @@ def _why_damaged(job: Job) -> str:
     return ""
 
 
-def _given(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
+def given_flags(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
     """Flags for the runs, by (stage or method or "", flag). Raises TransrecError for one that the study sets itself."""
     by_axis = {flag: axis.name for axis in grid.axes for flag in axis.flags or (axis.name,)}
     given: dict[tuple[str, str], list[str]] = {}

@@ -16,6 +16,7 @@ from typing import Any
 from transrec import assembly, presets, settings
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
+from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
 from transrec.reports.tables import (
     COLUMNS,
@@ -70,6 +71,29 @@ class Job:
         return self.result is not None
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether it is still to be started."""
+        return True
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether what it has done so far is all that is wanted of it."""
+        return False
+
+    @property
+    def told(self) -> str:
+        """What came of it, for people."""
+        return f"HR@10 {cells(self.result)[0]}"
+
+    def end(self, status: int, stopped: bool) -> bool | None:
+        """Whether it is done, now that its process has left with a status; None: it is to be run again.
+
+        Args:
+            stopped: whether all runs were told to stop.
+        """
+        return (status == 0 and self.is_done) or (None if stopped else False)
+
+    @property
     def command(self) -> list[str]:
         flags = self.flags | ({"checkpoint": [str(self.start.folder)]} if self.start else {})
         where = "--resume" if (self.folder / "options.json").exists() else "--output"
@@ -92,6 +116,7 @@ class Study:
         rows: the points of the grid, with their runs; an axis that does not change the runs of a point has no value.
         sources: the source runs by folder, with the values that decide them.
         once: by method, the axes that do not change its runs.
+        signatures: by a run's folder, the settings, the dataset's content and the start that decide its numbers.
     """
 
     source: Path | None
@@ -104,6 +129,7 @@ class Study:
     rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
     sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
     once: dict[str, set[str]] = field(init=False, default_factory=dict)
+    signatures: dict[Path, tuple[dict[str, Any], str, str | None]] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
         self._taken: set[tuple[str, str]] = set()
@@ -129,6 +155,10 @@ class Study:
     def jobs(self) -> list[Job]:
         """All runs, each source run before the target runs that start from it."""
         return [*(job for _, job in self.sources.values()), *(job for _, jobs in self.rows for job in jobs)]
+
+    def more(self) -> list[Job]:
+        """The runs that what has come of others calls for: none, all are known from the beginning."""
+        return []
 
     def _source_job(self, point: dict[str, str]) -> Job | None:
         flags = self._flags(point, "source")
@@ -165,7 +195,8 @@ class Study:
         if self._modality(point) != self.modality:
             # One of the study's modalities alone is seen under what holds for them together.
             of_all = presets.MODALITIES.get(self.modality, {})
-            flags |= {name: [str(value)] for name, value in of_all.items() if name in known}
+            taken = known - self._in_file(stage, method, self._modality(point))
+            flags |= {name: [str(value)] for name, value in of_all.items() if name in taken}
         for key, values in self._given(stage, method):
             if key[1] in known:
                 flags[key[1]] = values
@@ -186,6 +217,12 @@ class Study:
             said |= {name: value for (scope, name), value in _scoped(axis, point).items() if scope in ("", stage)}
         return settings.flags(**said | {"method": method, "item_tower": self._modality(point)})
 
+    def _in_file(self, stage: str, method: str, item_tower: str) -> set[str]:
+        """The flags that a file of --presets sets for runs of a method."""
+        (*_, file) = None, *(values[0] for (_, name), values in self._given(stage, method) if name == "presets")
+        read_by = ModelOptions(item_tower=item_tower).read_by
+        return {flag for preset in presets.of(method, read_by, file=file) if preset.file for flag in preset.values}
+
     def _modality(self, point: dict[str, str]) -> str:
         return point.get("item_tower", self.modality)
 
@@ -196,23 +233,30 @@ class Study:
 
     def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
         title = "-".join(map(_short, name))
-        parsed = settings.parse(_words(flags), "full", {})
-        self._check(parsed, title)
+        parsed = self.settings_of(flags, title)
         counts = settings.deciding(parsed.departures) | {
             name: value for name, value in parsed.departures.items() if name in COUNTS_TOO
         }
         counts = {name: value for name, value in counts.items() if name not in PLACES}
-        decides = [counts, self._content(parsed), start and start.folder.name]
+        decides = counts, self._content(parsed), start and start.folder.name
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
-        return Job(title, flags, self.out / "runs" / f"{folder}-{digest}", start)
+        job = Job(title, flags, self.out / "runs" / f"{folder}-{digest}", start)
+        self.signatures[job.folder] = decides
+        return job
+
+    def settings_of(self, flags: dict[str, list[str]], title: str) -> Settings:
+        """The settings of a run that is given flags. Raises TransrecError where it could not run."""
+        parsed = settings.parse(_words(flags), "full", {})
+        self._check(parsed, title)
+        return parsed
 
     def _check(self, parsed: Settings, name: str) -> None:
         """Raise TransrecError where a run's method or sizes do not fit its backbones, as the run itself would do."""
         data = parsed.data
-        model = {key: value for key, value in parsed.model.as_dict().items() if key != "objective"}
+        model = _sizes({key: value for key, value in parsed.model.as_dict().items() if key != "objective"})
         kinds = ("method", "user_encoder", "modalities")
-        parts = [choice.options.as_dict() for kind in kinds for choice in parsed.choices[kind]]
+        parts = [_sizes(choice.options.as_dict()) for kind in kinds for choice in parsed.choices[kind]]
         built_of = [parsed.method, *parts, model, data.max_seq_len]
         if (key := json.dumps([*built_of, parsed.training.train_recommender])) in self._checked:
             return
@@ -271,6 +315,11 @@ class Study:
     def write_tables(self) -> None:
         for name, text in self.tables().items():
             write_text(self.out / name, text)
+
+
+def _sizes(options: dict[str, Any]) -> dict[str, Any]:
+    """What of options decides whether parts fit: of a rate or a share only whether it is none."""
+    return {name: value != 0 if isinstance(value, float) else value for name, value in options.items()}
 
 
 def cells(*results: dict[str, Any]) -> list[str]:

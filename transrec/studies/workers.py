@@ -17,7 +17,7 @@ from transrec.errors import Interrupted, about_file, printable
 from transrec.locks import Lock
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
-from transrec.studies.study import Job, Study, cells
+from transrec.studies.study import Job, Study
 
 POLL_SECONDS = 0.2
 LINES_OF_A_FAILURE = 6
@@ -36,6 +36,9 @@ class Workers:
         self.count, self.logs = count, logs
         self.running: dict[int, tuple[subprocess.Popen, Job, float, Lock]] = {}
         self.failed: list[Job] = []
+        self.again: list[Job] = []
+        # Runs that have been told that they may stop: a second time would be taken as impatience.
+        self.stopped: set[int] = set()
         self.elsewhere: set[Path] = set()
         self.stop_signal = 0
 
@@ -45,13 +48,20 @@ class Workers:
         old = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
         try:
-            while (waiting or self.running) and not (self.stop_signal and not self.running):
+            while self.running or not self.stop_signal:
+                new = [] if self.stop_signal else study.more()
+                bar.total += len(new)
+                waiting = [*self.again, *waiting, *new]
+                self.again.clear()
+                if not waiting and not self.running:
+                    break
                 waiting, done = ([], 0) if self.stop_signal else self._start(waiting)
                 if done:
                     bar.update(done)
                     study.write_tables()
                 bar.set_postfix_str(", ".join(job.name for _, job, *_ in self.running.values())[:60])
                 time.sleep(POLL_SECONDS)
+                self._stop_finished()
                 for slot in [slot for slot, (process, *_) in self.running.items() if process.poll() is not None]:
                     bar.update(self._finish(slot))
                     study.write_tables()
@@ -75,6 +85,8 @@ class Workers:
             if job.start in self.failed:
                 self.failed.append(job)
                 _tell(f"left out    {job.name}: needs {job.start.name}, which failed")
+            elif not job.is_wanted:
+                continue
             elif not free or not (job.start is None or job.start.is_done):
                 later.append(job)
             elif self._launch(free[0], job):
@@ -83,6 +95,13 @@ class Workers:
             else:
                 later.append(job)
         return later, done
+
+    def _stop_finished(self) -> None:
+        """Stop runs of which no more is wanted."""
+        for process, job, *_ in self.running.values():
+            if process.pid not in self.stopped and job.may_stop:
+                process.terminate()
+                self.stopped.add(process.pid)
 
     def _launch(self, slot: int, job: Job) -> bool:
         """Start a job, unless it is done by now; False while another process runs it."""
@@ -134,12 +153,16 @@ class Workers:
 
     def _finish(self, slot: int) -> int:
         process, job, started, lock = self.running.pop(slot)
-        lock.close()
-        if process.returncode == 0 and (result := job.result):
-            seconds = time.monotonic() - started
-            _tell(f"done        {job.name}: HR@10 {cells(result)[0]}, {seconds:.0f} s")
+        try:
+            done = job.end(process.returncode, bool(self.stop_signal))
+        finally:
+            lock.close()
+        if done:
+            _tell(f"done        {job.name}: {job.told}, {time.monotonic() - started:.0f} s")
             return 1
-        if not self.stop_signal:
+        if done is None:
+            self.again.append(job)
+        else:
             self.failed.append(job)
             last = self._log(job).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
             _tell(f"failed      {job.name} (status {process.returncode}), {self._log(job)}:")

@@ -1,0 +1,409 @@
+"""A search: trials of every method by the same budget, judged by validation metrics, and the best settings as presets.
+
+A trial is a run of scripts/train.py that leaves the test targets alone. What is random about a search stands in
+`trials`; here are the runs, what comes of them, and the tables. The test targets are ranked once, by a study over seeds
+at the best settings of each method (`Search.refit`), after which no trial is added.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transrec import presets
+from transrec.errors import TransrecError, about_file, printable
+from transrec.locks import Lock
+from transrec.models.objectives import OBJECTIVES
+from transrec.models.user_encoders import USER_ENCODERS
+from transrec.paths import write_text
+from transrec.reports.search import draw_history, draw_importances, search_tables
+from transrec.reports.tables import read_result
+from transrec.studies.grid import Axis, Grid
+from transrec.studies.space import Dimension, Spaces, default_space, dimension
+from transrec.studies.study import Job, Study
+from transrec.studies.trials import REASON, Outcome, Rules, Trials, open_storage
+from transrec.training.optimizers import OPTIMIZERS
+from transrec.training.schedules import SCHEDULES
+from transrec.training.state import VALIDATION
+from transrec.untrusted import parse_json, read_regular
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+# A trial whose process is killed, as for want of memory, is begun so many times.
+TRIES = 3
+METRICS_BYTES = 2**26
+LONGEST_REASON = 300
+# A run that leaves with more than this was ended by a signal.
+SIGNALLED = 128
+# Whose flags the file of best settings keeps, beside the method's own.
+KEPT_KINDS = (USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES)
+ERROR = re.compile(r"error: (.*)")
+BEST = "best.json"
+
+
+@dataclass(frozen=True)
+class Listed(Grid):
+    """Points that are listed, where a grid crosses values."""
+
+    listed: tuple[tuple[str, ...], ...] = ()
+
+    def points(self) -> list[dict[str, str]]:
+        return [dict(zip((axis.name for axis in self.axes), values, strict=True)) for values in self.listed]
+
+
+def rows_of(methods: list[str], modality: str) -> Listed:
+    """The grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY; over `modality` where none is named.
+
+    Raises TransrecError for a method that is named twice over a modality.
+    """
+    rows = []
+    for name in methods:
+        method, _, tower = name.partition("@")
+        rows.append((tower or modality, method))
+    plain = [(tower, method.partition(":")[0]) for tower, method in rows]
+    if twice := [method for (tower, method) in plain if plain.count((tower, method)) > 1]:
+        raise TransrecError(f"--method {' '.join(methods)}: names {twice[0]} twice over the same items")
+    towers, names = (tuple(dict.fromkeys(row[number] for row in rows)) for number in (0, 1))
+    axes = Axis("item_tower", towers, ("item_tower",)), Axis("method", names, ("method",))
+    return Listed(axes, listed=tuple(rows))
+
+
+@dataclass(frozen=True)
+class Trial(Job):
+    """The run of a trial."""
+
+    of: "MethodSearch" = field(kw_only=True, compare=False, repr=False)
+    number: int = field(kw_only=True)
+
+    @property
+    def is_done(self) -> bool:
+        return self.of.trials.is_finished(self.number)
+
+    @property
+    def is_wanted(self) -> bool:
+        return not self.of.is_spent
+
+    @property
+    def may_stop(self) -> bool:
+        return self.of.is_spent or self.of.trials.pruned_at(self.number, self.epochs) is not None
+
+    @property
+    def told(self) -> str:
+        kept = self.of.trials.all[self.number]
+        if kept.state.name == "PRUNED":
+            return f"stopped early after epoch {max(kept.intermediate_values)}"
+        return f"validation {self.of.select_by} {kept.value:.4f}"
+
+    @property
+    def epochs(self) -> dict[int, float]:
+        """The validation metric by epoch, of those that are over."""
+        name = f"{VALIDATION}{self.of.select_by}"
+        return {line["epoch"]: line[name] for line in self.of.lines(self.folder)}
+
+    def outcome(self) -> Outcome | None:
+        """What its folder says came of it; None while it has not come to an end."""
+        epochs = self.epochs
+        pruned = self.of.trials.pruned_at(self.number, epochs)
+        if pruned is not None:
+            return Outcome("pruned", {epoch: value for epoch, value in epochs.items() if epoch <= pruned})
+        try:
+            result = read_result(self.folder, tested=False)
+        except TransrecError:
+            return None
+        return Outcome("complete", epochs, result["validation"][self.of.select_by])
+
+    def end(self, status: int, stopped: bool) -> bool | None:
+        outcome = self.outcome()
+        if outcome is None and (stopped or self.of.is_spent):
+            return None
+        killed = status < 0 or status > SIGNALLED
+        if outcome is None and killed and self.of.kill(self.number) < TRIES:
+            return None
+        outcome = outcome or Outcome("failed", self.epochs, reason=self._reason(status))
+        self.of.trials.tell(self.number, outcome)
+        if outcome.state != "failed":
+            # Its settings, log and metrics stay; whoever wants the weights trains them again.
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+        return outcome.state != "failed"
+
+    def _reason(self, status: int) -> str:
+        """What the run said last."""
+        said = self.of.log_of(self).read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [match[1] for line in said if (match := ERROR.match(line))]
+        return printable((errors or said or [""])[-1])[:LONGEST_REASON] or f"left with status {status}"
+
+
+class MethodSearch:
+    """The search of one method.
+
+    Args:
+        out: the folder of the search.
+        study: whose one row of the method the trials vary.
+        base: that row's run.
+
+    Attributes:
+        name: of the method and what its items are read by.
+        settings: of a run that nobody searched for.
+        space: what is varied.
+        trials: kept in the folder of the search, once it is open.
+    """
+
+    trials: Trials
+
+    def __init__(self, out: Path, study: Study, base: Job, spaces: Spaces, rules: Rules):
+        self.out, self.study, self.base, self.rules = out, study, base, rules
+        self.name = re.sub(r"[^\w.-]", "-", base.name.removesuffix(f"-seed{rules.seed}"))
+        self.settings = study.settings_of(base.flags, self.name)
+        self.method, self.select_by = self.settings.method, self.settings.training.select_by
+        self.modality = presets.modality_of(self.settings.model.read_by)
+        self.space = self._space(spaces)
+        self._kills: dict[int, int] = {}
+        self._settings: dict[int, dict[str, Any]] = {}
+        self._lines: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
+
+    def open(self, storage: Any) -> None:
+        """Read its trials. Raises TransrecError where they are those of another search, or may be no more."""
+        path = self.out / "search.db"
+        self.trials = Trials(storage, path, self.name, self.space, self.settings.as_dict(), self.rules)
+        self.trials.check(self.signature)
+        if self.trials.refitted is not None and not (self.trials.is_complete or self.is_spent):
+            raise TransrecError(
+                f"{self.name}: its test targets were ranked after {len(self.trials.all)} trials; more would choose by "
+                f"them. Give the same budget, or another --out"
+            )
+
+    def _space(self, spaces: Spaces) -> list[Dimension]:
+        known = self.settings.as_dict().keys()
+        fixed = {flag for scope, flag in self.study.given if scope in ("", "target", self.method)}
+        texts = default_space(self.settings, self.base.start is not None)
+        texts = {flag: text for flag, text in texts.items() if flag not in fixed}
+        for scope in ("", self.method):
+            texts |= {flag: text for (of, flag), text in spaces.items() if of == scope and flag in known}
+        if both := [flag for flag in texts if flag in fixed]:
+            raise TransrecError(f"--space {both[0]}={texts[both[0]]}: --{both[0]} gives it one value; leave one out")
+        if not texts:
+            raise TransrecError(f"--method {self.method}: nothing of it is varied; give its ranges with --space")
+
+        def with_value(flag: str):
+            return lambda word: self.study.settings_of(self.base.flags | {flag: [word]}, self.name)
+
+        return [dimension(flag, text, with_value(flag)) for flag, text in texts.items()]
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What decides the trials, beside the budget."""
+        settings, content, start = self.study.signatures[self.base.folder]
+        rules = {"seed": self.rules.seed, "together": self.rules.together, "prune_after": self.rules.prune_after}
+        return {
+            "space": {each.flag: each.text for each in self.space},
+            "flag": settings,
+            "content of": {"--target": content, "--source": start},
+            "rule": rules,
+        }
+
+    def job(self, trial: "FrozenTrial") -> Trial:
+        """The run of a trial."""
+        params = {flag: [str(value)] for flag, value in trial.params.items()}
+        flags = self.base.flags | params | {"test": ["false"]}
+        folder = self.folder(trial.number)
+        return Trial(folder.name, flags, folder, self.base.start, of=self, number=trial.number)
+
+    def log_of(self, trial: Trial) -> Path:
+        """Where the output of a trial's process is kept."""
+        return self.out / "logs" / f"{trial.folder.name}.txt"
+
+    def lines(self, folder: Path) -> list[dict[str, Any]]:
+        """metrics.jsonl of a trial's folder; none while no epoch is over."""
+        path = folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        written = path.stat().st_mtime_ns
+        if self._lines.get(path, (0, []))[0] != written:
+            with about_file(path, what="cannot be read"):
+                text = read_regular(path, METRICS_BYTES)
+            try:
+                self._lines[path] = written, [parse_json(line) for line in text.splitlines()]
+            except ValueError as error:
+                raise TransrecError(f"{path}: damaged; remove {folder}, and the trial is run again") from error
+        return self._lines[path][1]
+
+    def kill(self, number: int) -> int:
+        """Count that the process of a trial was killed; returns how many times it has been."""
+        self._kills[number] = self._kills.get(number, 0) + 1
+        return self._kills[number]
+
+    @property
+    def hours(self) -> float:
+        """Of training and validation that all trials have taken so far."""
+        lines = [line for trial in self.trials.all for line in self.lines(self.folder(trial.number))]
+        return sum(line["train_seconds"] + line["evaluation_seconds"] for line in lines) / 3600
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the budget of hours is."""
+        return self.rules.hours is not None and self.hours >= self.rules.hours
+
+    @property
+    def may_extend(self) -> bool:
+        """Whether the budget has room for trials that there are not."""
+        return not (self.trials.is_waiting or self.is_spent)
+
+    def unseen(self, seen: set[Path]) -> list[Trial]:
+        """Its trials that are not over, and whose folders are not among those seen."""
+        unfinished = [trial for trial in self.trials.all if not trial.state.is_finished()]
+        return [self.job(trial) for trial in unfinished if self.folder(trial.number) not in seen]
+
+    def folder(self, number: int) -> Path:
+        """Of a trial's run."""
+        return self.out / "trials" / f"{self.name}-{number:04d}"
+
+    def extend(self) -> None:
+        """Add trials that the budget has room for; one whose settings do not fit together has failed at once."""
+        self.trials.refresh()
+        if not self.may_extend or self.trials.refitted is not None:
+            return
+        known = len(self.trials.all)
+        self.trials.extend()
+        for trial in self.trials.all[known:]:
+            try:
+                self.study.settings_of(self.job(trial).flags, self.name)
+            except TransrecError as error:
+                self.trials.tell(trial.number, Outcome("failed", reason=str(error)))
+
+    @property
+    def history(self) -> list[tuple[int, float]]:
+        """Number and validation metric of each trial that went to its end."""
+        return [(trial.number, trial.value) for trial in self.trials.all if trial.state.name == "COMPLETE"]
+
+    def row(self) -> dict[str, Any]:
+        """What tables say of it."""
+        trials, best = self.trials.all, self.trials.best
+        states = Counter(trial.state.name for trial in trials)
+        failed = [trial for trial in trials if trial.state.name == "FAIL"]
+        return {
+            "method": self.name,
+            "trials": len(trials),
+            "complete": states["COMPLETE"],
+            "pruned": states["PRUNED"],
+            "failed": states["FAIL"],
+            "unfinished": states["RUNNING"],
+            "hours": self.hours,
+            "selected by": self.select_by,
+            "validation": best and best.value,
+            "best trial": best and best.number,
+            "settings": best.params if best else {},
+            "space": {each.flag: each.text for each in self.space},
+            "failure": failed[-1].user_attrs.get(REASON, "") if failed else "",
+        }
+
+    def best_settings(self) -> dict[str, Any]:
+        """The best trial's settings as a preset: what was varied, and what else the command line says of training."""
+        best = self.trials.best
+        if best.number not in self._settings:
+            self._settings[best.number] = self._preset(self.job(best))
+        return self._settings[best.number]
+
+    def _preset(self, job: Trial) -> dict[str, Any]:
+        settings = self.study.settings_of(job.flags, self.name)
+        own = [choice.options for kind in KEPT_KINDS for choice in settings.choices[kind.flag]]
+        groups = (settings.model, settings.training, settings.method_options, *own)
+        kept = {name for group in groups for name in group.as_dict()} | {each.flag for each in self.space}
+        said = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
+        return {name: of for name, of in settings.as_dict().items() if name in kept & said - {*presets.NEVER, "seed"}}
+
+
+class Search:
+    """Searches of several methods by the same rules, as `Workers` run them.
+
+    Args:
+        study: a row for each method; its one seed is that of all trials.
+        spaces: ranges and choices that go before those of presets.
+
+    Raises TransrecError where a range holds nothing, and where nothing has a flag that is to be varied.
+    """
+
+    def __init__(self, study: Study, spaces: Spaces, rules: Rules):
+        self.study, self.rules, self.out = study, rules, study.out
+        self.methods = [MethodSearch(self.out, study, job, spaces, rules) for _, (job,) in study.rows]
+        for (scope, flag), text in spaces.items():
+            if not any(flag in of.settings.as_dict() for of in self.methods if scope in ("", of.method)):
+                raise TransrecError(f"--space {flag}={text}: no run of this search has such a flag")
+        self._seen: set[Path] = set()
+
+    def open(self) -> None:
+        """Read the trials of the folder, or begin them. Raises TransrecError where it holds those of another search."""
+        with self._alone():
+            storage = open_storage(self.out / "search.db")
+            for of in self.methods:
+                of.open(storage)
+
+    def _alone(self) -> closing[Lock]:
+        """Within, no other process adds trials."""
+        return closing(Lock(self.out / "search.lock", wait=True))
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The source runs, and the trials that are known so far."""
+        trials = [of.job(trial) for of in self.methods for trial in of.trials.all]
+        self._seen |= {trial.folder for trial in trials}
+        return [*(job for _, job in self.study.sources.values()), *trials]
+
+    def more(self) -> list[Job]:
+        """The trials that there was no room for before, by this process or by another one."""
+        if any(of.may_extend for of in self.methods):
+            with self._alone():
+                for of in self.methods:
+                    of.extend()
+        new = [trial for of in self.methods for trial in of.unseen(self._seen)]
+        self._seen |= {trial.folder for trial in new}
+        return new
+
+    def write_tables(self) -> None:
+        """Write the tables, and the best settings as presets, of what is over so far."""
+        self._write(search_tables([of.row() for of in self.methods], self.rules.told))
+
+    def _write(self, tables: dict[str, str]) -> None:
+        best: dict[str, dict[str, dict[str, Any]]] = {}
+        for of in self.methods:
+            if of.trials.best:
+                best.setdefault(of.method, {})[of.modality] = of.best_settings()
+        for name, text in (tables | {BEST: json.dumps(best, indent=2) + "\n"}).items():
+            write_text(self.out / name, text)
+
+    def draw(self) -> None:
+        """Draw how the best metric of each method grew with its trials, and how much each flag matters to it."""
+        draw_history(self.out / "history.png", {of.name: of.history for of in self.methods})
+        draw_importances(self.out / "importance.png", {of.name: of.trials.importances() for of in self.methods})
+
+    def refit(self, seeds: list[int]) -> Study:
+        """The study that ranks the test targets, over seeds, at the best settings of each method that has some.
+
+        No trial is added from now on.
+        """
+        study = self.study
+        found = [of for of in self.methods if of.trials.best]
+        bases = [of.base for of in found]
+        listed = tuple(tuple(point.values()) for point, (job,) in study.rows if job in bases)
+        given = study.given | {("target", "presets"): [str(self.out / BEST)]}
+        with self._alone():
+            for of in found:
+                of.trials.refit(of.trials.best.number)
+        return Study(
+            study.source, study.target, self.out, replace(study.grid, listed=listed), seeds, given, study.modality
+        )
+
+    def write_refitted(self, study: Study) -> str:
+        """Write the tables with the test metrics of a study of `refit`; returns the table."""
+        tested = {tuple(point.values()): [job.result for job in jobs if job.is_done] for point, jobs in study.rows}
+        points = [tuple(point.values()) for point, _ in self.study.rows]
+        rows = [of.row() for of in self.methods]
+        tables = search_tables(
+            [row | {"tested": tested.get(point, [])} for row, point in zip(rows, points, strict=True)], self.rules.told
+        )
+        self._write(tables)
+        return tables["search.md"]

@@ -1,0 +1,124 @@
+"""The command line of a search."""
+
+import argparse
+import sys
+
+from transrec import settings
+from transrec.command import reporting
+from transrec.errors import TransrecError, printable
+from transrec.paths import make_folder, resolve
+from transrec.studies.command import check_once, given_flags, out_folder, study_parser
+from transrec.studies.search import BEST, Search, rows_of
+from transrec.studies.space import Spaces, read_spaces
+from transrec.studies.study import Study
+from transrec.studies.trials import Rules, load_optuna
+from transrec.studies.workers import Workers
+
+
+def main(description: str, arguments: list[str] | None = None) -> None:
+    """Command line of the search.
+
+    Leaves with status 1 when a method has no best settings or a run of the refit failed, else as
+    `transrec.command.reporting` says.
+    """
+    parser = study_parser(description, "text")
+    parser.add_argument(
+        "--method", nargs="+", required=True, help="methods, as METHOD, METHOD:VARIANT, or METHOD@ITEM_TOWER: full@id"
+    )
+    parser.add_argument(
+        "--space",
+        nargs="+",
+        default=[],
+        metavar="FLAG=RANGE",
+        help="what is varied: FLAG=LOW..HIGH, FLAG=LOW..HIGH:log, FLAG=A,B,C, for one method METHOD.FLAG=..., or a "
+        "JSON file of these",
+    )
+    parser.add_argument("--trials", type=int, help="trials of each method (default: 20, or as many as --hours has)")
+    parser.add_argument("--hours", type=float, help="hours of training and validation that the trials of a method take")
+    parser.add_argument(
+        "--together", type=int, default=4, help="trials of a method drawn at a time; so many at most run at a time"
+    )
+    parser.add_argument(
+        "--prune_after",
+        type=int,
+        default=3,
+        help="from this epoch on stop trials that are worse than the median of earlier ones; 0: stop none",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn, and of every trial's training")
+    parser.add_argument("--refit_seeds", type=int, nargs="+", default=[], help="seeds to train the best settings at")
+    with reporting():
+        words = sys.argv[1:] if arguments is None else arguments
+        settings.check_flags(parser, words)
+        options, rest = parser.parse_known_args(words)
+        sys.exit(_run(options, rest, _spaces(parser, options.space)))
+
+
+def _spaces(parser, words: list[str]) -> Spaces:
+    """What --space gives. Raises TransrecError for a flag that no run could have, naming the nearest ones."""
+    spaces = read_spaces(words)
+    for (_, flag), text in spaces.items():
+        try:
+            settings.check_flags(parser, [f"--{flag}"])
+        except TransrecError as error:
+            raise TransrecError(f"--space {flag}={text}: {error}") from error
+    return spaces
+
+
+def _rules(options: argparse.Namespace) -> Rules:
+    """Raises TransrecError for a budget that has room for nothing."""
+    for name, least in (("trials", 1), ("together", 1), ("prune_after", 0), ("seed", 0)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise TransrecError(f"--{name} {value}: must be at least {least}")
+    if options.hours is not None and not 0 < options.hours < float("inf"):
+        raise TransrecError(f"--hours {options.hours}: must be above 0")
+    trials = options.trials or (20 if options.hours is None else None)
+    return Rules(trials, options.hours, options.together, options.prune_after or None, options.seed)
+
+
+def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
+    out, rules = out_folder(options), _rules(options)
+    check_once("--refit_seeds", options.refit_seeds)
+    load_optuna()
+    grid = rows_of(options.method, options.modality)
+    source = resolve(options.source) if options.source else None
+    given = given_flags(rest, grid)
+    study = Study(source, resolve(options.target), out, grid, [rules.seed], given, options.modality)
+    search = Search(study, spaces, rules)
+    print(f"search      {len(search.methods)} methods, {rules.told} each, {options.workers} runs at a time")
+    for of in search.methods:
+        varied = ", ".join(f"{each.flag} {each.text}" for each in of.space)
+        print(printable(f"space       {of.name}: {varied}; chosen by validation {of.select_by}"))
+    print(printable(f"results     {out}"), flush=True)
+    if options.dry_run:
+        return 0
+    make_folder(out / "logs", "--out")
+    search.open()
+    workers = Workers(options.workers, out / "logs")
+    _work(workers, search)
+    search.draw()
+    print(f"\n{(out / 'search.md').read_text(encoding='utf-8')}")
+    print(printable(f"Best settings: {out / BEST}; plots: {out}/history.png, importance.png"), flush=True)
+    without = [of.name for of in search.methods if of.trials.best is None]
+    failed = _refit(options, search) if options.refit_seeds and len(without) < len(search.methods) else 0
+    if without:
+        print(f"error: no trial of {', '.join(without)} went to its end, see above", file=sys.stderr)
+    return 1 if without or failed else 0
+
+
+def _work(workers: Workers, work) -> None:
+    work.write_tables()
+    workers.run(work)
+    work.write_tables()
+
+
+def _refit(options: argparse.Namespace, search: Search) -> int:
+    """Train the best settings anew and rank the test targets; returns how many runs failed."""
+    study = search.refit(options.refit_seeds)
+    make_folder(study.out / "logs", "--out")
+    workers = Workers(options.workers, study.out / "logs")
+    _work(workers, study)
+    print(f"\n{search.write_refitted(study)}")
+    print(printable(f"Tables: {search.out}/search.md, search.csv, {study.out}/table.md, table.csv, table.tex"))
+    if workers.failed:
+        print(f"error: {len(workers.failed)} of {len(study.jobs)} runs failed, see above", file=sys.stderr)
+    return len(workers.failed)

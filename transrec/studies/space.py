@@ -1,0 +1,139 @@
+"""What a search varies: a range, or choices, of each of some flags."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transrec import methods, presets
+from transrec.errors import TransrecError
+from transrec.modalities import BackboneModality
+from transrec.options import DataOptions, EvaluationOptions, RunOptions
+from transrec.paths import resolve
+from transrec.settings import Settings
+from transrec.untrusted import read_object
+
+HOW = "give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file of these"
+RANGE = re.compile(r"(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?P<log>:log)?")
+# What a trial cannot vary: what is measured, by what chance, and what a search's rows are.
+FIXED = {"seed", "select_by", "method", *presets.NEVER}
+FREE_OF_DATA = {"max_seq_len"}
+
+# Ranges or choices by (method or "", flag).
+Spaces = dict[tuple[str, str], str]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A flag that a search varies.
+
+    Attributes:
+        flag: its name.
+        text: the range or choices as --space takes them.
+        values: of the flag's type: the lower and the upper end of a range, or the choices.
+        is_range: whether all between the values may be drawn too.
+        log: whether a range is drawn from evenly by orders of magnitude.
+    """
+
+    flag: str
+    text: str
+    values: tuple[Any, ...]
+    is_range: bool = False
+    log: bool = False
+
+    def has(self, value: Any) -> bool:
+        return self.values[0] <= value <= self.values[1] if self.is_range else value in self.values
+
+
+def read_spaces(words: Sequence[str]) -> Spaces:
+    """The ranges and choices that the words of --space give; a later one goes before an earlier one.
+
+    Raises TransrecError for what is neither FLAG=RANGE nor a file.
+    """
+    spaces: Spaces = {}
+    for word in words:
+        flag, equals, text = word.partition("=")
+        if equals:
+            scope, _, name = flag.removeprefix("--").replace("-", "_").rpartition(".")
+            spaces[scope, name] = text
+        elif word.endswith(".json"):
+            spaces |= _read_file(resolve(word))
+        else:
+            raise TransrecError(f"--space {word}: {HOW}")
+    for scope, flag in spaces:
+        if scope and scope not in methods.names():
+            raise TransrecError(f"--space {scope}.{flag}: before the dot stands a method, not {scope!r}")
+    return spaces
+
+
+def _read_file(path: Path) -> Spaces:
+    content = read_object(path, "--space")
+    every = {name: value for name, value in content.items() if not isinstance(value, Mapping)}
+    scopes = {"": every} | {name: value for name, value in content.items() if isinstance(value, Mapping)}
+    return {
+        (scope, flag): ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for scope, values in scopes.items()
+        for flag, value in values.items()
+    }
+
+
+def default_space(settings: Settings, has_start: bool) -> dict[str, str]:
+    """The space of `presets.SPACE` for such runs: of the flags that they have, those that they train by.
+
+    Args:
+        has_start: whether they start from a source run.
+    """
+    method, known = methods.get(settings.method), settings.as_dict()
+    idle = set()
+    if not (method.trains_backbone and any(isinstance(of, BackboneModality) for of in settings.modalities.values())):
+        idle.add("backbone_lr")
+    told = settings.training.train_recommender
+    if not (method.trains_recommender or told == "yes" or (told == "auto" and not has_start)):
+        idle.add("lr")
+    return {flag: text for flag, text in presets.SPACE.items() if flag in known and flag not in idle}
+
+
+def dimension(flag: str, text: str, settings_with: Callable[[str], Settings]) -> Dimension:
+    """A dimension of runs.
+
+    Args:
+        settings_with: the settings of such a run that is given a value of the flag, as a word of its command line.
+
+    Raises TransrecError for a range that holds nothing, values that the runs do not take, and flags that cannot vary.
+    """
+    try:
+        match = RANGE.fullmatch(text.strip())
+        words = [match["low"], match["high"]] if match else text.split(",")
+        made = [settings_with(word.strip()) for word in words]
+        _check_free(flag, made[0])
+        values = tuple(settings.as_dict()[flag] for settings in made)
+        if match:
+            _check_range(values, bool(match["log"]))
+        elif len({*map(str, values)}) < len(values):
+            raise TransrecError("names a choice twice")
+    except TransrecError as error:
+        raise TransrecError(f"--space {flag}={text}: {str(error).removesuffix('.')}") from error
+    return Dimension(flag, text, values, bool(match), bool(match and match["log"]))
+
+
+def _check_free(flag: str, settings: Settings) -> None:
+    fixed = {
+        name
+        for options in (DataOptions, EvaluationOptions, RunOptions)
+        for name in options.defaults().keys() - FREE_OF_DATA
+    }
+    if flag in fixed | FIXED:
+        raise TransrecError("decides what is measured, or where; a search cannot vary it, give a value with --" + flag)
+    if isinstance(settings.as_dict()[flag], list):
+        raise TransrecError("takes several values; a search varies flags that take one")
+
+
+def _check_range(values: tuple[Any, ...], log: bool) -> None:
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise TransrecError("is no range of numbers; name its choices, as A,B,C")
+    low, high = values
+    if not low < high:
+        raise TransrecError(f"an empty range, {low:g} is not below {high:g}")
+    if log and low <= 0:
+        raise TransrecError(f"a range with :log must begin above 0, not at {low:g}")
