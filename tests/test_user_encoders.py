@@ -114,7 +114,7 @@ def test_sites_of_ligr_are_those_of_pre_ln_blocks():
 USER_METHODS = [name for name in methods.names() if issubclass(methods.get(name).Options, methods.InsertOptions)]
 
 
-@pytest.mark.parametrize("name", [name for name in USER_METHODS if name not in ("prompt", "compacter")])
+@pytest.mark.parametrize("name", [name for name in USER_METHODS if name != "prompt"])
 def test_methods_go_into_ligr_and_see_no_later_item(name, flags, tmp_path):
     words = [*flags, *FEW_STEPS, "--user_encoder", "ligr", "--insert", "user", "--epochs", "1"]
     result = run([*words, "--output", str(tmp_path)], name)
