@@ -1,6 +1,5 @@
 """Exported backbones, and the documented example of a new method."""
 
-import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import REPOSITORY, run
+from examples import EXAMPLES, plugin_flags, registered
 from transformers import AutoModel, AutoTokenizer
 
 from transrec.data.images.build import build_store
@@ -15,7 +15,6 @@ from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_tokenizer
-from transrec.registry import forget
 from transrec.reports.tables import read_result
 from transrec.runner import load_run
 from transrec.training.run import read_options
@@ -95,25 +94,20 @@ def test_a_run_without_a_backbone_of_its_own(flags, backbones, tmp_path, monkeyp
 
 
 @pytest.fixture
-def ia3(tmp_path, monkeypatch):
-    """The method of docs/new_method.md, in a file of its own."""
-    code = re.search(r"```python\n(.*?)```", (REPOSITORY / "docs" / "new_method.md").read_text(), flags=re.DOTALL)[1]
-    (tmp_path / "documented_ia3.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__("documented_ia3")
-    yield "ia3"
-    sys.modules.pop("documented_ia3")
-    forget(tmp_path / "documented_ia3.py")
+def ia3():
+    """The method of docs/adding/ia3.py."""
+    with registered(["ia3"]):
+        yield "ia3"
 
 
 def test_the_documented_method_works(ia3, flags, tmp_path):
     """From its file alone: it starts as the identity, trains three vectors a block, is saved and loaded."""
     run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
     start = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / "run")]
-    result = run([*flags, *start, "--adapter_lr", "0.1"], ia3)
+    result = run([*flags, *start, "--adapter_lr", "0.1", *plugin_flags(ia3)], ia3)
     # Two BERT blocks of width 32 and inner width 64, two SASRec blocks of width 16 and inner width 64.
     assert result["trainable_parameters"] == 2 * (32 + 32 + 64) + 2 * (16 + 16 + 64)
-    loaded, source = load_run(tmp_path / "run"), load_run(tmp_path / "source")
+    loaded, source = load_run(tmp_path / "run", [EXAMPLES[ia3]]), load_run(tmp_path / "source")
     inputs = torch.tensor([[2, 60, 70, 3]]), torch.ones(1, 4, dtype=torch.long)
     with torch.no_grad():
         assert not torch.equal(loaded.item_encoder(*inputs), source.item_encoder(*inputs))
