@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 from conftest import REPOSITORY
 
 from transrec import methods
+from transrec.options import Options
 from transrec.plugins import load_plugins, unload
 
 ADDING = REPOSITORY / "docs" / "adding"
@@ -45,17 +46,23 @@ def choices(name: str, flag: str) -> list[str]:
 
 
 def small(name: str) -> dict[str, Any]:
-    """Flags of a method for tiny models: its whole numbers are sizes, and none is larger than 8."""
-    return {
-        field.name: LARGEST
-        for field in fields(methods.get(name).Options)
-        if type(field.default) is int and field.default > LARGEST
-    }
+    """Flags of a method for tiny models."""
+    return small_of(methods.get(name).Options)
+
+
+def small_of(options: type[Options]) -> dict[str, Any]:
+    """Flags for tiny models: whole numbers are sizes, and none is larger than 8."""
+    return {field.name: LARGEST for field in fields(options) if type(field.default) is int and field.default > LARGEST}
 
 
 def small_flags(name: str) -> list[str]:
-    """The same as words of a command line, which name the example's file too."""
-    return plugin_flags(name) + [word for flag, value in small(name).items() for word in (f"--{flag}", str(value))]
+    """Those of `small` as words of a command line, which name the example's file too."""
+    return [*plugin_flags(name), *words_of(small(name))]
+
+
+def words_of(flags: dict[str, Any]) -> list[str]:
+    """Flags as words of a command line."""
+    return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
 
 def plugin_flags(name: str) -> list[str]:

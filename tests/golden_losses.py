@@ -2,11 +2,13 @@
 
     python tests/golden_losses.py           compare with tests/losses, name what differs
     python tests/golden_losses.py --record  write tests/losses anew
+    python tests/golden_losses.py --add     record the cases that have no line yet, and run no others
 
 One file for each modality; one line for each method and objective, and for each variant of a method: the losses of an
 epoch of eight steps and the validation metrics after it, on tiny backbones, in fp32 and on one thread. The first line
 of a file names the torch build and the processor whose numbers they are; elsewhere the last digits differ. A commit
-that changes numbers on purpose records them anew and says why.
+that changes numbers on purpose records them anew and says why. Whatever is registered has a case: what CASES does not
+name trains at sizes cut for tiny models.
 """
 
 import argparse
@@ -22,8 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY)]
 
 from conftest import run  # noqa: E402
+from examples import PACKAGED, small_flags, small_of, words_of  # noqa: E402
 
-from transrec import methods  # noqa: E402
 from transrec.data.demo import (  # noqa: E402
     IMAGE_STORE,
     Domain,
@@ -31,11 +33,14 @@ from transrec.data.demo import (  # noqa: E402
     make_image_backbone,
     make_text_backbone,
 )
+from transrec.models.objectives import OBJECTIVES  # noqa: E402
+from transrec.models.user_encoders import USER_ENCODERS  # noqa: E402
 from transrec.training.trainer import Trainer  # noqa: E402
 
 LOSSES = Path(__file__).with_name("losses")
 STEPS = 8
-OBJECTIVES = ("bce", "cpc", "in_batch")
+# Under which every method trains; the others train where items are encoded once, which one of them demands.
+PAPERS = ("bce", "cpc", "in_batch")
 # Of a run on another processor or build of torch.
 TOLERANCE = 1e-4
 ADAPTERS = "--insert all --adapter_lr 1e-3"
@@ -43,7 +48,7 @@ SIZES = f"{ADAPTERS} --item_bottleneck 8 --user_bottleneck 4"
 SIDE = "--adapter_lr 1e-3 --side_size 8"
 ATTRIBUTES = "--text_attributes title abstract --attribute_tokens 6 9"
 # What a case is called, and its flags: all that a preset could decide is said.
-METHODS = {
+CASES = {
     "full": "--backbone_lr 1e-3",
     "full, normal": "--backbone_lr 1e-3 --init normal",
     "frozen": "",
@@ -82,9 +87,15 @@ METHODS = {
     "full, attributes": f"--backbone_lr 1e-3 {ATTRIBUTES}",
     "prompt, attributes": f"--insert item --adapter_lr 1e-3 --n_tokens 3 {ATTRIBUTES}",
 }
+CASES |= {name: f"{ADAPTERS} {' '.join(small_flags(name))}" for name in PACKAGED if name not in CASES}
+CASES |= {
+    f"full, {name}": f"{CASES['full']} --user_encoder {name}" for name in USER_ENCODERS.names() if name != "sasrec"
+}
 MODALITIES = ("text", "image", "multimodal", "id", "vector", "text+image+vector")
+# Of every user encoder those that it has.
+USER = {"blocks": "2", "heads": "2", "dropout": "0.1"}
 COMMON = (
-    "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --blocks 2 --heads 2 --dropout 0.1 --epochs 1 --lr 1e-3 "
+    "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --epochs 1 --lr 1e-3 "
     "--train_recommender yes --precision fp32 --device cpu --image_workers 0 --seed 0 "
     "--cached no --init xavier"
 )
@@ -102,12 +113,12 @@ def names(modality: str) -> list[str]:
     if modality == "vector":
         return ["full", "houlsby, user", "iisan"]
     if modality == "text+image+vector":
-        return ["frozen", "houlsby", *(name for name in METHODS if name.startswith("iisan"))]
+        return ["frozen", "houlsby", *(name for name in CASES if name.startswith("iisan"))]
     # Variants that need post-LN blocks: vision transformers are pre-LN.
     unfit = {"pfeiffer, published", "pfeiffer, adapterhub"} if modality != "text" else set()
     if modality == "image":
-        unfit |= {name for name, flags in METHODS.items() if "--text_" in flags}
-    return [name for name in METHODS if name not in unfit]
+        unfit |= {name for name, flags in CASES.items() if "--text_" in flags}
+    return [name for name in CASES if name not in unfit]
 
 
 def prepare(folder: Path) -> list[str]:
@@ -149,11 +160,12 @@ def numbers(modality: str, name: str, objective: str, given: list[str], output: 
     torch.set_num_threads(1)
     Trainer._step = noted
     try:
-        words = [*given, *COMMON.split(), *METHODS[name].split(), "--item_tower", modality, "--objective", objective]
-        if "--text_" in METHODS[name]:
+        words = [*given, *COMMON.split(), *CASES[name].split(), "--item_tower", modality, "--objective", objective]
+        words += _user_encoder_flags(words) + words_of(small_of(OBJECTIVES.get(objective).Options))
+        if "--text_" in CASES[name]:
             data = Path(words[words.index("--dataset") + 1])
             words += ["--dataset", str(data.with_name("columns")), "--images", str(data / IMAGE_STORE)]
-        if "--cached" in METHODS[name]:
+        if "--cached" in CASES[name]:
             words += ["--state_cache", f"{output}-states"]
         result = run([*words, "--output", str(output)], name.partition(",")[0])
     finally:
@@ -165,10 +177,28 @@ def numbers(modality: str, name: str, objective: str, given: list[str], output: 
     return f"{name} | {objective} | {' '.join(map(repr, losses))} | {metrics}"
 
 
+def _user_encoder_flags(words: list[str]) -> list[str]:
+    name = words[words.index("--user_encoder") + 1] if "--user_encoder" in words else "sasrec"
+    has = USER_ENCODERS.get(name).Options.defaults()
+    return words_of({flag: value for flag, value in USER.items() if flag in has})
+
+
+def objectives(modality: str, name: str) -> list[str]:
+    """Those under which a case trains: of a variant only one."""
+    if (modality, name) == ("text", "frozen, cached"):
+        return [PAPERS[-1], *(other for other in OBJECTIVES.names() if other not in PAPERS)]
+    return list(PAPERS if name in PACKAGED else PAPERS[-1:])
+
+
+def line(modality: str, name: str, objective: str, given: list[str], folder: Path) -> str:
+    """The line of a case under an objective."""
+    return numbers(modality, name, objective, given, folder / f"{modality}-{name.replace(' ', '_')}-{objective}")
+
+
 def cases(modality: str, name: str, given: list[str], folder: Path) -> Iterator[str]:
-    """The lines of a case: one for each objective, of a variant only one."""
-    for objective in OBJECTIVES if name in methods.names() else OBJECTIVES[-1:]:
-        yield numbers(modality, name, objective, given, folder / f"{modality}-{name.replace(' ', '_')}-{objective}")
+    """The lines of a case, one for each objective."""
+    for objective in objectives(modality, name):
+        yield line(modality, name, objective, given, folder)
 
 
 def recorded(modality: str) -> tuple[str, dict[tuple[str, str], str]]:
@@ -192,27 +222,40 @@ def _near(one: str, other: str) -> bool:
         return False
 
 
+def add() -> None:
+    """Record the cases that have no line yet; the others keep theirs."""
+    with tempfile.TemporaryDirectory() as temporary:
+        given = prepare(Path(temporary))
+        for modality in MODALITIES:
+            of, before = recorded(modality)
+            keys = [(name, objective) for name in names(modality) for objective in objectives(modality, name)]
+            lines = [before.get(key) or line(modality, *key, given, Path(temporary) / "run") for key in keys]
+            (LOSSES / f"{modality}.txt").write_text("\n".join([of, *lines]) + "\n")
+
+
 def main(record: bool) -> int:
     """Record, or compare and return how many lines differ."""
     different = 0
     with tempfile.TemporaryDirectory() as temporary:
         given = prepare(Path(temporary))
         for modality in MODALITIES:
-            lines = [line for name in names(modality) for line in cases(modality, name, given, Path(temporary) / "run")]
+            lines = [one for name in names(modality) for one in cases(modality, name, given, Path(temporary) / "run")]
             if record:
                 LOSSES.mkdir(exist_ok=True)
                 (LOSSES / f"{modality}.txt").write_text("\n".join([environment(), *lines]) + "\n")
                 continue
             of, before = recorded(modality)
-            for line in lines:
-                key = tuple(line.split(" | ")[:2])
-                if key not in before or differs(line, before[key], of == environment()):
+            for now in lines:
+                key = tuple(now.split(" | ")[:2])
+                if key not in before or differs(now, before[key], of == environment()):
                     different += 1
-                    print(f"{modality}: was {before.get(key)}\n{modality}: now {line}")
+                    print(f"{modality}: was {before.get(key)}\n{modality}: now {now}")
     return different
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="write tests/losses anew")
-    sys.exit(bool(main(parser.parse_args().record)))
+    parser.add_argument("--add", action="store_true", help="record the cases that have no line yet")
+    arguments = parser.parse_args()
+    sys.exit(add() if arguments.add else bool(main(arguments.record)))

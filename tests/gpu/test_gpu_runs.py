@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BOTH, REPOSITORY, encoder_flags, fitting, run
+from examples import small_flags
 from safetensors.torch import load_file
 from test_training import ENVIRONMENT, SCRIPTS, assert_same_run, best, finish, numbers, wait_for_state
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
@@ -44,7 +45,6 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 # bits, which Adam's steps amplify; fp16 leaves out its first steps, until its loss scale fits.
 NEAR = {"fp32": 5e-4, "bf16": 0.02, "fp16": 0.1}
 STILL = ["--dropout", "0", "--backbone_dropout", "off"]
-SMALL = {"kadapter": ["--item_size", "8", "--item_heads", "2", "--user_size", "8"], "prompt": ["--n_tokens", "3"]}
 # Width, depth, pixels and patches of the papers' backbones; tiny where a GPU is only played.
 BASE = (
     {"hidden_size": 768, "layers": 12, "heads": 12, "inner_size": 3072} if ON_CUDA else {"hidden_size": 32, "layers": 2}
@@ -130,7 +130,7 @@ def test_a_short_run(flags, backbones, tmp_path, on_the_cpu, report, tower, prec
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_over_titles_and_images(flags, backbones, tmp_path, on_the_cpu, method, objective):
     """In its own dropout's absence as on the CPU, with deterministic algorithms only."""
-    arguments = [*flags, *encoder_flags(BOTH, backbones), *STILL, *SMALL.get(method, []), "--objective", objective]
+    arguments = [*flags, *encoder_flags(BOTH, backbones), *STILL, *small_flags(method), "--objective", objective]
     run([*arguments, "--epochs", "1", "--output", str(tmp_path / "run")], method)
     expected = on_the_cpu(f"{method} {objective}", arguments, method)
     assert first_loss(tmp_path / "run") == pytest.approx(expected, rel=NEAR["fp32"])
