@@ -111,6 +111,9 @@ def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) ->
     return rows
 
 
+AS_IN_A_RUN = ("split", "split_at", "validate_at", "catalogue", "users_file", "items_file")
+
+
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("dataset", metavar="PATH", help="dataset folder")
@@ -121,10 +124,8 @@ if __name__ == "__main__":
         default=DataOptions.min_seq_len,
         help="users with fewer interactions are dropped",
     )
-    for name in ("split", "split_at", "validate_at", "catalogue"):
+    for name in AS_IN_A_RUN:
         parser.add_argument(f"--{name}", default=getattr(DataOptions, name), help="as in a run")
-    parser.add_argument("--users_file", help="behaviours file, if the folder does not tell which it is")
-    parser.add_argument("--items_file", help="items file, if the folder does not tell which it is")
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
     parser.add_argument(
         "--pictures", type=int, metavar="N", help="open only N pictures, evenly spread (default: all; 0: none)"
@@ -135,16 +136,9 @@ if __name__ == "__main__":
         options = parser.parse_args()
         if options.pictures is not None and options.pictures < 0:
             parser.error(f"--pictures {options.pictures}: must be 0 or more")
-        names = ("max_seq_len", "min_seq_len", "split", "split_at", "validate_at", "catalogue")
-        data = DataOptions(**{name: getattr(options, name) for name in names})
+        data = DataOptions(**{name: getattr(options, name) for name in ("max_seq_len", "min_seq_len", *AS_IN_A_RUN)})
         dataset = load_dataset(
-            options.dataset,
-            data.max_seq_len,
-            data.min_seq_len,
-            options.users_file,
-            options.items_file,
-            splitting=data.splitting,
-            with_times=True,
+            options.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times=True
         )
         catalog = dataset.catalog
         lacking = {

@@ -57,7 +57,6 @@ def test_imports_run_one_way(kind):
 # What takes more arguments: a class made of its flags by their names, and a call that is options by name throughout.
 MORE_ARGUMENTS = {
     ("data/batches.py", "__init__"),
-    ("data/dataset.py", "load_dataset"),
     ("data/demo.py", "make_text_backbone"),
     ("data/demo.py", "make_image_backbone"),
     ("data/images/build.py", "build_store"),

@@ -30,7 +30,7 @@ from transrec.data.dataset import find_images, load_dataset
 from transrec.data.demo import make_text_backbone
 from transrec.data.features import IdFeatures, TextFeatures
 from transrec.data.states import StateBuilder, StateFile
-from transrec.errors import TransrecError
+from transrec.errors import FileError, TransrecError
 from transrec.interop import load_original, load_side
 from transrec.methods.iisan import IISANOptions, SideNetwork
 from transrec.modalities.image import ImageTower
@@ -41,7 +41,7 @@ from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.runner import load_run
-from transrec.training.compiling import check_compiler
+from transrec.training.compiling import about_compiler, check_compiler
 
 TOLERANCE = 1e-5
 STATES = {"image": "vit_hidden_cls", "text": "bert_hidden_cls"}
@@ -566,6 +566,27 @@ def test_no_compiler(cached_flags, tmp_path, monkeypatch):
     with pytest.raises(TransrecError, match=r"--compile: needs a C\+\+ compiler \(no-such-compiler\)"):
         run([*cached_flags, "--compile", "--output", str(tmp_path / "run")], "iisan")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_failure_of_the_compiler_is_told_in_one_line(monkeypatch, tmp_path):
+    """A run that was killed while it compiled leaves a part of a file in torch's cache."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    reasons = [f"{tmp_path}/aq/caq.main.so: file too short", "CppCompileError: C++ compile error"]
+
+    def broken(graph, inputs):
+        raise ImportError(reasons[0])
+
+    module = torch.nn.Linear(2, 2)
+    module.compile(backend=broken)
+    told = rf"--compile: failed \({reasons[0]}\); remove the folder {tmp_path}, in which a killed run left it damaged$"
+    with pytest.raises(FileError, match=told), about_compiler():
+        module(torch.ones(1, 2))
+    del reasons[0]
+    told = r"failed \(CppCompileError: C\+\+ compile error\); leave --compile out$"
+    with pytest.raises(TransrecError, match=told), about_compiler():
+        module(torch.ones(1, 2))
+    with pytest.raises(ImportError, match="of another kind"), about_compiler():
+        raise ImportError("of another kind")
 
 
 def test_fp16_states_are_near(both_flags, tmp_path):

@@ -141,7 +141,8 @@ class OptionsParser(Parser):
 def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     argument: dict[str, Any] = dict(field.metadata)
     names = [f"--{field.name}", *argument.pop("aliases", ())]
-    argument.pop("absolute", None)
+    for ours in ("absolute", "decides"):
+        argument.pop(ours, None)
     off = argument.pop("off", False if kind is bool else None)
     shorthands = argument.pop("shorthands", {})
     has_default = field.default is not dataclasses.MISSING

@@ -1,6 +1,5 @@
 """From a plan to a recommender: build it, load what it starts from, apply the method."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +21,7 @@ from transrec.models.towers import Tower
 from transrec.options import ModelOptions, TrainingOptions
 from transrec.paths import resolve
 from transrec.registry import Choice
+from transrec.seeds import seed
 from transrec.training import checkpoint
 
 # What checkpoints of earlier releases do not say, since there was no other.
@@ -71,11 +70,11 @@ def build_recommender(
     for name in reversed(fusion_order(list(plan.modalities))):
         modality = plan.modalities[name]
         if name in stored:
-            towers[name] = modality.stored_tower(model.embedding_dim, partial(_seed, plan))
+            towers[name] = modality.stored_tower(model.embedding_dim, partial(seed, plan.training.seed))
         else:
             towers[name] = _tower(plan, modality, {"item_count": item_count, **(sizes or {})}, load_weights)
     item_encoder = joined([towers[name] for name in plan.modalities])
-    _seed(plan, "user encoder")
+    seed(plan.training.seed, "user encoder")
     user_encoder = plan.user_encoder.build(model.embedding_dim, plan.max_seq_len)
     recommender = Recommender(item_encoder, user_encoder, plan.objective.build())
     if model.init == "normal":
@@ -93,19 +92,13 @@ def _draw_normal(plan: Plan, recommender: Recommender) -> None:
         for name, module in whole.named_modules():
             if name.split(".")[0] == "backbone" or not isinstance(module, nn.Linear | nn.Embedding):
                 continue
-            _seed(plan, f"{part} {name}, normal")
+            seed(plan.training.seed, f"{part} {name}, normal")
             with torch.no_grad():
                 module.weight.normal_(0, plan.model.init_std)
                 if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                     module.weight[module.padding_idx] = 0
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     module.bias.zero_()
-
-
-def _seed(plan: Plan, part: str) -> None:
-    """Seed what is drawn for a part: it does not depend on which other parts were drawn before."""
-    seed = np.random.SeedSequence([plan.training.seed, zlib.crc32(part.encode())])
-    torch.manual_seed(int(seed.generate_state(1)[0]))
 
 
 def stored_states(plan: Plan) -> dict[str, list[int]]:
@@ -146,7 +139,7 @@ def _whole_start(plan: Plan) -> Recommender:
 def _tower(plan: Plan, modality: Modality, known: Mapping[str, Any], load_weights: bool = True) -> Tower:
     modality.check_length(plan.method.options.extra_tokens)
     draw = plan.model.random_backbone or not load_weights
-    return modality.tower(plan.model.embedding_dim, known, partial(_seed, plan), draw)
+    return modality.tower(plan.model.embedding_dim, known, partial(seed, plan.training.seed), draw)
 
 
 def check_fit(plan: Plan) -> None:
@@ -216,7 +209,7 @@ def _load_plain(
 
 def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     """Insert the method and decide what trains."""
-    _seed(plan, "method")
+    seed(plan.training.seed, "method")
     choice = plan.training.train_recommender
     train_recommender = choice == "yes" or (choice == "auto" and not plan.checkpoint)
     return methods.apply(

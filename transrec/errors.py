@@ -148,9 +148,9 @@ def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:REASON_LENGTH]
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what an error says, or else its kind."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return _first_line(error) or type(error).__name__
 
 
 def warn(text: str) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from transrec import methods
-from transrec.errors import TransrecError, about_file
+from transrec.errors import TransrecError, about_file, reason_of
 from transrec.methods.base import MethodOptions
 from transrec.methods.iisan import IISANOptions, SideNetwork
 from transrec.methods.iisan.options import INTER
@@ -315,13 +315,13 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         raise TransrecError(f"{path}: cannot read the checkpoint ({error})") from error
     except pickle.UnpicklingError as error:
         raise TransrecError(
-            f"{path}: damaged, or holds objects other than tensors, which are never unpickled ({_first_line(error)})"
+            f"{path}: damaged, or holds objects other than tensors, which are never unpickled ({reason_of(error)})"
         ) from error
     except (TransrecError, MemoryError):
         raise
     # A pickle that was not written by pickle can raise anything.
     except Exception as error:
-        raise TransrecError(f"{path}: truncated or damaged ({_first_line(error)}); copy it again") from error
+        raise TransrecError(f"{path}: truncated or damaged ({reason_of(error)}); copy it again") from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
@@ -342,10 +342,6 @@ def _is_plain(tensor: Tensor) -> bool:
         and not tensor.is_quantized
         and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def load_original(

@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
+from transrec.data.dataset import Files
 from transrec.data.splits import Splitting
 from transrec.errors import TransrecError
 from transrec.paths import resolve
@@ -16,7 +17,8 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
     Args:
         argument: goes to argparse; but `absolute` makes of a path, or of each of a list, the one that means the same
-            whatever the working directory.
+            whatever the working directory, and `decides=False` says that no number of a run depends on the flag: a
+            resumed run may be given another value.
     """
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **argument})
@@ -156,13 +158,22 @@ class DataOptions(Options):
     )
     state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Number format of the files of --cached.", aliases=["--dtype"])
     state_cache: str | None = flag(
-        None, "Folder for the files of --cached (default: .transrec/ beside the items file).", absolute=resolve
+        None,
+        "Folder for the files of --cached (default: .transrec/ beside the items file).",
+        absolute=resolve,
+        decides=False,
     )
     cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
         "auto",
         "Where training holds what --cached has computed; auto: on the GPU if it fits, else in memory if it fits, else "
         "on disk.",
+        decides=False,
     )
+
+    @property
+    def files(self) -> Files:
+        """Those that the folder's names do not tell."""
+        return Files(self.users_file, self.items_file)
 
     @property
     def splitting(self) -> Splitting:
@@ -242,7 +253,7 @@ class TrainingOptions(Options):
         "seed": 0,
     }
 
-    epochs: int = flag(100, "Train at most this many epochs.")
+    epochs: int = flag(100, "Train at most this many epochs.", decides=False)
     batch_size: int = flag(32, "Users per step, over all processes; results do not depend on the number of processes.")
     lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), where it trains.")
     backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
@@ -255,9 +266,13 @@ class TrainingOptions(Options):
     select_by: str = flag(
         "HR@10", "Validation metric that the best epoch is chosen by, of those computed; 10 in HR@10 is a cut-off."
     )
-    patience: int = flag(10, "Stop after this many evaluations without a better --select_by on validation.")
+    patience: int = flag(
+        10, "Stop after this many evaluations without a better --select_by on validation.", decides=False
+    )
     patience_steps: int = flag(
-        1000, "And not before this many steps without a better one, so that short epochs do not stop a run by chance."
+        1000,
+        "And not before this many steps without a better one, so that short epochs do not stop a run by chance.",
+        decides=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
         "auto", "Number format of a forward pass; auto: bf16 on GPUs that have it, else fp32."
@@ -283,6 +298,7 @@ class EvaluationOptions(Options):
     baselines: list[str] = flag(
         ["popularity", "item_knn", "zero_shot"],
         "Rankings without training that are tested beside the run, where they can be made; popularity always is.",
+        decides=False,
     )
     mask_history: Literal["seen", "none", "seen_but_target"] = flag(
         "seen",
@@ -290,8 +306,8 @@ class EvaluationOptions(Options):
         "none, or all seen but the target.",
     )
     cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
-    eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.")
-    eval_batch: int = flag(256, "Items encoded at a time in evaluation.")
+    eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.", decides=False)
+    eval_batch: int = flag(256, "Items encoded at a time in evaluation.", decides=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -310,29 +326,36 @@ class RunOptions(Options):
         "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt.",
         absolute=resolve,
     )
-    output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).")
+    output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).", decides=False)
     resume: str | None = flag(
         None,
         "Continue the run in this folder, or in --output; flags that are not given stay as that run has them.",
         nargs="?",
         const="",
+        decides=False,
     )
     accept_edits: bool = flag(
-        False, "Resume a run whose options.json was edited by hand: it goes on with what the file says now."
+        False,
+        "Resume a run whose options.json was edited by hand: it goes on with what the file says now.",
+        decides=False,
     )
-    save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.")
+    save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.", decides=False)
     keep_state: bool = flag(
-        False, "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs."
+        False,
+        "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs.",
+        decides=False,
     )
     presets: str | None = flag(
         None,
         "File of settings by method and modality, as scripts/search.py writes one, which go before the papers'.",
         absolute=resolve,
+        decides=False,
     )
     test: bool = flag(
         True,
         "Rank the test targets once training has ended, at the best epoch; a run without it can be told to later, as "
         "--resume RUN --test.",
+        decides=False,
     )
     plugin: list[str] = flag(
         [],
@@ -340,23 +363,33 @@ class RunOptions(Options):
         "It runs: give only files that you trust.",
         action="extend",
         absolute=resolve,
+        decides=False,
     )
     timeout: int = flag(
-        1800, "Seconds after which a process that the others of a run wait for counts as silent, and the run ends."
+        1800,
+        "Seconds after which a process that the others of a run wait for counts as silent, and the run ends.",
+        decides=False,
     )
-    nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.")
+    nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.", decides=False)
     device: str = flag(
-        "auto", "Device to run on: auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ..."
+        "auto",
+        "Device to run on: auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ...",
+        decides=False,
     )
-    deterministic: bool = flag(True, "On a GPU use only algorithms that give the same numbers each time.")
+    deterministic: bool = flag(
+        True, "On a GPU use only algorithms that give the same numbers each time.", decides=False
+    )
     profile: bool = flag(
-        False, "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart."
+        False,
+        "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart.",
+        decides=False,
     )
     tracker: list[str] = flag(
         [],
         "Where metrics are logged besides RUN/metrics.jsonl; tensorboard needs the package of that name, and "
         "--tensorboard alone chooses it.",
         shorthands={"--tensorboard": ["tensorboard"]},
+        decides=False,
     )
 
     def __post_init__(self):

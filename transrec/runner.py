@@ -57,7 +57,7 @@ from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse, read_settings
 from transrec.tracking import Trackers
 from transrec.training import checkpoint, distributed
-from transrec.training.compiling import check_compiler, compile_encoders
+from transrec.training.compiling import about_compiler, check_compiler, compile_encoders
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.launcher import launch
@@ -225,7 +225,7 @@ def _resume_command(settings: Settings, run: Run, world: World) -> str:
 def _train(
     settings: Settings, run: Run, world: World, started: datetime, trainer: Trainer, table: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    with distributed.only_deterministic_algorithms():
+    with distributed.only_deterministic_algorithms(), about_compiler():
         outcome = trainer.fit()
     trainable, total = parameter_totals(table)
     result = {
@@ -346,17 +346,8 @@ def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
 def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:
     """The dataset of a run, read and split. Arguments and errors as of `load_dataset`."""
     data = settings.data
-    return load_dataset(
-        data.dataset,
-        data.max_seq_len,
-        data.min_seq_len,
-        data.users_file,
-        data.items_file,
-        data.user_fraction,
-        data.subset_seed,
-        data.splitting,
-        with_times,
-    )
+    dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times)
+    return dataset.with_fraction(data.user_fraction, data.subset_seed)
 
 
 def _parts(features: Features) -> list[Features]:

@@ -50,30 +50,6 @@ COMMON = (
     *("dataset", "method", "item_tower", "text_encoder", "image_encoder", "checkpoint", "objective"),
     *("epochs", "batch_size", "lr", "adapter_lr", "output", "resume", "nproc"),
 )
-# What a resumed run may be given anew without changing its numbers up to here.
-MAY_CHANGE = {
-    *(
-        "epochs",
-        "patience",
-        "patience_steps",
-        "output",
-        "resume",
-        "accept_edits",
-        "save_steps",
-        "keep_state",
-        "presets",
-        "test",
-        "tracker",
-        "baselines",
-        "cache_dir",
-        "profile",
-        "plugin",
-    ),
-    *("nproc", "timeout", "device", "deterministic", "eval_memory", "eval_batch", "image_workers"),
-    *("state_cache", "cache_device"),
-}
-
-
 # What a run did that was begun before there were these flags: it goes on so.
 BEFORE = {"cached": "no", "init": "xavier", "patience_steps": 0}
 
@@ -238,8 +214,18 @@ def _flags_of(options: type[Options]) -> list[str]:
 
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of a run's stored options that decide its numbers."""
-    return {name: value for name, value in options.items() if name not in MAY_CHANGE | {"digest", "set_by"}}
+    """Those of a run's options that decide its numbers."""
+    return {name: value for name, value in options.items() if name not in _undeciding(options) | {"digest", "set_by"}}
+
+
+def _undeciding(options: dict[str, Any]) -> set[str]:
+    """Names of the flags that a run of these options may be given anew when it is resumed."""
+    return {
+        f.name
+        for _, group in _groups(_chosen(options))
+        for f in dataclasses.fields(group)
+        if not f.metadata.get("decides", True)
+    }
 
 
 def digest(options: dict[str, Any]) -> str:
@@ -383,7 +369,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
-    may_change = MAY_CHANGE - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
+    may_change = _undeciding(now) - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
     if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_now.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")

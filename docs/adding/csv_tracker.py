@@ -17,7 +17,7 @@ from transrec.tracking import Tracker, register
 
 @dataclass(frozen=True)
 class CSVOptions(Options):
-    csv_separator: str = flag(",", "What stands between the cells of RUN/metrics.csv.")
+    csv_separator: str = flag(",", "What stands between the cells of RUN/metrics.csv.", decides=False)
 
     def __post_init__(self):
         super().__post_init__()

@@ -180,18 +180,26 @@ def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":
     return ImageStore(found[0])
 
 
+@dataclass(frozen=True)
+class Files:
+    """The users and the items file of a dataset, by name or path; None: the one that its folder's names tell."""
+
+    users: str | None = None
+    items: str | None = None
+
+
+FOUND = Files()
+
+
 def load_dataset(
     folder: str | Path,
     max_seq_len: int,
     min_seq_len: int,
-    users_file: str | None = None,
-    items_file: str | None = None,
-    user_fraction: float = 1.0,
-    subset_seed: int = 0,
     splitting: Splitting = LEAVE_ONE_OUT,
+    files: Files = FOUND,
     with_times: bool = False,
 ) -> Dataset:
-    """Find, read and split a dataset; only `user_fraction` of the users are trained on.
+    """Find, read and split a dataset.
 
     Args:
         with_times: read times too where there are any and can be read, though the split does not need them.
@@ -199,12 +207,12 @@ def load_dataset(
     Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `Splitting.split` do.
     """
     folder = resolve(folder)
-    if not (users_file or items_file):
+    if files == FOUND:
         check_not_raw(folder)
-    catalog = read_catalog(find_file(folder, "items", items_file))
-    interactions = _interactions(folder, users_file, catalog, splitting.needs, with_times)
+    catalog = read_catalog(find_file(folder, "items", files.items))
+    interactions = _interactions(folder, files.users, catalog, splitting.needs, with_times)
     split = splitting.split(interactions, len(catalog.ids), max_seq_len, min_seq_len)
-    return Dataset(folder, catalog, interactions, split).with_fraction(user_fraction, subset_seed)
+    return Dataset(folder, catalog, interactions, split)
 
 
 def _interactions(

@@ -79,7 +79,7 @@ class ImageOptions(ModalityOptions):
     images: str | None = flag(
         None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it.", absolute=resolve
     )
-    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.")
+    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.", decides=False)
 
 
 @register("image")

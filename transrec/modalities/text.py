@@ -102,7 +102,10 @@ class TextOptions(ModalityOptions):
     )
     lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     cache_dir: str | None = flag(
-        None, "Folder for tokenised titles (default: .transrec/ beside the items file).", absolute=resolve
+        None,
+        "Folder for tokenised titles (default: .transrec/ beside the items file).",
+        absolute=resolve,
+        decides=False,
     )
 
     def __post_init__(self):

@@ -234,10 +234,8 @@ class Study:
     def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
         title = "-".join(map(_short, name))
         parsed = self.settings_of(flags, title)
-        counts = settings.deciding(parsed.departures) | {
-            name: value for name, value in parsed.departures.items() if name in COUNTS_TOO
-        }
-        counts = {name: value for name, value in counts.items() if name not in PLACES}
+        named = settings.deciding(parsed.as_dict()).keys() | COUNTS_TOO
+        counts = {name: value for name, value in parsed.departures.items() if name in named and name not in PLACES}
         decides = counts, self._content(parsed), start and start.folder.name
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
@@ -269,9 +267,9 @@ class Study:
     def _content(self, parsed: Settings) -> str:
         """What the dataset's files hold; reads it whole, so that a mistake in it is told before the first run."""
         data = parsed.data
-        key = (data.dataset, data.max_seq_len, data.min_seq_len, data.users_file, data.items_file, data.splitting)
+        key = (data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files)
         if key not in self._datasets:
-            dataset = load_dataset(*key[:-1], splitting=data.splitting)
+            dataset = load_dataset(*key)
             self._datasets[key] = dataset, " ".join(dataset.hashes().values())
         dataset, content = self._datasets[key]
         summary = dataset.with_fraction(data.user_fraction, data.subset_seed).summary

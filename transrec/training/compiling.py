@@ -4,11 +4,13 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from transrec.errors import TransrecError
+from transrec.errors import FileError, TransrecError, reason_of
 from transrec.models.recommender import Recommender
 
 CPU_COMPILERS = ("g++", "clang++", "c++")
@@ -37,3 +39,27 @@ def compile_encoders(recommender: Recommender) -> None:
     config.fallback_random = True
     for encoder in (recommender.item_encoder, recommender.user_encoder):
         encoder.compile(dynamic=True)
+
+
+@contextmanager
+def about_compiler() -> Iterator[None]:
+    """Within, what fails while a compiled module runs for the first time is one line, with the remedy.
+
+    Raises FileError for what torch keeps of earlier compilations and cannot read, else TransrecError.
+    """
+    try:
+        yield
+    except (RuntimeError, ImportError) as error:
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        cause = getattr(error, "inner_exception", error)
+        said = f"--compile: failed ({reason_of(cause)})"
+        if cache_dir() in str(cause):
+            # torch writes compiled files in place: of a process that was killed a part of one may stay.
+            raise FileError(
+                f"{said}; remove the folder {cache_dir()}, in which a killed run left it damaged"
+            ) from error
+        if not isinstance(error, TorchDynamoException):
+            raise
+        raise TransrecError(f"{said}; leave --compile out") from error

@@ -11,7 +11,6 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +24,7 @@ from transrec.models.recommender import Recommender
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
+from transrec.seeds import seed
 from transrec.tracking import Trackers
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
@@ -297,7 +297,7 @@ class Trainer:
     def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
         """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
         device, model = self.world.device, self.model
-        torch.manual_seed(_seed_of(self.options.seed, self.state.epoch, self.state.step, self.world.rank))
+        seed(self.options.seed, self.state.epoch, self.state.step, self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=device)
         for number, (piece, content) in enumerate(zip(pieces, read, strict=True), start=1):
@@ -339,7 +339,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         """The method's own step, the same on all ranks, random numbers included."""
-        torch.manual_seed(_seed_of(self.options.seed, self.state.epoch, self.state.step))
+        seed(self.options.seed, self.state.epoch, self.state.step)
         taken, steps = self._progress()
         with torch.no_grad():
             self.recommender.method.after_step(taken + 1, steps)
@@ -473,10 +473,6 @@ def _optimizer_groups(recommender: Recommender, groups: list[TrainableGroup]) ->
         for decays in (True, False)
         if (parameters := [each for each in group.parameters.values() if (each not in standing) == decays])
     ]
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _items_of(pieces: list[Batch]) -> list[Tensor]:
