@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import ENCODERS, REPOSITORY
 
+import transrec
 from transrec.data.dataset import load_dataset
 from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
@@ -565,3 +566,22 @@ def test_tables_for_latex_and_other_programs():
     assert mean_and_spread([0.25]) == "0.2500"
     # The sample standard deviation of 1, 2, 3 is 1.
     assert mean_and_spread([1, 2, 3]) == "2.0000 ± 1.0000"
+
+
+def test_results_are_a_frame_of_documented_columns(tmp_path):
+    for name, more in (("runs/b", {"seed": 1}), ("runs/a", {"seed": 0, "name": "LoRA \ud800", "method": "lora"})):
+        write_result(tmp_path / name, result_of(0.25) | more)
+    untested = {key: value for key, value in result_of(0.5).items() if key not in ("test", "popularity")}
+    write_result(tmp_path / "alone", untested)
+    (tmp_path / "runs" / "unfinished").mkdir()
+    table = transrec.results(tmp_path, tmp_path / "alone", tmp_path / "runs" / "a")
+    assert table["run"].tolist() == [str(tmp_path / name) for name in ("runs/a", "runs/b", "alone")]
+    assert table["method"].tolist()[0] == "lora" and table["seed"].tolist()[:2] == [0, 1]
+    assert table["seed"].isna().tolist() == table["HR@10"].isna().tolist() == [False, False, True]
+    assert table["validation HR@10"].tolist()[0] == result_of(0.25)["validation"]["HR@10"]
+    kinds = {"seed": "Int64", "HR@10": "float64", "trainable_parameters": "int64", "wall_seconds": "float64"}
+    assert {name: str(table[name].dtype) for name in kinds} == kinds
+    with pytest.raises(TransrecError, match="holds no finished run; name a run's folder, or a study's --out"):
+        transrec.results(tmp_path / "runs" / "unfinished")
+    with pytest.raises(TransrecError, match="holds no finished run"):
+        transrec.results(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ alone takes no time:
 
     pretrain, adapt     the command line of a script
     load_run            a finished run: its recommender, to ask for recommendations, embeddings and metrics
+    results             finished runs as a DataFrame of pandas, a row each
     load_original       the recommender of a checkpoint of the papers' released programs
 """
 
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transrec.finished import load_run
     from transrec.interop import load_original
+    from transrec.reports.results import results
     from transrec.runner import adapt, pretrain
 
-__all__ = ["adapt", "load_original", "load_run", "pretrain"]
+__all__ = ["adapt", "load_original", "load_run", "pretrain", "results"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -24,6 +26,7 @@ _HOMES = {
     "load_original": "transrec.interop",
     "load_run": "transrec.finished",
     "pretrain": "transrec.runner",
+    "results": "transrec.reports.results",
 }
 
 

@@ -1,7 +1,5 @@
 """Results of runs as rows, and rows as Markdown, CSV and LaTeX."""
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -117,27 +115,6 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f}{spread}"
 
 
-def result_numbers(*results: dict[str, Any]) -> dict[str, float | int | str]:
-    """What a table's row says, as numbers for other programs; an empty deviation where there is one seed."""
-    numbers: dict[str, float | int | str] = {"seeds": len(results)}
-    for part, prefix in (("test", ""), ("validation", "validation ")):
-        for name in results[0][part]:
-            values = [result[part][name] for result in results if name in result[part]]
-            numbers[f"{prefix}{name}"] = statistics.mean(values)
-            numbers[f"{prefix}{name} deviation"] = statistics.stdev(values) if len(values) > 1 else ""
-    for baseline, scores in baselines_of(results[0]).items():
-        numbers |= {f"{baseline} {name}": value for name, value in scores.items()}
-    return numbers | {
-        "trainable_parameters": results[0]["trainable_parameters"],
-        "total_parameters": results[0]["total_parameters"],
-        "seconds_per_epoch": statistics.mean(result["seconds_per_epoch"] for result in results),
-        "epochs_trained": statistics.mean(result["epochs_trained"] for result in results),
-        "wall_seconds": statistics.mean(result["wall_seconds"] for result in results),
-        "peak_memory_mib": max(result["peak_memory_mib"] for result in results),
-        "checkpoint_bytes": results[0]["checkpoint_bytes"],
-    }
-
-
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table with aligned columns: the first to the left, numbers to the right.
 
@@ -165,28 +142,23 @@ def _markdown_cell(cell: str) -> str:
 
 def latex(header: list[str], rows: list[list[str]]) -> str:
     """A tabular for LaTeX with the booktabs package."""
+    from pandas import DataFrame
 
-    def text(cells: list[str]) -> str:
-        return " & ".join(_latex_cell(cell) for cell in cells) + r" \\"
-
-    columns = "l" + "r" * (len(header) - 1)
-    body = [text(header), r"\midrule", *(text(row) for row in rows)]
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
-
-
-def _latex_cell(cell: str) -> str:
-    special = {character: f"\\{character}" for character in "&%$#_{}"}
-    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    return "".join(special.get(character, character) for character in printable(cell))
+    shown = [list(map(printable, line)) for line in (header, *rows)]
+    frame = DataFrame(shown[1:], columns=shown[0])
+    style = frame.style
+    style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    text = style.to_latex(hrules=True, column_format="l" + "r" * (len(header) - 1))
+    return text.rstrip().replace("±", r"$\pm$")
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
     """CSV with a header line; cells of columns that a row lacks are empty."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows
-    )
-    return text.getvalue()
+    from pandas import DataFrame
+
+    shown = [
+        {printable(name): printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        for row in rows
+    ]
+    # Of objects, so that a whole number stays one where another row's cell is empty.
+    return DataFrame(shown, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -18,6 +18,7 @@ from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
 from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
+from transrec.reports.results import frame, summary
 from transrec.reports.tables import (
     COLUMNS,
     baseline_rows,
@@ -26,7 +27,6 @@ from transrec.reports.tables import (
     latex,
     markdown,
     read_result,
-    result_numbers,
     result_row,
 )
 from transrec.settings import Settings
@@ -284,10 +284,11 @@ class Study:
         rows, numbers, finished, below = [], [], [], False
         towers: dict[str, None] = {}
         for point, jobs in self.rows:
-            results = [result for job in jobs if (result := job.result)]
+            found = {job.folder: result for job in jobs if (result := job.result)}
+            results = [*found.values()]
             rows.append([*map(_short, point.values()), str(len(results)), *cells(*results)])
             if results:
-                numbers.append({"stage": "target", **_names(results[0]), **point, **result_numbers(*results)})
+                numbers.append({"stage": "target", **_names(results[0]), **point, **summary(frame(found))})
                 below |= below_popularity(*results)
                 towers |= dict.fromkeys(result["item_tower"] for result in results if "item_tower" in result)
                 finished += results
@@ -305,7 +306,7 @@ class Study:
             of_result = cells(result) if result else cells()
             source_rows.append([" ".join(map(_short, values.values())) or "source", *of_result])
             if result:
-                numbers.append({"stage": "source", **_names(result), **values, **result_numbers(result)})
+                numbers.append({"stage": "source", **_names(result), **values, **summary(frame({job.folder: result}))})
         if source_rows:
             text += f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], source_rows)}\n"
         return {"table.md": text, "table.csv": comma_separated(numbers), "table.tex": latex(header, rows) + "\n"}

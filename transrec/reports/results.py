@@ -1,0 +1,106 @@
+"""Results of finished runs as a table of pandas."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transrec.baselines import BASELINES
+from transrec.errors import TransrecError, about_file, printable
+from transrec.paths import resolve
+from transrec.reports.tables import NUMBERS, baselines_of, read_result
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NAMES = ("name", "method", "item_tower", "dataset")
+WHOLE = ("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes")
+
+
+def results(*folders: str | Path) -> "DataFrame":
+    """The finished runs of folders, one row each, in order.
+
+    Args:
+        folders: of runs, of studies (whose folder `runs` holds runs), or that hold folders of runs; of the last two the
+            runs that have not finished are left out. A run that is named twice is one row.
+
+    Returns a DataFrame with an index that counts from 0 and the columns:
+
+    - run, name, method, item_tower, dataset (str): the run's folder, what tables call it, the word of --method, what
+      items are read by, the name of the dataset's folder; "" where an earlier release did not tell; control
+      characters are escaped
+    - seed (Int64): `<NA>` where it was not told
+    - HR@10, NDCG@10 and so on (float64, from 0 to 1): of the test targets; NaN of a run with --no_test, and of metrics
+      that it did not compute
+    - "validation HR@10" and so on: of the validation targets, at the best epoch; "popularity HR@10" and so on: of
+      ranking the test targets by popularity, and so for every other of --baselines
+    - trainable_parameters, total_parameters, epochs_trained, checkpoint_bytes (int64)
+    - seconds_per_epoch, wall_seconds (float64, seconds); peak_memory_mib, peak_host_memory_mib (float64, MiB)
+
+    Raises TransrecError for a folder without a finished run, and for a damaged result.json; FileError for a folder that
+    cannot be read.
+    """
+    runs = {run: None for folder in folders for run in _runs_of(resolve(folder))}
+    return frame({run: read_result(run, tested=False) for run in runs})
+
+
+def _runs_of(folder: Path) -> list[Path]:
+    """The run folders that a folder stands for."""
+    if (folder / "options.json").exists() or (folder / "result.json").exists():
+        return [folder]
+    within = folder / "runs" if (folder / "runs").is_dir() else folder
+    with about_file(within, what="cannot be read"):
+        found = sorted(path.parent for path in within.glob("*/result.json"))
+    if not found:
+        raise TransrecError(f"{folder}: holds no finished run; name a run's folder, or a study's --out")
+    return found
+
+
+def frame(found: Mapping[Path, dict[str, Any]]) -> "DataFrame":
+    """The DataFrame of `results`, of what result.json of each folder holds."""
+    from pandas import DataFrame
+
+    rows = [_row(folder, result) for folder, result in found.items()]
+    others = {"run", *NAMES, "seed", *NUMBERS}
+    scores = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in others]
+    kinds = dict.fromkeys(("run", *NAMES), "str") | {"seed": "Int64"} | dict.fromkeys(scores, "float64")
+    kinds |= {name: "int64" if name in WHOLE else "float64" for name in NUMBERS}
+    return DataFrame(rows, columns=list(kinds)).astype(kinds)
+
+
+def _row(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    parts = {"": result.get("test", {}), "validation ": result["validation"]}
+    if "popularity" in result:
+        parts |= {f"{baseline} ": of for baseline, of in baselines_of(result).items()}
+    scores = {printable(f"{prefix}{name}"): value for prefix, of in parts.items() for name, value in of.items()}
+    names = {name: printable(str(result.get(name, ""))) for name in NAMES}
+    seed = result.get("seed")
+    told = {"run": printable(str(folder)), **names, "seed": seed if isinstance(seed, int) else None}
+    return scores | told | {name: result[name] for name in NUMBERS}
+
+
+def summary(runs: "DataFrame") -> dict[str, float | int]:
+    """What a table's row says of runs over several seeds, as numbers for other programs; NaN where there is none.
+
+    Args:
+        runs: rows of `results`.
+    """
+    numbers: dict[str, float | int] = {"seeds": len(runs)}
+    first = runs.iloc[0]
+    for name in runs.columns.difference(["run", *NAMES, "seed", *NUMBERS], sort=False):
+        if name.partition(" ")[0] in BASELINES.names():
+            numbers[name] = first[name]
+            continue
+        values = runs[name].dropna().tolist()
+        numbers[name] = statistics.mean(values) if values else math.nan
+        numbers[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else math.nan
+    return numbers | {
+        "trainable_parameters": int(first["trainable_parameters"]),
+        "total_parameters": int(first["total_parameters"]),
+        "seconds_per_epoch": statistics.mean(runs["seconds_per_epoch"].tolist()),
+        "epochs_trained": statistics.mean(runs["epochs_trained"].tolist()),
+        "wall_seconds": statistics.mean(runs["wall_seconds"].tolist()),
+        "peak_memory_mib": runs["peak_memory_mib"].max(),
+        "checkpoint_bytes": int(first["checkpoint_bytes"]),
+    }
