@@ -2,11 +2,9 @@
 
 import json
 import runpy
-import subprocess
 import sys
 
 import numpy as np
-import preloaded
 import pytest
 import torch
 import yaml
@@ -17,7 +15,7 @@ import transrec
 from transrec.data.vectors import VectorFile
 from transrec.errors import TransrecError
 from transrec.export import export_user_encoder
-from transrec.models.user_encoders import USER_ENCODERS, UserEncoder
+from transrec.models.user_encoders import UserEncoder
 from transrec.reports import release
 
 
@@ -79,20 +77,25 @@ def test_load_run_reads_it_back(exported, backbones, domain, tmp_path, method, k
     assert not [path for path in out.rglob("model*.safetensors") if not more], "weights are there once"
 
 
-def test_the_parts_are_read_without_transrec(exported, tmp_path):
-    before, out = exported("frozen")
+def test_the_parts_are_read_without_transrec(exported, tmp_path, monkeypatch, capfd):
+    before, out = exported("frozen", "--user_encoder", "gru4rec")
     file = VectorFile(out / "items" / "embeddings.npy")
     assert file.ids == before.ids
     np.testing.assert_array_equal(file.states[:, 0], before.embeddings.numpy())
     history = before.ids[:8]
     assert len((out / "example.py").read_text().splitlines()) <= 24
-    done = subprocess.run(
-        [preloaded.python(), str(out / "example.py"), *history], capture_output=True, text=True, timeout=120
-    )
-    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    words = sys.argv
+    monkeypatch.setattr(sys, "argv", ["example.py", *history])
+    capfd.readouterr()
+    runpy.run_path(str(out / "example.py"))
+    rows = [line.split("\t") for line in capfd.readouterr().out.splitlines()]
+    monkeypatch.setattr(sys, "argv", words)
     found = before.recommend(history, 10)
-    assert [item for item, _ in rows] == found.ids, done.stderr
+    assert [item for item, _ in rows] == found.ids
     np.testing.assert_allclose([float(score) for _, score in rows], found.scores, atol=1e-5)
+    inputs = torch.randn(5, 6, 16), torch.arange(6).expand(5, 6) > 2
+    several = torch.export.load(out / "user_encoder.pt2").module()(*inputs)
+    torch.testing.assert_close(several, before.user_encoder(*inputs)[:, -1])
 
     _, metadata, text = (out / "README.md").read_text().split("---\n", 2)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
@@ -118,17 +121,6 @@ def test_peft_reads_lora(exported, backbones, source, more):
         torch.testing.assert_close(theirs(**inputs).last_hidden_state, ours, atol=1e-5, rtol=0)
         with theirs.disable_adapter():
             assert (theirs(**inputs).last_hidden_state - ours).abs().max() > 1e-4, "LoRA has changed something"
-
-
-def test_a_recurrent_user_encoder_is_exported_for_any_number_of_users(tmp_path):
-    entry = USER_ENCODERS.get("gru4rec")
-    encoder = entry(16, 6, **entry.Options.defaults()).eval()
-    export_user_encoder(encoder, 6, tmp_path / "gru4rec.pt2")
-    loaded = torch.export.load(tmp_path / "gru4rec.pt2").module()
-    for users in (1, 5):
-        inputs = torch.randn(users, 6, 16), torch.arange(6).expand(users, 6) > 2
-        with torch.no_grad():
-            torch.testing.assert_close(loaded(*inputs), encoder(*inputs)[:, -1])
 
 
 def test_a_user_encoder_that_cannot_be_exported_is_named(tmp_path):
