@@ -399,7 +399,7 @@ def test_a_run_reads_as_its_encoder_declares(flags, sentence_encoder, tmp_path, 
     )
     assert read_options(tmp_path / "auto")["text_pooling"] == "mean"
     _, description = checkpoint.read(tmp_path / "auto" / "checkpoints" / "best.safetensors")
-    assert description["sizes"]["text_pooling"] == "mean"
+    assert description.sizes["text_pooling"] == "mean"
     run([*flags, *encoder, "--text_pooling", "mean", "--output", str(tmp_path / "mean")])
     run([*flags, *encoder, "--text_pooling", "cls", "--output", str(tmp_path / "cls")])
     assert f"read by --text_pooling cls, as this run's options say; {sentence_encoder}" in capsys.readouterr().out
@@ -420,7 +420,7 @@ def test_runs_begun_before_declarations_were_read_stay_what_they_were(flags, sen
     run([*flags, *encoder, "--output", str(tmp_path / "old"), "--epochs", "1"])
     for file in (tmp_path / "old" / "checkpoints").glob("*.safetensors"):
         tensors, description = checkpoint.read(file)
-        description["sizes"]["text_pooling"] = "auto"
+        description.sizes["text_pooling"] = "auto"
         checkpoint.save(file, tensors, description)
     assert read_options(tmp_path / "old")["text_pooling"] == "auto"
     declaration.rename(sentence_encoder / "modules.json")

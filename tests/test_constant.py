@@ -52,7 +52,7 @@ def test_a_constant_backbone_runs_once(flags, backbones, tmp_path, monkeypatch, 
     for part in ("validation", "test"):
         assert one[part] == pytest.approx(other[part], abs=5e-5)
     described = [checkpoint.describe(tmp_path / name / "checkpoints/best.safetensors") for name in ("no", "auto")]
-    assert described[0]["base"] == described[1]["base"], "the backbone is part of what a run relies on"
+    assert described[0].base == described[1].base, "the backbone is part of what a run relies on"
     loaded = load_run(tmp_path / "auto")
     for name, tensor in best(tmp_path / "auto").items():
         assert torch.equal(loaded.get_parameter(name), tensor)

@@ -470,7 +470,9 @@ def test_checkpoint_that_is_none(fails, source, backbones, tmp_path):
     state = source / "checkpoints" / "last.safetensors"
     assert "is a run's state, which only --resume reads" in fails("--checkpoint", str(state))
     tensors, description = checkpoint.read(source / "checkpoints" / "best.safetensors")
-    save_file(tensors, tmp_path / "new.safetensors", metadata={"transrec": json.dumps(description | {"format": 99})})
+    save_file(
+        tensors, tmp_path / "new.safetensors", metadata={"transrec": json.dumps(description.as_dict() | {"format": 99})}
+    )
     assert "checkpoint format 99" in fails("--checkpoint", str(tmp_path / "new.safetensors"))
 
 

@@ -30,6 +30,7 @@ from transrec.training.evaluation import Evaluator, Ranker
 from transrec.training.run import Run, read_options
 from transrec.training.trainer import Trainer
 
+DESCRIPTION = checkpoint.Description("full", {}, {}, 0, checkpoint.Base(None, ""))
 NUMBERS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "EFBIG", "EMFILE", "ESTALE")
 ADVICE = {
     **dict.fromkeys(("ENOSPC", "EDQUOT"), "make room"),
@@ -95,7 +96,7 @@ WRITERS = {
     "log": (write_log, "open", r"log\.txt"),
     "result": (write_json, "replace", r"result\.json"),
     "metrics": (write_metrics, "fsync", r"metrics\.jsonl"),
-    "checkpoint": (lambda folder: checkpoint.save(folder / "c", {"a": torch.ones(1)}, {}), "replace", r"/c$"),
+    "checkpoint": (lambda folder: checkpoint.save(folder / "c", {"a": torch.ones(1)}, DESCRIPTION), "replace", r"/c$"),
     "table": (lambda folder: write_text(folder / "table.md", "x"), "open", r"table\.md"),
     "states": (put_states, "fsync", r"s\.safetensors"),
     "states begun": (put_states, "open", r"s\.safetensors"),
@@ -137,9 +138,9 @@ def small_files():
 
 def test_a_checkpoint_that_the_system_refuses(tmp_path, small_files):
     """The Rust below safetensors quotes the system."""
-    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, {})
+    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, DESCRIPTION)
     with pytest.raises(FileError, match=r"/c: cannot be written \(File too large\); allow larger files with ulimit -f"):
-        checkpoint.save(tmp_path / "c", {"a": torch.ones(2**14)}, {})
+        checkpoint.save(tmp_path / "c", {"a": torch.ones(2**14)}, DESCRIPTION)
     assert torch.equal(load_file(tmp_path / "c")["a"], torch.zeros(8)), "the one before stays"
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
@@ -196,7 +197,7 @@ def test_file_systems_that_know_no_permissions_or_locks(call, number, tmp_path, 
 
     monkeypatch.setattr(call, refused)
     write_log(tmp_path)
-    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, {})
+    checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, DESCRIPTION)
     write_json(tmp_path)
 
 

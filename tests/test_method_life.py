@@ -157,7 +157,7 @@ def test_buffers_are_saved_and_loaded(flags, tmp_path, shift, trainers):
     loaded = load_run(tmp_path)
     assert not any(buffer.endswith("position_ids") for buffer in loaded.saved_buffers)
     layer = loaded.user_encoder.blocks[1].attention.query
-    assert layer.steps == 8 * description["epoch"] and layer.mean.abs().max() > 0
+    assert layer.steps == 8 * description.epoch and layer.mean.abs().max() > 0
     for name in buffers:
         assert torch.equal(loaded.get_buffer(name), tensors[name])
         # After its test the trainer holds the best epoch, too.

@@ -650,7 +650,7 @@ def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split,
     folder = tmp_path / "run"
     result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2", *small_flags(name)], name)
     tensors, description = checkpoint.read(folder / "checkpoints" / "best.safetensors")
-    assert description["method"] == name
+    assert description.method == name
 
     loaded = load_run(folder, plugins=plugin_flags(name)[1:])
     buffers = {n: t for n, t in tensors.items() if n in loaded.saved_buffers}

@@ -167,7 +167,7 @@ def test_a_run_resumes_after_its_launcher_was_killed(flags, tmp_path):
     process.kill()
     until(lambda: not any(map(is_alive, ranks)), seconds=10)
     _, description = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    epochs = description["state"]["epoch"]
+    epochs = description.state["epoch"]
     resumed = start("frozen.py", ["--resume", str(tmp_path / "run"), "--epochs", str(epochs + 1), "--nproc", "2"])
     assert "resumed " in finish(resumed)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs_trained"] == epochs + 1

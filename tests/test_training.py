@@ -113,8 +113,8 @@ def test_the_reported_test_result_is_of_the_best_validation_epoch(flags, tmp_pat
     scores = [line["validation HR@10"] for line in lines]
     assert result["best_epoch"] == 1 + scores.index(max(scores))
     _, description = checkpoint.read(tmp_path / "checkpoints" / "best.safetensors")
-    assert description["epoch"] == result["best_epoch"]
-    assert description["validation"] == result["validation"]
+    assert description.epoch == result["best_epoch"]
+    assert description.validation == result["validation"]
 
 
 def test_a_run_that_ranks_below_popularity_says_so(flags, tmp_path, monkeypatch):
@@ -253,7 +253,7 @@ def test_a_gradient_that_spoils_the_weights_never_reaches_a_checkpoint(flags, tm
     with pytest.raises(TransrecError, match=r"epoch 2, step 4 of 8: the weights are no longer finite"):
         run([*flags, "--output", str(tmp_path), "--save_steps", "2"])
     state, description = checkpoint.read(tmp_path / "checkpoints" / "last.safetensors")
-    assert description["state"]["step"] == 2
+    assert description.state["step"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
@@ -357,7 +357,7 @@ def test_a_finished_run_keeps_no_optimiser_state_unless_told(flags, tmp_path):
     weights, same = checkpoint.read(dropped)
     assert {name for name in tensors if not name.startswith("optimizer.")} == weights.keys() != tensors.keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in weights.items()), "of the last epoch"
-    assert description["base"] == same["base"] and same["state"]["finished"]
+    assert description.base == same.base and same.state["finished"]
     assert 2 * dropped.stat().st_size < kept.stat().st_size
     before = numbers(tmp_path / "dropped"), dropped.read_bytes()
     run(["--resume", str(tmp_path / "dropped")])

@@ -184,17 +184,17 @@ def _load_plain(
         checkpoint.load_into(recommender, path, original.tensors_for(recommender))
         return
     tensors, description = checkpoint.read(path)
-    if "state" in description:
+    if description.state is not None:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
-    base, theirs = description["base"], SASREC | description["sizes"]
+    base, theirs = description.base, SASREC | description.sizes
     try:
-        method = methods.get(description["method"])
+        method = methods.get(description.method)
     except TransrecError as error:
         raise TransrecError(f"{path}: {error}; if it is of a plugin, give that with --plugin") from error
     if issubclass(method.Options, methods.InsertOptions):
-        trained_on = base["checkpoint"] or "the backbone alone"
+        trained_on = base.checkpoint or "the backbone alone"
         raise TransrecError(
-            f"{path}: holds only the adapters of method {description['method']}, trained on {trained_on}; "
+            f"{path}: holds only the adapters of method {description.method}, trained on {trained_on}; "
             f"--checkpoint takes a recommender without adapters"
         )
     for tower in recommender.item_encoder.towers:
@@ -202,9 +202,9 @@ def _load_plain(
         if tower.modality == "text" and theirs.get("text_pooling") == "auto":
             theirs = theirs | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
     checkpoint.check_sizes(path, theirs, sizes)
-    if base["frozen_sha256"] and base["checkpoint"]:
-        _load_plain(recommender, base["checkpoint"], sizes, (*above, path))
-    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
+    if base.frozen_sha256 and base.checkpoint:
+        _load_plain(recommender, base.checkpoint, sizes, (*above, path))
+    checkpoint.load_into(recommender, path, tensors, base.frozen_sha256)
 
 
 def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
@@ -222,21 +222,21 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     )
 
 
-def describe(plan: Plan, recommender: Recommender, options: dict[str, Any]) -> dict[str, Any]:
+def describe(plan: Plan, recommender: Recommender, options: dict[str, Any]) -> checkpoint.Description:
     """What a checkpoint says of itself; `options` are those of the run that decide its numbers."""
     embeddings = [tower.embedding for tower in recommender.item_encoder.towers if hasattr(tower, "embedding")]
-    return {
-        "method": plan.method.name,
-        "method_options": plan.method.options.as_dict(),
-        "sizes": _sizes(plan),
-        "item_count": embeddings[0].num_embeddings - 1 if embeddings else 0,
-        "options": options,
-        "base": {
-            "encoders": {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder},
-            "checkpoint": plan.checkpoint,
-            "frozen_sha256": checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
-        },
-    }
+    return checkpoint.Description(
+        method=plan.method.name,
+        method_options=plan.method.options.as_dict(),
+        sizes=_sizes(plan),
+        item_count=embeddings[0].num_embeddings - 1 if embeddings else 0,
+        base=checkpoint.Base(
+            checkpoint=plan.checkpoint,
+            frozen_sha256=checkpoint.frozen_fingerprint(recommender, set(checkpoint.trained(recommender))),
+            encoders={name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder},
+        ),
+        options=options,
+    )
 
 
 def _sizes(plan: Plan) -> dict[str, Any]:

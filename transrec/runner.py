@@ -162,15 +162,14 @@ def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict
     plan = settings.plan
     path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
-    base = description["base"]
     # A run that trained everything needs nothing else.
-    needs_base = bool(base["frozen_sha256"])
-    recommender = build_recommender(plan, description["item_count"], needs_base, description["sizes"])
+    needs_base = bool(frozen := description.base.frozen_sha256)
+    recommender = build_recommender(plan, description.item_count, needs_base, description.sizes)
     if plan.checkpoint and needs_base:
         load_start(recommender, plan)
     before = _structures(recommender)
     apply_method(recommender, plan)
-    checkpoint.load_into(recommender, path, tensors, base["frozen_sha256"])
+    checkpoint.load_into(recommender, path, tensors, frozen)
     return recommender.eval(), before
 
 

@@ -238,7 +238,7 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
     if stored.get("digest") in (None, digest(stored)):
         return
     state = Run.last_of(folder)
-    trained_with = checkpoint.describe(state).get("options", {}) if state.exists() else {}
+    trained_with = checkpoint.describe(state).options if state.exists() else {}
     edited = [name for name, value in deciding(stored).items() if trained_with.get(name, value) != value]
     told = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
     raise TransrecError(

@@ -156,12 +156,8 @@ def _options(run: FinishedRun, encoders: dict[str, str]) -> dict[str, Any]:
 def _write_weights(run: FinishedRun, path: Path, options: dict[str, Any]) -> None:
     """All weights in one checkpoint that needs no base."""
     description = checkpoint.describe(checkpoint_file(run.folder))
-    encoders = description["base"].get("encoders", {})
+    encoders = {name: Path(of).name for name, of in description.base.encoders.items()}
     tensors = dict(run.named_parameters()) | {name: run.get_buffer(name) for name in run.saved_buffers}
     path.parent.mkdir()
-    description |= {
-        "options": options,
-        "base": {"encoders": {name: Path(of).name for name, of in encoders.items()}, "checkpoint": None}
-        | {"frozen_sha256": ""},
-    }
-    checkpoint.save(path, tensors, {name: of for name, of in description.items() if name != "format"})
+    base = checkpoint.Base(None, "", encoders)
+    checkpoint.save(path, tensors, dataclasses.replace(description, options=options, base=base))

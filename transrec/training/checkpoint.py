@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,82 @@ from transrec.untrusted import parse_json, safetensors_header
 
 FORMAT = 1
 HEADER = "transrec"
-DESCRIBED = {"method": str, "method_options": dict, "sizes": dict, "item_count": int, "base": dict}
 
 
-def save(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Base:
+    """What a checkpoint needs besides what it holds.
+
+    Attributes:
+        checkpoint: the run's own --checkpoint.
+        frozen_sha256: fingerprint of the weights that stayed frozen; "" where all trained.
+        encoders: where each modality's backbone was, by modality.
+    """
+
+    checkpoint: str | None
+    frozen_sha256: str
+    encoders: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself, in the order of its header.
+
+    Attributes:
+        method, method_options: what was inserted, and the values of its flags.
+        sizes: what decides what the weights mean, by name.
+        item_count: n of the items 1..n where items are learned vectors, else 0.
+        options: of the run, those that decide its numbers; {} of earlier releases.
+        epoch, validation: of a best checkpoint, which epoch's it is, and the validation metrics of that.
+        state, scaler: of a run's state, how far it is, and the loss scaling of fp16.
+    """
+
+    method: str
+    method_options: dict[str, Any]
+    sizes: dict[str, Any]
+    item_count: int
+    base: Base
+    options: dict[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    validation: dict[str, float] | None = None
+    state: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, of what there is."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def of(cls, told: Any) -> "Description":
+        """What a header tells, whatever else earlier or later releases say in it.
+
+        Raises KeyError, TypeError or ValueError where it is no such description.
+        """
+        base = {f.name: told["base"][f.name] for f in fields(Base) if f.name in told["base"]}
+        known = {f.name: told[f.name] for f in fields(cls) if f.name in told} | {"base": Base(**base)}
+        description = cls(**known)
+        for owner, kinds in ((description, KINDS), (description.base, BASE_KINDS)):
+            for name, kind in kinds.items():
+                if not isinstance(value := getattr(owner, name), kind):
+                    raise TypeError(f"{name} is {value!r}")
+        return description
+
+
+KINDS = {"method": str, "method_options": dict, "sizes": dict, "item_count": int, "options": dict}
+BASE_KINDS = {"checkpoint": str | None, "frozen_sha256": str, "encoders": dict}
+
+
+def save(path: Path, tensors: dict[str, Tensor], description: Description) -> None:
     """Write tensors and description under a temporary name, then rename.
 
     Raises FileError when it cannot be written; what stood under the name before stays.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description})})
+        save_file(tensors, temporary, metadata={HEADER: json.dumps({"format": FORMAT, **description.as_dict()})})
 
 
-def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Description]:
     """Tensors (on the CPU), those whose names start with `prefix`, and description of a checkpoint.
 
     Raises TransrecError when the file is missing, damaged, not one of ours, or holds numbers that are not finite.
@@ -48,7 +111,7 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, description
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> Description:
     """The description of a checkpoint alone. Raises TransrecError as `read`."""
     with _opened(path) as file:
         return _description(path, file.metadata())
@@ -67,24 +130,18 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from error
 
 
-def _description(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+def _description(path: Path, metadata: dict[str, str] | None) -> Description:
     if (header := (metadata or {}).get(HEADER)) is None:
         raise TransrecError(f"{path}: a safetensors file, but not a checkpoint written by transrec")
     try:
-        description = parse_json(header)
-        if description["format"] != FORMAT:
+        told = parse_json(header)
+        if told["format"] != FORMAT:
             raise TransrecError(
-                f"{path}: checkpoint format {description['format']}; this version of transrec reads format {FORMAT}"
+                f"{path}: checkpoint format {told['format']}; this version of transrec reads format {FORMAT}"
             )
-        for name, kind in DESCRIBED.items():
-            if not isinstance(description[name], kind):
-                raise TypeError(f"{name} is {description[name]!r}")
-        base = description["base"]
-        if not (isinstance(base["checkpoint"], str | None) and isinstance(base["frozen_sha256"], str)):
-            raise TypeError(f"base is {base!r}")
+        return Description.of(told)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
-    return description
 
 
 def damaged(path: Path, error: Exception) -> TransrecError:

@@ -39,10 +39,12 @@ class State:
     finished: bool = False
 
     @classmethod
-    def from_description(cls, path: Path, description: dict[str, Any]) -> "State":
+    def from_description(cls, path: Path, description: checkpoint.Description) -> "State":
         """The state that the description of a checkpoint holds. Raises TransrecError when it makes no sense."""
         try:
-            state = cls(**description["state"])
+            if not isinstance(description.state, dict):
+                raise TypeError(f"state is {description.state!r}")
+            state = cls(**description.state)
             whole = (state.epoch, state.step, state.best_epoch)
             if not all(type(number) is int and number >= 0 for number in whole):
                 raise ValueError(f"epoch, step and best_epoch are {whole}")

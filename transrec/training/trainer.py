@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -71,7 +71,7 @@ class Records:
     """
 
     run: Run
-    description: dict[str, Any]
+    description: checkpoint.Description
     trackers: Trackers
     save_steps: int = 0
     profile: bool = False
@@ -198,13 +198,13 @@ class Trainer:
             in_order = {names[each]: each for group in self.optimizer.param_groups for each in group["params"]}
             load_optimizer(self.optimizer, self.optimizing.state_like, in_order, self.run.last, tensors)
             try:
-                self.scaler.load_state_dict(description["scaler"])
+                self.scaler.load_state_dict(description.scaler or {})
             except (KeyError, TypeError, RuntimeError) as error:
                 raise checkpoint.damaged(self.run.last, error) from error
         return True
 
-    def _check_base(self, path: Path, description: dict[str, Any]) -> None:
-        if description["base"]["frozen_sha256"] != self.description["base"]["frozen_sha256"]:
+    def _check_base(self, path: Path, description: checkpoint.Description) -> None:
+        if description.base.frozen_sha256 != self.description.base.frozen_sha256:
             raise TransrecError(
                 f"{path}: was trained on other base weights than --text_encoder and --checkpoint give now; "
                 f"restore those, or start a new run"
@@ -215,7 +215,7 @@ class Trainer:
         path, state = self.run.best, self.state
         tensors, description = checkpoint.read(path)
         self._check_base(path, description)
-        told = description.get("epoch"), description.get("validation")
+        told = description.epoch, description.validation
         # The run may have been killed after it wrote the checkpoint and before it noted so in its state: that epoch is
         # evaluated once more, and the checkpoint written again.
         is_ahead = state.step == len(self.batches) and told[0] == state.epoch
@@ -394,7 +394,7 @@ class Trainer:
             state.best_epoch, state.best_metrics = state.epoch, metrics
             self._keep("validation", ranking)
             if self.world.is_main:
-                description = {**self.description, "epoch": state.epoch, "validation": metrics}
+                description = replace(self.description, epoch=state.epoch, validation=metrics)
                 checkpoint.save(self.run.best, self.trained, description)
         told = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
         self.run.log(
@@ -429,7 +429,7 @@ class Trainer:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.trained.items()}
         tensors |= optimizer_tensors(self.optimizer, self.parameters)
-        description = {**self.description, "state": asdict(self.state), "scaler": self.scaler.state_dict()}
+        description = replace(self.description, state=asdict(self.state), scaler=self.scaler.state_dict())
         checkpoint.save(self.run.last, tensors, description)
         self.saved = self.state.position(len(self.batches))
 
