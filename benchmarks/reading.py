@@ -1,11 +1,14 @@
-"""Reading a behaviours file of MIND's size: 630,000 users x 15 of 80,000 items.
+"""Reading a dataset of generated interactions, 15 for each user, of 80,000 items: seconds, peak memory, and growth.
 
-    python benchmarks/reading.py
+    python benchmarks/reading.py --interactions 2500000 5000000 10000000 --forms tsv parquet
 
-Generates the two files in a temporary folder, reads and splits them in a fresh process, and prints that process's
-seconds and peak memory.
+Generates each size in a temporary folder, reads and splits it in a fresh process, and prints that process's seconds and
+peak memory. Of several sizes it also prints the exponent by which both grow (1: in proportion), and what the straight
+line through them gives at 100 million interactions. Without flags: MIND's size, 630,000 users. Linux and macOS only.
 """
 
+import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -15,16 +18,46 @@ from pathlib import Path
 
 import numpy as np
 
-USERS, LENGTH, ITEMS = 630_000, 15, 80_000
+from transrec.reports.tables import markdown
+
+LENGTH, ITEMS, MIND = 15, 80_000, 9_450_000
+USERS_AT_ONCE, FAR = 50_000, 100_000_000
 
 
-def generate(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = np.array([f"N{number}" for number in range(ITEMS)])
+def generate(folder: Path, form: str, interactions: int) -> None:
+    """Write items.tsv, and users.tsv or interactions.parquet, whose times ascend."""
+    names = np.array([f"N{number}" for number in range(ITEMS)], dtype=object)
     (folder / "items.tsv").write_text("".join(f"{name}\tthe title of item {name}\n" for name in names))
+    write = write_lines if form == "tsv" else write_rows
+    write(folder, names, interactions // LENGTH)
+
+
+def write_lines(folder: Path, names: np.ndarray, users: int) -> None:
+    rng = np.random.default_rng(0)
     with open(folder / "users.tsv", "w") as file:
-        for user in range(USERS):
+        for user in range(users):
             file.write(f"U{user}\t{' '.join(names[rng.integers(0, ITEMS, LENGTH)])}\n")
+
+
+def write_rows(folder: Path, names: np.ndarray, users: int) -> None:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    rng = np.random.default_rng(0)
+    columns = [("user_id", pyarrow.string()), ("item_id", pyarrow.string()), ("time", pyarrow.int64())]
+    schema = pyarrow.schema(columns)
+    with ParquetWriter(folder / "interactions.parquet", schema, compression="zstd") as writer:
+        for first in range(0, users, USERS_AT_ONCE):
+            here = range(first, min(first + USERS_AT_ONCE, users))
+            users_of = np.repeat(np.array([f"U{user}" for user in here], dtype=object), LENGTH)
+            items = names[rng.integers(0, ITEMS, len(users_of))]
+            times = np.tile(np.arange(LENGTH), len(here))
+            writer.write_table(pyarrow.table([users_of, items, times], schema=schema))
+
+
+def peak() -> float:
+    """Of this process, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def read(folder: Path) -> None:
@@ -32,19 +65,46 @@ def read(folder: Path) -> None:
 
     from transrec.data.dataset import load_dataset
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    started = time.perf_counter()
-    dataset = load_dataset(folder, max_seq_len=20, min_seq_len=5)
-    seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(dataset.summary)
-    print(f"{seconds:.1f} s, peak memory {after:.0f} MiB ({before:.0f} MiB of it before reading)")
+    before, started = peak(), time.perf_counter()
+    load_dataset(folder, max_seq_len=20, min_seq_len=5)
+    print(json.dumps([time.perf_counter() - started, before, peak()]))
+
+
+def measure(form: str, interactions: int) -> list[float]:
+    """Seconds, and MiB at most before and during reading."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder), form, interactions)
+        command = [sys.executable, __file__, "--read", folder]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def growth(sizes: list[int], found: np.ndarray) -> list[str]:
+    """Of what was found for each size, the exponent, and where the straight line through it ends."""
+    exponent = np.polyfit(np.log(sizes), np.log(found), 1)[0]
+    return [f"{exponent:.2f}", f"{np.polyval(np.polyfit(sizes, found, 1), FAR):,.0f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interactions", type=int, nargs="+", default=[MIND], help="sizes")
+    parser.add_argument("--forms", nargs="+", default=["tsv"], help="of tsv and parquet")
+    parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.read:
+        read(options.read)
+        return
+    rows, grown = [], []
+    for form in options.forms:
+        found = np.array([measure(form, size) for size in options.interactions])
+        for size, (seconds, before, most) in zip(options.interactions, found, strict=True):
+            rows.append([form, f"{size:,}", f"{seconds:.1f}", f"{most:,.0f}", f"{most - before:,.0f}"])
+        if len(found) > 1:
+            for what, values in (("seconds", found[:, 0]), ("MiB more than before", found[:, 2] - found[:, 1])):
+                grown.append([form, what, *growth(options.interactions, values)])
+    print(markdown(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows))
+    if grown:
+        print(markdown(["form", "what", "exponent", f"at {FAR:,}"], grown))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        read(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            generate(Path(folder))
-            subprocess.run([sys.executable, __file__, folder], check=True)
+    main()
