@@ -177,5 +177,6 @@ with reporting():
 def test_scripts_leave_it_to_one_place(script):
     text = script.read_text()
     assert "error: {" not in text and "KeyboardInterrupt" not in text
-    commands = ("reporting()", "from transrec.runner import", "transrec.studies import", "importing.command import run")
+    commands = ("reporting()", "from transrec.runner import", "transrec.studies import")
+    commands += ("studies.search_command import main", "importing.command import run")
     assert any(command in text for command in commands)

@@ -259,12 +259,15 @@ def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeature
     # A block that several layers share cannot be left out of some.
     if _why_not_fixed(tower) or tower.projection is None or not 1 < len(blocks) == tower.depth:
         return None
-    if not hasattr(features, "host_lengths"):
-        return None
-    first = features.inputs(torch.ones(1, dtype=torch.int64))
     names = {module: name for name, module in backbone.named_modules()}
     touched = {entry[0] for entry in structure(backbone) if entry not in same}
     touched |= {name.rpartition(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    own = [f"{names[block]}." for block in blocks]
+    of_touched = (n for n, block in enumerate(own) if any(f"{name}.".startswith(block) for name in touched))
+    count = next(of_touched, len(blocks) - 1)
+    if not count or not hasattr(features, "host_lengths"):
+        return None
+    first = features.inputs(torch.ones(1, dtype=torch.int64))
     in_front, outputs = [], []
     hooks = [
         module.register_forward_pre_hook(lambda module, _: in_front.append(names[module]))
@@ -280,12 +283,9 @@ def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeature
     besides = outputs[0][1:] if isinstance(outputs[0], tuple) else None
     if touched & set(in_front) or any(isinstance(value, Tensor) for value in besides or ()):
         return None
-    own = [f"{names[block]}." for block in blocks]
-    of_touched = (n for n, block in enumerate(own) if any(f"{name}.".startswith(block) for name in touched))
-    count = next(of_touched, len(blocks) - 1)
     # Masks follow from the items' own inputs; without masks those of any item do.
     others = (lambda items: first) if features.host_lengths is None else features.inputs
-    return ConstantBlocks(count, tokens, besides, others) if count else None
+    return ConstantBlocks(count, tokens, besides, others)
 
 
 def replace_tower(recommender: Recommender, tower: Tower) -> None:

@@ -53,7 +53,7 @@ class TextTower(BackboneTower):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """input_ids and attention_mask, int64 [N, T], of each of A texts -> item embeddings [N, d]."""
-        if self.input_count < 4:
+        if len(inputs) < 4:
             return super().forward(*inputs)
         texts = zip(inputs[::2], inputs[1::2], strict=True)
         return torch.stack([BackboneTower.forward(self, *text) for text in texts]).mean(0)
