@@ -1,5 +1,6 @@
 # make demo       the whole job on built-in data, one table at the end
-# make test       the whole test suite
+# make test       the test suite
+# make test-long  the tests that it leaves out, since each takes half a minute or more
 # make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
@@ -29,7 +30,7 @@ INTERPRETER ?=
 SETUP := $(if $(INTERPRETER),,$(READY))
 RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$(BIN)/python)
 
-.PHONY: demo test test-gpu faults lint docs clean
+.PHONY: demo test test-long test-gpu faults lint docs clean
 
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
@@ -37,6 +38,9 @@ demo: $(READY)
 # Two at a time, each on a core of its own.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses 2 --dist worksteal
 
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)

@@ -545,6 +545,7 @@ def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp
     assert tensors.keys() == others.keys(), "a cached run's checkpoint holds what an uncached one's does"
 
 
+@pytest.mark.long
 def test_a_compiled_run_gives_the_same_losses(flags, tmp_path):
     """Dropout included: a compiled model draws the same numbers."""
     try:

@@ -135,6 +135,7 @@ def test_resuming_with_workers_equals_the_unbroken_run(vit_flags, tmp_path):
         assert_same_run(tmp_path / "whole", folder)
 
 
+@pytest.mark.long
 def test_two_processes_over_images(vit_flags, tmp_path):
     flags = [*vit_flags, "--dropout", "0", "--backbone_dropout", "off", "--image_workers", "1"]
     script = "../../CV/script/sm_vit.py"

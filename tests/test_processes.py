@@ -68,7 +68,7 @@ def messages(process: subprocess.Popen) -> list[str]:
     return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
 
 
-@pytest.mark.parametrize(("number", "told"), [(1, ""), (0, "process 1: ")])
+@pytest.mark.parametrize(("number", "told"), [(1, ""), pytest.param(0, "process 1: ", marks=pytest.mark.long)])
 def test_a_stopped_rank_is_named(flags, tmp_path, number, told):
     process = launched(flags, tmp_path / "run", "--timeout", "4")
     stopped = children(process.pid)[number]
@@ -161,6 +161,7 @@ def test_image_workers_end_with_a_run_that_is_killed(domain, backbones, tmp_path
     until(lambda: not any(map(is_alive, workers)), seconds=10)
 
 
+@pytest.mark.long
 def test_a_run_resumes_after_its_launcher_was_killed(flags, tmp_path):
     process = launched(flags, tmp_path / "run")
     ranks = children(process.pid)

@@ -283,6 +283,7 @@ def start(stub, words, tmp_path, quick_starts):
     return call
 
 
+@pytest.mark.long
 def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_path):
     """The other one goes on, with the orphaned run too, and makes the trials of an unbroken search."""
     call = ["--method", "full@id", "--trials", "5", "--together", "2"]

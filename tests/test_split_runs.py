@@ -90,6 +90,7 @@ def test_a_study_passes_a_split_on(timed, tmp_path, backbones):
     assert "HR@10" in read_result(folder.parent)["test"]
 
 
+@pytest.mark.long
 def test_two_processes_rank_each_test_interaction_once(timed, tmp_path):
     given = ["--dataset", str(timed), *SIZES, "--split", "time", "--validate_at", "0.6", "--split_at", "0.8"]
     one, two = tmp_path / "one", tmp_path / "two"
