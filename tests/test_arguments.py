@@ -210,6 +210,8 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
         ("scripts/split_users.py", ["--out", "x"], "--dataset: missing; --help says what to give"),
         ("scripts/split_users.py", ["--out", "x", "--dataset", "x", "--share", "2"], "--share 2.0: must be above 0"),
         ("scripts/export_backbone.py", [], "--run, --out: missing; --help says what to give"),
+        ("scripts/report.py", ["--out", "x"], "RUN_OR_STUDY: missing; --help says what to give"),
+        ("scripts/report.py", ["nowhere", "--out", "x.html"], "nowhere"),
         ("scripts/efficiency.py", ["--weigths", "1"], "--weigths: no such flag; did you mean --weights?"),
         ("scripts/efficiency.py", ["--epcohs", "1"], "--epcohs: no such flag; did you mean --epochs?"),
         ("scripts/efficiency.py", ["--methods", "run_ftf"], "--methods: 'run_ftf' is none of run_fft, run_adapter"),

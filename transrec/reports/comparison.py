@@ -1,8 +1,9 @@
 """Finished runs beside each other, by the ranks that they kept: metrics, slices, and tests of what differs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from transrec.data.dataset import Dataset
 from transrec.errors import TransrecError
 from transrec.paths import resolve
-from transrec.reports.significance import against, spread
+from transrec.reports.significance import CORRECTIONS, against, paired_tests, spread
 from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
 from transrec.settings import Settings, deciding, read_settings
@@ -33,11 +34,26 @@ class Method:
         name: what tables call it.
         seeds: of the runs, ascending.
         ranks: float64 [S, T], of each run's targets.
+        folders: of the runs.
     """
 
     name: str
     seeds: list[int]
     ranks: np.ndarray
+    folders: list[Path]
+
+
+def grouped(runs: Mapping[Path, Settings]) -> list[list[Path]]:
+    """Folders of runs, those together that differ in their seed alone, by ascending seed."""
+    groups: dict[str, list[Path]] = {}
+    for folder, settings in runs.items():
+        groups.setdefault(repr(sorted(telling(settings).items())), []).append(folder)
+    return [sorted(folders, key=lambda folder: runs[folder].training.seed) for folders in groups.values()]
+
+
+def telling(settings: Settings) -> dict[str, Any]:
+    """The settings that tell a method apart from others, by flag."""
+    return {name: value for name, value in deciding(settings.as_dict()).items() if name not in OF_A_RUN}
 
 
 @dataclass(frozen=True)
@@ -105,21 +121,17 @@ class Comparison:
         self.methods = self._grouped(kept)
 
     def _grouped(self, kept: dict[Path, np.ndarray]) -> list[Method]:
-        groups: dict[str, list[Path]] = {}
-        for folder, settings in self._settings.items():
-            decides = {name: value for name, value in deciding(settings.as_dict()).items() if name not in OF_A_RUN}
-            groups.setdefault(repr(sorted(decides.items())), []).append(folder)
-        names = [self._settings[folders[0]].name for folders in groups.values()]
+        groups = grouped(self._settings)
+        names = [self._settings[folders[0]].name for folders in groups]
         methods = []
-        for name, folders in zip(names, groups.values(), strict=True):
-            folders.sort(key=lambda folder: self._settings[folder].training.seed)
+        for name, folders in zip(names, groups, strict=True):
             seeds = [self._settings[folder].training.seed for folder in folders]
             if len(set(seeds)) < len(seeds):
                 raise TransrecError(f"{folders[0]} and {folders[1]}: are one run of one seed twice; leave one out")
             ranks = np.stack([kept[folder]["rank"] for folder in folders]).astype(np.float64)
             # Of one name, but not of one setting.
             told = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
-            methods.append(Method(told, seeds, ranks))
+            methods.append(Method(told, seeds, ranks, folders))
         return methods
 
     @cached_property
@@ -164,12 +176,7 @@ class Comparison:
 
         Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of any but HR@k.
         """
-        values = {}
-        for method in self.methods:
-            of_each = metric.of_each(method.ranks)
-            if of_each is None:
-                raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
-            values[method.name] = of_each
+        values = {method.name: _of_each(metric, method) for method in self.methods}
         if test == "McNemar" and not all(np.isin(of, (0, 1)).all() for of in values.values()):
             raise TransrecError(f"--test McNemar: compares hits, and {metric.name} is none; use Wilcoxon or paired_t")
         order = sorted(values, key=lambda name: -values[name].mean())
@@ -189,6 +196,30 @@ class Comparison:
                 }
             )
         return rows
+
+    def matrix(self, metric: Wanted, test: str, correction: str) -> dict[tuple[int, int], tuple[float, float]]:
+        """Of each pair of methods, by their places in `methods`: the mean difference, and its p-value.
+
+        Args:
+            metric: one that is a mean over targets.
+            test, correction: as of `tested`; the correction is over all pairs.
+
+        Raises TransrecError for another metric.
+        """
+        values = [_of_each(metric, method) for method in self.methods]
+        pairs = list(combinations(range(len(values)), 2))
+        p_values = CORRECTIONS[correction]([paired_tests(values[one], values[two])[test] for one, two in pairs])
+        means = [of.mean() for of in values]
+        differences = [float(means[one] - means[two]) for one, two in pairs]
+        return dict(zip(pairs, zip(differences, p_values, strict=True), strict=True))
+
+
+def _of_each(metric: Wanted, method: Method) -> np.ndarray:
+    """A metric of each target: [S, T]. Raises TransrecError for one that is no mean over targets."""
+    values = metric.of_each(method.ranks)
+    if values is None:
+        raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
+    return values
 
 
 def _same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:

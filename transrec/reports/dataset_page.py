@@ -1,77 +1,33 @@
 """A dataset as one HTML page that needs nothing besides itself: counts, curves, doubtful items, example users."""
 
 import base64
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
-from string import Template
-from typing import Any
 
 import numpy as np
 
-from transrec.data.dataset import Dataset, description
+from transrec.data.dataset import Dataset
 from transrec.data.images.gallery import Gallery
 from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.interactions import PARTS
 from transrec.data.moments import moment
 from transrec.data.statistics import Repeats, cold_items, same_texts
-from transrec.errors import printable
 from transrec.reports.dataset_plots import panels, svg
+from transrec.reports.page import as_table, as_text, data_card, shell
 
-LONGEST_TEXT = 300
 LISTED = 10
 IDS_LISTED = 5
 EXAMPLE_USERS = 6
 STEPS_SHOWN = 15
 PICTURES = 48
 THUMBNAIL = Recipe(size=96, kind="jpeg", quality=80)
-# How deep a data card may be nested before it is not shown further.
-DEEPEST = 4
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>$name</title>
-<style>
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --faint: #666; --line: #ddd; --mark: #1f77b4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --paper: #16181c; --faint: #9a9a9a; --line: #383c44; --mark: #6cb2e8; }
-  .plot svg { filter: invert(1) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
-h1 { margin: 0; } h2 { margin: 2.5rem 0 0.5rem; } h3 { margin: 1.5rem 0 0.5rem; font-size: 1rem; }
-p { margin: 0.5rem 0; } .faint { color: var(--faint); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; }
-td, th { padding: 0.2rem 0.8rem 0.2rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td + td, th + th { font-variant-numeric: tabular-nums; }
-.numbers td + td, .numbers th + th { text-align: right; white-space: nowrap; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
-.plot { margin: 0; } .plot svg { width: 100%; height: auto; display: block; }
-.steps { display: flex; flex-wrap: wrap; gap: 0.5rem; list-style: none; margin: 0; padding: 0; }
+STYLE = """.steps { display: flex; flex-wrap: wrap; gap: 0.5rem; list-style: none; margin: 0; padding: 0; }
 .steps li { width: 9rem; padding: 0.4rem; border: 1px solid var(--line); border-radius: 0.4rem; font-size: 0.85rem;
   line-height: 1.3; break-inside: avoid; }
 .steps li.target { border: 2px solid var(--mark); }
 .steps img { display: block; width: 96px; max-width: 100%; height: auto; margin-bottom: 0.3rem; border-radius: 0.2rem; }
 @media (max-width: 30rem) { .steps li { width: calc(50% - 0.25rem); } }
-@media print {
-  :root { --ink: #000; --paper: #fff; --faint: #444; --line: #bbb; --mark: #000; }
-  body { max-width: none; font-size: 10pt; } .plot svg { filter: none; }
-  .plot, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-}
-</style>
-</head>
-<body>
-<h1>$name</h1>
-$body
-</body>
-</html>
-""")
+"""
 
 
 @dataclass(frozen=True)
@@ -99,30 +55,17 @@ def page(checked: Checked) -> str:
     """The page. Nothing of the dataset is in it but as text and as pictures that were decoded and encoded anew."""
     dataset = checked.dataset
     sections = [
-        _table(checked.header, checked.rows, "numbers"),
-        *(f'<p class="faint">{_text(note)}</p>' for note in checked.notes),
+        as_table(checked.header, checked.rows, "numbers"),
+        *(f'<p class="faint">{as_text(note)}</p>' for note in checked.notes),
         _curves(dataset),
         _broken(checked),
         _cold(dataset),
         _duplicates(dataset, checked.repeats),
         _longest(dataset),
         _Examples(checked).html(),
-        _card(dataset),
+        f"<h2>Data card</h2>\n{card}" if (card := data_card(dataset.folder)) else "",
     ]
-    return PAGE.substitute(name=_text(dataset.name), body="\n".join(filter(None, sections)))
-
-
-def _text(value: object) -> str:
-    """A value from anywhere as text of the page: on one line, not too long, and with nothing in it that is markup."""
-    plain = str(value)
-    return escape(printable(plain if len(plain) <= LONGEST_TEXT else f"{plain[:LONGEST_TEXT]}..."))
-
-
-def _table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "text") -> str:
-    names = "".join(f"<th>{_text(name)}</th>" for name in header)
-    lines = ("".join(f"<td>{_text(cell)}</td>" for cell in row) for row in rows)
-    body = "\n".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="wide"><table class="{kind}">\n<tr>{names}</tr>\n{body}\n</table></div>'
+    return shell(dataset.name, sections, STYLE)
 
 
 def _shown(what: str, there: int) -> str:
@@ -140,13 +83,13 @@ def _broken(checked: Checked) -> str:
         return ""
     said = _shown("Pictures that cannot be decoded", len(checked.broken))
     rows = list(checked.broken.items())[:LISTED]
-    return f"<h2>Broken pictures</h2>\n{said}{_table(['item', 'why'], rows)}"
+    return f"<h2>Broken pictures</h2>\n{said}{as_table(['item', 'why'], rows)}"
 
 
 def _cold(dataset: Dataset) -> str:
     rows = dataset.split.item_rows[cold_items(dataset.split) - 1]
     said = _shown(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
-    table = _table(["item", "text"], (_item(dataset, row) for row in rows[:LISTED])) if len(rows) else ""
+    table = as_table(["item", "text"], (_item(dataset, row) for row in rows[:LISTED])) if len(rows) else ""
     return f"<h2>Cold items</h2>\n{said}{table}"
 
 
@@ -164,14 +107,14 @@ def _duplicates(dataset: Dataset, repeats: Repeats) -> str:
             more = ", ..." if len(group) > IDS_LISTED else ""
             ids = ", ".join(catalog.ids[row] for row in group[:IDS_LISTED]) + more
             rows.append([catalog.texts[group[0]], f"{len(group):,}", ids])
-        parts.append(_table(["title", "items", "ids"], rows))
+        parts.append(as_table(["title", "items", "ids"], rows))
     repeating = repeats.interactions
     parts.append(
         f"<p>{repeating:,} interactions repeat an earlier one of their user{'; most often:' * (repeating > 0)}</p>"
     )
     if repeating:
         rows = [[users[user], *_item(dataset, row), f"{count:,}"] for user, row, count in repeats.most(LISTED)]
-        parts.append(_table(["user", "item", "title", "times"], rows))
+        parts.append(as_table(["user", "item", "title", "times"], rows))
     return "\n".join(parts)
 
 
@@ -179,7 +122,7 @@ def _longest(dataset: Dataset) -> str:
     texts = dataset.catalog.texts
     rows = sorted(range(len(texts)), key=lambda row: -len(texts[row]))[:LISTED]
     shown = [[*_item(dataset, row), f"{len(texts[row]):,}"] for row in rows if texts[row].strip()]
-    return f"<h2>Longest titles</h2>\n{_table(['item', 'title', 'letters'], shown)}" if shown else ""
+    return f"<h2>Longest titles</h2>\n{as_table(['item', 'title', 'letters'], shown)}" if shown else ""
 
 
 class _Examples:
@@ -200,7 +143,7 @@ class _Examples:
         first = max(start, stop - STEPS_SHOWN)
         name = interactions.users[split.user_rows[user]]
         left_out = f", the last {STEPS_SHOWN} of" if first > start else ","
-        said = f"<h3>User {_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
+        said = f"<h3>User {as_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
         steps = "\n".join(self._step(user, place) for place in range(first, stop))
         return f'{said}\n<ol class="steps">\n{steps}\n</ol>'
 
@@ -210,9 +153,9 @@ class _Examples:
         item, title = _item(self.dataset, int(split.item_rows[split.kept.values[place] - 1]))
         when = "" if split.times is None else f" {moment(int(split.times[place]))}"
         label = f"{PARTS[part]}{when}" if part else f"{place - int(split.kept.starts[user]) + 1}{when}"
-        what = _text(title) if title.strip() else f"item {_text(item)}"
+        what = as_text(title) if title.strip() else f"item {as_text(item)}"
         kind = ' class="target"' if part else ""
-        return f'<li{kind}>{self._picture(item)}<span class="faint">{_text(label)}</span><br>{what}</li>'
+        return f'<li{kind}>{self._picture(item)}<span class="faint">{as_text(label)}</span><br>{what}</li>'
 
     def _picture(self, item: str) -> str:
         if self.gallery is None or not self.pictures_left or item in self.gallery.missing or item in self.broken:
@@ -224,23 +167,3 @@ class _Examples:
         self.pictures_left -= 1
         # Titles say what there is to see.
         return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(record).decode()}">'
-
-
-def _card(dataset: Dataset) -> str:
-    """What dataset.json says of how the dataset was imported; nothing where it says nothing."""
-    told = description(dataset.folder).get("import")
-    if not isinstance(told, dict):
-        return ""
-    rows = [(name, _plain(value)) for name, value in told.items() if value not in (None, [], {}, "")]
-    return f"<h2>Data card</h2>\n{_table(['import', ''], rows)}" if rows else ""
-
-
-def _plain(value: Any, depth: int = 0) -> str:
-    """A value of JSON in words."""
-    if depth > DEEPEST:
-        return "..."
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_plain(one, depth + 1)}" for name, one in value.items())
-    if isinstance(value, list):
-        return "; ".join(_plain(one, depth + 1) for one in value)
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

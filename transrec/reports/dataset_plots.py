@@ -1,12 +1,9 @@
 """Plots of a dataset: how long sequences are, how popular items are, and when interactions happened."""
 
-import io
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
@@ -16,6 +13,7 @@ from transrec.data.moments import moment
 from transrec.data.statistics import as_kept, as_read
 from transrec.errors import printable
 from transrec.paths import atomic_write
+from transrec.reports.svg import as_svg
 
 BARS = 80
 # A curve of a million items looks no different with these many points.
@@ -89,15 +87,5 @@ def write_png(dataset: Dataset, path: Path) -> None:
 
 
 def svg(dataset: Dataset, name: str) -> str:
-    """One of `panels` as an `<svg>` to stand in an HTML page: no address, and no id that another has, is in it."""
-    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
-    drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
-        _draw(dataset, figure.subplots(), panels(dataset)[name])
-        unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(drawn, format="svg", transparent=True, metadata=unsaid)
-    text = drawn.getvalue()
-    text = re.sub(r'<g id="[^"]*"', "<g", text[text.index("<svg") :])
-    # HTML needs no namespaces, and the page says how wide it is.
-    start, rest = text.split(">", 1)
-    return re.sub(r' (?:xmlns(?::\w+)?|width|height)="[^"]*"', "", start) + ">" + rest
+    """One of `panels` as an `<svg>` to stand in an HTML page."""
+    return as_svg(lambda panel: _draw(dataset, panel, panels(dataset)[name]), name)

@@ -41,8 +41,13 @@ def results(*folders: str | Path) -> "DataFrame":
     Raises TransrecError for a folder without a finished run, and for a damaged result.json; FileError for a folder that
     cannot be read.
     """
+    return frame(read_results(*folders))
+
+
+def read_results(*folders: str | Path) -> dict[Path, dict[str, Any]]:
+    """What result.json holds of each run that `results` makes a row of, by folder. Raises as it does."""
     runs = {run: None for folder in folders for run in _runs_of(resolve(folder))}
-    return frame({run: read_result(run, tested=False) for run in runs})
+    return {run: read_result(run, tested=False) for run in runs}
 
 
 def _runs_of(folder: Path) -> list[Path]:

@@ -1,0 +1,32 @@
+"""Finished runs, or studies, as one HTML page that works offline.
+
+    python scripts/report.py runs/adapters --out report.html
+
+Its parts: a table of results that sorts and is copied as LaTeX or CSV, learning curves, accuracy against cost, slices
+of the targets, tests between all pairs of methods, settings that differ, environment, data card. Runs that differ in
+their seed alone are one row. Nothing is trained or ranked again.
+"""
+
+from pathlib import Path
+
+from transrec.arguments import Parser
+from transrec.command import reporting
+from transrec.errors import printable
+from transrec.paths import make_folder, write_text
+from transrec.plugins import load_plugins
+from transrec.reports.report import report
+
+if __name__ == "__main__":
+    parser = Parser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN_OR_STUDY", help="folders of runs, or a study's --out")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the page")
+    parser.add_argument("--title", default="", help="of the page (default: the names of the folders)")
+    parser.add_argument(
+        "--plugin", nargs="+", action="extend", default=[], help="files that the runs were started with"
+    )
+    with reporting():
+        given = parser.parse_args()
+        make_folder(given.out.parent, "--out")
+        load_plugins(given.plugin)
+        write_text(given.out, report(given.runs, given.plugin, given.title))
+        print(printable(f"page: {given.out}"))

@@ -1,0 +1,383 @@
+"""Finished runs as one HTML page that needs nothing besides itself: results, curves, costs, slices, tests, settings."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transrec.errors import TransrecError
+from transrec.paths import resolve
+from transrec.reports.comparison import SIGNIFICANT, Wanted, telling, wanted
+from transrec.reports.page import as_table, as_text, as_value, data_card, in_words, shell
+from transrec.reports.report_plots import Bubble, Curve, bubbles, colour, curves, slices
+from transrec.reports.report_rows import Compared, Row, compared, differences, read_epochs, read_rows
+from transrec.reports.tables import METRICS, baseline_rows, comma_separated, latex, mean_and_spread
+
+SLICED_BY = ("popularity", "history")
+COSTS = {
+    "seconds per epoch": "seconds_per_epoch",
+    "peak memory, MiB": "peak_memory_mib",
+    "trainable parameters": "trainable_parameters",
+}
+CURVES = {"train_loss": "training loss", **{f"validation {name}": f"validation {name}" for name in METRICS}}
+# Folders in the title.
+NAMED = 3
+TEST, CORRECTION = "Wilcoxon", "holm"
+
+STYLE = """.sortable button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0;
+  cursor: pointer; text-align: inherit; }
+.sortable button::after { content: " \\2195"; color: var(--faint); }
+.sortable [aria-sort=ascending] button::after { content: " \\2191"; color: var(--ink); }
+.sortable [aria-sort=descending] button::after { content: " \\2193"; color: var(--ink); }
+.sortable td:nth-child(2) { text-align: left; white-space: normal; min-width: 10rem; }
+.sortable th:nth-child(2) { text-align: left; } .best { font-weight: bold; }
+.copy { margin: 0.5rem 0; } .copy button { font: inherit; padding: 0.2rem 0.8rem; cursor: pointer; }
+:focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; }
+.legend { columns: 20rem; padding: 0; margin: 0.5rem 0; list-style: none; }
+.legend li { break-inside: avoid; padding-left: 1.4rem; text-indent: -1.4rem; }
+.swatch { display: inline-block; width: 0.9rem; height: 0.9rem; margin-right: 0.5rem; border-radius: 50%;
+  vertical-align: -0.1rem; }
+.plot { max-width: 40rem; }
+.pointed { min-height: 3em; color: var(--faint); font-size: 0.9rem; }
+@media print { .copy, .sortable button::after, .pointed { display: none; } }
+"""
+SCRIPT = """
+"use strict";
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const rows = [...table.tBodies[0].rows];
+    const value = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const numeric = rows.every(row => value(row) === "" || !Number.isNaN(Number(value(row))));
+    const now = head.getAttribute("aria-sort");
+    const rising = now ? now === "descending" : !numeric;
+    const order = (one, two) => numeric ? one - two : one.localeCompare(two);
+    rows.sort((one, two) => {
+      const [first, second] = [value(one), value(two)];
+      if (first === "" || second === "") return (first === "") - (second === "");
+      return rising ? order(first, second) : order(second, first);
+    });
+    heads.forEach(other => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+    table.tBodies[0].append(...rows);
+  }));
+}
+for (const button of document.querySelectorAll("button[data-copies]")) {
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copies);
+    const said = document.getElementById("copied");
+    try {
+      await navigator.clipboard.writeText(source.value);
+    } catch {
+      source.hidden = false;
+      source.select();
+      document.execCommand("copy");
+      source.hidden = true;
+    }
+    said.textContent = `${button.textContent}: done`;
+    button.focus();
+  });
+}
+for (const plot of document.querySelectorAll(".plot")) {
+  const pointed = plot.querySelector(".pointed");
+  const tell = event => {
+    const title = event.target.closest(".said")?.querySelector("title");
+    if (title) pointed.textContent = title.textContent;
+  };
+  plot.addEventListener("pointerover", tell);
+  plot.addEventListener("focusin", tell);
+}
+"""
+
+
+def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), title: str = "") -> str:
+    """The page of runs and studies. Nothing of them is in it but as text.
+
+    Args:
+        folders: as `transrec.results` takes them.
+        plugins: files that may run, among them all that the runs were started with.
+        title: of the page; by default what the folders are called.
+
+    Raises TransrecError for folders without finished runs, and for damaged result.json and options.json. Whatever else
+    is missing or damaged is told in the page.
+    """
+    rows = read_rows(folders, plugins)
+    of_same_targets, notes = compared(rows, plugins)
+    sections = [
+        _summary(rows),
+        _results(rows),
+        "<h2>Learning curves</h2>",
+        *_by_data(rows, _curves),
+        "<h2>Accuracy against cost</h2>",
+        *_by_data(rows, _costs),
+        "<h2>Slices</h2>",
+        *(_slices(number, of) for number, of in enumerate(of_same_targets)),
+        "" if of_same_targets else _said("No run here keeps the ranks of its test targets, of which slices are made."),
+        "<h2>Significance</h2>",
+        *map(_significance, of_same_targets),
+        "" if of_same_targets else _said("Tests need runs that keep the ranks of their test targets."),
+        *map(_said, notes),
+        _settings(rows),
+        _environment(rows),
+        "<h2>Data card</h2>",
+        *_by_data(rows, _data),
+    ]
+    names = list(dict.fromkeys(resolve(of).name for of in folders))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return shell(title or ", ".join(names[:NAMED]) + more, sections, STYLE, SCRIPT)
+
+
+def _said(text: str) -> str:
+    return f'<p class="faint">{as_text(text)}</p>'
+
+
+def _by_data(rows: Sequence[Row], section: Callable[[list[Row], int], str]) -> Iterable[str]:
+    """What `section` makes of the rows over each dataset, under the dataset's name where there are several."""
+    groups = _of_data(rows)
+    for number, of in enumerate(groups):
+        heading = f"<h3>{as_text(of[0].dataset)}</h3>\n" if len(groups) > 1 else ""
+        yield heading + section(of, number)
+
+
+def _of_data(rows: Sequence[Row]) -> list[list[Row]]:
+    """The rows over each dataset."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.data, []).append(row)
+    return list(groups.values())
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    runs, data = sum(len(row.results) for row in rows), dict.fromkeys(row.data for row in rows if row.settings)
+    parts = [
+        f"<p>{len(rows)} row{'s' * (len(rows) > 1)} of {runs} finished run{'s' * (runs > 1)}. Runs that differ in "
+    ]
+    parts.append("their seed alone are one row: mean ± sample standard deviation.</p>")
+    if len(data) > 1:
+        parts.append(
+            f"<p><strong>The runs are over {len(data)} datasets</strong>; compare metrics within one alone.</p>"
+        )
+    if unknown := [row.told for row in rows if row.settings is None]:
+        parts.append(_said(f"Without options.json, so their settings are not known: {', '.join(unknown)}"))
+    if untested := [row.told for row in rows if not row.is_tested]:
+        parts.append(_said(f"Without test metrics, for they ran with --no_test: {', '.join(untested)}"))
+    items = "\n".join(
+        f'<li><span class="swatch" style="background: {colour(row.number)}"></span>{as_text(row.told)}'
+        + (f" ({as_text(row.dataset)})" if len(data) > 1 else "")
+        + "</li>"
+        for row in rows
+    )
+    return "\n".join([*parts, f'<ol class="legend">\n{items}\n</ol>'])
+
+
+def _metrics(rows: Sequence[Row]) -> list[str]:
+    """Names of the metrics of the results table: of the test targets, and of validation where some are not tested."""
+    names = dict.fromkeys(METRICS)
+    for row in rows:
+        for result in row.results.values():
+            names |= dict.fromkeys(result.get("test", {}))
+    return [*names, *(() if all(row.is_tested for row in rows) else (f"validation {name}" for name in METRICS))]
+
+
+def _results(rows: Sequence[Row]) -> str:
+    metrics = _metrics(rows)
+    header = ["#", "method", "dataset", "seeds", *metrics, *COSTS, *(["TPME"] if len(rows) > 1 else [])]
+    header = list(dict.fromkeys(header))
+    lines, plain, records = [], [], []
+    for of in _of_data(rows):
+        cells = [_cells(row, metrics) for row in of]
+        best = {name: max((line[name][1] for line in cells if line[name][0]), default="") for name in metrics}
+        for line in [*cells, *_baselines(of)]:
+            shown = [line.get(name, ("", "")) for name in header]
+            plain.append([text for text, _ in shown])
+            records.append({name: value for name, (_, value) in zip(header, shown, strict=True)})
+            lines.append(
+                _line(shown, [name in best and of[1] == best[name] for name, of in zip(header, shown, strict=True)])
+            )
+    heads = "".join(f'<th scope="col"><button type="button">{as_text(name)}</button></th>' for name in header)
+    body = "\n".join(lines)
+    return f"""<h2>Results</h2>
+<div class="wide" role="region" aria-label="Results" tabindex="0"><table class="sortable numbers">
+<thead><tr>{heads}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table></div>
+<p class="copy"><button type="button" data-copies="latex">Copy as LaTeX</button>
+<button type="button" data-copies="csv">Copy as CSV</button> <span id="copied" role="status"></span></p>
+<textarea id="latex" aria-label="LaTeX" readonly hidden>{_lines(latex(header, plain))}</textarea>
+<textarea id="csv" aria-label="CSV" readonly hidden>{_lines(comma_separated(records))}</textarea>"""
+
+
+def _baselines(rows: Sequence[Row]) -> list[dict[str, tuple[str, Any]]]:
+    """What was ranked without training beside rows over one dataset, as `_cells`."""
+    tested = [result for row in rows for result in row.results.values() if "test" in result]
+    found = []
+    for name, hits, gains, *_ in baseline_rows(tested):
+        named = dict(zip(("method", "dataset", *METRICS), (name, rows[0].dataset, hits, gains), strict=True))
+        found.append({column: (text, text) for column, text in named.items()})
+    return found
+
+
+def _lines(text: str) -> str:
+    """Text of several lines that stands between tags; HTML drops a line end right behind the first."""
+    return "\n" + "\n".join(as_value(line) for line in text.splitlines())
+
+
+def _cells(row: Row, metrics: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """What a row of the results table shows, and the value that it is sorted by, by column."""
+    seeds = [str(seed) for seed in row.runs["seed"].dropna().tolist()]
+    cells: dict[str, tuple[str, Any]] = {
+        "#": (str(row.number), row.number),
+        "method": (row.name, row.name),
+        "dataset": (row.dataset, row.dataset),
+        "seeds": (", ".join(seeds), len(row.results)),
+        "TPME": (f"{row.numbers.get('TPME', 0):.3f}", row.numbers.get("TPME", 0)),
+    }
+    for name in metrics:
+        values = row.runs[name].dropna().tolist() if name in row.runs else []
+        cells[name] = (mean_and_spread(values), row.numbers[name]) if values else ("", "")
+    for label, name in COSTS.items():
+        value = row.numbers[name]
+        cells[label] = (f"{value:,.2f}" if name == "seconds_per_epoch" else f"{value:,.0f}", value)
+    return cells
+
+
+def _line(cells: Sequence[tuple[str, Any]], best: Sequence[bool]) -> str:
+    """A row of the results table: of each cell its text, the value that it is sorted by, and whether it is the best."""
+    made = (
+        f'<td data-value="{as_value(value)}"{" class=best" * is_best}>{as_text(text)}</td>'
+        for (text, value), is_best in zip(cells, best, strict=True)
+    )
+    return f"<tr>{''.join(made)}</tr>"
+
+
+def _figure(drawn: str) -> str:
+    return f'<figure class="plot">{drawn}<figcaption class="pointed" aria-live="polite"></figcaption></figure>'
+
+
+def _figures(drawn: Iterable[str]) -> str:
+    return f'<div class="plots">{"".join(map(_figure, drawn))}</div>'
+
+
+def _curves(rows: Sequence[Row], data: int) -> str:
+    found: dict[str, list[Curve]] = {name: [] for name in CURVES}
+    notes = []
+    for row in rows:
+        for folder, result in row.results.items():
+            try:
+                epochs = read_epochs(folder)
+            except TransrecError as error:
+                notes.append(f"{row.told}: no curve, {error}")
+                continue
+            run = f"{row.told}, seed {result['seed']}" if "seed" in result else row.told
+            for name, curve in found.items():
+                points = [(int(epoch["epoch"]), epoch[name]) for epoch in epochs if name in epoch]
+                if points:
+                    curve.append(Curve(row.number, run, [at for at, _ in points], [of for _, of in points]))
+    drawn = [curves(of, CURVES[name], "loss" in name, f"curves {data} {name}") for name, of in found.items() if of]
+    return "\n".join([_figures(drawn), *map(_said, notes)])
+
+
+def _costs(rows: Sequence[Row], data: int) -> str:
+    prefix = "" if all(row.is_tested for row in rows) else "validation "
+    metric = f"{prefix}NDCG@10"
+    found = []
+    for row in rows:
+        costs = {label: float(row.numbers[name]) for label, name in COSTS.items()}
+        told = ", ".join(f"{label} {value:,.5g}" for label, value in costs.items())
+        score = float(row.numbers[metric])
+        found.append(
+            Bubble(row.number, score, costs, costs["trainable parameters"], f"{row.told}: {metric} {score:.4f}, {told}")
+        )
+    note = (
+        "" if len(rows) > 1 else _said("There is one row over this dataset, and so nothing to compare its cost with.")
+    )
+    return _figures(bubbles(found, cost, metric, f"cost {data} {cost}") for cost in COSTS) + note
+
+
+def _ndcg() -> Wanted:
+    (metric,) = wanted(["ndcg"], [10])
+    return metric
+
+
+def _slices(number: int, of: Compared) -> str:
+    metric = _ndcg()
+    names = [row.told for row in of.rows]
+    try:
+        rows = of.comparison.rows([metric], SLICED_BY)
+    except TransrecError as error:
+        return _said(f"{', '.join(names)}: no slices, {error}")
+    told = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
+    rows = [row | {"method": told[row["method"]]} for row in rows]
+    table: dict[str, list[str]] = {}
+    for row in rows:
+        table.setdefault(row["slice"], [row["slice"], f"{row['targets']:,}"]).append(f"{row[metric.name]:.4f}")
+    numbers = {row.told: row.number for row in of.rows}
+    plot = slices(rows, numbers, metric.name, f"slices {number}")
+    return f"""<p>{metric.name} of each row by how popular the target is, and by how many interactions
+stand before it.</p>
+{_figures([plot])}
+{as_table(["slice", "targets", *(str(row.number) for row in of.rows)], table.values(), "numbers")}"""
+
+
+def _significance(of: Compared) -> str:
+    names = [row.told for row in of.rows]
+    if len(names) < 2:
+        return _said(
+            f"{names[0]}: the only row with ranks over its test targets, so there is nothing to test it against."
+        )
+    metric = _ndcg()
+    found = of.comparison.matrix(metric, TEST, CORRECTION)
+    rows = []
+    for place, name in enumerate(names):
+        cells = []
+        for other in range(len(names)):
+            if place == other:
+                cells.append("")
+                continue
+            difference, p = found[min(place, other), max(place, other)]
+            sign = 1 if place < other else -1
+            cells.append(f"{sign * difference:+.4f}{' *' if p < SIGNIFICANT else ''} (p {_p(p)})")
+        rows.append([name, *cells])
+    targets = of.comparison.methods[0].ranks.shape[1]
+    return f"""<p>{metric.name} of the row less that of the column, over the same {targets:,} test targets, and the
+{TEST} test's p-value, by Holm's correction over {len(found)} pair{"s" * (len(found) > 1)}; a star where p is below \
+{SIGNIFICANT:g}.</p>
+{as_table(["", *(str(row.number) for row in of.rows)], rows, "numbers")}"""
+
+
+def _p(value: float) -> str:
+    return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _settings(rows: Sequence[Row]) -> str:
+    flags = sorted(differences([row.settings for row in rows]))
+    known = [row for row in rows if row.settings]
+    if not flags:
+        said = "one row whose settings are known" if len(known) == 1 else "no setting that differs between rows"
+        return f"<h2>Settings that differ</h2>\n{_said(f'There is {said}.')}"
+    values = [telling(row.settings) for row in known if row.settings]
+    lines = [[f"--{flag}", *(in_words(of.get(flag, "")) for of in values)] for flag in flags]
+    return f"<h2>Settings that differ</h2>\n{as_table(['', *(row.told for row in known)], lines)}"
+
+
+def _environment(rows: Sequence[Row]) -> str:
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for row in rows:
+        for result in row.results.values():
+            told = result.get("environment")
+            of = told if isinstance(told, dict) else {}
+            found.setdefault(repr(sorted(of.items())), (of, []))[1].append(str(row.number))
+    heads = [f"rows {', '.join(dict.fromkeys(numbers))}" for _, numbers in found.values()]
+    names = dict.fromkeys(name for of, _ in found.values() for name in of)
+    lines = [[name, *(in_words(of.get(name, "")) for of, _ in found.values())] for name in names]
+    table = as_table(["", *heads], lines) if lines else _said("No run tells what it ran on.")
+    return f"<h2>Environment</h2>\n{table}"
+
+
+def _data(rows: Sequence[Row], data: int) -> str:
+    try:
+        card = data_card(Path(rows[0].data))
+    except TransrecError as error:
+        return _said(str(error))
+    return card or _said(f"{rows[0].dataset}: no data card, which imported datasets have (dataset.json).")
