@@ -136,6 +136,27 @@ def test_recbole(importing):
     assert ratings["1", "031"] == (2.5, 1260759144)
 
 
+def test_recbole_equals_pandas(importing):
+    """A sample of MovieLens' shape: most times occur several times, some items are rated twice."""
+    import pandas
+
+    draw = np.random.default_rng(0)
+    sample = pandas.DataFrame(
+        {
+            "user_id:token": draw.integers(1, 60, 3000),
+            "item_id:token": draw.integers(1, 300, 3000),
+            "rating:float": draw.integers(1, 6, 3000),
+            "timestamp:float": draw.integers(874724710, 874725710, 3000),
+        }
+    )
+    importing.write("ml-100k.inter", sample.to_csv(sep="\t", index=False))
+    user, item, _, time = sample.columns
+    ids = sample.astype({user: str, item: str})
+    ordered = ids.sort_values([user, time, item]).drop_duplicates([user, item])
+    assert len(ordered) < len(sample) and ordered[time].duplicated().any()
+    assert importing("recbole") == ordered.groupby(user)[item].agg(list).to_dict()
+
+
 def test_recbole_keeps_the_publishers_split(importing):
     parts = {"train": RATINGS[:6], "valid": RATINGS[6:8], "test": RATINGS[8:]}
     for part, rows in parts.items():
