@@ -85,15 +85,20 @@ def test_evaluation_gives_the_numbers_of_the_result(asked, folder):
         asked.evaluate(histories=[histories[0][:1]])
 
 
-@pytest.mark.parametrize("method,more", [("frozen", []), ("iisan", ["--cached"])])
+@pytest.mark.parametrize(
+    "method,more", [("frozen", []), ("iisan", ["--cached"]), ("full", ["--train_last", "1"])], ids=str
+)
 def test_a_run_that_reads_stored_states_gives_its_numbers(flags, longer, tmp_path, method, more):
     states = ["--state_cache", str(tmp_path / "states"), "--output", str(tmp_path / "run")]
     run([*flags, *more, *states], method)
     loaded = transrec.load_run(tmp_path / "run")
     made = sorted((tmp_path / "states").iterdir())
-    assert loaded.evaluate() == read_result(tmp_path / "run")["test"]
+    whole, result = [*loaded.state_dict()], read_result(tmp_path / "run")
+    assert loaded.evaluate() == result["test"]
     assert sorted((tmp_path / "states").iterdir()) == made
-    assert more or loaded.item_encoder.backbone is not None, "the recommender keeps its backbone"
+    assert method == "iisan" or loaded.item_encoder.backbone is not None, "the recommender keeps its backbone"
+    assert [*loaded.state_dict()] == whole, "and all blocks of it"
+    assert ("zero_shot" in result["baselines"]) == (method != "full"), "states of tokens stand for no item"
     loaded.add_items(longer[1])
     all_along = transrec.load_run(tmp_path / "run", dataset=longer[0])
     all_along.add_items(longer[0] / "items.tsv")

@@ -179,17 +179,16 @@ def reader_of(
     """What encodes the items 1..n of a dataset as the run did, and what it is given.
 
     Backbones that the run ran once are not run again where what they gave is still stored; the recommender that is
-    returned shares all weights with the given one, which keeps its backbones.
+    returned shares all weights with the given one, and no module that is changed for it: that keeps its backbones.
 
     Args:
         recommender, before: what `load_best` gave, on the world's device.
 
     Raises TransrecError when the dataset lacks what items are read by, or holds it damaged.
     """
-    kept = {id(tower): tower for tower in recommender.item_encoder.towers}
-    reader = Recommender(
-        copy.deepcopy(recommender.item_encoder, kept), recommender.user_encoder, recommender.objective
-    ).eval()
+    encoder = recommender.item_encoder
+    kept = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    reader = Recommender(copy.deepcopy(encoder, kept), recommender.user_encoder, recommender.objective).eval()
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
     features = _features(settings, dataset, world, cache)
@@ -233,7 +232,7 @@ def _train(
         "name": settings.name,
         "dataset": Path(settings.data.dataset).name,
         **outcome,
-        **(_baselines(settings, run, trainer.evaluator) if settings.run.test else {}),
+        **(_baselines(settings, run, trainer) if settings.run.test else {}),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "parameters": table,
@@ -257,11 +256,13 @@ def _train(
     return result
 
 
-def _baselines(settings: Settings, run: Run, evaluator: Evaluator) -> dict[str, Any]:
+def _baselines(settings: Settings, run: Run, trainer: Trainer) -> dict[str, Any]:
     """Test metrics of the rankings without training, whose ranks are kept as those of the run."""
+    evaluator, towers = trainer.evaluator, trainer.recommender.item_encoder.towers
+    parts = [] if any(tower.backbone is not None for tower in towers) else _parts(evaluator.features)
     found = {}
     for choice in settings.choices["baselines"]:
-        scorer = choice.build().fit(evaluator.split, _parts(evaluator.features), evaluator.world)
+        scorer = choice.build().fit(evaluator.split, parts, evaluator.world)
         if scorer is not None:
             ranking = evaluator.rank_by(scorer, "test")
             if run.is_main:

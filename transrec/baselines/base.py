@@ -26,7 +26,7 @@ class Baseline:
         """What scores the items, made of the training interactions alone; None where `parts` do not give it.
 
         Args:
-            parts: what the towers of the run are given, one for each modality.
+            parts: what the towers of the run are given, one for each modality; none where one of them runs a backbone.
         """
         raise NotImplementedError
 
