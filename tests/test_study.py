@@ -14,6 +14,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ENCODERS, REPOSITORY
 
@@ -23,6 +24,7 @@ from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
 from transrec.reports.tables import NUMBERS, comma_separated, latex, mean_and_spread, read_result
 from transrec.studies import Axis, Grid, Study, Workers, encoder_axis, main
+from transrec.training.ranks import RANK, write_ranks
 from transrec.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
@@ -412,6 +414,38 @@ def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain
     assert [cell.strip() for cell in rows["popularity"].split("|")[2:5]] == ["-", "0.2000", "0.1000"]
     assert "Item tower: text." in tables["table.md"]
     assert "(below): ranks below popularity." in tables["table.md"]
+
+
+def test_tables_mark_rows_and_say_how_they_are_tested(domain, encoder, tmp_path):
+    grid = Grid((Axis("method", ("full", "houlsby", "lora", "frozen")),))
+    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    kept = np.zeros(100, RANK)
+    kept["user"] = np.arange(100)
+    rates = {"full": 0.5, "houlsby": 0.48, "lora": 0.1, "frozen": 0.4}
+    for (point, jobs), rate in zip(made.rows, rates.values(), strict=True):
+        for job in jobs:
+            write_result(job.folder, result_of(rate))
+            kept["rank"] = np.where(np.arange(100) < 100 * rate, 1, 50)
+            if point["method"] != "frozen":
+                write_ranks(job.folder, "test", kept)
+    tables = made.tables()
+    of = _by_first_cell(tables["table.md"])
+    assert of["full"]["HR@10"] == "**0.5000 ± 0.0000**" and of["houlsby"]["HR@10"] == "<u>0.4800 ± 0.0000</u>"
+    assert of["lora"]["HR@10"] == "0.1000 ± 0.0000 (below)†" and of["frozen"]["HR@10"] == "0.4000 ± 0.0000"
+    assert of["popularity"]["HR@10"] == "0.2000"
+    assert "Seeds per row: 2." in tables["table.md"] and "are kept (frozen)." in tables["table.md"]
+    full, houlsby, lora, frozen = csv.DictReader(tables["table.csv"].splitlines())
+    assert full["HR@10 p"] == frozen["HR@10 p"] == frozen["NDCG@10 p"] == ""
+    assert float(houlsby["HR@10 p"]) == 0.5 and float(lora["NDCG@10 p"]) < 0.05
+    assert (
+        tables["table.tex"].startswith("% Seeds per row: 2.") and r"\textbf{0.5000 $\pm$ 0.0000}" in tables["table.tex"]
+    )
+
+
+def _by_first_cell(table: str) -> dict[str, dict[str, str]]:
+    """The rows of a text's Markdown table, each by column, by their first cell."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
+    return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
 
 @pytest.mark.parametrize(

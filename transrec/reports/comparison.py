@@ -113,7 +113,7 @@ class Comparison:
             raise TransrecError("no run is given: name at least one run folder")
         self._first, self._targets = next(iter(kept.items()))
         for folder, of in kept.items():
-            if not _same_targets(of, self._targets["user"], self._targets["item"]):
+            if not same_targets(of, self._targets["user"], self._targets["item"]):
                 raise TransrecError(
                     f"{folder}: was evaluated on other {part} targets than {self._first}; compare runs on the same "
                     f"data, --split, --max_seq_len and --min_seq_len"
@@ -139,7 +139,7 @@ class Comparison:
         """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
         dataset = read_dataset(self._settings[self._first], with_times=True)
         targets, split = Targets(dataset, self.part), dataset.split
-        if not _same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
+        if not same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
             raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")
         return dataset
 
@@ -222,6 +222,6 @@ def _of_each(metric: Wanted, method: Method) -> np.ndarray:
     return values
 
 
-def _same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
+def same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
     """Whether kept ranks are of these rows of users and items, in their order."""
     return np.array_equal(kept["user"], users) and np.array_equal(kept["item"], items)

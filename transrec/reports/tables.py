@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,12 @@ NUMBERS = (
     *("seconds_per_epoch", "wall_seconds", "peak_memory_mib", "peak_host_memory_mib"),
 )
 COLUMNS = (*METRICS, "trainable parameters", "seconds per epoch", "peak memory, MiB")
+# How a cell stands out, and what that is in Markdown and to the Styler of pandas.
+BEST, SECOND = "best", "second"
+MARKDOWN = {BEST: ("**", "**"), SECOND: ("<u>", "</u>")}
+LATEX = {BEST: "textbf:--rwrap", SECOND: "underline:--rwrap"}
+# By line, not counting the header, and column.
+Emphasis = Mapping[tuple[int, int], str]
 
 
 def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:
@@ -112,15 +118,25 @@ def metric_cells(*metrics: dict[str, float]) -> list[str]:
 def mean_and_spread(values: list[float]) -> str:
     """`0.0416`, or `0.0416 ± 0.0012` of several values: mean and sample standard deviation."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread}"
+    return f"{shown_mean(statistics.mean(values))}{spread}"
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
+def shown_mean(mean: float) -> str:
+    """A metric's mean as tables show it."""
+    return f"{mean:.4f}"
+
+
+def markdown(header: list[str], rows: list[list[str]], emphasis: Emphasis | None = None) -> str:
     """A Markdown table with aligned columns: the first to the left, numbers to the right.
 
     Cells are plain text: what Markdown or HTML would make of them is escaped.
+
+    Args:
+        emphasis: BEST (bold) or SECOND (underlined) of the cells that stand out.
     """
-    header, *rows = [[_markdown_cell(cell) for cell in line] for line in (header, *rows)]
+    header, *rows = [[markdown_text(cell) for cell in line] for line in (header, *rows)]
+    for (line, column), kind in (emphasis or {}).items():
+        rows[line][column] = rows[line][column].join(MARKDOWN[kind])
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
 
@@ -135,21 +151,27 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([text(header), f"| {' | '.join(rule)} |", *(text(row) for row in rows)])
 
 
-def _markdown_cell(cell: str) -> str:
+def markdown_text(text: str) -> str:
+    """Plain text in Markdown: what Markdown or HTML would make of it is escaped."""
     special = {character: f"\\{character}" for character in "\\|`[]"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-    return "".join(special.get(character, character) for character in printable(cell))
+    return "".join(special.get(character, character) for character in printable(text))
 
 
-def latex(header: list[str], rows: list[list[str]]) -> str:
-    """A tabular for LaTeX with the booktabs package."""
+def latex(header: list[str], rows: list[list[str]], emphasis: Emphasis | None = None) -> str:
+    """A tabular for LaTeX with the booktabs package; `emphasis` as `markdown` takes it."""
     from pandas import DataFrame
 
     shown = [list(map(printable, line)) for line in (header, *rows)]
     frame = DataFrame(shown[1:], columns=shown[0])
+    styles = [["" for _ in line] for line in rows]
+    for (line, column), kind in (emphasis or {}).items():
+        styles[line][column] = LATEX[kind]
     style = frame.style
+    if emphasis:
+        style.apply(lambda _: DataFrame(styles, columns=frame.columns), axis=None)
     style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     text = style.to_latex(hrules=True, column_format="l" + "r" * (len(header) - 1))
-    return text.rstrip().replace("±", r"$\pm$")
+    return text.rstrip().replace("±", r"$\pm$").replace("†", r"$^\dagger$")
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:

@@ -18,14 +18,17 @@ from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
 from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
+from transrec.reports.marks import Row, mark, note
 from transrec.reports.results import frame, summary
 from transrec.reports.tables import (
     COLUMNS,
+    METRICS,
     baseline_rows,
     below_popularity,
     comma_separated,
     latex,
     markdown,
+    markdown_text,
     read_result,
     result_row,
 )
@@ -280,36 +283,47 @@ class Study:
 
     def tables(self) -> dict[str, str]:
         """The study's files by name: of what has finished so far."""
+        rows = [self._table_row(point, jobs) for point, jobs in self.rows]
+        columns = {metric: mark(rows, metric) for metric in METRICS}
+        lines, numbers, emphasis = [], [], {}
+        for number, (row, (point, _)) in enumerate(zip(rows, self.rows, strict=True)):
+            line = [*map(_short, point.values()), str(len(row.runs)), *cells(*row.results)]
+            for place, column in enumerate(columns.values(), len(point) + 1):
+                line[place] = column.cell(number, line[place])
+                if column.places[number]:
+                    emphasis[number, place] = column.places[number]
+            lines.append(line)
+            if row.runs:
+                told = summary(frame(dict(row.runs.values())))
+                p_values = {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
+                numbers.append({"stage": "target", **_names(row.results[0]), **point, **told, **p_values})
         axes = [axis.name for axis in self.grid.axes]
-        rows, numbers, finished, below = [], [], [], False
-        towers: dict[str, None] = {}
-        for point, jobs in self.rows:
-            found = {job.folder: result for job in jobs if (result := job.result)}
-            results = [*found.values()]
-            rows.append([*map(_short, point.values()), str(len(results)), *cells(*results)])
-            if results:
-                numbers.append({"stage": "target", **_names(results[0]), **point, **summary(frame(found))})
-                below |= below_popularity(*results)
-                towers |= dict.fromkeys(result["item_tower"] for result in results if "item_tower" in result)
-                finished += results
-        idle = [NO_VALUE] * len(axes)
-        rows += [[label, *idle[1:], NO_VALUE, *of] for label, *of in baseline_rows(finished)]
-        header = [*axes, "seeds", *COLUMNS]
-        text = f"{markdown(header, rows)}\n"
-        if towers:
-            text += f"\nItem tower: {', '.join(towers)}.\n"
-        if below:
-            text += f"\n{BELOW}: ranks below popularity.\n"
-        source_rows = []
+        lines += [[label, *[NO_VALUE] * len(axes), *of] for label, *of in baseline_rows(_results(rows))]
+        header, below = [*axes, "seeds", *COLUMNS], note(rows, columns)
+        sources, of_sources = self._source_table()
+        return {
+            "table.md": f"{markdown(header, lines, emphasis)}\n\n{markdown_text(below)}\n{_legend(rows)}{sources}",
+            "table.csv": comma_separated([*numbers, *of_sources]),
+            "table.tex": f"% {printable(below)}\n{latex(header, lines, emphasis)}\n",
+        }
+
+    def _table_row(self, point: dict[str, str], jobs: list[Job]) -> Row:
+        """What has finished of a point's runs; in its name only what is varied."""
+        varied = [point[axis.name] for axis in self.grid.axes if len(axis.values) > 1 and point[axis.name] != NO_VALUE]
+        runs = {seed: (job.folder, of) for seed, job in zip(self.seeds, jobs, strict=True) if (of := job.result)}
+        return Row(" ".join(map(_short, varied)), runs)
+
+    def _source_table(self) -> tuple[str, list[dict[str, Any]]]:
+        """The source runs so far in Markdown, and as numbers; nothing where there are none."""
+        lines, numbers = [], []
         for values, job in self.sources.values():
             result = job.result
-            of_result = cells(result) if result else cells()
-            source_rows.append([" ".join(map(_short, values.values())) or "source", *of_result])
+            lines.append([" ".join(map(_short, values.values())) or "source", *(cells(result) if result else cells())])
             if result:
                 numbers.append({"stage": "source", **_names(result), **values, **summary(frame({job.folder: result}))})
-        if source_rows:
-            text += f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], source_rows)}\n"
-        return {"table.md": text, "table.csv": comma_separated(numbers), "table.tex": latex(header, rows) + "\n"}
+        said = "Each source run has one seed; they are not tested against each other."
+        table = f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], lines)}\n\n{said}\n" if lines else ""
+        return table, numbers
 
     def write_tables(self) -> None:
         for name, text in self.tables().items():
@@ -327,6 +341,19 @@ def cells(*results: dict[str, Any]) -> list[str]:
         return ["-"] * len(COLUMNS)
     hit_rate, *others = result_row(*results)
     return [f"{hit_rate} {BELOW}" if below_popularity(*results) else hit_rate, *others]
+
+
+def _results(rows: list[Row]) -> list[dict[str, Any]]:
+    return [result for row in rows for result in row.results]
+
+
+def _legend(rows: list[Row]) -> str:
+    """What is said of a table's runs beside their tests."""
+    towers = dict.fromkeys(result["item_tower"] for result in _results(rows) if "item_tower" in result)
+    text = f"\nItem tower: {', '.join(towers)}.\n" if towers else ""
+    if any(row.runs and below_popularity(*row.results) for row in rows):
+        text += f"\n{BELOW}: ranks below popularity.\n"
+    return text
 
 
 def _names(result: dict[str, Any]) -> dict[str, str]:
