@@ -2,7 +2,8 @@
 
     python scripts/evaluate.py runs/adapters/runs/houlsby-* runs/adapters/runs/lora-* --slices popularity history
 
-Runs that differ in their seed alone are one method. Nothing is trained or ranked again: any metric that is made of
+Runs that differ in their seed alone are one method. --baselines popularity item_knn puts what the runs ranked without
+training beside them. Nothing is trained or ranked again: any metric that is made of
 ranks, at any cut-off, takes seconds. The second table tests each method against the best one, over the same users; the
 p-values are corrected for their number.
 """
@@ -36,7 +37,7 @@ def main(arguments) -> None:
     if min(arguments.cutoffs) < 1:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
     metrics = wanted(arguments.metrics, arguments.cutoffs)
-    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin)
+    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines)
     rows = comparison.rows(metrics, arguments.slices)
     names = [each.name for each in metrics]
     header = ["slice", "targets", "method", "seeds"]
@@ -48,7 +49,7 @@ def main(arguments) -> None:
     )
     if arguments.out:
         write_text(resolve(arguments.out), comma_separated(rows))
-    if len(comparison.methods) > 1:
+    if len(comparison.compared) > 1:
         (metric, *_) = wanted([arguments.test_metric], [arguments.test_cutoff])
         tested = comparison.tested(metric, TESTS[arguments.test], arguments.correction)
         lines = [[*(cell(value) for value in row.values()), said(row["p"])] for row in tested]
@@ -66,6 +67,9 @@ def said(p: float | str) -> str:
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs over the same data")
+    parser.add_argument(
+        "--baselines", nargs="+", default=[], metavar="NAME", help="rankings without training, as the runs keep them"
+    )
     parser.add_argument("--part", default="test", choices=("validation", "test"), help="whose targets (default: test)")
     parser.add_argument("--metrics", nargs="+", default=["hr", "ndcg", "mrr"], help="metrics (default: hr ndcg mrr)")
     parser.add_argument("--cutoffs", nargs="+", type=int, default=[10], help="cut-offs k of the metrics (default: 10)")

@@ -116,11 +116,60 @@ def test_the_best_method_is_told_from_the_others(runs):
         comparison.tested(metric, "McNemar", "holm")
 
 
+def test_baselines_are_compared_by_the_ranks_that_runs_keep_of_them(runs):
+    comparison = Comparison(runs.values(), baselines=["popularity", "item_knn", "zero_shot"])
+    names = [method.name for method in comparison.baselines]
+    assert names == ["popularity", "item-kNN", "cosine of frozen embeddings"]
+    assert comparison.baselines[0].folders == list(runs.values()), "what all runs rank alike is there once"
+    results = {name: json.loads((folder / "result.json").read_text()) for name, folder in runs.items()}
+    rows = {row["method"]: row for row in comparison.rows(wanted(METRICS, [10]))}
+    kept = {"popularity": results["ids"]["popularity"], "item-kNN": results["ids"]["baselines"]["item_knn"]}
+    for name, scores in kept.items():
+        assert rows[name]["seeds"] == 0 and rows[name]["HR@10 deviation"] == ""
+        assert [rows[name][metric] for metric in ("HR@10", "NDCG@10", "MRR")] == pytest.approx(
+            [scores[metric] for metric in ("HR@10", "NDCG@10", "MRR")], abs=1e-12
+        )
+    (metric,) = wanted(["ndcg"], [10])
+    tested = comparison.tested(metric, "Wilcoxon", "holm")
+    assert {row["method"] for row in tested} == rows.keys() and sum(row["p"] == "" for row in tested) == 1
+    matrix = comparison.matrix(metric, "Wilcoxon", "holm")
+    assert matrix.keys() == {(0, 1), *((method, baseline) for method in (0, 1) for baseline in (2, 3, 4))}
+    assert matrix[0, 1] == Comparison(runs.values()).matrix(metric, "Wilcoxon", "holm")[0, 1]
+    with pytest.raises(TransrecError, match="--baselines popularity: ranks the test targets alone"):
+        Comparison(runs.values(), "validation", baselines=["popularity"])
+    with pytest.raises(TransrecError, match=r"keeps no ranks-test-zero_shot\.npy"):
+        Comparison([runs["ids"]], baselines=["zero_shot"])
+
+
+def test_unlike_rankings_of_one_baseline_are_told_apart(runs, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["ids"], copy)
+    kept = np.array(read_ranks(copy, "test", "item_knn"))
+    kept["rank"] += 1
+    write_ranks(copy, "test", kept, "item_knn")
+    first, second = Comparison([runs["first"], copy], baselines=["item_knn"]).baselines
+    assert (first.name, second.name) == ("item-kNN (first)", "item-kNN (copy)")
+    assert np.array_equal(first.ranks + 1, second.ranks)
+
+
 def test_the_script(runs, tmp_path, monkeypatch, capsys):
-    words = [*map(str, runs.values()), "--slices", "popularity", "--out", str(tmp_path / "rows.csv")]
+    words = [
+        *map(str, runs.values()),
+        "--slices",
+        "popularity",
+        "--baselines",
+        "item_knn",
+        "--out",
+        str(tmp_path / "rows.csv"),
+    ]
     assert evaluate(words, monkeypatch) == 0
     told = capsys.readouterr().out
-    assert "frozen over titles" in told and "target: head" in told and "differs from the best" in told
+    assert (
+        "frozen over titles" in told
+        and "item-kNN" in told
+        and "target: head" in told
+        and "differs from the best" in told
+    )
     assert (tmp_path / "rows.csv").read_text().startswith("slice,targets,method,seeds,HR@10,HR@10 deviation,")
 
 
@@ -146,6 +195,7 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
 
     assert "made of lists" in told("--metrics", "coverage")
     assert "--metrics hrr: unknown; did you mean hr" in told("--metrics", "hrr")
+    assert "--baselines item_kn: unknown; did you mean item_knn" in told("--baselines", "item_kn")
     assert "--cutoffs 0: must be at least 1" in told("--cutoffs", "0")
     kept = np.array(read_ranks(copy, "test"))
     for damage, line in (

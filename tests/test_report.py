@@ -63,6 +63,8 @@ def make_run(folder: Path, data: Path, score: float, **more) -> Path:
     split = load_dataset(data, 6, 5).split
     ranks = 1 + np.random.default_rng(given.training.seed).integers(20, size=len(split.test)) * (1 - score)
     write_ranks(folder, "test", target_ranks(split, "test", np.floor(ranks)))
+    for baseline, middle in more.get("baselines", {}).items():
+        write_ranks(folder, "test", target_ranks(split, "test", np.full(len(split.test), middle)), baseline)
     return folder
 
 
@@ -111,6 +113,28 @@ def test_a_page_of_a_study(source):
     assert re.search(
         r'class="said" tabindex="0" role="img" aria-label="[^"]*best training loss 0.3333 at epoch 3', source
     )
+
+
+def test_baselines_are_rows_like_others(data, tmp_path):
+    """They may be the best of a column, are in the slices, and every row is tested against them."""
+    scores = {"popularity": {"HR@10": 0.05, "NDCG@10": 0.02}, "item_knn": {"HR@10": 0.95, "NDCG@10": 0.1, "MRR": 0.25}}
+    told = {"popularity": scores.pop("popularity"), "baselines": scores}
+    folders = [
+        make_run(tmp_path / name, data, score, words=words, baselines={"item_knn": 9.0}, result=told)
+        for name, score, words in (("a", 0.3, ["--lr", "1e-2"]), ("b", 0.9, []))
+    ]
+    source = report(folders)
+    cells = re.findall(r'<td data-value="([^"]*)" class=best>([^<]*)</td>', source)
+    assert ("0.95", "0.9500") in cells and ("0.45", "0.4500") in cells and len(cells) == 2
+    text = Page(source).text
+    assert "over 1 pair of rows and, by itself, over 2 pairs of a row and a baseline" in text
+    assert "The table has the baselines, too: item-kNN" in text and "No baseline is tested" not in text
+    alone = Page(report(folders[:1])).text
+    assert "over 1 pair of a row and a baseline" in alone and "the only row with ranks" not in alone
+    path = folders[0] / "ranks-test-item_knn.npy"
+    path.write_bytes(path.read_bytes()[:-5])
+    text = Page(report(folders)).text
+    assert "ranks-test-item_knn.npy" in text and "No baseline is tested" in text and "over 1 pair of rows" in text
 
 
 def test_what_is_missing_is_said(study, data, tmp_path):

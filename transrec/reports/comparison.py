@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from transrec.baselines import BASELINES
 from transrec.data.dataset import Dataset
 from transrec.errors import TransrecError
 from transrec.paths import resolve
@@ -17,7 +18,7 @@ from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
 from transrec.settings import Settings, deciding, read_settings
 from transrec.training.metrics import METRICS, Metric, Ranking, RankMetric
-from transrec.training.ranks import read_ranks
+from transrec.training.ranks import ranks_file, read_ranks
 
 # A p-value below it is told from chance.
 SIGNIFICANT = 0.05
@@ -28,13 +29,13 @@ OF_A_RUN = {"seed", "output", "files", "checkpoint"}
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in their seed alone.
+    """Runs that differ in their seed alone, or a baseline.
 
     Attributes:
         name: what tables call it.
-        seeds: of the runs, ascending.
-        ranks: float64 [S, T], of each run's targets.
-        folders: of the runs.
+        seeds: of the runs, ascending; none of a baseline, for which nothing is drawn at random.
+        ranks: float64 [S, T], of each run's targets; [1, T] of a baseline.
+        folders: of the runs; of a baseline, those that keep these very ranks of it.
     """
 
     name: str
@@ -98,11 +99,23 @@ class Comparison:
         folders: of runs; those that differ in their seed alone are one method.
         part: "validation" or "test".
         plugins: files that may run, among them all that the runs were started with.
+        baselines: names of those whose ranks are compared, too, as any of the runs keeps them.
 
-    Raises TransrecError for a folder without ranks, and for runs over other targets or items.
+    Attributes:
+        methods: what the runs are of.
+        baselines: those of other ranks than the ones before, so a baseline may be there several times.
+
+    Raises TransrecError for a folder without ranks, for runs over other targets or items, and for baselines that no run
+    keeps.
     """
 
-    def __init__(self, folders: Sequence[str | Path], part: str = "test", plugins: Sequence[str | Path] = ()):
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        part: str = "test",
+        plugins: Sequence[str | Path] = (),
+        baselines: Sequence[str] = (),
+    ):
         self.part = part
         self._settings: dict[Path, Settings] = {}
         kept: dict[Path, np.ndarray] = {}
@@ -113,12 +126,40 @@ class Comparison:
             raise TransrecError("no run is given: name at least one run folder")
         self._first, self._targets = next(iter(kept.items()))
         for folder, of in kept.items():
-            if not same_targets(of, self._targets["user"], self._targets["item"]):
-                raise TransrecError(
-                    f"{folder}: was evaluated on other {part} targets than {self._first}; compare runs on the same "
-                    f"data, --split, --max_seq_len and --min_seq_len"
-                )
+            self._check_targets(folder, of)
         self.methods = self._grouped(kept)
+        self.baselines = [method for name in dict.fromkeys(baselines) for method in self._baseline(name)]
+
+    def _check_targets(self, folder: Path, kept: np.ndarray) -> None:
+        if not same_targets(kept, self._targets["user"], self._targets["item"]):
+            raise TransrecError(
+                f"{folder}: was evaluated on other {self.part} targets than {self._first}; compare runs on the same "
+                f"data, --split, --max_seq_len and --min_seq_len"
+            )
+
+    def _baseline(self, name: str) -> list[Method]:
+        """A baseline as often as the runs keep other ranks of it, such as of the embeddings of several backbones."""
+        label = BASELINES.get(name).label
+        if self.part != "test":
+            raise TransrecError(f"--baselines {name}: ranks the test targets alone; use --part test")
+        holders = [folder for folder in self._settings if ranks_file(folder, self.part, name).exists()]
+        found: list[tuple[np.ndarray, list[Path]]] = []
+        for folder in holders or [self._first]:
+            kept = read_ranks(folder, self.part, name)
+            self._check_targets(folder, kept)
+            same = next((folders for ranks, folders in found if np.array_equal(ranks, kept["rank"])), None)
+            if same is None:
+                found.append((kept["rank"], same := []))
+            same.append(folder)
+        return [
+            Method(label if len(found) == 1 else f"{label} ({of[0].name})", [], ranks[None].astype(np.float64), of)
+            for ranks, of in found
+        ]
+
+    @property
+    def compared(self) -> list[Method]:
+        """Methods, then baselines."""
+        return [*self.methods, *self.baselines]
 
     def _grouped(self, kept: dict[Path, np.ndarray]) -> list[Method]:
         groups = grouped(self._settings)
@@ -153,12 +194,12 @@ class Comparison:
         return {name: of for name, of in groups.items() if of.any()}
 
     def rows(self, metrics: Sequence[Wanted], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """One row per slice and method: the number of targets and of seeds, each metric's mean and deviation."""
+        """One row per slice and each of `compared`: numbers of targets and seeds, each metric's mean and deviation."""
         rows = []
         needs_count = any(not isinstance(each.metric, RankMetric) for each in metrics)
         item_count = self.dataset.split.item_count if needs_count else 0
         for name, of in self.slices(slices).items():
-            for method in self.methods:
+            for method in self.compared:
                 row = {"slice": name, "targets": int(of.sum()), "method": method.name, "seeds": len(method.seeds)}
                 for each in metrics:
                     values = [each.of(ranks, item_count) for ranks in method.ranks[:, of]]
@@ -168,21 +209,21 @@ class Comparison:
         return rows
 
     def tested(self, metric: Wanted, test: str, correction: str) -> list[dict[str, Any]]:
-        """One row per method, the best first: its interval, and whether it differs from the best by more than chance.
+        """One row for each of `compared`, the best first: its interval, and its p-value against the best.
 
         Args:
             test: "McNemar", "Wilcoxon" or "paired t" (transrec.reports.significance).
-            correction: "holm" or "bh", over the methods.
+            correction: "holm" or "bh", over the rows.
 
         Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of any but HR@k.
         """
-        values = {method.name: _of_each(metric, method) for method in self.methods}
+        values = {method.name: _of_each(metric, method) for method in self.compared}
         if test == "McNemar" and not all(np.isin(of, (0, 1)).all() for of in values.values()):
             raise TransrecError(f"--test McNemar: compares hits, and {metric.name} is none; use Wilcoxon or paired_t")
         order = sorted(values, key=lambda name: -values[name].mean())
         p_values = against(order[0], values, test, correction) if len(order) > 1 else {}
         rows = []
-        for method in sorted(self.methods, key=lambda method: order.index(method.name)):
+        for method in sorted(self.compared, key=lambda method: order.index(method.name)):
             found = spread(values[method.name])
             rows.append(
                 {
@@ -198,16 +239,25 @@ class Comparison:
         return rows
 
     def matrix(self, metric: Wanted, test: str, correction: str) -> dict[tuple[int, int], tuple[float, float]]:
-        """Of each pair of methods, by their places in `methods`: the mean difference, and its p-value.
+        """Of each pair, by their places in `compared`: the mean difference, and its p-value.
 
         Args:
             metric: one that is a mean over targets.
-            test, correction: as of `tested`; the correction is over all pairs.
+            test, correction: as of `tested`. The correction is over all pairs of methods; baselines are not paired
+                with each other, and the pairs of a method and a baseline are corrected for by themselves, so that a
+                baseline more makes no other p-value larger.
 
         Raises TransrecError for another metric.
         """
-        values = [_of_each(metric, method) for method in self.methods]
-        pairs = list(combinations(range(len(values)), 2))
+        methods, all_of_them = range(len(self.methods)), range(len(self.compared))
+        among = self._paired(metric, list(combinations(methods, 2)), test, correction)
+        beside = list(product(methods, all_of_them[len(methods) :]))
+        return among | self._paired(metric, beside, test, correction)
+
+    def _paired(
+        self, metric: Wanted, pairs: list[tuple[int, int]], test: str, correction: str
+    ) -> dict[tuple[int, int], tuple[float, float]]:
+        values = [_of_each(metric, method) for method in self.compared]
         p_values = CORRECTIONS[correction]([paired_tests(values[one], values[two])[test] for one, two in pairs])
         means = [of.mean() for of in values]
         differences = [float(means[one] - means[two]) for one, two in pairs]

@@ -10,7 +10,7 @@ from transrec.reports.comparison import SIGNIFICANT, Wanted, telling, wanted
 from transrec.reports.page import as_table, as_text, as_value, data_card, in_words, shell
 from transrec.reports.report_plots import Bubble, Curve, bubbles, colour, curves, slices
 from transrec.reports.report_rows import Compared, Row, compared, differences, read_epochs, read_rows
-from transrec.reports.tables import METRICS, baseline_rows, comma_separated, latex, mean_and_spread
+from transrec.reports.tables import METRICS, comma_separated, distinct_baselines, latex, mean_and_spread
 
 SLICED_BY = ("popularity", "history")
 COSTS = {
@@ -184,9 +184,9 @@ def _results(rows: Sequence[Row]) -> str:
     header = list(dict.fromkeys(header))
     lines, plain, records = [], [], []
     for of in _of_data(rows):
-        cells = [_cells(row, metrics) for row in of]
-        best = {name: max((line[name][1] for line in cells if line[name][0]), default="") for name in metrics}
-        for line in [*cells, *_baselines(of)]:
+        cells = [*(_cells(row, metrics) for row in of), *_baselines(of)]
+        best = {name: _highest(cells, name) for name in metrics}
+        for line in cells:
             shown = [line.get(name, ("", "")) for name in header]
             plain.append([text for text, _ in shown])
             records.append({name: value for name, (_, value) in zip(header, shown, strict=True)})
@@ -211,11 +211,16 @@ def _results(rows: Sequence[Row]) -> str:
 def _baselines(rows: Sequence[Row]) -> list[dict[str, tuple[str, Any]]]:
     """What was ranked without training beside rows over one dataset, as `_cells`."""
     tested = [result for row in rows for result in row.results.values() if "test" in result]
-    found = []
-    for name, hits, gains, *_ in baseline_rows(tested):
-        named = dict(zip(("method", "dataset", *METRICS), (name, rows[0].dataset, hits, gains), strict=True))
-        found.append({column: (text, text) for column, text in named.items()})
-    return found
+    return [
+        {name: (text, text) for name, text in (("method", label), ("dataset", rows[0].dataset))}
+        | {name: (mean_and_spread([value]), value) for name, value in scores.items()}
+        for label, scores in distinct_baselines(tested)
+    ]
+
+
+def _highest(lines: Sequence[dict[str, tuple[str, Any]]], metric: str) -> Any:
+    """The highest value of a metric in some lines of the results table; "" where none has it."""
+    return max((line[metric][1] for line in lines if line.get(metric, ("", ""))[0]), default="")
 
 
 def _lines(text: str) -> str:
@@ -307,22 +312,23 @@ def _slices(number: int, of: Compared) -> str:
         rows = of.comparison.rows([metric], SLICED_BY)
     except TransrecError as error:
         return _said(f"{', '.join(names)}: no slices, {error}")
-    told = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
-    rows = [row | {"method": told[row["method"]]} for row in rows]
     table: dict[str, list[str]] = {}
     for row in rows:
         table.setdefault(row["slice"], [row["slice"], f"{row['targets']:,}"]).append(f"{row[metric.name]:.4f}")
+    told = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
     numbers = {row.told: row.number for row in of.rows}
-    plot = slices(rows, numbers, metric.name, f"slices {number}")
+    drawn = [row | {"method": told[row["method"]]} for row in rows if row["method"] in told]
+    plot = slices(drawn, numbers, metric.name, f"slices {number}")
+    beside = f"The table has the baselines, too: {', '.join(of.baselines)}." if of.baselines else ""
     return f"""<p>{metric.name} of each row by how popular the target is, and by how many interactions
-stand before it.</p>
+stand before it. {as_text(beside)}</p>
 {_figures([plot])}
-{as_table(["slice", "targets", *(str(row.number) for row in of.rows)], table.values(), "numbers")}"""
+{as_table(["slice", "targets", *of.heads], table.values(), "numbers")}"""
 
 
 def _significance(of: Compared) -> str:
     names = [row.told for row in of.rows]
-    if len(names) < 2:
+    if len(names) + len(of.baselines) < 2:
         return _said(
             f"{names[0]}: the only row with ranks over its test targets, so there is nothing to test it against."
         )
@@ -331,7 +337,7 @@ def _significance(of: Compared) -> str:
     rows = []
     for place, name in enumerate(names):
         cells = []
-        for other in range(len(names)):
+        for other in range(len(of.heads)):
             if place == other:
                 cells.append("")
                 continue
@@ -339,11 +345,18 @@ def _significance(of: Compared) -> str:
             sign = 1 if place < other else -1
             cells.append(f"{sign * difference:+.4f}{' *' if p < SIGNIFICANT else ''} (p {_p(p)})")
         rows.append([name, *cells])
-    targets = of.comparison.methods[0].ranks.shape[1]
+    targets, beside = of.comparison.methods[0].ranks.shape[1], len(names) * len(of.baselines)
+    families = [_pairs(len(found) - beside, "of rows")] if len(names) > 1 else []
+    families += [_pairs(beside, "of a row and a baseline")] if beside else []
+    untested = "" if beside else _said("No baseline is tested: none of these runs keeps the ranks of one.")
     return f"""<p>{metric.name} of the row less that of the column, over the same {targets:,} test targets, and the
-{TEST} test's p-value, by Holm's correction over {len(found)} pair{"s" * (len(found) > 1)}; a star where p is below \
+{TEST} test's p-value, by Holm's correction over {" and, by itself, over ".join(families)}; a star where p is below \
 {SIGNIFICANT:g}.</p>
-{as_table(["", *(str(row.number) for row in of.rows)], rows, "numbers")}"""
+{as_table(["", *of.heads], rows, "numbers")}{untested}"""
+
+
+def _pairs(count: int, of: str) -> str:
+    return f"{count} pair{'s' * (count > 1)} {of}"
 
 
 def _p(value: float) -> str:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transrec.baselines import BASELINES
 from transrec.errors import TransrecError, about_file, reason_of
 from transrec.reports.comparison import Comparison, grouped, telling
 from transrec.reports.efficiency import TPME_OF
 from transrec.reports.results import frame, read_results, summary
 from transrec.reports.tpme import tpme
 from transrec.settings import Settings, read_settings
-from transrec.training.ranks import read_ranks
+from transrec.training.ranks import ranks_file, read_ranks
 from transrec.untrusted import parse_json, read_regular
 
 if TYPE_CHECKING:
@@ -145,11 +146,22 @@ class Compared:
     """Rows that were evaluated on the same test targets.
 
     Attributes:
+        comparison: of them and of the baselines whose ranks they keep.
         rows: as `comparison.methods`, in their order.
     """
 
     comparison: Comparison
     rows: list[Row]
+
+    @property
+    def baselines(self) -> list[str]:
+        """What `comparison.baselines` are called."""
+        return [baseline.name for baseline in self.comparison.baselines]
+
+    @property
+    def heads(self) -> list[str]:
+        """How columns of `comparison.compared` are headed."""
+        return [*(str(row.number) for row in self.rows), *self.baselines]
 
 
 def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[list[Compared], list[str]]:
@@ -174,11 +186,18 @@ def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[l
                 notes.append(f"{row.told}: {error}")
     found = []
     for folders in groups.values():
+        if comparison := _comparison(folders, plugins, notes):
+            of = [next(row for row in rows if method.folders[0] in row.results) for method in comparison.methods]
+            found.append(Compared(comparison, of))
+    return found, list(dict.fromkeys(notes))
+
+
+def _comparison(folders: list[Path], plugins: Sequence[str | Path], notes: list[str]) -> Comparison | None:
+    """Of the runs and of all baselines that they keep; without those where they cannot be read, which is noted."""
+    kept = tuple(name for name in BASELINES.names() if any(ranks_file(of, "test", name).exists() for of in folders))
+    for baselines in dict.fromkeys((kept, ())):
         try:
-            comparison = Comparison(folders, plugins=plugins)
+            return Comparison(folders, plugins=plugins, baselines=baselines)
         except TransrecError as error:
             notes.append(str(error))
-            continue
-        of = [next(row for row in rows if method.folders[0] in row.results) for method in comparison.methods]
-        found.append(Compared(comparison, of))
-    return found, notes
+    return None

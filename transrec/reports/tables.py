@@ -79,15 +79,21 @@ def baselines_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {"popularity": result["popularity"], **result.get("baselines", {})}
 
 
-def baseline_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """What the baselines are called and the COLUMNS of each, all that differ among the results."""
+def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """What the baselines are called and the metrics of each, all whose METRICS differ among the results."""
     labels = {name: BASELINES.get(name).label for name in BASELINES.names()}
-    rows = {}
+    found = {}
     for result in results:
         for name, scores in baselines_of(result).items():
             of = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
-            rows[f"{labels.get(name, name)}{of}", *metric_cells(scores)] = None
-    return [[*row, "0", "-", "-"] for row in rows]
+            told = f"{labels.get(name, name)}{of}"
+            found.setdefault((told, *metric_cells(scores)), (told, scores))
+    return list(found.values())
+
+
+def baseline_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What the baselines are called and the COLUMNS of each, as `distinct_baselines`."""
+    return [[name, *metric_cells(scores), "0", "-", "-"] for name, scores in distinct_baselines(results)]
 
 
 def _is_number(value: Any) -> bool:
