@@ -4,6 +4,8 @@
 # make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
+# make bench      what runs cost here, beside straightforward implementations; results in runs/bench
+# make bench-gpu  the same on a GPU, in nine minutes; skipped where there is none
 # make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it
 # make clean      removes .venv and all that these made; other runs and data stay
 #
@@ -11,7 +13,7 @@
 #     make demo PYTHON=/path/to/python
 # On Linux PyPI's torch brings CUDA's libraries, several gigabytes; without a GPU a much smaller one does:
 #     make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# The tests of a GPU and of faults take an interpreter that has all they need already, without a .venv:
+# The tests of a GPU and of faults, and the benchmarks, take an interpreter that has all they need, without a .venv:
 #     make test-gpu INTERPRETER=python3
 
 PYTHONS := python3.13 python3.12 python3.11 python3 python
@@ -30,7 +32,7 @@ INTERPRETER ?=
 SETUP := $(if $(INTERPRETER),,$(READY))
 RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$(BIN)/python)
 
-.PHONY: demo test test-long test-gpu faults lint docs clean
+.PHONY: demo test test-long test-gpu bench bench-gpu faults lint docs clean
 
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
@@ -45,6 +47,12 @@ test-long: $(READY)
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)
 	$(RUN) -m pytest tests/gpu -ra --tb=short --junitxml "$${TRANSREC_GPU_REPORT:-runs/gpu}/tests.xml" || [ $$? = 5 ]
+
+bench: $(SETUP)
+	$(RUN) benchmarks/bench.py --device cpu
+
+bench-gpu: $(SETUP)
+	$(RUN) benchmarks/bench.py --device cuda --out "$${TRANSREC_GPU_REPORT:-runs/bench}"
 
 faults: $(SETUP)
 	$(RUN) tests/faults/campaign.py
@@ -73,6 +81,6 @@ $(READY): requirements.txt setup.py
 
 clean:
 	rm -rf .venv transrec.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -rf runs/quickstart runs/gpu runs/faults runs/docs Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
+	rm -rf runs/quickstart runs/gpu runs/bench runs/faults runs/docs Dataset/demo pretrained_models/demo-bert pretrained_models/demo-vit
 	find transrec tests -name __pycache__ -prune -exec rm -rf {} +
 	@rmdir runs 2>/dev/null || true

@@ -1,6 +1,6 @@
 """Cached IISAN at the paper's shapes, beside a straightforward reading of the paper and the matrix products' own time.
 
-    python benchmarks/iisan_cached.py
+    python benchmarks/iisan_cached.py [--device cuda]
 
 12,076 users, 20,825 items, 13 states of width 768 from each of two modalities, of which 7 are read, batches of 64. Ours
 gathers the distinct items' rows from one memory-mapped file per modality. The other reads one file per item and
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measured import tell
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,11 +29,13 @@ from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
 from transrec.models.towers import StoredTower
 from transrec.models.user_encoders.sasrec import SASRec
-from transrec.reports.tables import markdown
 from transrec.training.compiling import compile_encoders
+from transrec.training.precision import DTYPES, Precision
+from transrec.training.profiler import peak_memory_mib
 
 WIDTH, BLOCKS, D, L = 768, 12, 64, 10
 KEPT = [0, 2, 4, 6, 8, 10, 12]
+CPU = torch.device("cpu")
 
 
 def sequences(users: int, items: int) -> Interactions:
@@ -56,24 +59,28 @@ def make_states(path: Path, items: int, count: int) -> StateFile:
     return StateFile(path, {})
 
 
-def state_features(folder: Path, rows: np.ndarray, items: int, count: int, place: str) -> MultimodalFeatures:
+def state_features(
+    folder: Path, rows: np.ndarray, items: int, count: int, place: str, device: torch.device = CPU
+) -> MultimodalFeatures:
     """So many states of each item in two modalities, from files that are made when they are missing."""
     files = [make_states(folder / f"{modality}.safetensors", items, count) for modality in ("text", "image")]
-    return MultimodalFeatures([StateFeatures(file, rows, torch.device("cpu"), place) for file in files])
+    return MultimodalFeatures([StateFeatures(file, rows, device, place) for file in files])
 
 
-def recommender(options: IISANOptions) -> tuple[Recommender, torch.optim.Optimizer]:
+def recommender(options: IISANOptions, device: torch.device = CPU) -> tuple[Recommender, torch.optim.Optimizer]:
     """A recommender over cached states in train mode, and its optimiser."""
     torch.manual_seed(0)
     encoder = SideItemEncoder([StoredTower(kind, D, WIDTH, 1 + BLOCKS, BLOCKS) for kind in ("text", "image")], options)
-    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train()
+    model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train().to(device)
     return model, torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
 
 def train(model: Recommender, optimizer: torch.optim.Optimizer, piece: Batch, features: MultimodalFeatures) -> None:
     """One step."""
+    device = features.parts[0].device
     optimizer.zero_grad(set_to_none=True)
-    loss = model(piece.to(torch.device("cpu"), features)) / piece.predictions
+    with Precision("auto", device).autocast():
+        loss = model(piece.to(device, features)) / piece.predictions
     loss.backward()
     optimizer.step()
 
@@ -86,21 +93,29 @@ def ours(
     place: str,
     steps: int,
     compiled: bool = False,
+    device: torch.device = CPU,
 ):
     """Seconds a step, and distinct items a step."""
-    features = state_features(folder, rows, items, len(KEPT), place)
-    model, optimizer = recommender(IISANOptions())
+    features = state_features(folder, rows, items, len(KEPT), place, device)
+    model, optimizer = recommender(IISANOptions(), device)
     if compiled:
         compile_encoders(model)
     distinct, started = 0, 0.0
     for number, (piece,) in enumerate(batches.epoch(1)):
         if number == 3:
-            started = time.perf_counter()
+            started = now(device)
         if number == steps + 3:
             break
         train(model, optimizer, piece, features)
         distinct += len(piece.items) * (number >= 3)
-    return (time.perf_counter() - started) / steps, distinct / steps
+    return (now(device) - started) / steps, distinct / steps
+
+
+def now(device: torch.device) -> float:
+    """The clock, when the device has done all that it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class Plain(nn.Module):
@@ -134,10 +149,10 @@ class Plain(nn.Module):
         return self.fusion(torch.cat(ends, dim=1))
 
 
-def plain(folder: Path, batches: TrainingBatches, rows: np.ndarray, steps: int) -> float:
+def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.device) -> float:
     """Seconds a step; the files of the items that occur are written before."""
     torch.manual_seed(0)
-    model = Plain().train()
+    model = Plain().train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     work = []
     for number, (piece,) in enumerate(batches.epoch(1)):
@@ -151,17 +166,18 @@ def plain(folder: Path, batches: TrainingBatches, rows: np.ndarray, steps: int) 
     started = 0.0
     for number, (ids, log_popularity) in enumerate(work):
         if number == 1:
-            started = time.perf_counter()
+            started = now(device)
         states = {
             modality: torch.stack([torch.load(folder / f"{modality}-{int(i)}.pt")[KEPT] for i in ids.flatten()])
             for modality in ("text", "image")
         }
+        states = {modality: of.to(device) for modality, of in states.items()}
         optimizer.zero_grad()
         embeddings = model.encode(states["text"], states["image"])
         slots = embeddings.view(*ids.shape, D)
-        users = model.users(slots[:, :-1], (ids[:, :-1] > 0).float())
-        logits = users.reshape(-1, D) @ embeddings.T - log_popularity.flatten()
-        mask = torch.zeros_like(logits, dtype=torch.bool)
+        users = model.users(slots[:, :-1], (ids[:, :-1] > 0).float().to(device))
+        logits = users.reshape(-1, D) @ embeddings.T - log_popularity.flatten().to(device)
+        mask = torch.zeros(logits.shape, dtype=torch.bool)
         targets = []
         for user in range(len(ids)):
             held = set(ids[user].tolist())
@@ -173,38 +189,43 @@ def plain(folder: Path, batches: TrainingBatches, rows: np.ndarray, steps: int) 
                     if slot != target and (item == 0 or item in held):
                         mask[row, slot] = True
         real = (ids[:, :-1] > 0).flatten()
-        loss = F.cross_entropy(logits.masked_fill(mask, -1e4)[real], torch.tensor(targets)[real])
+        logits = logits.masked_fill(mask.to(device), -1e4)
+        loss = F.cross_entropy(logits[real.to(device)], torch.tensor(targets)[real].to(device))
         loss.backward()
         optimizer.step()
-    return (time.perf_counter() - started) / steps
+    return (now(device) - started) / steps
 
 
-def ceiling(rows: int, steps: int) -> float:
+def ceiling(rows: int, steps: int, device: torch.device) -> float:
     """Seconds of the side network's matrix products on so many rows, forward and twice that backward."""
     shapes = [(WIDTH, 64), (64, WIDTH)] * (3 * len(KEPT)) + [(WIDTH, WIDTH), (WIDTH, D)] * 3
-    inputs = {width: torch.randn(rows, width) for width in {a for a, _ in shapes} | {b for _, b in shapes}}
-    weights = [torch.randn(a, b) for a, b in shapes]
+    kind = {"device": device, "dtype": DTYPES[Precision("auto", device).name]}
+    inputs = {width: torch.randn(rows, width, **kind) for width in {a for a, _ in shapes} | {b for _, b in shapes}}
+    weights = [torch.randn(a, b, **kind) for a, b in shapes]
     for _ in range(2):
-        started = time.perf_counter()
+        started = now(device)
         for _ in range(steps):
             for (a, b), weight in zip(shapes, weights, strict=True):
                 inputs[a] @ weight
                 inputs[b] @ weight.T
                 inputs[a].T @ inputs[b]
-    return (time.perf_counter() - started) / steps
+    return (now(device) - started) / steps
 
 
-def main(users: int, items: int, batch_size: int, steps: int) -> None:
+def main(users: int, items: int, batch_size: int, steps: int, device: torch.device) -> None:
     split = leave_one_out(sequences(users, items), L, 5)
     batches = TrainingBatches(split, batch_size, negatives=False, last_only=False, seed=0)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        held, distinct = ours(folder, batches, split.item_rows, items, "cpu", steps)
-        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps)
-        compiled, _ = ours(folder, batches, split.item_rows, items, "cpu", steps, compiled=True)
-        straight = plain(folder, batches, split.item_rows, max(2, steps // 10))
-        products = ceiling(round(distinct), steps)
+        memory = "gpu" if device.type == "cuda" else "cpu"
+        alike = {"device": device}
+        held, distinct = ours(folder, batches, split.item_rows, items, memory, steps, **alike)
+        peak = peak_memory_mib(device)
+        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps, **alike)
+        compiled, _ = ours(folder, batches, split.item_rows, items, memory, steps, compiled=True, **alike)
+        straight = plain(folder, batches, max(2, steps // 10), device)
+        products = ceiling(round(distinct), steps, device)
     for what, seconds in (
         ("straightforward, a file per item", straight),
         ("ours, states on disk", disk),
@@ -213,11 +234,15 @@ def main(users: int, items: int, batch_size: int, steps: int) -> None:
         ("matrix products alone", products),
     ):
         rows.append([what, f"{seconds:.4f}", f"{seconds * len(batches):.1f}", f"{straight / seconds:.1f}"])
-    print(
-        markdown(
-            [f"batch {batch_size}, {distinct:.0f} distinct items", "s per step", "s per epoch", "times faster"], rows
-        )
-    )
+    figures = {
+        "share of the products' speed": products / held,
+        "compiled share of the products' speed": products / compiled,
+        "times faster": straight / held,
+        "epochs in a second": 1 / (min(held, compiled) * len(batches)),
+        "MiB of memory": peak,
+    }
+    header = [f"batch {batch_size}, {distinct:.0f} distinct items", "s per step", "s per epoch", "times faster"]
+    tell(header, rows, figures)
     print(f"\nours reaches {products / held:.0%} of the matrix products' speed, compiled {products / compiled:.0%}")
 
 
@@ -229,4 +254,5 @@ if __name__ == "__main__":
     parser.add_argument(
         "--steps", type=int, default=40, help="timed steps (a tenth of them for the straightforward one)"
     )
+    parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     main(**vars(parser.parse_args()))

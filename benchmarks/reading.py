@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-from transrec.reports.tables import markdown
+from measured import tell
 
 LENGTH, ITEMS, MIND = 15, 80_000, 9_450_000
 USERS_AT_ONCE, FAR = 50_000, 100_000_000
@@ -101,9 +100,9 @@ def main() -> None:
         if len(found) > 1:
             for what, values in (("seconds", found[:, 0]), ("MiB more than before", found[:, 2] - found[:, 1])):
                 grown.append([form, what, *growth(options.interactions, values)])
-    print(markdown(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows))
+    tell(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows)
     if grown:
-        print(markdown(["form", "what", "exponent", f"at {FAR:,}"], grown))
+        tell(["form", "what", "exponent", f"at {FAR:,}"], grown, {"exponent of seconds": float(grown[0][2])})
 
 
 if __name__ == "__main__":

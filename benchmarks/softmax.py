@@ -8,18 +8,22 @@ way runs in a process of its own; its memory is what the process grew by.
 """
 
 import argparse
-import resource
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from measured import tell
 from torch.nn import functional as F
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+sys.path[1:1] = [str(Path(__file__).resolve().parents[1])]
 
 from transrec.models.objectives.softmax import cross_entropy  # noqa: E402
+from transrec.training.profiler import peak_memory_mib  # noqa: E402
+
+CPU = torch.device("cpu")
 
 
 def step(way: str, positions: int, items: int, width: int, memory: int) -> None:
@@ -30,18 +34,14 @@ def step(way: str, positions: int, items: int, width: int, memory: int) -> None:
     # What only the first operation of a process pays for.
     cross_entropy(users[:2], embeddings[:9], targets[:2] % 9, 2**20).sum().backward()
     users.grad = embeddings.grad = None
-    before, started = _peak(), time.perf_counter()
+    before, started = peak_memory_mib(CPU), time.perf_counter()
     if way == "chunked":
         loss = cross_entropy(users, embeddings, targets, memory * 2**20).sum()
     else:
         loss = F.cross_entropy(users @ embeddings.T, targets, reduction="sum")
     loss.backward()
     seconds = time.perf_counter() - started
-    print(f"{way:8} {items:>9,} items  {seconds:8.2f} s a step  {_peak() - before:8,.0f} MiB  loss {loss.item():.3f}")
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024) / 1024
+    print(json.dumps([seconds, peak_memory_mib(CPU) - before, loss.item()]))
 
 
 if __name__ == "__main__":
@@ -56,5 +56,10 @@ if __name__ == "__main__":
     if given.way:
         step(given.way, given.positions, given.items, given.width, given.memory)
     else:
+        rows, figures = [], {}
         for way in ("chunked",) if given.chunked_only else ("chunked", "plain"):
-            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], check=True)
+            command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+            seconds, memory, loss = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            rows.append([way, f"{seconds:.2f}", f"{memory:,.0f}", f"{loss:.3f}"])
+            figures |= {f"{way} seconds": seconds, f"{way} MiB": memory}
+        tell([f"{given.positions:,} positions, {given.items:,} items", "s per step", "MiB", "loss"], rows, figures)
