@@ -87,6 +87,19 @@ def test_lists_hold_the_best_items_that_are_not_masked():
         assert lists.dtype == torch.int32 and np.array_equal(lists, expected)
 
 
+@pytest.mark.parametrize("count", [40, 3000])
+def test_of_equal_scores_the_lower_number_is_listed_first(count):
+    """Among few items, and among so many that only some of them are looked at."""
+    rng = np.random.default_rng(2)
+    scores = rng.integers(0, 3, (16, count)).astype(np.float32)
+    scores[0] = 1
+    nothing, targets = torch.zeros(0, dtype=torch.long), torch.ones(16, dtype=torch.long)
+    # Of unit vectors the products are the entries themselves.
+    ranker = Ranker(torch.from_numpy(scores.T.copy()), 2**20, "seen", length=7)
+    _, lists = ranker.rank(torch.eye(16), targets, nothing, nothing)
+    assert np.array_equal(lists, np.argsort(-scores, axis=1, kind="stable")[:, :7] + 1)
+
+
 def test_auc_is_the_share_of_the_others_behind_the_target():
     rng = np.random.default_rng(3)
     scores = rng.standard_normal((30, 50))

@@ -19,6 +19,7 @@ from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
 from transrec.progress import Bar
+from transrec.topk import best
 from transrec.training.distributed import World
 from transrec.training.metrics import PAPERS, Metric, Ranking, summarise
 from transrec.training.precision import Precision
@@ -86,7 +87,8 @@ class Ranker:
 
         Returns:
             float32 [B], exact to 2**24; infinity where the target itself is masked.
-            int32 [B, length], the items 1..n that score highest, best first; 0 where all others are masked.
+            int32 [B, length], the items 1..n that score highest, best first, of equal ones the lower numbers; 0 where
+            all others are masked.
         """
         if self.mask_history == "none":
             history, owner = history[:0], owner[:0]
@@ -105,8 +107,8 @@ class Ranker:
 
     def _lists(self, users: int) -> Tensor:
         """Of the block that was ranked last."""
-        best, items = self.scores[:users].topk(self.length)
-        return torch.where(best == -torch.inf, 0, items + 1).int()
+        scores, items = best(self.scores[:users], self.length)
+        return torch.where(scores == -torch.inf, 0, items + 1).int()
 
     def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
         # Comparing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.

@@ -19,8 +19,9 @@ class Ranking:
     Attributes:
         ranks: float64 [U], of each user's target among all items, 1 is best; infinity where it cannot be ranked, which
             counts as a miss.
-        lists: int32 [U, K], each user's items of the highest scores, best first, numbered 1..n; K is the largest
-            cut-off, or n. 0 where no item is left to recommend. None unless a metric asks for them.
+        lists: int32 [U, K], each user's items of the highest scores, numbered 1..n, best first, of equal ones the lower
+            number first; K is the largest cut-off, or n. 0 where no item is left to recommend. None unless a metric
+            asks for them.
         item_count: n.
         train_counts: int64 [n], how often each item occurs in training. None unless a metric asks for lists.
         embeddings: float32 [n, d] of the items. None unless a metric asks for them.
