@@ -13,7 +13,7 @@ from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.reports.comparison import Comparison, wanted
 from transrec.reports.slices import SLICES, Targets
-from transrec.training.ranks import RANK, ranks_file, read_ranks, write_ranks
+from transrec.training.ranks import RANK, WITHOUT_MARGIN, ranks_file, read_ranks, write_ranks
 
 SCRIPT = REPOSITORY / "scripts" / "evaluate.py"
 METRICS = ["hr", "ndcg", "mrr", "auc"]
@@ -114,6 +114,20 @@ def test_the_best_method_is_told_from_the_others(runs):
     assert best["low"] <= best["NDCG@10"] <= best["high"]
     with pytest.raises(TransrecError, match="McNemar: compares hits, and NDCG@10 is none"):
         comparison.tested(metric, "McNemar", "holm")
+
+
+def test_margins_are_kept_and_ranks_of_earlier_releases_read(runs, tmp_path):
+    for baseline in ("", "popularity", "item_knn"):
+        kept = read_ranks(runs["ids"], "test", baseline)
+        ranked = np.isfinite(kept["rank"])
+        assert ranked.any() and (kept["margin"][~ranked] == -np.inf).all()
+        # The first is ahead, ties are at 0, and who is behind has a higher one.
+        assert (np.sign(kept["margin"][ranked]) <= 0)[kept["rank"][ranked] > 1].all()
+        assert (kept["rank"][ranked] == 1)[kept["margin"][ranked] > 0].all()
+    earlier = np.array(kept[["user", "item", "rank"]], WITHOUT_MARGIN)
+    write_ranks(tmp_path, "test", earlier)
+    found = read_ranks(tmp_path, "test")
+    assert np.isnan(found["margin"]).all() and np.array_equal(found["rank"], kept["rank"])
 
 
 def test_baselines_are_compared_by_the_ranks_that_runs_keep_of_them(runs):

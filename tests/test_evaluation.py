@@ -25,6 +25,14 @@ from transrec.training.metrics import AUC, MAP, MRR, PAPERS, Metric, Ranking, Re
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
 
+def plain_margin(scores, target, seen, mask_history):
+    hidden = {"seen": seen, "none": set(), "seen_but_target": seen - {target}}[mask_history]
+    if target in hidden:
+        return -math.inf
+    others = [scores[i - 1] for i in range(1, len(scores) + 1) if i != target and i not in hidden]
+    return scores[target - 1] - max(others, default=-math.inf)
+
+
 def plain_rank(scores: np.ndarray, target: int, seen: set[int], mask_history: str) -> float:
     """One user's rank, item by item."""
     hidden = {"seen": seen, "none": set(), "seen_but_target": seen - {target}}[mask_history]
@@ -52,15 +60,25 @@ def test_ranks_equal_a_plain_count(seed, mask_history, memory):
     owner = np.repeat(np.arange(9), [len(h) for h in history])
     flat = np.concatenate(history).astype(np.int64)
     ranker = Ranker(torch.from_numpy(items), memory, mask_history)
-    ranks = ranker.ranks(*(torch.from_numpy(a) for a in (users, targets, flat, owner)))
-    expected = [plain_rank(items @ users[u], targets[u], set(history[u].tolist()), mask_history) for u in range(9)]
-    assert ranks.tolist() == expected
+    ranked = ranker.rank(*(torch.from_numpy(a) for a in (users, targets, flat, owner)))
+    of_each = [(items @ users[u], targets[u], set(history[u].tolist()), mask_history) for u in range(9)]
+    assert ranked.ranks.tolist() == [plain_rank(*user) for user in of_each]
+    assert ranked.margins.tolist() == [plain_margin(*user) for user in of_each]
 
 
 def test_constant_scores_hit_nothing():
     nothing = torch.zeros(0, dtype=torch.long)
     ranks = Ranker(torch.ones(1000, 1), 2**20, "seen").ranks(torch.ones(5, 1), torch.arange(1, 6), nothing, nothing)
     assert ranks.tolist() == [501.0] * 5
+
+
+def test_a_target_alone_and_scores_beyond_float32():
+    nothing, one = torch.zeros(0, dtype=torch.long), torch.ones(1, dtype=torch.long)
+    seen = torch.tensor([2, 3]), torch.zeros(2, dtype=torch.long)
+    alone = Ranker(torch.ones(3, 1), 2**20, "seen").rank(torch.ones(1, 1), one, *seen)
+    assert (alone.ranks.item(), alone.margins.item()) == (1, math.inf)
+    with pytest.raises(TransrecError, match="the model's scores are not finite"):
+        Ranker(torch.full((3, 1), 1e30), 2**20, "seen").rank(torch.full((1, 1), 1e30), one, nothing, nothing)
 
 
 def test_metrics_by_hand():
@@ -83,7 +101,7 @@ def test_lists_hold_the_best_items_that_are_not_masked():
         scores[user, seen - 1] = -np.inf
     expected = np.argsort(-scores, axis=1)[:, :5] + 1
     expected[8, 3:] = 0
-    for _, lists in made:
+    for *_, lists in made:
         assert lists.dtype == torch.int32 and np.array_equal(lists, expected)
 
 
@@ -96,7 +114,7 @@ def test_of_equal_scores_the_lower_number_is_listed_first(count):
     nothing, targets = torch.zeros(0, dtype=torch.long), torch.ones(16, dtype=torch.long)
     # Of unit vectors the products are the entries themselves.
     ranker = Ranker(torch.from_numpy(scores.T.copy()), 2**20, "seen", length=7)
-    _, lists = ranker.rank(torch.eye(16), targets, nothing, nothing)
+    lists = ranker.rank(torch.eye(16), targets, nothing, nothing).lists
     assert np.array_equal(lists, np.argsort(-scores, axis=1, kind="stable")[:, :7] + 1)
 
 

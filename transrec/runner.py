@@ -266,7 +266,7 @@ def _baselines(settings: Settings, run: Run, trainer: Trainer) -> dict[str, Any]
         if scorer is not None:
             ranking = evaluator.rank_by(scorer, "test")
             if run.is_main:
-                kept = target_ranks(evaluator.split, "test", ranking.ranks)
+                kept = target_ranks(evaluator.split, "test", ranking.ranks, ranking.margins)
                 write_ranks(run.folder, "test", kept, choice.name)
             found[choice.name] = evaluator.summarise(ranking)
     return {"popularity": found.pop("popularity"), "baselines": found}

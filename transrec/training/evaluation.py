@@ -7,7 +7,7 @@ ranked once.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -54,6 +54,23 @@ class Scorer:
     users: Callable[[Tensor], Tensor]
 
 
+class Ranked(NamedTuple):
+    """What a `Ranker` makes of B users.
+
+    Attributes:
+        ranks: float32 [B], exact to 2**24: 1 + items scored strictly higher than the target + half of the equal ones,
+            rounded up; infinity where the target itself is masked.
+        margins: float32 [B], the target's score less the highest of the other items that are not masked: minus infinity
+            where the target is masked, infinity where all others are.
+        lists: int32 [B, length], the items 1..n that score highest, best first, of equal ones the lower number first; 0
+            where all others are masked.
+    """
+
+    ranks: Tensor
+    margins: Tensor
+    lists: Tensor
+
+
 class Ranker:
     """Ranks targets among all items, one block of users at a time.
 
@@ -71,56 +88,60 @@ class Ranker:
         count = len(items)
         self.rows = min(USERS_AT_ONCE, max(1, memory // (2 * torch.float32.itemsize * count)))
         self.scores = torch.empty(self.rows, count, device=items.device)
-        self.comparison = torch.empty_like(self.scores)
+        self.differences = torch.empty_like(self.scores)
 
     def ranks(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
         """The ranks of `rank` alone."""
-        return self.rank(users, targets, history, owner)[0]
+        return self.rank(users, targets, history, owner).ranks
 
-    def rank(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        """Rank of each user's target: 1 + items scored strictly higher + half of the equal ones, rounded up; and lists.
+    def rank(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Ranked:
+        """Rank each user's target among all items.
 
         Args:
             users: float32 [B, d], or what else the items are scored by.
             targets: int64 [B], item numbers 1..n.
             history, owner: int64 [H], seen items and the row of `users` each belongs to.
 
-        Returns:
-            float32 [B], exact to 2**24; infinity where the target itself is masked.
-            int32 [B, length], the items 1..n that score highest, best first, of equal ones the lower numbers; 0 where
-            all others are masked.
+        Raises TransrecError for scores that are not finite.
         """
         if self.mask_history == "none":
             history, owner = history[:0], owner[:0]
         elif self.mask_history == "seen_but_target":
             other = history != targets[owner]
             history, owner = history[other], owner[other]
-        ranks = torch.empty(len(users), device=users.device)
+        ranks, margins = torch.empty(2, len(users), device=users.device)
         lists = torch.empty(len(users), self.length, dtype=torch.int32, device=users.device)
         for start in range(0, len(users), self.rows):
             block = slice(start, min(start + self.rows, len(users)))
             mine = (owner >= block.start) & (owner < block.stop)
-            ranks[block] = self._block(users[block], targets[block], history[mine], owner[mine] - start)
+            found = self._block(users[block], targets[block], history[mine], owner[mine] - start)
+            ranks[block], margins[block] = found
             if self.length:
                 lists[block] = self._lists(len(ranks[block]))
-        return ranks, lists
+        return Ranked(ranks, margins, lists)
 
     def _lists(self, users: int) -> Tensor:
         """Of the block that was ranked last."""
         scores, items = best(self.scores[:users], self.length)
         return torch.where(scores == -torch.inf, 0, items + 1).int()
 
-    def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
-        # Comparing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
-        scores, comparison = self.scores[: len(users)], self.comparison[: len(users)]
+    def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        # Computing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
+        scores, differences = self.scores[: len(users)], self.differences[: len(users)]
         self.score(users, scores)
-        target = scores.gather(1, (targets - 1).unsqueeze(1))
+        places = (targets - 1).unsqueeze(1)
+        target = scores.gather(1, places)
         scores[owner, history - 1] = -torch.inf
-        higher = torch.gt(scores, target, out=comparison).sum(1)
-        equal_others = torch.eq(scores, target, out=comparison).sum(1) - 1
-        ranks = 1 + higher + torch.ceil(equal_others / 2)
-        ranks[owner[history == targets[owner]]] = torch.inf
-        return ranks
+        torch.sub(scores, target, out=differences).scatter_(1, places, -torch.inf)
+        margins = -differences.amax(1)
+        if margins.isnan().any():
+            raise _not_finite("scores")
+        # The signs of the others sum to the number of the higher ones less that of the lower ones, the target's is -1.
+        twice = differences.sign_().sum(1).long() + scores.shape[1]
+        ranks = (1 + (twice + 1) // 2).float()
+        masked = owner[history == targets[owner]]
+        ranks[masked], margins[masked] = torch.inf, -torch.inf
+        return ranks, margins
 
 
 def _products(items: Tensor, users: Tensor, out: Tensor) -> None:
@@ -194,7 +215,7 @@ class Evaluator:
         Args:
             items: what `encode_items` gave, where it was called before.
 
-        Raises TransrecError when the model gives embeddings or user vectors that are not finite.
+        Raises TransrecError when the model gives embeddings, user vectors or scores that are not finite.
         """
         was_training = recommender.training
         recommender.eval()
@@ -232,7 +253,7 @@ class Evaluator:
         ranker = Ranker(items, self.options.eval_memory * 2**20, self.options.mask_history, self.length)
         sequences: Sequences = getattr(self.split, part)
         history = self.split.history(part)
-        ranks = torch.zeros(len(sequences), device=items.device)
+        ranks, margins = torch.zeros(2, len(sequences), device=items.device)
         lists = torch.zeros(len(sequences), self.length, dtype=torch.int32, device=items.device)
         blocks = self._mine(range(0, len(sequences), USERS_AT_ONCE))
         for start in self._progress(blocks, blocks, f"rank users, {part}"):
@@ -244,13 +265,14 @@ class Evaluator:
                 for array in (sequences.only_last(1).flat(users), history.flat(users), history.owners(users))
             )
             block = slice(start, start + len(users))
-            ranks[block], lists[block] = ranker.rank(vectors, *on_device)
+            ranks[block], margins[block], lists[block] = ranker.rank(vectors, *on_device)
         return Ranking(
             self.world.sum(ranks).cpu().numpy().astype(np.float64),
             self.world.sum(lists).cpu().numpy() if self.length else None,
             self.split.item_count,
             self.split.train_counts()[1:] if self.length else None,
             embeddings.cpu().numpy() if embeddings is not None and self.needs_embeddings else None,
+            self.world.sum(margins).cpu().numpy(),
         )
 
     def _mine(self, blocks: range) -> range:
@@ -267,7 +289,11 @@ class Evaluator:
 def check_finite(tensor: Tensor, what: str) -> None:
     """Raise TransrecError for embeddings or user vectors that are not finite."""
     if not torch.isfinite(tensor).all():
-        raise TransrecError(
-            f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
-            f"--precision fp32"
-        )
+        raise _not_finite(what)
+
+
+def _not_finite(what: str) -> TransrecError:
+    return TransrecError(
+        f"the model's {what} are not finite, so nothing can be ranked; lower the learning rates, or use "
+        f"--precision fp32"
+    )

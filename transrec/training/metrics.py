@@ -25,6 +25,8 @@ class Ranking:
         item_count: n.
         train_counts: int64 [n], how often each item occurs in training. None unless a metric asks for lists.
         embeddings: float32 [n, d] of the items. None unless a metric asks for them.
+        margins: float32 [U], each target's score less the highest of the others that are not masked; minus infinity
+            where the target is masked, infinity where all others are. None where no scores are known.
     """
 
     ranks: np.ndarray
@@ -32,6 +34,7 @@ class Ranking:
     item_count: int = 0
     train_counts: np.ndarray | None = None
     embeddings: np.ndarray | None = None
+    margins: np.ndarray | None = None
 
 
 class Metric:

@@ -9,18 +9,25 @@ from transrec.errors import TransrecError, about_file
 from transrec.paths import atomic_write, resolve
 from transrec.untrusted import map_npy
 
-# Of each target its user's row in the behaviours file, the catalogue's row of its item, both from 0, and its rank among
-# all items, infinity where it was masked. It is read without transrec, too: numpy.load(file)["rank"].
-RANK = np.dtype([("user", "<i4"), ("item", "<i4"), ("rank", "<f4")])
+# Of each target its user's row in the behaviours file, the catalogue's row of its item, both from 0, its rank among all
+# items, infinity where it was masked, and its score less the highest of the others (`Ranking.margins`), NaN where it is
+# not known. It is read without transrec, too: numpy.load(file)["rank"].
+RANK = np.dtype([("user", "<i4"), ("item", "<i4"), ("rank", "<f4"), ("margin", "<f4")])
+# What earlier releases kept.
+WITHOUT_MARGIN = np.dtype(RANK.descr[:3])
 
 
-def target_ranks(split: Split, part: str, ranks: np.ndarray) -> np.ndarray:
-    """The RANK of each target of "validation" or "test": [T], of ranks float [T] in the order of `Split.targets`."""
+def target_ranks(split: Split, part: str, ranks: np.ndarray, margins: np.ndarray | None = None) -> np.ndarray:
+    """The RANK of each target of "validation" or "test": [T].
+
+    Args:
+        ranks, margins: float [T], in the order of `Split.targets`.
+    """
     users, places = split.targets(part)
     kept = np.empty(len(users), RANK)
     kept["user"] = split.user_rows[users]
     kept["item"] = split.item_rows[split.kept.values[places] - 1]
-    kept["rank"] = ranks
+    kept["rank"], kept["margin"] = ranks, np.nan if margins is None else margins
     return kept
 
 
@@ -49,10 +56,18 @@ def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
         )
     with about_file(path, what="cannot be read"):
         kept = map_npy(path)
-    if kept.dtype != RANK or kept.ndim != 1:
+    if kept.dtype not in (RANK, WITHOUT_MARGIN) or kept.ndim != 1:
         raise TransrecError(
             f"{path}: holds {kept.dtype} {list(kept.shape)}, and no ranks; --resume {folder} writes them anew"
         )
     if not (kept["rank"] >= 1).all() or min(kept["user"].min(initial=0), kept["item"].min(initial=0)) < 0:
         raise TransrecError(f"{path}: damaged, ranks begin at 1 and rows at 0; --resume {folder} writes them anew")
-    return kept
+    return kept if kept.dtype == RANK else _with_margin(kept)
+
+
+def _with_margin(kept: np.ndarray) -> np.ndarray:
+    found = np.empty(len(kept), RANK)
+    for name in ("user", "item", "rank"):
+        found[name] = kept[name]
+    found["margin"] = np.nan
+    return found

@@ -418,7 +418,8 @@ class Trainer:
 
     def _keep(self, part: str, ranking: Ranking) -> None:
         if self.world.is_main:
-            write_ranks(self.run.folder, part, target_ranks(self.evaluator.split, part, ranking.ranks))
+            kept = target_ranks(self.evaluator.split, part, ranking.ranks, ranking.margins)
+            write_ranks(self.run.folder, part, kept)
 
     def _out_of_patience(self) -> bool:
         worse = len(self.state.epochs) - self.state.best_epoch
