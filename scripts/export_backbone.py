@@ -13,9 +13,9 @@ from transrec.assembly import stored_states
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.export import export_backbone
+from transrec.finished import load_run
 from transrec.models.backbone import load_image_processor, load_tokenizer
 from transrec.paths import resolve
-from transrec.runner import load_run
 from transrec.settings import Settings, read_settings
 
 

@@ -15,10 +15,11 @@ from test_training import assert_same_run, run_to_the_first_save
 from torch.nn import functional as F
 from transformers import ASTConfig, AutoModel
 
-from transrec import plugins, runner
+from transrec import plugins
 from transrec.data.batches import Batch, TrainingBatches
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.settings import parse
@@ -58,8 +59,8 @@ def test_all_of_them_in_one_run(words, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [float(row["validation TopShare@10"]) for row in rows] == [line["validation TopShare@10"] for line in lines]
     with pytest.raises(TransrecError, match="the run needs the plugin"):
-        runner.load_run(tmp_path)
-    assert type(runner.load_run(tmp_path, FILES).user_encoder).__name__ == "CausalConvolution"
+        load_run(tmp_path)
+    assert type(load_run(tmp_path, FILES).user_encoder).__name__ == "CausalConvolution"
 
 
 def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_path, monkeypatch):
@@ -180,7 +181,7 @@ def test_a_modality_with_a_backbone_and_flags_of_its_own(flags, audio, tmp_path,
     uncached = [*given, "--cached", "no", "--output", str(tmp_path / "uncached")]
     if "--cached" in more:
         assert run(uncached, method)["test"] == pytest.approx(result["test"], abs=1e-4)
-    loaded = runner.load_run(tmp_path / "run", FILES)
+    loaded = load_run(tmp_path / "run", FILES)
     assert {type(tower).__name__ for tower in loaded.item_encoder.towers} >= (
         {"AudioTower"} if method != "iisan" else {"StoredTower"}
     )

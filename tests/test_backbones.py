@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from transrec import methods
 from transrec.caching import constant_blocks, structure
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.modalities.image import ImageTower
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import (
@@ -33,7 +34,6 @@ from transrec.models.backbone import (
 from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
-from transrec.runner import load_run
 from transrec.settings import parse
 from transrec.training import checkpoint
 from transrec.training.run import read_options

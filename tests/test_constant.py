@@ -10,9 +10,9 @@ from torch import nn
 
 from transrec.caching import structure, why_not_constant
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.towers import BackboneTower
 from transrec.reports.states import find_states, listing
-from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.run import read_options
 

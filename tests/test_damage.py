@@ -11,8 +11,8 @@ from conftest import run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from transrec import runner
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.training.trainer import Trainer
 
 
@@ -228,7 +228,7 @@ def test_options_of_runs_without_a_digest_are_taken(broken):
 )
 def test_options_that_no_flag_would_take(broken, changes, told):
     edit(broken, **changes)
-    for act in (resume, runner.load_run):
+    for act in (resume, load_run):
         with pytest.raises(TransrecError, match=r"options\.json") as caught:
             act(broken)
         assert told in str(caught.value)
@@ -237,7 +237,7 @@ def test_options_that_no_flag_would_take(broken, changes, told):
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '"text"', "null", "\x00"])
 def test_options_that_are_no_options(broken, text):
     (broken / "options.json").write_text(text)
-    for act in (resume, runner.load_run):
+    for act in (resume, load_run):
         with pytest.raises(TransrecError, match=r"options\.json: not the options of a run"):
             act(broken)
 

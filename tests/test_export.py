@@ -13,10 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
+from transrec.finished import load_run
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_tokenizer
 from transrec.reports.tables import read_result
-from transrec.runner import load_run
 from transrec.training.run import read_options
 
 

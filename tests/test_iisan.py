@@ -31,6 +31,7 @@ from transrec.data.demo import make_text_backbone
 from transrec.data.features import IdFeatures, TextFeatures
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import FileError, TransrecError
+from transrec.finished import load_run
 from transrec.interop import load_original, load_side
 from transrec.methods.iisan import IISANOptions, SideNetwork
 from transrec.modalities.image import ImageTower
@@ -40,7 +41,6 @@ from transrec.models.items import FusedItemEncoder
 from transrec.models.objectives.in_batch import InBatchObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
-from transrec.runner import load_run
 from transrec.training.compiling import about_compiler, check_compiler
 
 TOLERANCE = 1e-5

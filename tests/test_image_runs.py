@@ -18,10 +18,10 @@ from transrec.data.features import ImageFeatures, ahead
 from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
+from transrec.finished import load_run
 from transrec.interop import load_original
 from transrec.modalities.image import ImageTower
 from transrec.models.backbone import Preprocessing, load_backbone, load_config, load_preprocessing
-from transrec.runner import load_run
 
 
 @pytest.fixture(params=IMAGE_KINDS)

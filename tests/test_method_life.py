@@ -12,10 +12,10 @@ from torch import nn
 
 from transrec import methods
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.methods.base import InsertOptions, Method, Place
 from transrec.options import flag
 from transrec.registry import forget
-from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.trainer import Trainer
 

@@ -27,6 +27,7 @@ from transrec.data.dataset import find_images, load_dataset
 from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.errors import TransrecError
 from transrec.export import merge
+from transrec.finished import load_run
 from transrec.methods import ROUNDING
 from transrec.methods.bottleneck import INIT_STD, ParallelAdapter, SerialAdapter
 from transrec.methods.lora import LoRA
@@ -53,7 +54,6 @@ from transrec.models.recommender import Recommender
 from transrec.models.user_encoders import UserEncoder
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.options import EvaluationOptions
-from transrec.runner import load_run
 from transrec.training import checkpoint
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import FEW_STEPS, run
 
-from transrec import plugins, registry, runner, settings
+from transrec import plugins, registry, settings
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.objectives import OBJECTIVES
 from transrec.tracking import TRACKERS, Trackers
 
@@ -63,7 +64,7 @@ def test_a_run_is_resumed_and_loaded_where_its_plugin_is_given_again(finished, t
     path, folder = finished
     stored = json.loads((folder / "options.json").read_text())
     assert stored["plugin"] == [str(path)] and len(stored["files"][str(path)]) == 64
-    for act in (runner.load_run, lambda folder: run(["--resume", str(folder), "--epochs", "2"])):
+    for act in (load_run, lambda folder: run(["--resume", str(folder), "--epochs", "2"])):
         with pytest.raises(TransrecError, match=rf"the run needs the plugin {path}, and what a run names is never run"):
             act(folder)
     assert not path.with_name("ran").exists(), "it ran although nobody asked for it"
@@ -71,7 +72,7 @@ def test_a_run_is_resumed_and_loaded_where_its_plugin_is_given_again(finished, t
     # What counts is what the file holds, wherever it is.
     copy = path.rename(path.with_name("elsewhere.py"))
     plugins.unload(path)
-    assert runner.load_run(folder, plugins=[copy]).objective.__class__.__name__ == "Doubled"
+    assert load_run(folder, plugins=[copy]).objective.__class__.__name__ == "Doubled"
     plugins.unload(copy)
 
 
@@ -79,7 +80,7 @@ def test_a_changed_plugin_is_refused_before_it_runs(finished):
     path, folder = finished
     path.write_text(PLAIN.replace("2 *", "3 *"))
     for act in (
-        lambda: runner.load_run(folder, plugins=[path]),
+        lambda: load_run(folder, plugins=[path]),
         lambda: run(["--resume", str(folder), "--plugin", str(path)]),
     ):
         with pytest.raises(TransrecError, match=rf"{path}: has changed since {folder} was started"):

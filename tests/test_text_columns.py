@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from transrec.data.demo import IMAGE_STORE
 from transrec.errors import TransrecError
-from transrec.runner import load_run, parse
+from transrec.finished import load_run
+from transrec.runner import parse
 
 
 def described(domain: Path, folder: Path, lines: list[str]) -> Path:

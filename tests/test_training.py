@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transrec import runner
 from transrec.data.demo import Domain, make_domain
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.reports.tables import read_result
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
@@ -214,7 +215,7 @@ def test_the_id_baseline(flags, tmp_path):
     assert {row["module"] for row in result["parameters"]} == {"item_encoder.embedding", "user_encoder"}
     assert (result["method"], result["item_tower"], result["name"]) == ("full", "id", "full over item IDs")
     assert "full over item IDs, on " in (tmp_path / "log.txt").read_text()
-    assert runner.load_run(tmp_path).item_encoder.embedding.num_embeddings <= 1 + 150
+    assert load_run(tmp_path).item_encoder.embedding.num_embeddings <= 1 + 150
 
 
 def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags, tmp_path, monkeypatch):

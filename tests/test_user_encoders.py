@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from transrec import methods, runner
+from transrec import methods
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.backbone import view
 from transrec.models.user_encoders import USER_ENCODERS
 from transrec.models.user_encoders.gru4rec import GRU4Rec
@@ -119,7 +120,7 @@ def test_methods_go_into_ligr_and_see_no_later_item(name, flags, tmp_path):
     words = [*flags, *FEW_STEPS, "--user_encoder", "ligr", "--insert", "user", "--epochs", "1"]
     result = run([*words, "--output", str(tmp_path)], name)
     assert result["trainable_parameters"] > 0
-    recommender = runner.load_run(tmp_path)
+    recommender = load_run(tmp_path)
     items, mask = torch.randn(1, LENGTH, 16), torch.ones(1, LENGTH).bool()
     later = items.clone()
     later[:, 4:] = 2.0
@@ -141,7 +142,7 @@ def test_a_run_of_each_over_ids_and_fused_items(name, tower, flags, backbones, t
     words = [*flags, *FEW_STEPS, "--item_tower", tower, "--user_encoder", name, "--epochs", "1"]
     words += ["--image_encoder", str(backbones["vit"]), "--image_workers", "0", "--output", str(tmp_path)]
     run(fitting(words), "frozen" if tower == "multimodal" else "full")
-    kind = type(runner.load_run(tmp_path).user_encoder)
+    kind = type(load_run(tmp_path).user_encoder)
     assert kind is USER_ENCODERS.get(name)
 
 

@@ -11,7 +11,7 @@ from test_training import numbers
 
 from transrec.data.vectors import VectorFile
 from transrec.errors import TransrecError
-from transrec.runner import load_run
+from transrec.finished import load_run
 
 VECTOR = ["--modalities", "vector"]
 

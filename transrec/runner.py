@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
@@ -54,7 +54,7 @@ from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
-from transrec.settings import Settings, deciding, digest, parse, read_settings
+from transrec.settings import Settings, deciding, digest, parse
 from transrec.tracking import Trackers
 from transrec.training import checkpoint, distributed
 from transrec.training.compiling import about_compiler, check_compiler, compile_encoders
@@ -68,7 +68,7 @@ from transrec.training.run import Run, read_options
 from transrec.training.threads import considerate
 from transrec.training.trainer import Optimization, Records, Trainer
 
-__all__ = ["adapt", "execute", "load_run", "parse", "pretrain"]
+__all__ = ["adapt", "execute", "parse", "pretrain"]
 
 LESS_MEMORY = (
     "free some, use a smaller backbone, give fewer --title_tokens, or, for cached hidden states, --cache_device disk"
@@ -140,24 +140,13 @@ def execute(settings: Settings) -> dict[str, Any]:
             return _run(settings, run, world, started, trackers)
 
 
-def load_run(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Recommender:
-    """The recommender of a finished run at its best epoch, in eval mode on the CPU.
+def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict[str, list[tuple]]]:
+    """The recommender of a finished run of those settings at its best epoch, in eval mode on the CPU.
 
     Builds it as the run did: the backbones, then the run's own --checkpoint if it had one, then the method, then what
-    the run trained.
+    the run trained. Beside it, each backbone's structure before the method was applied.
 
-    Args:
-        plugins: files that may run, among them all that the run was started with by --plugin.
-
-    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
-    """
-    return load_best(folder, read_settings(folder, plugins))[0]
-
-
-def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict[str, list[tuple]]]:
-    """What `load_run` gives, of a run of those settings, and each backbone's structure before the method was applied.
-
-    Raises TransrecError as `load_run`.
+    Raises TransrecError when the run, or the base it needs, is missing or has changed.
     """
     plan = settings.plan
     path = checkpoint_file(folder)

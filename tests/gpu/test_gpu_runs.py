@@ -28,9 +28,9 @@ from transrec.data.dataset import load_dataset
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 from transrec.data.features import TextFeatures
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.backbone import load_tokenizer
 from transrec.options import EvaluationOptions
-from transrec.runner import load_run
 from transrec.training import evaluation
 from transrec.training.compiling import check_compiler
 from transrec.training.distributed import World
