@@ -6,17 +6,27 @@ Runs that differ in their seed alone are one method. --baselines popularity item
 training beside them. Nothing is trained or ranked again: any metric that is made of
 ranks, at any cut-off, takes seconds. The second table tests each method against the best one, over the same users; the
 p-values are corrected for their number.
+
+What ranks do not tell takes the models, on --device: --mask_history and --catalogue rank the targets of runs anew that
+were told otherwise, and --trec FOLDER writes the first items of each target, and the targets, as evaluators of TREC's
+files read them.
 """
+
+from pathlib import Path
 
 from transrec.arguments import Parser
 from transrec.command import reporting
-from transrec.errors import TransrecError
-from transrec.paths import resolve, write_text
+from transrec.errors import TransrecError, printable
+from transrec.finished import MASKS
+from transrec.paths import make_folder, resolve, write_text
 from transrec.plugins import load_plugins
+from transrec.reports.anew import Anew
 from transrec.reports.comparison import SIGNIFICANT, Comparison, wanted
 from transrec.reports.significance import CONFIDENCE, CORRECTIONS
 from transrec.reports.slices import SLICES
 from transrec.reports.tables import comma_separated, markdown
+from transrec.reports.trec import write_qrels, write_run
+from transrec.training.distributed import start
 
 TESTS = {"McNemar": "McNemar", "Wilcoxon": "Wilcoxon", "paired_t": "paired t"}
 
@@ -37,7 +47,12 @@ def main(arguments) -> None:
     if min(arguments.cutoffs) < 1:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
     metrics = wanted(arguments.metrics, arguments.cutoffs)
-    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines)
+    if arguments.trec_depth < 1:
+        raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
+    has_models = arguments.mask_history or arguments.catalogue or arguments.trec
+    device = start(arguments.device).device if has_models else "cpu"
+    anew = Anew(arguments.mask_history, arguments.catalogue, arguments.plugin, device)
+    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines, anew)
     rows = comparison.rows(metrics, arguments.slices)
     names = [each.name for each in metrics]
     header = ["slice", "targets", "method", "seeds"]
@@ -58,6 +73,23 @@ def main(arguments) -> None:
             f"\nlow and high: {CONFIDENCE:.0%} bootstrap interval over users. p: {arguments.test} against the best, "
             f"{arguments.correction} over {len(tested) - 1} tests, {SIGNIFICANT:g} is the limit."
         )
+
+    if arguments.trec:
+        write_trec(comparison, anew, arguments)
+
+
+def write_trec(comparison: Comparison, anew: Anew, arguments) -> None:
+    folders = [folder for method in comparison.methods for folder in method.folders]
+    if len({folder.name for folder in folders}) < len(folders):
+        raise TransrecError("--trec: two of the folders have one name, by which files are called; rename one")
+    make_folder(arguments.trec, "--trec")
+    for number, folder in enumerate(folders):
+        run = anew.run(folder)
+        if not number:
+            write_qrels(run, arguments.part, arguments.trec / f"{arguments.part}.qrels")
+        path = arguments.trec / f"{folder.name}.run"
+        write_run(run, arguments.part, path, arguments.trec_depth, arguments.mask_history)
+        print(printable(f"written: {path}"))
 
 
 def said(p: float | str) -> str:
@@ -86,5 +118,12 @@ if __name__ == "__main__":
         "--plugin", nargs="+", action="extend", default=[], help="files that the runs were started with"
     )
     parser.add_argument("--out", help="file for the first table as CSV")
+    parser.add_argument("--mask_history", choices=MASKS, help="which items are left out of a ranking")
+    parser.add_argument("--catalogue", choices=("all",), help="all: rank every item that the items file lists")
+    parser.add_argument(
+        "--trec", type=Path, metavar="FOLDER", help="write PART.qrels, and of each run its folder's name with .run"
+    )
+    parser.add_argument("--trec_depth", type=int, default=100, help="items of each target in --trec (default: 100)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ..., where models run (default: auto)")
     with reporting():
         main(parser.parse_args())

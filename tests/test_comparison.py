@@ -1,18 +1,25 @@
 """Finished runs beside each other, by the ranks that they kept: metrics, slices and tests without a model."""
 
+import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import FEW_STEPS, REPOSITORY, run
 
 from transrec.data.dataset import load_dataset
+from transrec.data.interactions import Interactions, leave_one_out
 from transrec.errors import TransrecError
+from transrec.finished import sequences_of
+from transrec.reports.anew import Anew
 from transrec.reports.comparison import Comparison, wanted
 from transrec.reports.slices import SLICES, Targets
+from transrec.reports.trec import queries, write_qrels
 from transrec.training.ranks import RANK, WITHOUT_MARGIN, ranks_file, read_ranks, write_ranks
 
 SCRIPT = REPOSITORY / "scripts" / "evaluate.py"
@@ -23,8 +30,6 @@ METRICS = ["hr", "ndcg", "mrr", "auc"]
 def runs(tmp_path_factory, domain, backbones) -> dict[str, Path]:
     """Two methods, one of them with two seeds."""
     root = tmp_path_factory.mktemp("runs")
-    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", *FEW_STEPS, "--epochs", "1"]
-    words = ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes]
     folders = {}
     for name, method, more in (
         ("first", "frozen", []),
@@ -32,8 +37,13 @@ def runs(tmp_path_factory, domain, backbones) -> dict[str, Path]:
         ("ids", "full", ["--item_tower", "id", "--lr", "1e-2"]),
     ):
         folders[name] = root / name
-        run([*words, *more, "--output", str(folders[name])], method)
+        run([*flags_of(domain, backbones), *more, "--output", str(folders[name])], method)
     return folders
+
+
+def flags_of(domain, backbones) -> list[str]:
+    sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", *FEW_STEPS, "--epochs", "1"]
+    return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes]
 
 
 def test_kept_ranks_give_the_metrics_of_the_run(runs):
@@ -164,6 +174,86 @@ def test_unlike_rankings_of_one_baseline_are_told_apart(runs, tmp_path):
     first, second = Comparison([runs["first"], copy], baselines=["item_knn"]).baselines
     assert (first.name, second.name) == ("item-kNN (first)", "item-kNN (copy)")
     assert np.array_equal(first.ranks + 1, second.ranks)
+
+
+def test_a_run_is_ranked_anew_as_another_was_that_was_told_so(runs, domain, backbones, tmp_path, monkeypatch, capsys):
+    """The model itself is the same: what is masked and ranked decides nothing in training by in_batch."""
+    plain, told_otherwise = tmp_path / "plain", tmp_path / "otherwise"
+    flags = [*flags_of(domain, backbones), "--objective", "in_batch"]
+    run([*flags, "--output", str(plain)], "frozen")
+    run([*flags, "--mask_history", "none", "--catalogue", "all", "--output", str(told_otherwise)], "frozen")
+    anew = Anew("none", "all")
+    (first,), (other,) = (Comparison([of], anew=anew).methods for of in (plain, told_otherwise))
+    assert np.array_equal(first.ranks, other.ranks) and not np.array_equal(first.ranks[0], kept_ranks(plain))
+    assert np.array_equal(other.ranks[0], kept_ranks(told_otherwise)), "nothing is ranked that the run keeps"
+    masked = Comparison([told_otherwise], anew=Anew("seen_but_target"))
+    assert (masked.methods[0].ranks <= other.ranks).all() and np.isfinite(masked.methods[0].ranks).all()
+    counts = [Comparison([plain], anew=of).dataset.split.item_count for of in (anew, None)]
+    assert counts[0] > counts[1]
+    capsys.readouterr()
+    assert evaluate([str(told_otherwise), "--mask_history", "seen", "--device", "cpu"], monkeypatch) == 0
+    assert f"ranks anew: {told_otherwise}" in capsys.readouterr().err
+    for word, line in (("--catalogue", "reads items by their IDs"), ("--baselines", "is kept as the runs ranked")):
+        more = {"--catalogue": ["all"], "--baselines": ["item_knn", "--mask_history", "none"]}[word]
+        assert evaluate([str(runs["ids"]), word, *more, "--device", "cpu"], monkeypatch) == 2
+        assert line in capsys.readouterr().err
+
+
+def kept_ranks(folder: Path) -> np.ndarray:
+    return read_ranks(folder, "test")["rank"]
+
+
+@pytest.mark.parametrize("mask_history", ["seen", "none", "seen_but_target"])
+def test_trec_files_give_the_metrics_of_the_ranks(runs, tmp_path, monkeypatch, mask_history):
+    given = [str(runs["ids"]), "--mask_history", mask_history, "--device", "cpu", "--trec", str(tmp_path)]
+    assert evaluate([*given, "--trec_depth", "20", "--out", str(tmp_path / "rows.csv")], monkeypatch) == 0
+    with open(tmp_path / "rows.csv", newline="") as file:
+        (ours,) = csv.DictReader(file)
+    relevant = {query: item for query, _, item, _ in lines_of(tmp_path / "test.qrels")}
+    found: dict[str, list[tuple[float, str]]] = {}
+    for query, _, item, rank, score, tag in lines_of(tmp_path / "ids.run"):
+        found.setdefault(query, []).append((float(score), item))
+        assert int(rank) == len(found[query]) and tag == "ids"
+    assert found.keys() == relevant.keys() and len(relevant) == int(ours["targets"])
+    places = []
+    for query, items in found.items():
+        assert len(items) <= 20 and items == sorted(items, key=lambda of: -of[0])
+        names = [item for _, item in items]
+        places.append(names.index(relevant[query]) + 1 if relevant[query] in names else np.inf)
+    for metric in wanted(["hr", "ndcg"], [10]):
+        assert metric.of(np.array(places), 0) == pytest.approx(float(ours[metric.name]), abs=1e-12)
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()]
+
+
+def test_trec_files_are_read_by_an_independent_evaluator(runs, tmp_path, monkeypatch):
+    ir_measures = pytest.importorskip("ir_measures", reason="ir-measures is not installed")
+    given = [str(runs["ids"]), "--part", "validation", "--device", "cpu", "--trec", str(tmp_path)]
+    assert evaluate(given, monkeypatch) == 0
+    judged = list(ir_measures.read_trec_qrels(str(tmp_path / "validation.qrels")))
+    listed = list(ir_measures.read_trec_run(str(tmp_path / "ids.run")))
+    measured = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.Success @ 10], judged, listed)
+    result = json.loads((runs["ids"] / "result.json").read_text())["validation"]
+    assert measured[ir_measures.nDCG @ 10] == pytest.approx(result["NDCG@10"])
+    assert measured[ir_measures.Success @ 10] == pytest.approx(result["HR@10"])
+
+
+def test_queries_are_words_of_their_own(tmp_path, monkeypatch):
+    """Users of several targets, and ids with white space in them."""
+    items = [f"i {number}" for number in range(6)]
+    split = leave_one_out(
+        Interactions(tmp_path, ["a b", "c%"], sequences_of([np.arange(6), np.arange(6)[::-1]])), 5, 5, 6
+    )
+    split = replace(split, test_starts=split.kept.starts + 3)
+    made = SimpleNamespace(
+        dataset=SimpleNamespace(split=split, interactions=SimpleNamespace(users=["a b", "c%"])), ids=items
+    )
+    assert queries(made, "test") == ["a%20b:1", "a%20b:2", "a%20b:3", "c%25:1", "c%25:2", "c%25:3"]
+    assert queries(made, "validation") == []
+    write_qrels(made, "test", tmp_path / "test.qrels")
+    assert lines_of(tmp_path / "test.qrels")[:2] == [["a%20b:1", "0", "i%203", "1"], ["a%20b:2", "0", "i%204", "1"]]
 
 
 def test_the_script(runs, tmp_path, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from transrec.errors import TransrecError
 from transrec.models.recommender import Recommender
 from transrec.reports.tables import read_result
 from transrec.topk import best, top_items
+from transrec.training.ranks import read_ranks
 
 NEW = 50
 
@@ -76,6 +77,11 @@ def test_evaluation_gives_the_numbers_of_the_result(asked, folder):
         assert asked.evaluate(part) == read_result(folder)[part]
     with pytest.raises(TransrecError, match="'train': must be validation or test"):
         asked.evaluate("train")
+    with pytest.raises(TransrecError, match="'all': must be one of seen, none, seen_but_target"):
+        asked.evaluate(mask_history="all")
+    with pytest.raises(TransrecError, match="'train': must be validation or test"):
+        asked.top_of("train", 3)
+    assert np.array_equal(asked.ranks(), read_ranks(folder, "test"))
     # The same targets as histories that end in them, of a split that hides the last item.
     sequences = asked.dataset.interactions.sequences
     users = asked.dataset.split.user_rows

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -15,17 +15,20 @@ from transrec.data.dataset import Dataset
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
-from transrec.options import Options
+from transrec.options import MaskHistory, Options
 from transrec.paths import file_sha256, resolve
 from transrec.runner import load_best, read_dataset, reader_of
 from transrec.settings import Settings, read_settings
 from transrec.topk import top_items
 from transrec.training.distributed import World
 from transrec.training.evaluation import USERS_AT_ONCE, Evaluator, check_finite
+from transrec.training.metrics import PAPERS, Metric
 from transrec.training.precision import Precision
+from transrec.training.ranks import target_ranks
 from transrec.training.run import read_options
 
 MOST_NAMED = 3
+MASKS = get_args(MaskHistory)
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class FinishedRun(Recommender):
         if len(rows):
             given = {"images": images, "vectors": vectors}
             paths = {name: str(resolve(path)) for name, path in given.items() if path is not None}
-            added = _Added(catalog, rows, _with(self.settings, **paths))
+            added = _Added(catalog, rows, with_values(self.settings, **paths))
             # What is wrong with them is said before they are ranked.
             embeddings = torch.cat([self.embeddings, self._encoded(added)])
             self._added.append(added)
@@ -251,7 +254,6 @@ class FinishedRun(Recommender):
         items = items[real]
         return Recommendations([self.ids[i] for i in items], scores[real], [self.titles[i] for i in items])
 
-    @torch.no_grad()
     def top(self, histories: Sequences, k: int, exclude_seen: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As `recommend`, for any number of users: block by block of users, in memory that does not grow with them.
 
@@ -263,6 +265,28 @@ class FinishedRun(Recommender):
 
         Raises TransrecError for k below 1 or above n, and user vectors that are not finite.
         """
+        return self._top(histories, histories if exclude_seen else None, k)
+
+    def top_of(self, part: str, k: int, mask_history: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What is ranked highest for each target of "validation" or "test", as `top`: what evaluation ranks.
+
+        Args:
+            mask_history: as of `evaluate`.
+
+        Raises TransrecError as `top` and `evaluate`.
+        """
+        _check_asked(part, mask_history)
+        history = self.dataset.split.history(part)
+        history = replace(history, values=history.values - 1)
+        mask = mask_history or self.settings.evaluation.mask_history
+        if mask == "seen_but_target":
+            targets = getattr(self.dataset.split, part).only_last(1).flat() - 1
+            return self._top(history, _without(history, targets), k)
+        return self._top(history, history if mask == "seen" else None, k)
+
+    @torch.no_grad()
+    def _top(self, histories: Sequences, left_out: Sequences | None, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `top`; `left_out` are the items that are not recommended, of each user by their places in `ids`."""
         if not 1 <= k <= len(self.ids):
             raise TransrecError(f"--k {k}: must be at least 1 and at most {len(self.ids):,}, the items that are ranked")
         items, evaluation = self.embeddings, self.settings.evaluation
@@ -273,27 +297,56 @@ class FinishedRun(Recommender):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(histories)))
             vectors = evaluator.encode_users(self, items, numbered.last(self.settings.data.max_seq_len, users))
             check_finite(vectors, "user vectors")
-            seen = (histories.flat(users), histories.owners(users)) if exclude_seen else (np.empty(0, np.int64),) * 2
-            left_out, owner = (torch.from_numpy(of).long().to(items.device) for of in seen)
-            scores, found = top_items(vectors, scored, (left_out, owner), k, evaluation.eval_memory * 2**20)
+            hidden = (np.empty(0, np.int64),) * 2
+            if left_out is not None:
+                hidden = left_out.flat(users), left_out.owners(users)
+            seen, owner = (torch.from_numpy(of).long().to(items.device) for of in hidden)
+            scores, found = top_items(vectors, scored, (seen, owner), k, evaluation.eval_memory * 2**20)
             yield scores.cpu().numpy(), found.cpu().numpy()
 
     def evaluate(
-        self, part: str = "test", histories: Sequence[Sequence[str]] | Sequences | None = None
+        self,
+        part: str = "test",
+        histories: Sequence[Sequence[str]] | Sequences | None = None,
+        mask_history: str | None = None,
     ) -> dict[str, float]:
         """The run's metrics by name, such as HR@10, on targets of its dataset or of other histories.
 
-        Without `add_items` and `histories` these are the numbers of result.json.
+        Without `add_items`, `histories` and `mask_history` these are the numbers of result.json.
 
         Args:
             part: "validation" or "test".
             histories: if given, their last items are the targets, and what stands before is the context: cold items
                 are evaluated by histories that end in them. Item ids, or items by their place in `ids`.
+            mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md); None: as the run was told.
 
-        Raises TransrecError for another part, a history of fewer than two items, and an item that is not ranked.
+        Raises TransrecError for another part or mask, a history of fewer than two items, and an item not ranked.
         """
-        if part not in ("validation", "test"):
-            raise TransrecError(f"part {part!r}: must be validation or test")
+        metrics = [choice.build() for choice in self.settings.choices["metrics"]]
+        evaluator, part = self._evaluator(part, histories, mask_history, metrics)
+        return evaluator.summarise(evaluator.rank(self, part, self.embeddings))
+
+    def ranks(self, part: str = "test", mask_history: str | None = None) -> np.ndarray:
+        """What a run keeps of its targets, ranked anew among all items that are ranked now: RANK [T].
+
+        Args:
+            part, mask_history: as of `evaluate`.
+
+        Raises TransrecError for another part or mask.
+        """
+        evaluator, part = self._evaluator(part, None, mask_history, PAPERS)
+        ranking = evaluator.rank(self, part, self.embeddings)
+        return target_ranks(self.dataset.split, part, ranking.ranks, ranking.margins)
+
+    def _evaluator(
+        self,
+        part: str,
+        histories: Sequence[Sequence[str]] | Sequences | None,
+        mask_history: str | None,
+        metrics: Sequence[Metric],
+    ) -> tuple[Evaluator, str]:
+        """What evaluates, and the part of its split that the targets are."""
+        _check_asked(part, mask_history)
         catalogue, added = self.dataset.split.item_rows, len(self.ids) - self.dataset.split.item_count
         rows = len(self.dataset.catalog.ids) + np.arange(added)
         split = replace(self.dataset.split, item_rows=np.concatenate([catalogue, rows]))
@@ -301,9 +354,9 @@ class FinishedRun(Recommender):
             if not isinstance(histories, Sequences):
                 histories = sequences_of([self.numbers(of) for of in histories])
             split, part = _with_targets(split, histories), "test"
-        metrics = [choice.build() for choice in self.settings.choices["metrics"]]
-        evaluator = Evaluator(split, cast(Any, None), self.settings.evaluation, *self._device, metrics)
-        return evaluator.summarise(evaluator.rank(self, part, self.embeddings))
+        options = self.settings.evaluation
+        options = replace(options, mask_history=mask_history or options.mask_history)
+        return Evaluator(split, cast(Any, None), options, *self._device, metrics), part
 
 
 @dataclass(frozen=True)
@@ -327,6 +380,22 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = (), dataset: st
     return FinishedRun(folder, plugins, dataset)
 
 
+def _check_asked(part: str, mask_history: str | None) -> None:
+    """Raise TransrecError for a part or a mask that there is none."""
+    if part not in ("validation", "test"):
+        raise TransrecError(f"part {part!r}: must be validation or test")
+    if mask_history not in (None, *MASKS):
+        raise TransrecError(f"mask_history {mask_history!r}: must be one of {', '.join(MASKS)}")
+
+
+def _without(sequences: Sequences, items: np.ndarray) -> Sequences:
+    """Each sequence less the one of `items` that is its own, however often it stands there."""
+    values, owners = sequences.flat(), sequences.owners()
+    others = values != items[owners]
+    stops = np.cumsum(np.bincount(owners[others], minlength=len(sequences)))
+    return Sequences(values[others], np.concatenate([np.zeros(1, np.int64), stops[:-1]]), stops)
+
+
 def sequences_of(histories: Sequence[np.ndarray]) -> Sequences:
     """Histories of items by number, one after the other."""
     stops = np.cumsum([len(of) for of in histories], dtype=np.int64)
@@ -338,10 +407,12 @@ def _moved(settings: Settings, dataset: Path) -> Settings:
     """The same settings, over a dataset that lies in another folder."""
     data = settings.data
     named = {"users_file": data.users_file, "items_file": data.items_file}
-    return _with(settings, dataset=str(dataset), **{flag: Path(name).name for flag, name in named.items() if name})
+    return with_values(
+        settings, dataset=str(dataset), **{flag: Path(name).name for flag, name in named.items() if name}
+    )
 
 
-def _with(settings: Settings, **values: str) -> Settings:
+def with_values(settings: Settings, **values: str) -> Settings:
     """The same settings, with other values of those flags that they have."""
 
     def change(options: Options) -> Options:

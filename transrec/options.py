@@ -11,6 +11,8 @@ from transrec.data.splits import Splitting
 from transrec.errors import TransrecError
 from transrec.paths import resolve
 
+MaskHistory = Literal["seen", "none", "seen_but_target"]
+
 
 def flag(default: Any, help: str, **argument: Any) -> Any:
     """A dataclass field that is also a command-line flag.
@@ -300,7 +302,7 @@ class EvaluationOptions(Options):
         "Rankings without training that are tested beside the run, where they can be made; popularity always is.",
         decides=False,
     )
-    mask_history: Literal["seen", "none", "seen_but_target"] = flag(
+    mask_history: MaskHistory = flag(
         "seen",
         "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
         "none, or all seen but the target.",

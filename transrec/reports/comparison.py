@@ -13,6 +13,7 @@ from transrec.baselines import BASELINES
 from transrec.data.dataset import Dataset
 from transrec.errors import TransrecError
 from transrec.paths import resolve
+from transrec.reports.anew import Anew
 from transrec.reports.significance import CORRECTIONS, against, paired_tests, spread
 from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
@@ -100,6 +101,7 @@ class Comparison:
         part: "validation" or "test".
         plugins: files that may run, among them all that the runs were started with.
         baselines: names of those whose ranks are compared, too, as any of the runs keeps them.
+        anew: how targets are ranked, with the models where a run was told otherwise; no baseline can be compared then.
 
     Attributes:
         methods: what the runs are of.
@@ -115,13 +117,14 @@ class Comparison:
         part: str = "test",
         plugins: Sequence[str | Path] = (),
         baselines: Sequence[str] = (),
+        anew: Anew | None = None,
     ):
-        self.part = part
+        self.part, self._anew = part, anew or Anew(plugins=plugins)
         self._settings: dict[Path, Settings] = {}
         kept: dict[Path, np.ndarray] = {}
         for folder in dict.fromkeys(map(resolve, folders)):
             self._settings[folder] = read_settings(folder, plugins)
-            kept[folder] = read_ranks(folder, part)
+            kept[folder] = self._anew.ranks(folder, self._settings[folder], part)
         if not kept:
             raise TransrecError("no run is given: name at least one run folder")
         self._first, self._targets = next(iter(kept.items()))
@@ -142,6 +145,10 @@ class Comparison:
         label = BASELINES.get(name).label
         if self.part != "test":
             raise TransrecError(f"--baselines {name}: ranks the test targets alone; use --part test")
+        if any(self._anew.changed(of).as_dict() != of.as_dict() for of in self._settings.values()):
+            raise TransrecError(
+                f"--baselines {name}: is kept as the runs ranked; leave --mask_history and --catalogue out"
+            )
         holders = [folder for folder in self._settings if ranks_file(folder, self.part, name).exists()]
         found: list[tuple[np.ndarray, list[Path]]] = []
         for folder in holders or [self._first]:
@@ -178,7 +185,7 @@ class Comparison:
     @cached_property
     def dataset(self) -> Dataset:
         """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
-        dataset = read_dataset(self._settings[self._first], with_times=True)
+        dataset = read_dataset(self._anew.changed(self._settings[self._first]), with_times=True)
         targets, split = Targets(dataset, self.part), dataset.split
         if not same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
             raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")

@@ -1,0 +1,61 @@
+"""TREC's files of finished runs: what is ranked for each target, and which item is relevant."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from transrec.finished import FinishedRun
+from transrec.paths import atomic_write
+from transrec.progress import Bar
+
+
+def queries(run: FinishedRun, part: str) -> list[str]:
+    """What each target of "validation" or "test" is called: its user's id, and :1, :2, ... where a user has several."""
+    split, users = run.dataset.split, run.dataset.interactions.users
+    of_each = split.targets(part)[0]
+    names = [_word(users[row]) for row in split.user_rows[of_each].tolist()]
+    counts = np.bincount(of_each, minlength=split.user_count)
+    if counts.max(initial=0) <= 1:
+        return names
+    firsts = np.cumsum(counts) - counts
+    numbers = np.arange(len(names)) - firsts[of_each] + 1
+    return [f"{name}:{number}" for name, number in zip(names, numbers.tolist(), strict=True)]
+
+
+def write_qrels(run: FinishedRun, part: str, path: Path) -> None:
+    """Write a line `query 0 item 1` for each target. Raises FileError."""
+    targets = getattr(run.dataset.split, part).only_last(1).flat().tolist()
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        for query, item in zip(queries(run, part), targets, strict=True):
+            file.write(f"{query} 0 {_word(run.ids[item - 1])} 1\n")
+
+
+def write_run(run: FinishedRun, part: str, path: Path, depth: int, mask_history: str | None = None) -> None:
+    """Write a line `query Q0 item rank score name` for each of the first items of each target, best first.
+
+    Args:
+        depth: how many items of each target; all, where that is more than there are.
+        mask_history: as of `FinishedRun.evaluate`.
+
+    Raises FileError.
+    """
+    names, items, tag = iter(queries(run, part)), [_word(item) for item in run.ids], _word(run.folder.name)
+    total = len(getattr(run.dataset.split, part))
+    with (
+        atomic_write(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="\n") as file,
+        Bar(total=total, desc=f"list items, {part}", unit="target", delay=1, leave=False) as bar,
+    ):
+        for scores, found in run.top_of(part, min(depth, len(items)), mask_history):
+            for row, places in zip(scores, found.tolist(), strict=True):
+                query = next(names)
+                for rank, (score, place) in enumerate(zip(row, places, strict=True), start=1):
+                    if score > -np.inf:
+                        file.write(f"{query} Q0 {items[place]} {rank} {score!s} {tag}\n")
+            bar.update(len(scores))
+
+
+def _word(text: str) -> str:
+    """An id as one word, which is what the format knows: white space as %20 and the like."""
+    return "".join(quote(letter) if letter.isspace() or letter == "%" else letter for letter in text)
