@@ -150,8 +150,13 @@ class Comparison:
                 f"--baselines {name}: is kept as the runs ranked; leave --mask_history and --catalogue out"
             )
         holders = [folder for folder in self._settings if ranks_file(folder, self.part, name).exists()]
+        if not holders:
+            raise TransrecError(
+                f"--baselines {name}: no run keeps ranks of it: their --baselines left it out, they could not make it, "
+                f"or they are of an earlier release"
+            )
         found: list[tuple[np.ndarray, list[Path]]] = []
-        for folder in holders or [self._first]:
+        for folder in holders:
             kept = read_ranks(folder, self.part, name)
             self._check_targets(folder, kept)
             same = next((folders for ranks, folders in found if np.array_equal(ranks, kept["rank"])), None)
