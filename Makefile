@@ -4,6 +4,7 @@
 # make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
+# make test-slurm studies in a SLURM of one node that it sets up, ten minutes; skipped where slurm-wlm is not installed
 # make bench      what runs cost here, beside straightforward implementations; results in runs/bench
 # make bench-gpu  the same on a GPU, in nine minutes; skipped where there is none
 # make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it
@@ -32,7 +33,7 @@ INTERPRETER ?=
 SETUP := $(if $(INTERPRETER),,$(READY))
 RUN := PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(INTERPRETER),$(BIN)/python)
 
-.PHONY: demo test test-long test-gpu bench bench-gpu faults lint docs clean
+.PHONY: demo test test-long test-gpu test-slurm bench bench-gpu faults lint docs clean
 
 demo: $(READY)
 	$(BIN)/python scripts/quickstart.py
@@ -47,6 +48,9 @@ test-long: $(READY)
 # pytest leaves with 5 where all of it is skipped.
 test-gpu: $(SETUP)
 	$(RUN) -m pytest tests/gpu -ra --tb=short --junitxml "$${TRANSREC_GPU_REPORT:-runs/gpu}/tests.xml" || [ $$? = 5 ]
+
+test-slurm: $(SETUP)
+	$(RUN) -m pytest tests/slurm -m long -ra --tb=short || [ $$? = 5 ]
 
 bench: $(SETUP)
 	$(RUN) benchmarks/bench.py --device cpu

@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 IMPORT = ["duckdb>=2.0", "pyarrow>=16"]
 SEARCH = ["optuna>=4.0"]
+CLUSTER = ["submitit>=1.5"]
 
 setup(
     name="transrec",
@@ -41,7 +42,9 @@ setup(
             "basedpyright>=1.28",
             "ir-measures>=0.3.7",
             *SEARCH,
+            *CLUSTER,
         ],
+        "cluster": CLUSTER,
         "docs": ["pdoc>=15"],
         "import": IMPORT,
         "peft": ["peft>=0.15"],

@@ -3,7 +3,9 @@
 import argparse
 import shlex
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 from transrec import methods, settings
@@ -12,12 +14,15 @@ from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.paths import default_runs_folder, make_folder, resolve
 from transrec.reports.tables import read_result
+from transrec.studies.cluster import CLUSTERS, ClusterWorkers, Resources
 from transrec.studies.grid import MODALITIES, Axis, Grid
 from transrec.studies.study import Job, Study
 from transrec.studies.workers import Workers
 
 # The study decides these itself.
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed", "test"}
+# Clusters limit how many jobs of a user are queued, and a study keeps a file open for each.
+JOBS_IN_A_QUEUE = 200
 FURTHER_FLAGS = """
 Every other flag goes to the runs that know it: --epochs 20. With a stage or a method in front, to those alone:
 --source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.
@@ -49,9 +54,55 @@ def study_parser(description: str, modality: str) -> Parser:
     parser.add_argument("--target", required=True, help="dataset folder to adapt to")
     parser.add_argument("--modality", choices=MODALITIES, default=modality, help="what represents an item")
     parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, which share the GPUs")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        help=f"runs at a time, which share the GPUs (default: 1; {JOBS_IN_A_QUEUE} with --cluster)",
+    )
     parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
+    _add_cluster_flags(parser)
     return parser
+
+
+def _add_cluster_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--cluster",
+        choices=[*CLUSTERS],
+        help="each run is a job of SLURM, which saves and is queued again when it is preempted or at its time limit; "
+        "local: try that out with jobs on this machine",
+    )
+    asked = {field.name: field.default for field in fields(Resources)}
+    flags = {
+        "gpus": (int, "GPUs of each job; 0 for a cluster without any (default: {})"),
+        "cpus": (int, "CPU cores of each job (default: what the cluster gives)"),
+        "memory": (float, "memory of each job in GiB (default: what the cluster gives)"),
+        "hours": (float, "time limit of each job; a longer run goes on in its next turn (default: {:g})"),
+        "partition": (str, "partition of the jobs; several, divided by commas, for whichever is free first"),
+    }
+    for name, (kind, text) in flags.items():
+        parser.add_argument(f"--job_{name}", type=kind, help=f"with --cluster: {text.format(asked[name])}")
+
+
+def workers_of(options: argparse.Namespace) -> Callable[[Path], Workers]:
+    """What makes the workers for a folder of logs.
+
+    Raises TransrecError for less than one worker, for jobs that no cluster takes, and where there is no cluster.
+    """
+    asked = {field.name: getattr(options, f"job_{field.name}") for field in fields(Resources)}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if options.workers is None:
+        options.workers = JOBS_IN_A_QUEUE if options.cluster else 1
+    if options.workers < 1:
+        raise TransrecError(f"--workers {options.workers}: must be at least 1")
+    if options.cluster is None:
+        if asked:
+            raise TransrecError(f"--job_{min(asked)}: says what a job of a cluster asks for; give --cluster too")
+        return partial(Workers, options.workers)
+    cluster, resources = CLUSTERS[options.cluster], Resources(**asked)
+    if not options.dry_run:
+        cluster.check(resources)
+    print(printable(f"cluster     {cluster.name}: each run is a job of {resources.told}"))
+    return partial(ClusterWorkers, options.workers, cluster=cluster, resources=resources)
 
 
 def check_once(flag: str, seeds: list[int]) -> None:
@@ -63,9 +114,7 @@ def check_once(flag: str, seeds: list[int]) -> None:
 
 
 def out_folder(options: argparse.Namespace) -> Path:
-    """Where runs and tables go. Raises TransrecError for less than one worker."""
-    if options.workers < 1:
-        raise TransrecError(f"--workers {options.workers}: must be at least 1")
+    """Where runs and tables go."""
     return resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
 
 
@@ -78,7 +127,7 @@ def _default(axis: Axis) -> str:
 
 
 def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
-    out = out_folder(options)
+    out, workers_for = out_folder(options), workers_of(options)
     check_once("--seeds", options.seeds)
     grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
     source = resolve(options.source) if options.source else None
@@ -97,7 +146,7 @@ def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
             print(printable(f"{'done        ' if job.is_done else ''}$ {shlex.join(job.command)}"))
         return 0
     make_folder(out / "logs", "--out")
-    workers = Workers(options.workers, out / "logs")
+    workers = workers_for(out / "logs")
     study.write_tables()
     workers.run(study)
     study.write_tables()

@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 from transrec import settings
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.paths import make_folder, resolve
-from transrec.studies.command import check_once, given_flags, out_folder, study_parser
+from transrec.studies.command import check_once, given_flags, out_folder, study_parser, workers_of
 from transrec.studies.search import BEST, Search, rows_of
 from transrec.studies.space import Spaces, read_spaces
 from transrec.studies.study import Study
@@ -76,7 +78,7 @@ def _rules(options: argparse.Namespace) -> Rules:
 
 
 def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
-    out, rules = out_folder(options), _rules(options)
+    out, workers_for, rules = out_folder(options), workers_of(options), _rules(options)
     check_once("--refit_seeds", options.refit_seeds)
     load_optuna()
     grid = rows_of(options.method, options.modality)
@@ -93,13 +95,13 @@ def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
         return 0
     make_folder(out / "logs", "--out")
     search.open()
-    workers = Workers(options.workers, out / "logs")
-    _work(workers, search)
+    _work(workers_for(out / "logs"), search)
     search.draw()
     print(f"\n{(out / 'search.md').read_text(encoding='utf-8')}")
     print(printable(f"Best settings: {out / BEST}; plots: {out}/history.png, importance.png"), flush=True)
     without = [of.name for of in search.methods if of.trials.best is None]
-    failed = _refit(options, search) if options.refit_seeds and len(without) < len(search.methods) else 0
+    found = len(without) < len(search.methods)
+    failed = _refit(options.refit_seeds, search, workers_for) if options.refit_seeds and found else 0
     if without:
         print(f"error: no trial of {', '.join(without)} went to its end, see above", file=sys.stderr)
     return 1 if without or failed else 0
@@ -111,11 +113,11 @@ def _work(workers: Workers, work) -> None:
     work.write_tables()
 
 
-def _refit(options: argparse.Namespace, search: Search) -> int:
+def _refit(seeds: list[int], search: Search, workers_for: Callable[[Path], Workers]) -> int:
     """Train the best settings anew and rank the test targets; returns how many runs failed."""
-    study = search.refit(options.refit_seeds)
+    study = search.refit(seeds)
     make_folder(study.out / "logs", "--out")
-    workers = Workers(options.workers, study.out / "logs")
+    workers = workers_for(study.out / "logs")
     _work(workers, study)
     print(f"\n{search.write_refitted(study)}")
     print(printable(f"Tables: {search.out}/search.md, search.csv, {study.out}/table.md, table.csv, table.tex"))

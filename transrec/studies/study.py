@@ -97,9 +97,18 @@ class Job:
         return (status == 0 and self.is_done) or (None if stopped else False)
 
     @property
+    def begun(self) -> Path:
+        """The file by which one knows that it has begun."""
+        return self.folder / "options.json"
+
+    @property
     def command(self) -> list[str]:
+        """What begins it, or goes on with it where it has begun."""
+        return self.command_with("--resume" if self.begun.exists() else "--output")
+
+    def command_with(self, where: str) -> list[str]:
+        """What begins it, with --output, or goes on with it, with --resume."""
         flags = self.flags | ({"checkpoint": [str(self.start.folder)]} if self.start else {})
-        where = "--resume" if (self.folder / "options.json").exists() else "--output"
         return [sys.executable, str(SCRIPT), *_words(flags), where, str(self.folder)]
 
 
