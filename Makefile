@@ -4,7 +4,7 @@
 # make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none
-# make test-slurm studies in a SLURM of one node that it sets up, ten minutes; skipped where slurm-wlm is not installed
+# make test-slurm studies in a SLURM of one node that it sets up, a quarter of an hour; skipped where slurm-wlm is not installed
 # make bench      what runs cost here, beside straightforward implementations; results in runs/bench
 # make bench-gpu  the same on a GPU, in nine minutes; skipped where there is none
 # make faults     runs that are killed, starved of room and fed nonsense, twenty minutes of it

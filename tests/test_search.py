@@ -441,3 +441,13 @@ def test_tables_escape_what_runs_said():
     }
     text = search_tables([row], "1 trial")["search.md"]
     assert "a\\|b" in text and "\x1b" not in text
+
+
+def test_trials_are_jobs_of_a_cluster(stub, search, tmp_path):
+    """By submitit's executor of this machine: they are those of a search whose trials are processes."""
+    pytest.importorskip("submitit", reason="needs submitit, of the extra cluster")
+    call = ["--method", "full@id", "--trials", "2", "--refit_seeds", "0"]
+    assert search(*call, out="whole", over="id")[0] == 0
+    status, said, errors = search(*call, "--cluster", "local", over="id")
+    assert status == 0 and said.count("\njob ") == 3, said + errors
+    assert kept(tmp_path / "out") == kept(tmp_path / "whole")
