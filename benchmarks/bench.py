@@ -62,17 +62,17 @@ ROWS: dict[str, list[Row]] = {
         ),
         Row(
             "Houlsby in all blocks against the last two",
-            "steps.py --methods houlsby 'houlsby:--insert item_last2'",
+            "steps.py --only_ours --methods houlsby 'houlsby:--insert item_last2'",
             {"houlsby insert item_last2 times faster than its first": 3},
         ),
         Row(
             "a backbone that stays as it is, run in every step against once",
-            "steps.py --methods 'frozen:--cached no' frozen",
+            "steps.py --only_ours --methods 'frozen:--cached no' frozen",
             {"frozen times faster than its first": 20},
         ),
         Row(
             "the same beneath Houlsby in the user encoder",
-            "steps.py --methods 'houlsby:--insert user --cached no' 'houlsby:--insert user'",
+            "steps.py --only_ours --methods 'houlsby:--insert user --cached no' 'houlsby:--insert user'",
             {"houlsby insert user times faster than its first": 20},
         ),
         Row(

@@ -173,6 +173,11 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
+def _told(both: list[Steps]) -> list[tuple[list[float], str]]:
+    """Seconds and items of a step, and how each is written."""
+    return [([steps.second for steps in both], ".3f"), ([statistics.mean(steps.items) for steps in both], ",.0f")]
+
+
 def main(given: argparse.Namespace, folder: Path) -> None:
     on_gpu = given.device == "cuda"
     sizes = TINY if given.tiny else BASE if on_gpu else MINILM
@@ -191,26 +196,30 @@ def main(given: argparse.Namespace, folder: Path) -> None:
         alike = [*words, *inserts]
         with ExitStack() as stack:
             ours = stack.enter_context(trainer_of([*alike, *shlex.split(flags)], method, folder / f"ours-{len(rows)}"))
-            plain = stack.enter_context(trainer_of([*alike, "--cached", "no"], method, folder / f"plain-{len(rows)}"))
-            if given.objective != "in_batch":
-                check_losses(ours, plain)
-            both = Steps(ours), plain_steps(plain)
+            both = [Steps(ours)]
+            if not given.only_ours:
+                words_of_plain = [*alike, "--cached", "no"]
+                plain = stack.enter_context(trainer_of(words_of_plain, method, folder / f"plain-{len(rows)}"))
+                if given.objective != "in_batch":
+                    check_losses(ours, plain)
+                both.append(plain_steps(plain))
             for turn in range(1 + given.turns):
                 for steps in both:
                     # A first step each, and then some in turns.
-                    for _ in range(1 if turn == 0 or steps is both[1] else given.steps):
+                    for _ in range(given.steps if turn and steps is both[0] else 1):
                         steps.take()
             both[0].count()
-            ratio = both[1].second / both[0].second
             first.setdefault(method, both[0].second)
             share = both[0].flops / both[0].second / peak
             feed = ours.clock.seconds["feed"] / sum(ours.clock.seconds.values())
-            cells = [f"{steps.second:.3f}" for steps in both]
-            items = [f"{statistics.mean(steps.items):,.0f}" for steps in both]
-            than_first = first[method] / both[0].second
-            rows.append([name, *cells, f"{ratio:.1f}", f"{than_first:.1f}", *items, f"{share:.0%}", f"{feed:.1%}"])
+            seconds, items = ([f"{of:{form}}" for of in each] for each, form in _told(both))
+            ratio, than_first = both[-1].second / both[0].second, first[method] / both[0].second
+            told = [f"{ratio:.1f}" if len(both) > 1 else "", f"{than_first:.1f}"]
+            missing = [""] * (2 - len(both))
+            rows.append([name, *seconds, *missing, *told, *items, *missing, f"{share:.0%}", f"{feed:.1%}"])
             called = " ".join(re.findall(r"\w+", name.replace("--", "")))
-            figures[f"{called} times faster"] = ratio
+            if len(both) > 1:
+                figures[f"{called} times faster"] = ratio
             if than_first != 1:
                 figures[f"{called} times faster than its first"] = than_first
     header = ["method", "ours, s", "straightforward, s", "times faster", "than its first", "items", "straightforward"]
@@ -226,6 +235,7 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=20, help="L")
     parser.add_argument("--turns", type=int, default=2, help="rounds of both, after a first one that is not counted")
     parser.add_argument("--steps", type=int, default=3, help="of ours in each turn; of the straightforward one, one")
+    parser.add_argument("--only_ours", action="store_true", help="leave the straightforward reading out")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tiny", action="store_true", help="tiny backbones and few items, to try the script")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and backbones; the last")
