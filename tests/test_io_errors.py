@@ -266,10 +266,29 @@ def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch)
     assert status == 2 and told.startswith(
         "error: out of memory while training (CUDA out of memory. Tried to allocate 2.00 GiB.); "
     )
-    assert all(flag in told for flag in ("--accumulate", "--precision bf16", "--title_tokens", "--batch_size"))
+    assert "or resume with --gradient_checkpointing, or start a new run with a larger --accumulate than 1 or" in told
+    assert (
+        all(flag in told for flag in ("--precision bf16", "--title_tokens", "--batch_size")) and "--cache" not in told
+    )
     assert told.endswith(f"; the run continues with: python adapter.py --resume {tmp_path / 'run'}")
-    assert command("--resume", str(tmp_path / "run"))[0] == 0
+    assert command("--resume", str(tmp_path / "run"), "--gradient_checkpointing")[0] == 0
     assert_same_run(unbroken_run, tmp_path / "run")
+    assert "changes nothing" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "more,told",
+    [
+        (["--cached", "yes"], "or resume with --cache_device disk, or start a new run with a larger --accumulate"),
+        (["--cached", "no"], "free some, or start a new run with --cached auto or a larger --accumulate than 1 or"),
+    ],
+)
+def test_what_helps_in_a_run_over_a_frozen_backbone(command, tmp_path, monkeypatch, more, told):
+    monkeypatch.setattr(Trainer, "_step", lambda *_: cuda_shortage())
+    more = [*more, "--gradient_checkpointing", "--state_cache", str(tmp_path / "states")]
+    status, said = command(*more, method="frozen")
+    assert status == 2 and told in said and "--gradient_checkpointing" not in said
+    assert "--gradient_checkpointing changes nothing" in (tmp_path / "run" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

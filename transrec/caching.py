@@ -210,7 +210,7 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
         before: `structure` of its backbone before the method was applied.
     """
     backbone = tower.backbone
-    if any(parameter.requires_grad for parameter in backbone.parameters()):
+    if tower.trains_inside:
         return f"parameters inside the {tower.modality} encoder train"
     if structure(backbone) != before:
         return f"the method changes the {tower.modality} encoder"

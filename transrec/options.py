@@ -279,6 +279,12 @@ class TrainingOptions(Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
         "auto", "Number format of a forward pass; auto: bf16 on GPUs that have it, else fp32."
     )
+    gradient_checkpointing: bool = flag(
+        False,
+        "Keep of each block of a backbone only its input, and compute the rest again in the backward pass: less memory "
+        "for about a third more time.",
+        decides=False,
+    )
     compile: bool = flag(
         False,
         "Compile the item and the user encoder: a minute's wait, then faster steps; needs g++, or triton on a GPU.",

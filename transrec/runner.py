@@ -50,6 +50,7 @@ from transrec.errors import (
 )
 from transrec.methods import TrainableGroup
 from transrec.modalities import BackboneModality
+from transrec.models.backbone import recompute_blocks
 from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower
 from transrec.paths import default_runs_folder, file_sha256
@@ -280,6 +281,8 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
         _check_constant(settings, recommender, before, len(dataset.split.item_rows))
     features = _computed_once(settings, recommender, before, features, cache)
     recommender.to(world.device)
+    if settings.training.gradient_checkpointing:
+        _checkpoint_gradients(recommender, run.log)
     if settings.training.compile:
         compile_encoders(recommender)
 
@@ -316,6 +319,15 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     options = settings.as_dict() | {"output": str(run.folder), "resume": None, "accept_edits": False, "files": files}
     run.write_options(options | {"set_by": settings.set_by, "digest": digest(options)})
     return trainer, table
+
+
+def _checkpoint_gradients(recommender: Recommender, log: Callable[[str], None]) -> None:
+    """Have the blocks of backbones computed again in the backward pass, where anything trains inside a backbone."""
+    trained = [tower for tower in recommender.item_encoder.towers if tower.trains_inside]
+    for tower in trained:
+        recompute_blocks(tower.backbone)
+    if not trained:
+        log("memory      --gradient_checkpointing changes nothing: nothing trains inside a backbone")
 
 
 def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[TrainableGroup], dict[str, list[tuple]]]:

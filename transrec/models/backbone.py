@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
@@ -142,6 +143,23 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
     if not candidates:
         raise TransrecError(f"{type(module).__name__} has no list of transformer blocks")
     return max(candidates, key=_parameter_count)
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """From now on keep of each block only its input for the backward pass, which computes the rest again.
+
+    Values and gradients stay the same, dropout's included, in training and in eval mode.
+
+    Raises TransrecError as `blocks_of`.
+    """
+    for block in blocks_of(module):
+        block.forward = partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **options)
+    return checkpoint(forward, *arguments, use_reentrant=False, **options)
 
 
 def _parameter_count(module: nn.Module) -> int:

@@ -53,6 +53,11 @@ class Tower(nn.Module):
         """Itself."""
         return [self]
 
+    @property
+    def trains_inside(self) -> bool:
+        """Whether anything trains inside the backbone that it runs."""
+        return self.backbone is not None and any(p.requires_grad for p in self.backbone.parameters())
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """The inputs of N items -> item embeddings [N, d]."""
         return F.gelu(self.projection(self.read_out(*inputs)))

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from transrec.data.features import ahead
 from transrec.errors import Interrupted, TransrecError, about_memory
 from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
+from transrec.models.towers import Tower
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
@@ -246,11 +247,26 @@ class Trainer:
             checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
 
     def _needs_less_memory(self) -> str:
-        options = self.options
-        return (
-            f"free some, or start a new run with a larger --accumulate than {options.accumulate}, --precision bf16, "
-            f"fewer --title_tokens or a smaller --batch_size than {options.batch_size}"
-        )
+        """What to change of this run's flags: first what this run can be resumed with."""
+        options, features = self.options, self.evaluator.features
+        towers = cast("list[Tower]", self.recommender.item_encoder.towers)
+        runs = [tower for tower in towers if tower.backbone is not None]
+        trains = any(tower.trains_inside for tower in runs)
+        holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
+        same = {
+            "--gradient_checkpointing": trains and not options.gradient_checkpointing,
+            "--cache_device disk": holds,
+        }
+        anew = {
+            "--cached auto": bool(runs) and not trains,
+            f"a larger --accumulate than {options.accumulate}": options.accumulate < options.batch_size,
+            "--precision bf16": self.precision.name == "fp32",
+            "fewer --title_tokens": any(tower.modality == "text" for tower in runs),
+            f"a smaller --batch_size than {options.batch_size}": options.batch_size > 1,
+        }
+        told = (("resume with", same), ("start a new run with", anew))
+        advice = [f"{verb} {' or '.join(flags)}" for verb, of in told if (flags := [flag for flag in of if of[flag]])]
+        return ", or ".join(["free some", *advice])
 
     def _train_epoch(self) -> None:
         state, steps = self.state, len(self.batches)
