@@ -17,7 +17,7 @@ from transrec.data.batches import STEPS_OF_ONE, Batch, Sampler, Sampling, Traini
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.models.objectives import OBJECTIVES
-from transrec.models.objectives.softmax import cross_entropy
+from transrec.models.objectives.softmax import Terms, cross_entropy, log_sums
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.settings import parse
 
@@ -352,3 +352,40 @@ def test_the_former_name_of_bce_goes_on_working(flags):
 def test_mistakes_are_one_line(command, words, told):
     status, said = command(*words, method="frozen")
     assert status == 2 and told in said, said
+
+
+@pytest.mark.parametrize("memory", [1, 4 * 40 * 7, 4 * 40 * 10**4])
+def test_in_batch_piecewise(memory):
+    """As with all scores at once, but for float32's rounding; whose sequence holds every item has only its targets."""
+    torch.manual_seed(0)
+    items, users, length = 60, 10, 4
+    sequences = torch.randint(0, 20, (users, length + 1)).sort(dim=1).values
+    sequences[0] = torch.tensor([1, 2, 3, 1, 2])
+    numbers = torch.arange(1, items + 1)
+    batch = Batch(numbers, sequences, torch.zeros(0), torch.randn(items) - 4, predictions=1)
+    alone = Batch(numbers[:3], sequences[:1], torch.zeros(0), torch.randn(3), predictions=1)
+    for one in (batch, alone):
+        found = []
+        for limit in (2**30, memory):
+            torch.manual_seed(1)
+            encoder, embeddings = SASRec(8, length, 1, 2, 0.0), torch.randn(len(one.items), 8, requires_grad=True)
+            objective = OBJECTIVES.get("in_batch")()
+            objective.memory = limit
+            loss = objective(embeddings, one, encoder)
+            loss.backward()
+            found.append([loss.detach(), embeddings.grad, *(p.grad for p in encoder.parameters())])
+        for plain, piecewise in zip(*found, strict=True):
+            torch.testing.assert_close(piecewise, plain, atol=1e-5, rtol=1e-5)
+        assert torch.isfinite(found[1][0])
+
+
+@pytest.mark.parametrize("items_at_a_time", [1, 7, 60])
+def test_log_sums_in_chunks(items_at_a_time):
+    users, items = (torch.randn(size, 8, **FIELDS).requires_grad_() for size in (40, 60))
+    terms = Terms(torch.randn(60, **FIELDS), torch.randint(5, (40,)), torch.rand(5, 60) < 0.3)
+    sums = log_sums(users, items, terms, 8 * 40 * items_at_a_time)
+    logits = (users @ items.T + terms.prior).masked_fill(terms.excluded[terms.owner], -torch.inf)
+    weights = torch.randn(40, **FIELDS)
+    found = torch.autograd.grad((sums * weights).sum(), (users, items))
+    plain = torch.autograd.grad((logits.logsumexp(1) * weights).sum(), (users, items))
+    torch.testing.assert_close([sums, *found], [logits.logsumexp(1), *plain], atol=1e-12, rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,12 +11,19 @@ from torch.nn import functional as F
 from transrec.data.batches import Batch
 from transrec.models.gathering import gather_rows
 from transrec.models.objectives.base import Objective, held_items, register, user_vectors
+from transrec.models.objectives.softmax import Terms, log_sums
 from transrec.options import Options, flag
 
 
 @dataclass(frozen=True)
 class InBatchOptions(Options):
+    _minimum: ClassVar[dict[str, float]] = {"softmax_memory": 1}
+
     gather_items: bool = flag(True, "On several ranks, take candidates from all ranks' batches.")
+    softmax_memory: int = flag(
+        64,
+        "MiB that the scores of a batch's items may take at a time; where there are more, they are computed piecewise.",
+    )
 
 
 @register("in_batch")
@@ -29,9 +37,9 @@ class InBatchObjective(Objective):
 
     Options = InBatchOptions
 
-    def __init__(self, gather_items: bool = True):
+    def __init__(self, gather_items: bool = True, softmax_memory: int = 64):
         """`gather_items`: take the item slots of all ranks, not only this one's, as candidates."""
-        self.gather_items = gather_items
+        self.gather_items, self.memory = gather_items, softmax_memory * 2**20
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = user_vectors(embeddings, batch, user_encoder)
@@ -55,7 +63,11 @@ class InBatchObjective(Objective):
         place = torch.where(own_items[place] == items, place + 1, 0)
         excluded = held[:, place] | (slots == 0)
 
-        logits = users @ embeddings.T + (slots.clamp(min=1).log() - prior)
+        prior = slots.clamp(min=1).log() - prior
+        if len(users) * len(embeddings) * users.element_size() > self.memory:
+            others = log_sums(users, embeddings, Terms(prior, owner, excluded), self.memory)
+            return (torch.logaddexp(target_logits, others) - target_logits).sum()
+        logits = users @ embeddings.T + prior
         logits = logits.masked_fill(excluded[owner], -torch.inf)
         everything = torch.cat([target_logits.unsqueeze(1), logits], dim=1)
         return (everything.logsumexp(1) - target_logits).sum()

@@ -1,6 +1,6 @@
 """Softmax over the whole catalogue: `softmax` (docs/protocol.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,9 @@ from transrec.data.batches import Batch, Sampling
 from transrec.models.objectives.base import register, user_vectors
 from transrec.models.objectives.scale import ScaledObjective, ScaleOptions
 from transrec.options import flag
+
+# What logits are compared with that may all be minus infinity.
+LEAST = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,35 @@ def cross_entropy(users: Tensor, items: Tensor, targets: Tensor, memory: int) ->
         targets: int64 [P], from 0.
         memory: bytes that logits may take at a time; those of at least one item are computed at a time.
     """
-    chunk = max(1, memory // (users.element_size() * max(1, len(users))))
-    return _CrossEntropy.apply(users, items, targets, min(chunk, len(items)))
+    return _CrossEntropy.apply(users, items, targets, _chunk(users, items, memory))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What logits <h, e> have besides.
+
+    Attributes:
+        prior: float32 [n], added to those of each item; without gradient.
+        owner: int64 [P], the row of `excluded` that belongs to each user vector.
+        excluded: bool [B, n], which items take no part.
+    """
+
+    prior: Tensor
+    owner: Tensor
+    excluded: Tensor
+
+    def put(self, logits: Tensor, first: int) -> Tensor:
+        """Into the logits [P, c] of the items from `first` on, in place: minus infinity where one takes no part."""
+        part = slice(first, first + logits.shape[1])
+        return logits.add_(self.prior[part]).masked_fill_(self.excluded[:, part][self.owner], -torch.inf)
+
+
+def log_sums(users: Tensor, items: Tensor, terms: Terms, memory: int) -> Tensor:
+    """Log of the sum of exp over each row of users @ items.T and its terms: float32 [P]; minus infinity of none.
+
+    Arguments as of `cross_entropy`.
+    """
+    return _LogSums.apply(users, items, terms, _chunk(users, items, memory))
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -62,32 +92,75 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, users: Tensor, items: Tensor, targets: Tensor, chunk: int) -> Tensor:
-        log_sums = users.new_full((len(users),), -torch.inf)
-        buffer = users.new_empty(len(users) * chunk)
-        for part in items.split(chunk):
-            logits = _logits(users, part, buffer)
-            largest = torch.maximum(log_sums, logits.amax(1))
-            sums = (log_sums - largest).exp() + logits.sub_(largest.unsqueeze(1)).exp_().sum(1)
-            log_sums = largest + sums.log()
-        ctx.save_for_backward(users, items, targets, log_sums)
+        sums = _sum_up(users, items, chunk)
+        ctx.save_for_backward(users, items, targets, sums)
         ctx.chunk = chunk
-        return log_sums - (users * items[targets]).sum(1)
+        return sums - (users * items[targets]).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        users, items, targets, log_sums = ctx.saved_tensors
+        users, items, targets, sums = ctx.saved_tensors
         weighted = gradient.unsqueeze(1)
         of_users = -weighted * items[targets]
         of_items = torch.zeros_like(items).index_add_(0, targets, -weighted * users)
-        buffer = users.new_empty(len(users) * ctx.chunk)
-        for part, of_part in zip(items.split(ctx.chunk), of_items.split(ctx.chunk), strict=True):
-            logits = _logits(users, part, buffer)
-            probabilities = logits.sub_(log_sums.unsqueeze(1)).exp_().mul_(weighted)
-            of_users.addmm_(probabilities, part)
-            of_part.addmm_(probabilities.T, users)
+        for first, logits in _chunks(users, items, ctx.chunk):
+            probabilities = logits.sub_(sums.unsqueeze(1)).exp_().mul_(weighted)
+            _add_gradients(probabilities, first, users, items, of_users, of_items)
         return of_users, of_items, None, None
 
 
-def _logits(users: Tensor, items: Tensor, buffer: Tensor) -> Tensor:
-    return torch.mm(users, items.T, out=buffer[: len(users) * len(items)].view(len(users), len(items)))
+class _LogSums(torch.autograd.Function):
+    """Keeps the log of each row's sum, as `_CrossEntropy` does."""
+
+    @staticmethod
+    def forward(ctx, users: Tensor, items: Tensor, terms: Terms, chunk: int) -> Tensor:
+        sums = _sum_up(users, items, chunk, terms)
+        ctx.save_for_backward(users, items, sums)
+        ctx.terms, ctx.chunk = terms, chunk
+        return sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        users, items, sums = ctx.saved_tensors
+        # Of a row without items all probabilities are 0.
+        sums, weighted = sums.clamp(min=LEAST).unsqueeze(1), gradient.unsqueeze(1)
+        of_users, of_items = torch.zeros_like(users), torch.zeros_like(items)
+        for first, logits in _chunks(users, items, ctx.chunk, ctx.terms):
+            probabilities = logits.sub_(sums).exp_().mul_(weighted)
+            _add_gradients(probabilities, first, users, items, of_users, of_items)
+        return of_users, of_items, None, None
+
+
+def _chunk(users: Tensor, items: Tensor, memory: int) -> int:
+    """How many items' logits are computed at a time."""
+    return min(max(1, memory // (users.element_size() * max(1, len(users)))), len(items))
+
+
+def _sum_up(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None) -> Tensor:
+    """Log of the sum of exp of each user's logits, [P]."""
+    sums = users.new_full((len(users),), -torch.inf)
+    for _, logits in _chunks(users, items, chunk, terms):
+        # Above minus infinity, which less itself is no number.
+        largest = torch.maximum(sums, logits.amax(1)).clamp(min=LEAST)
+        sums = largest + ((sums - largest).exp() + logits.sub_(largest.unsqueeze(1)).exp_().sum(1)).log()
+    return sums
+
+
+def _chunks(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None) -> Iterator[tuple[int, Tensor]]:
+    """Logits [P, c] of chunk after chunk of items, each in the memory of the one before, and the first item of it."""
+    buffer = users.new_empty(len(users) * chunk)
+    for first in range(0, len(items), chunk):
+        part = items[first : first + chunk]
+        logits = torch.mm(users, part.T, out=buffer[: len(users) * len(part)].view(len(users), len(part)))
+        yield first, terms.put(logits, first) if terms else logits
+
+
+def _add_gradients(
+    of_logits: Tensor, first: int, users: Tensor, items: Tensor, of_users: Tensor, of_items: Tensor
+) -> None:
+    """Add to the gradients of users and items what that of the logits [P, c] of the items from `first` on gives."""
+    part = slice(first, first + of_logits.shape[1])
+    of_users.addmm_(of_logits, items[part])
+    of_items[part].addmm_(of_logits.T, users)
