@@ -207,7 +207,7 @@ ITS_OWN = {
     *("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "br", "div", "table", "tr", "th", "td"),
     *("figure", "svg", "defs", "g", "path", "use", "text", "tspan", "clippath", "rect", "ol", "li", "span", "img"),
 }
-EMPTY = {"meta", "br", "img"}
+EMPTY = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):

@@ -248,6 +248,25 @@ class FinishedRun(Recommender):
         ]
         return found[0] if alone else found
 
+    @torch.no_grad()
+    def neighbours(self, item: str, k: int = 10) -> Recommendations:
+        """The k items whose embeddings have the highest cosine with that of an item, which is left out itself.
+
+        Args:
+            k: at most n, the number of items that are ranked.
+
+        Returns:
+            The items, and as scores the cosines.
+
+        Raises TransrecError for an item that is not ranked, and k below 1 or above n.
+        """
+        self._check_k(k)
+        itself = torch.from_numpy(self.numbers([item])).long().to(self.embeddings.device)
+        unit = torch.nn.functional.normalize(self.objective.scored(self.embeddings), dim=1)
+        seen = itself, torch.zeros_like(itself)
+        scores, found = top_items(unit[itself], unit, seen, k, self.settings.evaluation.eval_memory * 2**20)
+        return self.named(scores[0].cpu().numpy(), found[0].cpu().numpy())
+
     def named(self, scores: np.ndarray, items: np.ndarray) -> Recommendations:
         """A user's row of what `top` gives."""
         real = scores > -np.inf
@@ -267,28 +286,30 @@ class FinishedRun(Recommender):
         """
         return self._top(histories, histories if exclude_seen else None, k)
 
-    def top_of(self, part: str, k: int, mask_history: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def top_of(
+        self, part: str, k: int, mask_history: str | None = None, targets: np.ndarray | slice = slice(None)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """What is ranked highest for each target of "validation" or "test", as `top`: what evaluation ranks.
 
         Args:
             mask_history: as of `evaluate`.
+            targets: which of the targets, by their places in `Split.targets` (default: all).
 
         Raises TransrecError as `top` and `evaluate`.
         """
         _check_asked(part, mask_history)
-        history = self.dataset.split.history(part)
+        history = self.dataset.split.history(part).of(targets)
         history = replace(history, values=history.values - 1)
         mask = mask_history or self.settings.evaluation.mask_history
         if mask == "seen_but_target":
-            targets = getattr(self.dataset.split, part).only_last(1).flat() - 1
-            return self._top(history, _without(history, targets), k)
+            items = getattr(self.dataset.split, part).only_last(1).flat(targets) - 1
+            return self._top(history, _without(history, items), k)
         return self._top(history, history if mask == "seen" else None, k)
 
     @torch.no_grad()
     def _top(self, histories: Sequences, left_out: Sequences | None, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """As `top`; `left_out` are the items that are not recommended, of each user by their places in `ids`."""
-        if not 1 <= k <= len(self.ids):
-            raise TransrecError(f"--k {k}: must be at least 1 and at most {len(self.ids):,}, the items that are ranked")
+        self._check_k(k)
         items, evaluation = self.embeddings, self.settings.evaluation
         scored = self.objective.scored(items)
         evaluator = Evaluator(self.dataset.split, cast(Any, None), evaluation, *self._device)
@@ -303,6 +324,10 @@ class FinishedRun(Recommender):
             seen, owner = (torch.from_numpy(of).long().to(items.device) for of in hidden)
             scores, found = top_items(vectors, scored, (seen, owner), k, evaluation.eval_memory * 2**20)
             yield scores.cpu().numpy(), found.cpu().numpy()
+
+    def _check_k(self, k: int) -> None:
+        if not 1 <= k <= len(self.ids):
+            raise TransrecError(f"--k {k}: must be at least 1 and at most {len(self.ids):,}, the items that are ranked")
 
     def evaluate(
         self,

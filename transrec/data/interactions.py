@@ -66,7 +66,7 @@ class Sequences:
         lengths = self.lengths[users]
         return np.repeat(np.arange(len(lengths)), lengths)
 
-    def of(self, users: np.ndarray) -> "Sequences":
+    def of(self, users: np.ndarray | slice) -> "Sequences":
         """The sequences of the given users only."""
         return Sequences(self.values, self.starts[users], self.stops[users])
 

@@ -1,33 +1,22 @@
 """A dataset as one HTML page that needs nothing besides itself: counts, curves, doubtful items, example users."""
 
-import base64
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from transrec.data.dataset import Dataset
 from transrec.data.images.gallery import Gallery
-from transrec.data.images.pictures import Problem, Recipe
 from transrec.data.interactions import PARTS
 from transrec.data.moments import moment
 from transrec.data.statistics import Repeats, cold_items, same_texts
 from transrec.reports.dataset_plots import panels, svg
-from transrec.reports.page import as_table, as_text, data_card, shell
+from transrec.reports.page import CARDS, as_card, as_table, as_text, data_card, shell, thumbnail
 
 LISTED = 10
 IDS_LISTED = 5
 EXAMPLE_USERS = 6
 STEPS_SHOWN = 15
 PICTURES = 48
-THUMBNAIL = Recipe(size=96, kind="jpeg", quality=80)
-
-STYLE = """.steps { display: flex; flex-wrap: wrap; gap: 0.5rem; list-style: none; margin: 0; padding: 0; }
-.steps li { width: 9rem; padding: 0.4rem; border: 1px solid var(--line); border-radius: 0.4rem; font-size: 0.85rem;
-  line-height: 1.3; break-inside: avoid; }
-.steps li.target { border: 2px solid var(--mark); }
-.steps img { display: block; width: 96px; max-width: 100%; height: auto; margin-bottom: 0.3rem; border-radius: 0.2rem; }
-@media (max-width: 30rem) { .steps li { width: calc(50% - 0.25rem); } }
-"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,7 @@ def page(checked: Checked) -> str:
         _Examples(checked).html(),
         f"<h2>Data card</h2>\n{card}" if (card := data_card(dataset.folder)) else "",
     ]
-    return shell(dataset.name, sections, STYLE)
+    return shell(dataset.name, sections, CARDS)
 
 
 def _shown(what: str, there: int) -> str:
@@ -145,7 +134,7 @@ class _Examples:
         left_out = f", the last {STEPS_SHOWN} of" if first > start else ","
         said = f"<h3>User {as_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
         steps = "\n".join(self._step(user, place) for place in range(first, stop))
-        return f'{said}\n<ol class="steps">\n{steps}\n</ol>'
+        return f'{said}\n<ol class="cards">\n{steps}\n</ol>'
 
     def _step(self, user: int, place: int) -> str:
         split = self.dataset.split
@@ -154,16 +143,11 @@ class _Examples:
         when = "" if split.times is None else f" {moment(int(split.times[place]))}"
         label = f"{PARTS[part]}{when}" if part else f"{place - int(split.kept.starts[user]) + 1}{when}"
         what = as_text(title) if title.strip() else f"item {as_text(item)}"
-        kind = ' class="target"' if part else ""
-        return f'<li{kind}>{self._picture(item)}<span class="faint">{as_text(label)}</span><br>{what}</li>'
+        return as_card(self._picture(item), label, what, marked=part > 0)
 
     def _picture(self, item: str) -> str:
-        if self.gallery is None or not self.pictures_left or item in self.gallery.missing or item in self.broken:
+        if not self.pictures_left or item in self.broken:
             return ""
-        try:
-            record = THUMBNAIL.record(self.gallery.picture(item))
-        except Problem:
-            return ""
-        self.pictures_left -= 1
-        # Titles say what there is to see.
-        return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(record).decode()}">'
+        picture = thumbnail(self.gallery, item)
+        self.pictures_left -= bool(picture)
+        return picture

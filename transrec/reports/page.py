@@ -9,11 +9,22 @@ from string import Template
 from typing import Any
 
 from transrec.data.dataset import description
+from transrec.data.images.gallery import Gallery
+from transrec.data.images.pictures import Problem, Recipe
 from transrec.errors import printable
 
 LONGEST_TEXT = 300
 # How deep a data card may be nested before it is not shown further.
 DEEPEST = 4
+THUMBNAIL = Recipe(size=96, kind="jpeg", quality=80)
+
+CARDS = """.cards { display: flex; flex-wrap: wrap; gap: 0.5rem; list-style: none; margin: 0; padding: 0; }
+.cards li { width: 9rem; padding: 0.4rem; border: 1px solid var(--line); border-radius: 0.4rem; font-size: 0.85rem;
+  line-height: 1.3; break-inside: avoid; }
+.cards li.target { border: 2px solid var(--mark); }
+.cards img { display: block; width: 96px; max-width: 100%; height: auto; margin-bottom: 0.3rem; border-radius: 0.2rem; }
+@media (max-width: 30rem) { .cards li { width: calc(50% - 0.25rem); } }
+"""
 
 PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -80,6 +91,31 @@ def as_text(value: object) -> str:
 def as_value(value: object) -> str:
     """A value from anywhere as text of the page or of an attribute, whole and on one line."""
     return escape(printable(str(value)))
+
+
+def thumbnail(gallery: Gallery | None, item: str) -> str:
+    """A small picture of an item, decoded and encoded anew; nothing where there is none or it cannot be decoded."""
+    if gallery is None or item in gallery.missing:
+        return ""
+    try:
+        record = THUMBNAIL.record(gallery.picture(item))
+    except Problem:
+        return ""
+    # Titles say what there is to see.
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(record).decode()}">'
+
+
+def as_card(picture: str, label: str, what: str, marked: bool = False) -> str:
+    """An item of a list of the class "cards", whose CSS is CARDS.
+
+    Args:
+        picture: of `thumbnail`.
+        label: plain text.
+        what: HTML.
+        marked: as a target.
+    """
+    kind = ' class="target"' if marked else ""
+    return f'<li{kind}>{picture}<span class="faint">{as_text(label)}</span><br>{what}</li>'
 
 
 def as_table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "text") -> str:

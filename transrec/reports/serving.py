@@ -1,0 +1,106 @@
+"""A small web server for pages that are computed when they are asked for."""
+
+import errno
+import ipaddress
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import Any
+
+from transrec.errors import TransrecError, file_error
+
+HIGHEST_PORT = 65535
+HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    # What a meta element of the page cannot say.
+    "Content-Security-Policy": "frame-ancestors 'none'",
+}
+
+
+class Server(ThreadingTCPServer):
+    """Listens from when it is made, and answers within `serve_forever`, one page at a time.
+
+    Args:
+        host: name or address to listen at.
+        port: 0 is any that is free.
+
+    Attributes:
+        answer: the HTTP status and the page of an address, set before `serve_forever`.
+
+    Raises TransrecError for a port that is taken or not allowed, and a host that is not this computer's.
+    """
+
+    daemon_threads = True
+    allow_reuse_address = True
+    answer: Callable[[str], tuple[int, str]]
+
+    def __init__(self, host: str, port: int) -> None:
+        if not 0 <= port <= HIGHEST_PORT:
+            raise TransrecError(f"--port {port}: must be from 0, any that is free, to {HIGHEST_PORT}")
+        self.one_at_a_time = threading.Lock()
+        try:
+            family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self.address_family = family
+            super().__init__((str(place[0]), int(place[1])), _Handler)
+        except (socket.gaierror, UnicodeError) as error:
+            raise TransrecError(f"--host {host}: is no name or address of this computer ({error})") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise TransrecError(f"--port {port}: is taken; give another, or 0 for any that is free") from error
+            raise file_error(error, f"--host {host} --port {port}", "give another") from error
+        self.only_here = ipaddress.ip_address(str(self.server_address[0])).is_loopback
+        name = f"[{host}]" if ":" in host else host
+        self.url = f"http://{name}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A browser that leaves in the middle is no fault.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version, sys_version = "transrec", ""
+    # Seconds until a silent browser is left.
+    timeout = 60
+
+    def do_GET(self) -> None:
+        if self.server.only_here and not _names_here(self.headers.get("Host", "")):
+            # A page of another site whose name was made to lead here must not read the data.
+            self._send(403, "<!DOCTYPE html><title>403</title>This server answers to localhost and 127.0.0.1 alone.")
+        elif self.path == "/favicon.ico":
+            self._send(204, "")
+        else:
+            with self.server.one_at_a_time:
+                status, page = self.server.answer(self.path)
+            self._send(status, page)
+
+    def _send(self, status: int, page: str) -> None:
+        body = page.encode("utf-8", "replace")
+        self.send_response(status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: what is looked at is nobody's business."""
+
+
+def _names_here(host: str) -> bool:
+    """Whether a Host header is localhost or an address, and no name of another site."""
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
