@@ -29,6 +29,7 @@ class Batch:
         log_popularity: float32 [U], log of each item's share of the training interactions.
         shared_negatives: int64 [N], same coding: negatives of every position; drawn for the whole global batch.
         log_chance: float32 [U], log of the probability that a negative that is drawn is this item.
+        found: what `places` gives, [2, P]; None: not looked for yet.
         predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
         weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
         item_count: n, all items that there are.
@@ -44,20 +45,29 @@ class Batch:
     item_count: int = 0
     shared_negatives: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     log_chance: Tensor = field(default_factory=lambda: torch.zeros(0))
+    found: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
         """bool [B, L], the positions that hold an item and predict the next."""
         return self.sequences[:, :-1] > 0
 
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and position of each of the P places that `mask` holds, in their order: int64 [P] each."""
+        row, position = self.mask.nonzero().T if self.found is None else self.found
+        return row, position
+
     def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
         """The batch on `device`, with the item encoder's inputs from `features`, or from what they have `read`."""
+        # How many places there are decides shapes: found on an accelerator, the host would wait for it.
+        here = replace(self, found=torch.stack(self.places))
         return replace(
-            self,
+            here,
             inputs=features.inputs(self.items, read),
             **{
-                name: getattr(self, name).to(device, non_blocking=True)
-                for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance")
+                name: getattr(here, name).to(device, non_blocking=True)
+                for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance", "found")
             },
         )
 

@@ -64,7 +64,7 @@ class SampledSoftmaxObjective(ScaledObjective):
             return self._loss(self.scored(embeddings.float()), users, self.scored(targets.float()), batch)
 
     def _loss(self, embeddings: Tensor, users: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        owner, position = batch.mask.nonzero(as_tuple=True)
+        owner, position = batch.places
         users, targets = self.scaled(users[owner, position]), targets[owner, position]
         held = held_items(batch)
         chances = F.pad(batch.log_chance, (1, 0))

@@ -43,7 +43,7 @@ class SoftmaxObjective(ScaledObjective):
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, _ = user_vectors(embeddings, batch, user_encoder)
         with torch.autocast(embeddings.device.type, enabled=False):
-            users, targets = self.scaled(users[batch.mask]), batch.sequences[:, 1:][batch.mask] - 1
+            users, targets = self.scaled(users[batch.places]), batch.sequences[:, 1:][batch.places] - 1
             return cross_entropy(users, self.scored(embeddings.float()), targets, self.memory).sum()
 
 
