@@ -443,6 +443,7 @@ def test_tables_escape_what_runs_said():
     assert "a\\|b" in text and "\x1b" not in text
 
 
+@pytest.mark.long
 def test_trials_are_jobs_of_a_cluster(stub, search, tmp_path):
     """By submitit's executor of this machine: they are those of a search whose trials are processes."""
     pytest.importorskip("submitit", reason="needs submitit, of the extra cluster")

@@ -328,6 +328,7 @@ def test_sigterm_finishes_the_step_saves_and_leaves(long_flags, unbroken, tmp_pa
     assert_same_run(unbroken, folder)
 
 
+@pytest.mark.long
 def test_two_processes_stop_together_and_resume_to_the_same_numbers(long_flags, tmp_path):
     two = [*long_flags, "--nproc", "2"]
     finish(start("adapter_houlsby.py", [*two, "--output", str(tmp_path / "whole")]))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from campaign import short_form
 from harness import ENVIRONMENT
 
@@ -12,6 +13,7 @@ SEED = 0
 CAMPAIGN = Path(__file__).with_name("campaign.py")
 
 
+@pytest.mark.long
 def test_the_short_form(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, str(CAMPAIGN), "--short", "--seed", str(SEED), "--out", str(out)]
