@@ -1,6 +1,6 @@
 """Full ranking of 12,000 users over 20,000 items: blocks on the device against a sort for each user.
 
-    python benchmarks/evaluation.py [--threads 2]
+    python benchmarks/evaluation.py [--threads 2] [--device cuda]
 
 Both rank the same vectors (d = 64) with 5 to 10 masked items a user, and must agree on every rank. The plain way scores
 a user, masks the history, sorts all items and looks the target up, as research code does; once with torch, once with
@@ -13,12 +13,13 @@ are asked for ranks alone and keep nothing, in turns.
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from measured import tell
 
-from transrec.reports.tables import markdown
 from transrec.training.evaluation import USERS_AT_ONCE, Ranker
 from transrec.training.ranks import RANK, write_ranks
 
@@ -48,7 +49,9 @@ def blocks(users, items, targets, history, offsets, memory: int, kind: type[Rank
     for start in range(0, USERS, USERS_AT_ONCE):
         stop = min(start + USERS_AT_ONCE, USERS)
         seen = history[offsets[start] : offsets[stop]]
-        owner = torch.repeat_interleave(torch.arange(stop - start), offsets[start : stop + 1].diff())
+        owner = torch.repeat_interleave(
+            torch.arange(stop - start, device=users.device), offsets[start : stop + 1].diff()
+        )
         found.append(torch.stack(ranker.rank(users[start:stop], targets[start:stop], seen, owner)[:2]))
     return torch.cat(found, dim=1)
 
@@ -57,7 +60,7 @@ def kept(folder: Path, *data) -> torch.Tensor:
     """As `blocks`, written into a folder as a run does."""
     ranks, margins = found = blocks(*data)
     evidence = np.zeros(USERS, RANK)
-    evidence["rank"], evidence["margin"] = ranks, margins
+    evidence["rank"], evidence["margin"] = ranks.cpu(), margins.cpu()
     write_ranks(folder, "test", evidence)
     return found
 
@@ -73,7 +76,7 @@ def sort_with_torch(users, items, targets, history, offsets) -> torch.Tensor:
 
 
 def sort_with_numpy(users, items, targets, history, offsets) -> torch.Tensor:
-    users, items, targets, history, offsets = (x.numpy() for x in (users, items, targets, history, offsets))
+    users, items, targets, history, offsets = (x.cpu().numpy() for x in (users, items, targets, history, offsets))
     ranks = []
     for user in range(USERS):
         scores = items @ users[user]
@@ -85,13 +88,17 @@ def sort_with_numpy(users, items, targets, history, offsets) -> torch.Tensor:
 def timed(function, *arguments):
     started = time.perf_counter()
     result = function(*arguments)
+    if arguments[0].is_cuda:
+        torch.cuda.synchronize()
     return time.perf_counter() - started, result
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     users, items = torch.randn(USERS, WIDTH), torch.randn(ITEMS, WIDTH)
     # Items 1..1000 are targets only, so that no target is masked.
@@ -99,7 +106,7 @@ if __name__ == "__main__":
     lengths = torch.randint(5, 11, (USERS,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     history = torch.randint(1001, ITEMS + 1, (int(offsets[-1]),))
-    data = (users, items, targets, history, offsets)
+    data = tuple(of.to(given.device) for of in (users, items, targets, history, offsets))
 
     reference, _ = timed(sort_with_torch, *data)
     rows = [["one sort per user, torch", f"{reference:.2f}", "1.0"]]
@@ -109,21 +116,23 @@ if __name__ == "__main__":
         # The first call touches fresh memory and loads kernels; the median of the next five is quoted.
         times = [timed(blocks, *data, mebibytes * 2**20) for _ in range(6)]
         seconds = float(np.median([t for t, _ in times[1:]]))
-        ranks = times[0][1][0].long()
+        ranks = times[0][1][0].long().cpu()
         # A sum in another order can swap two nearly equal scores: at most one rank in a thousand may move, by one.
         moved = (ranks - plain).abs()
         assert moved.max() <= 1 and (moved > 0).float().mean() < 1e-3, "the two disagree"
         rows.append([f"blocks of {mebibytes} MiB", f"{seconds:.2f}", f"{reference / seconds:.1f}"])
-    print(markdown(["12,000 users x 20,000 items", "seconds", "times faster than torch's sort"], rows))
+    header = ["12,000 users x 20,000 items", "seconds", "times faster than torch's sort"]
+    tell(header, rows, {"times faster than torch's sort": reference / seconds})
 
     turns = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TURNS):
             alone, expected = timed(blocks, *data, MEBIBYTES * 2**20, RanksAlone)
-            keeping, found = timed(kept, Path(folder), *data, MEBIBYTES * 2**20)
+            keeping, found = timed(partial(kept, Path(folder)), *data, MEBIBYTES * 2**20)
             assert torch.equal(found[0], expected[0]), "the two disagree"
             turns.append((alone, keeping))
     alone, keeping = np.median(turns, axis=0)
     ratio = np.median([second / first for first, second in turns])
     rows = [["ranks alone", f"{alone:.2f}", "1.00"], ["ranks and margins, kept", f"{keeping:.2f}", f"{ratio:.2f}"]]
-    print(f"\n{markdown(['12,000 users x 20,000 items', 'seconds', 'times the first, median of turns'], rows)}")
+    print()
+    tell(["12,000 users x 20,000 items", "seconds", "times the first, median of turns"], rows, {"of evidence": ratio})
