@@ -15,6 +15,7 @@ from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.modalities import Modality
 from transrec.models import backbone
+from transrec.models.held import DTYPES, check_what_trains, hold, stored_dtype, widen_as_it_runs
 from transrec.models.items import FusedItemEncoder, fusion_order, joined
 from transrec.models.recommender import Recommender
 from transrec.models.towers import Tower
@@ -65,6 +66,8 @@ def build_recommender(
     """
     model = plan.model
     stored = stored_states(plan)
+    # What --checkpoint holds is loaded in float32.
+    held = {} if plan.checkpoint and load_weights else _held(plan)
     towers = {}
     # In one order, whatever the order of --modalities: what is drawn last is followed by the fusion.
     for name in reversed(fusion_order(list(plan.modalities))):
@@ -72,7 +75,8 @@ def build_recommender(
         if name in stored:
             towers[name] = modality.stored_tower(model.embedding_dim, partial(seed, plan.training.seed))
         else:
-            towers[name] = _tower(plan, modality, {"item_count": item_count, **(sizes or {})}, load_weights)
+            known = {"item_count": item_count, **(sizes or {}), "encoder_dtype": held.get(name, torch.float32)}
+            towers[name] = _tower(plan, modality, known, load_weights)
     item_encoder = joined([towers[name] for name in plan.modalities])
     seed(plan.training.seed, "user encoder")
     user_encoder = plan.user_encoder.build(model.embedding_dim, plan.max_seq_len)
@@ -124,8 +128,35 @@ def tower_of(plan: Plan, modality: str) -> Tower:
     Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
     if not plan.checkpoint:
-        return _tower(plan, plan.modalities[modality], {})
+        return _tower(plan, plan.modalities[modality], {"encoder_dtype": _held(plan)[modality]})
     return next(tower for tower in _whole_start(plan).item_encoder.towers if tower.modality == modality)
+
+
+def _held(plan: Plan) -> dict[str, torch.dtype]:
+    """What the weights of each modality's backbone are held in."""
+    encoders = {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder}
+    if plan.model.encoder_dtype != "auto":
+        return dict.fromkeys(encoders, DTYPES[plan.model.encoder_dtype])
+    # Compiled, every layer that widens its weights would be a piece for itself.
+    if plan.checkpoint or plan.model.random_backbone or plan.training.compile or _changes_backbones(plan):
+        return dict.fromkeys(encoders, torch.float32)
+    return {name: stored_dtype(encoder) for name, encoder in encoders.items()}
+
+
+def _changes_backbones(plan: Plan) -> bool:
+    """Whether the method trains a part of backbones, or inserts anything into them."""
+    options = plan.method.options
+    inserts = isinstance(options, methods.InsertOptions) and not options.insert.startswith("user")
+    return inserts or plan.method.entry.trains_backbone
+
+
+def rounded_to(plan: Plan, modality: str) -> str:
+    """What tells weights that --encoder_dtype rounds from those of the same files that it does not; "" for these."""
+    chosen = DTYPES.get(plan.model.encoder_dtype, torch.float32)
+    drawn = plan.checkpoint or plan.model.random_backbone
+    if chosen == torch.float32 or (not drawn and stored_dtype(plan.modalities[modality].encoder) == chosen):
+        return ""
+    return f" rounded to {plan.model.encoder_dtype}"
 
 
 def _whole_start(plan: Plan) -> Recommender:
@@ -168,6 +199,13 @@ def load_start(recommender: Recommender, plan: Plan) -> None:
                 parameter.copy_(whole.get_parameter(name))
     else:
         _load_plain(recommender, plan.checkpoint, _sizes(plan))
+        for tower in _running(recommender):
+            hold(tower.backbone, _held(plan)[tower.modality])
+
+
+def _running(recommender: Recommender) -> list[Tower]:
+    """The towers that run a backbone."""
+    return [tower for tower in recommender.item_encoder.towers if tower.backbone is not None]
 
 
 def _load_plain(
@@ -212,7 +250,7 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     seed(plan.training.seed, "method")
     choice = plan.training.train_recommender
     train_recommender = choice == "yes" or (choice == "auto" and not plan.checkpoint)
-    return methods.apply(
+    groups = methods.apply(
         recommender,
         plan.method.name,
         plan.method.options,
@@ -220,6 +258,11 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
         train_recommender,
         {"auto": None, "on": True, "off": False}[plan.model.backbone_dropout],
     )
+    for tower in _running(recommender):
+        check_what_trains(tower.backbone, tower.modality)
+        # The method may have put layers of its own around those weights.
+        widen_as_it_runs(tower.backbone)
+    return groups
 
 
 def describe(plan: Plan, recommender: Recommender, options: dict[str, Any]) -> checkpoint.Description:

@@ -22,7 +22,7 @@ from transrec.paths import make_folder, write_text
 
 
 def merge(backbone: nn.Module) -> nn.Module:
-    """A copy of the backbone as transformers builds it: every inserted layer replaced by what its `merge` gives.
+    """A copy of the backbone in float32 as transformers builds it: what its `merge` gives for every inserted layer.
 
     Raises TransrecError when something is inserted that has no `merge`, with its own word for why (`cannot_merge`).
     """
@@ -38,7 +38,7 @@ def merge(backbone: nn.Module) -> nn.Module:
         if kinds.get(path) is not type(module):
             reason = getattr(module, "cannot_merge", "it cannot be merged into the weights around it")
             raise TransrecError(f"{path} holds a {type(module).__name__}: {reason}, so this is no plain backbone")
-    return plain
+    return plain.float()
 
 
 def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) -> None:

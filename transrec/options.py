@@ -221,6 +221,12 @@ class ModelOptions(Options):
     objective: str = flag("bce", "Training objective.")
     user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
     embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
+    encoder_dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(
+        "auto",
+        "Number format that the weights of frozen backbones are held in, whatever --precision computes in; what trains "
+        "is fp32. auto: that of their file where a method leaves backbones as they are, which changes no number; else "
+        "fp32.",
+    )
     backbone_dropout: Literal["auto", "on", "off"] = flag(
         "auto", "The backbone's own dropout in training; auto: on where its weights train or the variant is published."
     )

@@ -20,6 +20,7 @@ from transrec.assembly import (
     describe,
     load_start,
     parameters_left_out,
+    rounded_to,
     stored_states,
     tower_of,
 )
@@ -463,10 +464,11 @@ def _provenance(
 ) -> Provenance:
     """Of states of all items that `features` are of."""
     given, seed = settings.run.checkpoint, settings.training.seed
+    weights = weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None)
     return Provenance(
         modality=modality.name,
         model_type=modality.config.model_type,
-        weights=weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None),
+        weights=weights + rounded_to(settings.plan, modality.name),
         checkpoint=file_sha256(checkpoint_file(given)) if given else None,
         inputs=features.digest,
         preprocessing=modality.preprocessing,

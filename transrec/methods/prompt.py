@@ -26,7 +26,7 @@ class TextPrompt(nn.Module):
     def __init__(self, backbone: nn.Module, tokens: int, published: bool):
         super().__init__()
         words = backbone.get_input_embeddings().weight
-        self.vectors = nn.Parameter(words[:tokens].detach().clone())
+        self.vectors = nn.Parameter(words[:tokens].detach().clone().float())
         self.published = published
         # Not a child: the word embeddings are the backbone's.
         self._words = [backbone.get_input_embeddings()]

@@ -13,6 +13,7 @@ from torch import nn
 from transrec.data.dataset import Dataset
 from transrec.data.features import Features
 from transrec.models import backbone
+from transrec.models.held import hold
 from transrec.models.towers import BackboneTower, StoredTower, Tower
 from transrec.options import Options
 from transrec.registry import Registry
@@ -81,7 +82,8 @@ class Modality:
         """Its tower.
 
         Args:
-            known: `item_count`, n of the items 1..n; of a finished run also what `sizes` were when it trained.
+            known: `item_count`, n of the items 1..n; `encoder_dtype`, what a backbone's weights are held in if not in
+                float32; of a finished run also what `sizes` were when it trained.
             seed: called with the name of a part before anything of it is drawn at random.
             draw: draw the backbone's weights instead of loading its pretrained ones.
 
@@ -120,10 +122,12 @@ class BackboneModality(Modality):
         self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool
     ) -> BackboneTower:
         seed(f"{self.name} backbone")
+        dtype = known.get("encoder_dtype", torch.float32)
         if draw:
             weights = backbone.build_backbone(self.config, self.name, self.main_input)
         else:
-            weights = backbone.load_backbone(self.encoder, self.name, self.main_input)
+            weights = backbone.load_backbone(self.encoder, self.name, self.main_input, dtype)
+        hold(weights, dtype)
         seed(f"{self.name} projection")
         return self.tower_of(weights, embedding_dim)
 

@@ -145,6 +145,14 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
     return max(candidates, key=_parameter_count)
 
 
+def structure(backbone: nn.Module) -> list[tuple]:
+    """What would differ if anything were inserted into the backbone, or changed how it computes."""
+    return [
+        (name, id(type(module)), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for name, module in backbone.named_modules()
+    ]
+
+
 def recompute_blocks(module: nn.Module) -> None:
     """From now on keep of each block only its input for the backward pass, which computes the rest again.
 
@@ -403,11 +411,15 @@ def build_backbone(config, modality: str = "text", main_input: str = "") -> "Pre
     return _of_modality(model, config.model_type, modality, main_input)
 
 
-def load_backbone(name: str | Path, modality: str = "text", main_input: str = "") -> "PreTrainedModel":
-    """A backbone in float32 with its pretrained weights, without the pooler (nothing reads it).
+def load_backbone(
+    name: str | Path, modality: str = "text", main_input: str = "", dtype: torch.dtype = torch.float32
+) -> "PreTrainedModel":
+    """A backbone with its pretrained weights, without the pooler (nothing reads it).
 
     Args:
         main_input: of models that read `modality`, as transformers names it; text and image have theirs.
+        dtype: what its weights are rounded to; where that would round what the model computes once, its buffers, they
+            stay in float32.
 
     Raises TransrecError when it cannot be found or loaded, does not read `modality`, or when its weights file lacks
     part of the model.
@@ -418,7 +430,11 @@ def load_backbone(name: str | Path, modality: str = "text", main_input: str = ""
 
     def load(place: str):
         model, info = AutoModel.from_pretrained(
-            place, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            place,
+            config=config,
+            dtype=torch.float32 if _rounds_buffers(config, dtype) else dtype,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -427,21 +443,44 @@ def load_backbone(name: str | Path, modality: str = "text", main_input: str = ""
                 f"it is not the backbone that config.json describes"
             )
         if bad := first_not_finite(dict(model.named_parameters())):
-            raise TransrecError(f"{_file_of_bad_tensor(place, bad)} holds NaN or infinity; fetch the file again")
+            where = _bad_tensor_of_file(place)
+            if dtype == torch.float16 and where is None:
+                raise beyond_fp16(bad)
+            where = where or f"{place}: the tensor {bad} of its weights"
+            raise TransrecError(f"{where} holds NaN or infinity; fetch the file again")
         _mark_constants(model)
         return _of_modality(model, place, modality, main_input)
 
     return _load(name, f"{modality} encoder", load)
 
 
-def _file_of_bad_tensor(place: str, parameter: str) -> str:
-    """The weights file with a tensor that is not finite, and its name there; the model's name for it elsewhere."""
+def _rounds_buffers(config, dtype: torch.dtype) -> bool:
+    """Whether a model loaded in `dtype` computes constants of its own in it, which are not among its weights."""
+    from transformers import AutoModel
+
+    if dtype == torch.float32:
+        return False
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
+    return any(buffer.dtype == dtype for buffer in model.buffers())
+
+
+def beyond_fp16(parameter: str) -> TransrecError:
+    """What to raise for weights that became infinite when they were rounded to float16."""
+    return TransrecError(
+        f"--encoder_dtype fp16: the weights {parameter} are larger than fp16 can hold, "
+        f"{torch.finfo(torch.float16).max:,.0f}; give --encoder_dtype bf16"
+    )
+
+
+def _bad_tensor_of_file(place: str) -> str | None:
+    """The weights file with a tensor that is not finite, and its name there; None where no file in safetensors has."""
     for path in sorted(Path(place).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
                 if not is_finite(file.get_tensor(key)):
                     return f"{path}: the tensor {key}"
-    return f"{place}: the tensor {parameter} of its weights"
+    return None
 
 
 def _mark_constants(model: "PreTrainedModel") -> None:

@@ -15,6 +15,7 @@ from transrec.export import export_lora, export_user_encoder, low_rank_layers, w
 from transrec.finished import FinishedRun
 from transrec.modalities import BackboneModality
 from transrec.models.backbone import load_image_processor, load_tokenizer
+from transrec.models.held import widened
 from transrec.models.towers import Tower
 from transrec.paths import write_text
 from transrec.reports.model_card import model_card
@@ -117,7 +118,7 @@ def _write_encoders(run: FinishedRun, folder: Path) -> dict[str, str]:
         place.mkdir(parents=True)
         modality.config.save_pretrained(place)
         if name in stored:
-            cast(Any, tower_of(plan, name).backbone).save_pretrained(place)
+            cast(Any, tower_of(plan, name).backbone).float().save_pretrained(place)
         load = {"text": load_tokenizer, "image": load_image_processor}.get(name, lambda encoder: None)
         if (processor := load(modality.encoder)) is not None:
             processor.save_pretrained(place)
@@ -157,7 +158,8 @@ def _write_weights(run: FinishedRun, path: Path, options: dict[str, Any]) -> Non
     """All weights in one checkpoint that needs no base."""
     description = checkpoint.describe(checkpoint_file(run.folder))
     encoders = {name: Path(of).name for name, of in description.base.encoders.items()}
-    tensors = dict(run.named_parameters()) | {name: run.get_buffer(name) for name in run.saved_buffers}
+    tensors = {name: widened(parameter) for name, parameter in run.named_parameters()}
+    tensors |= {name: run.get_buffer(name) for name in run.saved_buffers}
     path.parent.mkdir()
     base = checkpoint.Base(None, "", encoders)
     checkpoint.save(path, tensors, dataclasses.replace(description, options=options, base=base))

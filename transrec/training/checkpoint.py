@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError, about_file
 from transrec.finite import first_not_finite
+from transrec.models.held import widened
 from transrec.paths import atomic_write
 from transrec.untrusted import parse_json, safetensors_header
 
@@ -170,12 +171,12 @@ def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and values; "" for no tensors."""
+    """SHA-256 over names, shapes, dtypes and values; "" for no tensors. Held in fewer bytes, equal values are equal."""
     if not tensors:
         return ""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = widened(tensors[name].detach().cpu().contiguous())
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
