@@ -6,10 +6,10 @@ import difflib
 import re
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from transrec.errors import TransrecError
-from transrec.options import Options
+from transrec.options import Options, kinds_of
 
 FLAG = re.compile(r"--?[A-Za-z]\S*")
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -103,7 +103,7 @@ class OptionsParser(Parser):
         self._groups = [options for _, options in groups]
         for title, options in groups:
             group = self.add_argument_group(title)
-            kinds = get_type_hints(options)
+            kinds = kinds_of(options)
             for field in dataclasses.fields(options):
                 _add_flag(group, field, kinds[field.name])
 

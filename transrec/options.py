@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -27,6 +29,12 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
     return field(default=default, metadata={"help": help, **argument})
 
 
+@cache
+def kinds_of(options: "type[Options]") -> Mapping[str, Any]:
+    """The type of each flag."""
+    return get_type_hints(options)
+
+
 @dataclass(frozen=True)
 class Options:
     """A group of flags.
@@ -40,7 +48,7 @@ class Options:
     _below: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
-        kinds = get_type_hints(type(self))
+        kinds = kinds_of(type(self))
         for name, value in self.as_dict().items():
             if not _fits(value, kinds[name]):
                 raise TransrecError(f"--{name} {value!r}: must be {_called(kinds[name])}")

@@ -215,7 +215,8 @@ def _flags_of(options: type[Options]) -> list[str]:
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
     """Those of a run's options that decide its numbers."""
-    return {name: value for name, value in options.items() if name not in _undeciding(options) | {"digest", "set_by"}}
+    besides = _undeciding(options) | {"digest", "set_by"}
+    return {name: value for name, value in options.items() if name not in besides}
 
 
 def _undeciding(options: dict[str, Any]) -> set[str]:
