@@ -74,6 +74,7 @@ def test_the_table_and_the_plot(tmp_path):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_efficiency_script(tmp_path):
     command = [sys.executable, str(REPOSITORY / "scripts" / "efficiency.py"), "--synthetic", "60,160", "--tiny"]
     command += ["--methods", "run_frozen", "run_IISAN_cached", "--epochs", "1", "--out", str(tmp_path / "out")]

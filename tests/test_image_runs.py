@@ -120,6 +120,7 @@ def test_clip_is_read_out_behind_its_own_norm(tmp_path):
         torch.testing.assert_close(encoder.encode(pixels), backbone(pixel_values=pixels).pooler_output)
 
 
+@pytest.mark.long
 def test_resuming_with_workers_equals_the_unbroken_run(vit_flags, tmp_path):
     flags = [*vit_flags, "--image_workers", "2", "--batch_size", "2", "--epochs", "3", "--save_steps", "3"]
     script = "../../CV/script/sm_vit_adapter.py"

@@ -97,7 +97,7 @@ def test_ranks_end_with_their_launcher(flags, tmp_path):
     until(lambda: not any(map(is_alive, ranks)), seconds=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_to_all_ends_like_that_of_one_process(flags, tmp_path, number):
     process = launched(flags, tmp_path / "run")
     os.killpg(process.pid, number)
