@@ -7,6 +7,7 @@ joins tensors of two devices.
 from dataclasses import fields, replace
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 from conftest import run
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transrec.data.batches import Batch
+from transrec.data.groups import Inputs
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.training.trainer import Trainer
@@ -70,7 +72,9 @@ def loss_without_values(recommender: Recommender, batch: Batch) -> Tensor:
             if isinstance(value := getattr(batch, field.name), Tensor) and field.name != "items"
         }
         batch = replace(batch, **moved, items=there(batch.items, torch.device("cpu")))
-        batch = replace(batch, inputs=tuple(there(each) for each in batch.inputs))
+        groups = tuple(tuple(map(there, group)) for group in batch.inputs.groups)
+        order = None if batch.inputs.order is None else there(batch.inputs.order)
+        batch = replace(batch, inputs=Inputs(groups, order))
         with NoCopyToHost():
             return torch.func.functional_call(recommender, state, (batch,))
 
@@ -97,6 +101,13 @@ def first(domain, backbones, tmp_path, monkeypatch):
 @pytest.mark.parametrize("objective", OBJECTIVES.names())
 def test_no_objective_waits_for_the_accelerator(first, objective):
     assert loss_without_values(*first("id", "full", objective)).device == DEVICE
+
+
+def test_texts_in_groups_by_length_do_not_wait_for_the_accelerator(first, monkeypatch):
+    monkeypatch.setattr("transrec.data.groups.by_length", lambda lengths, _: np.array_split(np.arange(len(lengths)), 3))
+    recommender, batch = first("text", "houlsby", "in_batch", "--cached", "no")
+    assert len(batch.inputs.groups) == 3
+    assert loss_without_values(recommender, batch).device == DEVICE
 
 
 @pytest.mark.parametrize(

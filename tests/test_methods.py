@@ -25,6 +25,7 @@ from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures
+from transrec.data.groups import Inputs
 from transrec.errors import TransrecError
 from transrec.export import merge
 from transrec.finished import load_run
@@ -268,7 +269,9 @@ def encode(recommender, batch):
     torch.manual_seed(1)
     mask = torch.arange(6) >= torch.tensor([0, 1, 3, 5])[:, None]
     with torch.no_grad():
-        return recommender.item_encoder(*batch.inputs), recommender.user_encoder(torch.randn(4, 6, 16), mask)[mask]
+        return batch.inputs.encoded(recommender.item_encoder), recommender.user_encoder(torch.randn(4, 6, 16), mask)[
+            mask
+        ]
 
 
 @pytest.mark.parametrize("kind,name", OVER)
@@ -300,12 +303,12 @@ def test_what_can_be_merged_computes_the_same_and_the_rest_says_why_not(kind, re
     assert all(hasattr(module, "merge") for module in inside), "neither `merge` nor `cannot_merge`"
     recommender.eval()
     with torch.no_grad():
-        before, adapted = tower.read_out(*batch.inputs), tower.backbone
+        before, adapted = batch.inputs.encoded(tower.read_out), tower.backbone
         tower.backbone = merge(adapted)
         assert not [module for module in tower.backbone.modules() if type(module).__module__.startswith(OURS)]
-        torch.testing.assert_close(tower.read_out(*batch.inputs), before, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(batch.inputs.encoded(tower.read_out), before, atol=1e-5, rtol=1e-4)
         tower.backbone = adapted
-        assert torch.equal(tower.read_out(*batch.inputs), before), "the original stays as it was"
+        assert torch.equal(batch.inputs.encoded(tower.read_out), before), "the original stays as it was"
 
 
 def test_lora_keeps_the_pretrained_weights(recommender, batch):
@@ -345,7 +348,7 @@ def test_lora_equals_peft(kind, backbones, batch):
             copied += 1
     assert copied == 4
     ours.eval()
-    ids, mask = batch.inputs
+    ((ids, mask),) = batch.inputs.groups
     with torch.no_grad():
         hidden = ours.item_encoder.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         expected = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -398,13 +401,13 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
     with torch.no_grad():
         recommender(batch)
         before = seen["vectors"]
-        encoder_inputs = [batch.inputs[0].clone(), *batch.inputs[1:]]
+        (encoder_inputs,) = batch.inputs.groups
         for item in batch.sequences[:, :-1].unique()[1:].tolist():
             changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
             # A word, or all of an image.
             here = item - 1 if kind in IMAGE_KINDS else (item - 1, 1)
             changed[0][here] = (changed[0][here] + 1) % 20 + 10
-            recommender(dataclasses.replace(batch, inputs=tuple(changed)))
+            recommender(dataclasses.replace(batch, inputs=Inputs((tuple(changed),))))
             reached = (batch.sequences[:, :-1] == item).cumsum(1) > 0
             earlier = batch.mask & ~reached
             torch.testing.assert_close(seen["vectors"][earlier], before[earlier], atol=1e-5, rtol=0)
@@ -482,12 +485,12 @@ def test_houlsby_starts_close_to_the_identity(recommender, batch, where):
     """
     recommender.eval()
     with torch.no_grad():
-        items = recommender.item_encoder(*batch.inputs)
+        items = batch.inputs.encoded(recommender.item_encoder)
         mask = torch.ones(4, 6)
         embeddings = torch.randn(4, 6, 16)
         users = recommender.user_encoder(embeddings, mask)
         apply(recommender, "houlsby", insert=where)
-        changed_items = recommender.item_encoder(*batch.inputs)
+        changed_items = batch.inputs.encoded(recommender.item_encoder)
         changed_users = recommender.user_encoder(embeddings, mask)
         assert (changed_items - items).abs().max() < 0.05 * items.abs().max()
         assert (changed_users - users).abs().max() < 0.05 * users.abs().max()
@@ -497,7 +500,7 @@ def test_houlsby_starts_close_to_the_identity(recommender, batch, where):
             if isinstance(module, SerialAdapter):
                 assert module.adapter.down.weight.std().item() == pytest.approx(INIT_STD, rel=0.2)
                 module.adapter.up.weight.zero_()
-        assert torch.equal(recommender.item_encoder(*batch.inputs), items)
+        assert torch.equal(batch.inputs.encoded(recommender.item_encoder), items)
         assert torch.equal(recommender.user_encoder(embeddings, mask), users)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from transrec.data.features import BackboneFeatures, blocks_ahead
+from transrec.data.groups import grouped
 from transrec.data.states import BLOCK_ITEMS, TOKENS, DamagedStates, Provenance, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
@@ -136,7 +137,7 @@ class StateCache:
         try:
             for items, read in bar:
                 with self.precision.autocast():
-                    states = read_states(items, *features.inputs(items, read))
+                    states = read_states(items, read)
                 builder.put(builder.blocks[int(items[0] - 1) // BLOCK_ITEMS], states)
                 done += 1
         except Interrupted as stop:
@@ -162,17 +163,19 @@ def token_bounds(features: BackboneFeatures, rows: int) -> list[int]:
     return [0, *ends[BLOCK_ITEMS - 1 : -1 : BLOCK_ITEMS].tolist(), int(ends[-1])]
 
 
-def _reader(encoder: BackboneTower, states: list[int] | str, features: BackboneFeatures) -> Callable[..., Tensor]:
-    """What is kept of items int64 [N] and their inputs: [N, K, D], or of their tokens [tokens, 1, D]."""
+def _reader(
+    encoder: BackboneTower, states: list[int] | str, features: BackboneFeatures
+) -> Callable[[Tensor, tuple[Tensor, ...]], Tensor]:
+    """What is kept of items int64 [N], of which this was read: [N, K, D], or of their tokens [tokens, 1, D]."""
     if states == OUTPUT:
-        return lambda items, *inputs: encoder.read_out(*inputs).unsqueeze(1)
+        return lambda items, read: grouped(features, items, read).encoded(encoder.read_out).unsqueeze(1)
     if isinstance(states, list):
         encoder.states = states
-        return lambda items, *inputs: encoder.read(*inputs)
+        return lambda items, read: grouped(features, items, read).encoded(encoder.read)
     block = int(states.removeprefix(TOKENS))
 
-    def read_tokens(items: Tensor, *inputs: Tensor) -> Tensor:
-        hidden = encoder.token_states(block, *inputs)
+    def read_tokens(items: Tensor, read: tuple[Tensor, ...]) -> Tensor:
+        hidden = encoder.token_states(block, *features.inputs(items, read))
         lengths = torch.from_numpy(token_lengths(features, hidden.shape[1])[items.numpy() - 1])
         used = torch.arange(hidden.shape[1]) < lengths.unsqueeze(1)
         return hidden[used.to(hidden.device)].unsqueeze(1)
@@ -265,7 +268,7 @@ def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeature
     own = [f"{names[block]}." for block in blocks]
     of_touched = (n for n, block in enumerate(own) if any(f"{name}.".startswith(block) for name in touched))
     count = next(of_touched, len(blocks) - 1)
-    if not count or not hasattr(features, "host_lengths"):
+    if not count or not hasattr(features, "digest"):
         return None
     first = features.inputs(torch.ones(1, dtype=torch.int64))
     in_front, outputs = [], []

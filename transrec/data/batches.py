@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transrec.data.features import Features
+from transrec.data.groups import Inputs, grouped
 from transrec.data.interactions import Split
 from transrec.errors import TransrecError
 
@@ -22,7 +23,7 @@ class Batch:
 
     Attributes:
         items: int64 [U], item numbers 1..n, ascending; stays on the host for the features to look up.
-        inputs: the item encoder's inputs for `items`.
+        inputs: the item encoder's, of `items`.
         sequences: int64 [B, L + 1], training sequences, left-padded; 0 is padding, k is `items[k - 1]`.
         negatives: int64 [B, L], or [B, L, K] of K > 1 per position, same coding; those at t are compared with the
             positive item at t + 1; 0 is none.
@@ -41,7 +42,7 @@ class Batch:
     log_popularity: Tensor
     predictions: int
     weight: float = 1.0
-    inputs: tuple[Tensor, ...] = ()
+    inputs: Inputs = Inputs(())
     item_count: int = 0
     shared_negatives: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     log_chance: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -64,7 +65,7 @@ class Batch:
         here = replace(self, found=torch.stack(self.places))
         return replace(
             here,
-            inputs=features.inputs(self.items, read),
+            inputs=grouped(features, self.items, read),
             **{
                 name: getattr(here, name).to(device, non_blocking=True)
                 for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance", "found")

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
+from transrec.data.groups import pass_tokens
 from transrec.errors import MemoryShortage, as_told
 from transrec.processes import holding_signals, serve_parent
 
@@ -45,10 +46,12 @@ class BackboneFeatures(Features, Protocol):
     Attributes:
         digest: SHA-256 of the backbone's whole input, in the order of the items.
         host_lengths: int [n], how many tokens each item has; None where all have as many.
+        pass_tokens: how many tokens cost the backbone as much as one more call of it does by itself.
     """
 
     digest: str
     host_lengths: np.ndarray | None
+    pass_tokens: float
 
     def __len__(self) -> int:
         """n, of the items 1..n."""
@@ -60,11 +63,13 @@ class TextFeatures:
     Args:
         tokens: of the whole catalogue.
         rows: int [n], the catalogue row of each item 1..n.
+        width: D, of the backbone that reads them.
     """
 
     workers = 0
 
-    def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu"):
+    def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu", width: int = 1):
+        self.pass_tokens = pass_tokens(width, torch.device(device))
         self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
@@ -106,6 +111,8 @@ class AttributeFeatures:
 
     def __init__(self, parts: Sequence[TextFeatures]):
         self.parts = parts
+        self.host_lengths = sum(part.host_lengths for part in parts)
+        self.pass_tokens = sum(part.pass_tokens for part in parts)
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
         """Nothing."""
@@ -143,7 +150,7 @@ class ImageFeatures:
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
         self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
-        self.host_lengths = None
+        self.host_lengths, self.pass_tokens = None, 0.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -169,6 +176,11 @@ class MultimodalFeatures:
     def __init__(self, parts: Sequence[Features]):
         self.parts = parts
         self.workers = max(part.workers for part in parts)
+        # Where a backbone reads as much of every item, as of images, little is saved by what another reads.
+        of_backbones = [part for part in parts if hasattr(part, "host_lengths")]
+        lengths = [part.host_lengths for part in of_backbones]
+        self.host_lengths = None if not lengths or any(each is None for each in lengths) else sum(lengths)
+        self.pass_tokens = sum(part.pass_tokens for part in of_backbones)
 
     def read(self, items: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """What each part reads."""

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transrec.data.groups import pass_tokens
 from transrec.errors import NO_ROOM, TransrecError, about_file, file_error
 from transrec.finite import is_finite
 from transrec.locks import share
@@ -386,7 +387,8 @@ class TokenStateFeatures(StateFeatures):
         place: Literal["auto", "gpu", "cpu", "disk"] = "auto",
     ):
         super().__init__(file, np.arange(len(file.states)), device, place)
-        self.lengths, self.others = lengths, others
+        self.host_lengths, self.others = lengths, others
+        self.pass_tokens = pass_tokens(file.states.shape[-1], device)
         self.starts = np.cumsum(lengths) - lengths
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -395,7 +397,7 @@ class TokenStateFeatures(StateFeatures):
         T is the longest item's among them.
         """
         rows = items.numpy() - 1
-        lengths = self.lengths[rows]
+        lengths = self.host_lengths[rows]
         positions = np.arange(lengths.max(initial=1))
         used = torch.from_numpy(positions < lengths[:, None])
         tokens = torch.from_numpy((self.starts[rows, None] + positions)[used.numpy()] + 1)

@@ -201,7 +201,8 @@ class Text(BackboneModality):
         if world.is_main:
             made = self._tokens(catalog, length, folder, progress=True)
         world.patient_barrier()
-        return TextFeatures(made if world.is_main else self._tokens(catalog, length, folder), rows, world.device)
+        tokens = made if world.is_main else self._tokens(catalog, length, folder)
+        return TextFeatures(tokens, rows, world.device, self.config.hidden_size)
 
     def _tokens(self, catalog: Catalog, length: int, folder: Path | None, progress: bool = False) -> Tokens:
         tokenizer = backbone.load_tokenizer(self.encoder)

@@ -30,4 +30,4 @@ class Recommender(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The batch's summed loss over its predicting positions, a scalar; each distinct item is encoded once."""
-        return self.objective(self.item_encoder(*batch.inputs), batch, self.user_encoder) * batch.weight
+        return self.objective(batch.inputs.encoded(self.item_encoder), batch, self.user_encoder) * batch.weight

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transrec.data.features import Features, blocks_ahead
+from transrec.data.groups import grouped
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
@@ -182,7 +183,7 @@ class Evaluator:
         work = blocks_ahead(blocks, batch, count, self.features)
         for items, read in self._progress(work, blocks, "encode items"):
             with self.precision.autocast():
-                encoded = recommender.item_encoder(*self.features.inputs(items, read)).float()
+                encoded = grouped(self.features, items, read).encoded(recommender.item_encoder).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
         return self.world.sum(embeddings)
 

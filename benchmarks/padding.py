@@ -1,0 +1,79 @@
+"""What share of a text backbone's tokens is padding, and what a step takes: one padded batch, or groups by length.
+
+    python benchmarks/padding.py --flags --dataset Dataset/Scientific --text_encoder pretrained_models/MiniLM
+
+Full fine-tuning, in_batch, L 10. Without flags it makes titles and a backbone as steps.py does.
+"""
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from math import inf
+from pathlib import Path
+
+import numpy as np
+from measured import tell
+from steps import MINILM, Steps, make_data, trainer_of
+
+from transrec.data.demo import Domain
+from transrec.data.groups import by_length
+from transrec.training.trainer import Trainer
+
+
+def padding(trainer: Trainer, pass_tokens: float) -> tuple[float, float]:
+    """Share of padding among the tokens of an epoch's batches, and groups of a batch in the mean."""
+    features, read, used, groups = trainer.evaluator.features, 0, 0, []
+    for step in range(len(trainer.batches)):
+        (piece,) = trainer.batches.pieces_of(1, step)
+        lengths = features.host_lengths[piece.items.numpy() - 1].astype(np.int64)
+        parts = by_length(lengths, pass_tokens)
+        groups.append(len(parts))
+        used += lengths.sum()
+        read += sum(len(part) * lengths[part].max() for part in parts)
+    return 1 - used / read, float(np.mean(groups))
+
+
+def compare(words: list[str], folder: Path, given: argparse.Namespace) -> None:
+    rows, figures = [], {}
+    for size in given.batch_sizes:
+        flags = [*words, "--batch_size", str(size)]
+        with ExitStack() as stack:
+            whole, grouped = (
+                Steps(stack.enter_context(trainer_of(flags, "full", folder / f"{name}-{size}")))
+                for name in ("whole", "grouped")
+            )
+            own = grouped.trainer.evaluator.features.pass_tokens
+            whole.trainer.evaluator.features.pass_tokens = inf
+            for _ in range(1 + given.steps):
+                whole.take()
+                grouped.take()
+            before, after = padding(whole.trainer, inf), padding(grouped.trainer, own)
+            ratio = whole.second / grouped.second
+            cells = [f"{before[0]:.1%}", f"{after[0]:.1%}", f"{after[1]:.1f}", f"{whole.second:.2f}"]
+            rows.append([str(size), *cells, f"{grouped.second:.2f}", f"{ratio:.2f}"])
+            figures |= {f"padding, batch {size}": after[0], f"batch {size} times faster": ratio}
+    header = ["users", "padding, one batch", "in groups", "groups", "s a step, one batch", "in groups", "times faster"]
+    tell(header, rows, figures)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[32, 64], help="users in a batch")
+    parser.add_argument("--steps", type=int, default=4, help="steps of each, in turns, after a first one")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and a backbone; the last")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary)
+        data = arguments.flags or make_data(made, "text", MINILM, Domain("bench", 2400, 4000, longest=10, seed=1), 224)
+        common = [
+            "--item_tower",
+            "text",
+            "--objective",
+            "in_batch",
+            "--max_seq_len",
+            "10",
+            "--device",
+            arguments.device,
+        ]
+        compare([*data, *common, "--baselines", "popularity"], made, arguments)
