@@ -17,6 +17,7 @@ from transrec.modalities import Modality
 from transrec.models import backbone
 from transrec.models.held import DTYPES, check_what_trains, hold, stored_dtype, widen_as_it_runs
 from transrec.models.items import FusedItemEncoder, fusion_order, joined
+from transrec.models.quantised import quantisation
 from transrec.models.recommender import Recommender
 from transrec.models.towers import Tower
 from transrec.options import ModelOptions, TrainingOptions
@@ -135,6 +136,9 @@ def tower_of(plan: Plan, modality: str) -> Tower:
 def _held(plan: Plan) -> dict[str, torch.dtype]:
     """What the weights of each modality's backbone are held in."""
     encoders = {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder}
+    for name, encoder in encoders.items():
+        if quantisation(plan.modalities[name].config, encoder):
+            _check_stays_as_it_is(plan, encoder)
     if plan.model.encoder_dtype != "auto":
         return dict.fromkeys(encoders, DTYPES[plan.model.encoder_dtype])
     # Compiled, every layer that widens its weights would be a piece for itself.
@@ -148,6 +152,20 @@ def _changes_backbones(plan: Plan) -> bool:
     options = plan.method.options
     inserts = isinstance(options, methods.InsertOptions) and not options.insert.startswith("user")
     return inserts or plan.method.entry.trains_backbone
+
+
+def _check_stays_as_it_is(plan: Plan, encoder: str) -> None:
+    """Raise TransrecError where a run would change quantised weights, or insert anything between them."""
+    what = f"{encoder}: its weights are quantised, "
+    if plan.model.encoder_dtype != "auto":
+        raise TransrecError(f"{what}and are held as they are; leave out --encoder_dtype {plan.model.encoder_dtype}")
+    if plan.model.random_backbone:
+        raise TransrecError(f"{what}and --random_backbone draws none such; give the model without quantisation")
+    if _changes_backbones(plan):
+        raise TransrecError(
+            f"{what}and --method {plan.method.name} changes the encoder; use frozen, iisan or --insert user, or give "
+            f"the model without quantisation"
+        )
 
 
 def rounded_to(plan: Plan, modality: str) -> str:

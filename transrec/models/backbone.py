@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
+from transrec.models.quantised import give_float32, quantisation
 from transrec.paths import resolve
 from transrec.untrusted import check_model_folder, read_json
 
@@ -419,20 +420,21 @@ def load_backbone(
     Args:
         main_input: of models that read `modality`, as transformers names it; text and image have theirs.
         dtype: what its weights are rounded to; where that would round what the model computes once, its buffers, they
-            stay in float32.
+            stay in float32. Quantised weights stay as they are.
 
-    Raises TransrecError when it cannot be found or loaded, does not read `modality`, or when its weights file lacks
-    part of the model.
+    Raises TransrecError when it cannot be found or loaded, does not read `modality`, when its weights file lacks part
+    of the model, and as `quantisation`.
     """
     from transformers import AutoModel
 
     config = load_config(name, modality)
+    quantised = quantisation(config, str(name))
 
     def load(place: str):
         model, info = AutoModel.from_pretrained(
             place,
             config=config,
-            dtype=torch.float32 if _rounds_buffers(config, dtype) else dtype,
+            dtype="auto" if quantised else torch.float32 if _rounds_buffers(config, dtype) else dtype,
             output_loading_info=True,
             trust_remote_code=False,
         )
@@ -442,13 +444,18 @@ def load_backbone(
                 f"{place}: the weights file lacks {len(missing)} tensors of the model, {missing[0]} for one; "
                 f"it is not the backbone that config.json describes"
             )
-        if bad := first_not_finite(dict(model.named_parameters())):
+        # The scales of quantised weights are buffers.
+        checked = dict(model.named_parameters()) | (dict(model.named_buffers()) if quantised else {})
+        if bad := first_not_finite(checked):
             where = _bad_tensor_of_file(place)
             if dtype == torch.float16 and where is None:
                 raise beyond_fp16(bad)
             where = where or f"{place}: the tensor {bad} of its weights"
             raise TransrecError(f"{where} holds NaN or infinity; fetch the file again")
-        _mark_constants(model)
+        if quantised:
+            give_float32(model)
+        else:
+            _mark_constants(model)
         return _of_modality(model, place, modality, main_input)
 
     return _load(name, f"{modality} encoder", load)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.finite import first_not_finite
 from transrec.models.backbone import beyond_fp16, blocks_of, find_backbone
+from transrec.models.quantised import is_quantised
 from transrec.untrusted import safetensors_header
 
 EncoderDtype = Literal["auto", "fp32", "bf16", "fp16"]
@@ -51,7 +52,7 @@ def hold(backbone: nn.Module, dtype: torch.dtype) -> None:
 
     Raises TransrecError for weights beyond what float16 holds.
     """
-    if dtype not in NARROW:
+    if dtype not in NARROW or is_quantised(backbone):
         return
     matrices = {id(p) for module in _holders(backbone) for p in module.parameters(recurse=False) if p.ndim > 1}
     for parameter in backbone.parameters():
@@ -75,6 +76,8 @@ def _holders(backbone: nn.Module) -> Iterator[nn.Module]:
 
 def widen_as_it_runs(backbone: nn.Module) -> None:
     """Have every layer that holds bfloat16 or float16 compute in float32; once more after layers were replaced."""
+    if is_quantised(backbone):
+        return
     for module in backbone.modules():
         wrapped = getattr(vars(module).get("forward"), "func", None) is _widening
         if not wrapped and any(parameter.dtype in NARROW for parameter in module.parameters(recurse=False)):

@@ -16,6 +16,7 @@ from transrec.finished import FinishedRun
 from transrec.modalities import BackboneModality
 from transrec.models.backbone import load_image_processor, load_tokenizer
 from transrec.models.held import widened
+from transrec.models.quantised import quantisation
 from transrec.models.towers import Tower
 from transrec.paths import write_text
 from transrec.reports.model_card import model_card
@@ -58,6 +59,12 @@ def release(run: FinishedRun, out: Path, log: Callable[[str], None]) -> None:
     is missing, and for a user encoder that torch cannot export.
     """
     result = read_result(run.folder, tested=False)
+    for name, modality in run.settings.modalities.items():
+        if isinstance(modality, BackboneModality) and quantisation(modality.config, modality.encoder):
+            raise TransrecError(
+                f"{modality.encoder}: the weights of the {name} encoder are quantised, and a run over them "
+                f"is not written as a folder to give away"
+            )
     with whole_folder(out) as folder:
         _write_items(run, folder / "items")
         log(f"items           embeddings.npy [{len(run.ids):,}, {run.user_encoder.width}] and {IDS}")
