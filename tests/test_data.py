@@ -1,5 +1,6 @@
 """Reading datasets, the split, batches, tokens."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from transrec.data.batches import Sampler, TrainingBatches
 from transrec.data.catalog import Tokens, cached_tokens, read_catalog
 from transrec.data.dataset import find_file, load_dataset
 from transrec.data.features import TextFeatures
-from transrec.data.interactions import Interactions, Sequences, leave_one_out, train_on_fraction
+from transrec.data.interactions import Interactions, Sequences, evaluate_on, leave_one_out, train_on_fraction
 from transrec.errors import TransrecError
 from transrec.models.backbone import load_tokenizer
 
@@ -49,6 +50,28 @@ def test_split_is_leave_one_out(lists, max_seq_len, min_seq_len):
         for item in items[:-2]:
             expected[number[item]] += 1
     np.testing.assert_array_equal(split.train_counts(), expected)
+
+
+def test_a_sample_of_the_users_is_evaluated_and_all_train():
+    names, lists = [f"user {u}" for u in range(50)], [[(u * 7 + k) % 40 for k in range(6)] for u in range(50)]
+    whole = leave_one_out(interactions_of(lists), 6, 5)
+    some, more = evaluate_on(whole, names, 10, 0), evaluate_on(whole, names, 30, 0)
+    drawn = some.evaluated_users
+    assert len(drawn) == 10 and set(drawn) < set(more.evaluated_users) != set(
+        evaluate_on(whole, names, 30, 1).evaluated_users
+    )
+    assert set(drawn) != set(train_on_fraction(whole, names, 0.2, 0).training_users), (
+        "drawn apart from who is trained on"
+    )
+    np.testing.assert_array_equal(some.train_counts(), whole.train_counts())
+    for part in ("validation", "test"):
+        np.testing.assert_array_equal(some.targets(part)[0], drawn)
+        for found, of_all in ((some.upto(part), whole.upto(part)), (some.history(part), whole.history(part))):
+            assert [each.tolist() for each in found] == [of_all[user].tolist() for user in drawn]
+    # Of 50 users one alone has a test target.
+    late = dataclasses.replace(whole, test_starts=np.where(np.arange(50) == 7, whole.test_starts, whole.kept.stops))
+    with pytest.raises(TransrecError, match="--eval_users 2: no user of the sample has a test target; give more"):
+        evaluate_on(late, names, 2, 0)
 
 
 def test_a_fraction_of_the_users_trains_and_all_are_ranked():

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import preloaded
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transrec.reports.tables import read_result
 from transrec.training import checkpoint
 from transrec.training.evaluation import Evaluator
 from transrec.training.precision import Precision
+from transrec.training.ranks import read_ranks
 from transrec.training.trainer import Trainer
 
 SCRIPTS = REPOSITORY / "Downstream" / "Text" / "script"
@@ -106,6 +108,24 @@ def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
     log = (tmp_path / "log.txt").read_text()
     for said in ("60 users", "cpu", "fp32", "item_encoder.projection", "0.01", str(tmp_path)):
         assert said in log
+
+
+def test_a_run_that_evaluates_a_sample_tells_intervals(flags, tmp_path):
+    flags = [*flags, "--epochs", "1"]
+    run([*flags, "--output", str(tmp_path / "all")])
+    result = run([*flags, "--eval_users", "25", "--output", str(tmp_path / "some")])
+    ranks = {name: read_ranks(tmp_path / name, "test") for name in ("all", "some")}
+    assert len(ranks["some"]) == 25
+    of_these = np.isin(ranks["all"]["user"], ranks["some"]["user"])
+    np.testing.assert_array_equal(ranks["some"]["rank"], ranks["all"]["rank"][of_these])
+    assert list(result["test_intervals"]) == list(result["test"])
+    for name, (low, high) in result["test_intervals"].items():
+        assert 0 <= low <= result["test"][name] <= high <= 1
+    log = (tmp_path / "some" / "log.txt").read_text()
+    assert "25 users, drawn at random, are evaluated" in log and "of all      95 % intervals: HR@5 " in log
+    assert "test_intervals" not in json.loads((tmp_path / "all" / "result.json").read_text())
+    with pytest.raises(TransrecError, match="--eval_users 1: one user tells nothing of the others"):
+        run([*flags, "--eval_users", "1", "--output", str(tmp_path / "one")])
 
 
 def test_the_reported_test_result_is_of_the_best_validation_epoch(flags, tmp_path):

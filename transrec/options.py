@@ -118,6 +118,7 @@ def _yes_or_no(value: Any) -> Any:
 class DataOptions(Options):
     _argument_group_name: ClassVar[str] = "data"
     _minimum: ClassVar[dict[str, float]] = {
+        "eval_users": 0,
         "max_seq_len": 1,
         "min_seq_len": 3,
         "subset_seed": 0,
@@ -153,8 +154,15 @@ class DataOptions(Options):
         "touched", "Items that are ranked: those that the users kept interact with, or all that the items file lists."
     )
     user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, against all items.")
+    eval_users: int = flag(
+        0,
+        "Evaluate so many users, drawn at random, against all items, and tell 95-percent intervals for all of them; 0: "
+        "evaluate all users.",
+    )
     subset_seed: int = flag(
-        0, "Seed that draws the users of --user_fraction; under one seed a smaller fraction lies within a larger one."
+        0,
+        "Seed that draws the users of --user_fraction, and those of --eval_users; under one seed fewer of them lie "
+        "within more.",
     )
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
@@ -195,6 +203,8 @@ class DataOptions(Options):
         object.__setattr__(self, "cached", _yes_or_no(self.cached))
         super().__post_init__()
         _ = self.splitting
+        if self.eval_users == 1:
+            raise TransrecError("--eval_users 1: one user tells nothing of the others; give more, or 0 for all")
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
 

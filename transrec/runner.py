@@ -241,6 +241,9 @@ def _train(
     told = {name: result[name] for name in names} | result.get("baselines", {})
     for name, scores in told.items():
         run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+    if "test_intervals" in result:
+        bounds = (f"{name} {low:.4f}-{high:.4f}" for name, (low, high) in result["test_intervals"].items())
+        run.log(f"{'of all':11} 95 % intervals: {'  '.join(bounds)}")
     if settings.run.test and result["test"]["HR@10"] < result["popularity"]["HR@10"]:
         run.log("warning     ranks below popularity: train longer, or at other learning rates")
     run.log(f"result      {run.folder / 'result.json'}")
@@ -349,7 +352,7 @@ def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:
     """The dataset of a run, read and split. Arguments and errors as of `load_dataset`."""
     data = settings.data
     dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times)
-    return dataset.with_fraction(data.user_fraction, data.subset_seed)
+    return dataset.drawing(data.user_fraction, data.eval_users, data.subset_seed)
 
 
 def _parts(features: Features) -> list[Features]:

@@ -16,6 +16,7 @@ from transrec.data.interactions import (
     Interactions,
     Sequences,
     Split,
+    evaluate_on,
     read_interactions,
     train_on_fraction,
 )
@@ -59,12 +60,14 @@ class Dataset:
             files.append(self.folder / DESCRIPTION)
         return {str(path): file_sha256(path) for path in files}
 
-    def with_fraction(self, user_fraction: float, subset_seed: int) -> "Dataset":
-        """The same dataset, of which only that fraction of the users is trained on."""
-        if user_fraction == 1:
-            return self
-        users = self.interactions.users
-        return replace(self, split=train_on_fraction(self.split, users, user_fraction, subset_seed))
+    def drawing(self, user_fraction: float, eval_users: int, subset_seed: int) -> "Dataset":
+        """The same dataset, of whose users that fraction is trained on, and so many are evaluated; 0: all."""
+        split, users = self.split, self.interactions.users
+        if user_fraction < 1:
+            split = train_on_fraction(split, users, user_fraction, subset_seed)
+        if 0 < eval_users < split.user_count:
+            split = evaluate_on(split, users, eval_users, subset_seed)
+        return replace(self, split=split)
 
     @property
     def summary(self) -> str:
@@ -78,6 +81,8 @@ class Dataset:
             f"{self.name}: {users:,} users of {len(read):,}, {split.item_count:,} items of {len(self.catalog.ids):,}, "
             f"{kept:,} interactions{of_all} ({int(split.train.lengths.sum()):,} to train on{of_users})"
         ]
+        if split.evaluated_users is not None:
+            parts.append(f"{len(split.evaluated_users):,} users, drawn at random, are evaluated (--eval_users)")
         if split.cut_users(read):
             parts.append(f"of long sequences the last {split.max_seq_len + 1} interactions to train on (--max_seq_len)")
         if split.rule != Split.rule:

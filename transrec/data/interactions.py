@@ -156,7 +156,8 @@ class Split:
         validation_starts: int64 [U], where in `kept.values` the validation targets of each user start.
         test_starts: int64 [U], where validation targets end and test targets start.
         max_seq_len: L.
-        training_users: int64, the kept users who are trained on (from 0, ascending); all are evaluated.
+        training_users: int64, the kept users who are trained on (from 0, ascending).
+        evaluated_users: int64, those who have validation and test targets (from 0, ascending); None: all.
         times: int64, seconds since 1970, of `kept.values`, where the split has read them.
         rule: what it is called, and where it cuts.
     """
@@ -170,6 +171,7 @@ class Split:
     training_users: np.ndarray
     times: np.ndarray | None = None
     rule: str = "leave-one-out"
+    evaluated_users: np.ndarray | None = None
 
     @property
     def item_count(self) -> int:
@@ -212,6 +214,8 @@ class Split:
         firsts, stops = self._bounds(part)
         firsts = np.maximum(firsts, self.kept.starts + 1)
         lengths = np.maximum(stops - firsts, 0)
+        if self.evaluated_users is not None:
+            lengths[np.setdiff1d(np.arange(self.user_count), self.evaluated_users)] = 0
         ends = np.cumsum(lengths)
         places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)
         return np.repeat(np.arange(self.user_count), lengths), places
@@ -301,14 +305,37 @@ def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int
 def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int) -> Split:
     """The same split, trained on a fraction of its users: the same users and items are ranked as without it.
 
-    Users are ordered by a hash of `seed` and their id, and the first are taken: under one seed a smaller fraction is a
-    subset of a larger one, whatever the order of the file.
-
     Args:
         users: ids of all users of the behaviours file.
         fraction: above 0, at most 1; at least one user is kept.
+        seed: of `_drawn`.
+    """
+    return replace(split, training_users=_drawn(split, users, max(1, round(fraction * split.user_count)), str(seed)))
+
+
+def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
+    """The same split, of which so many users, at random, are evaluated: all if there are no more.
+
+    Args:
+        users: ids of all users of the behaviours file.
+        seed: of `_drawn`; who is trained on is drawn apart.
+
+    Raises TransrecError when none of them has a target of validation, or of the test.
+    """
+    sample = replace(split, evaluated_users=_drawn(split, users, count, f"evaluation {seed}"))
+    for part in PARTS[1:]:
+        if not len(sample.targets(part)[0]):
+            raise TransrecError(
+                f"--eval_users {count}: no user of the sample has a {part} target; give more, or another --subset_seed"
+            )
+    return sample
+
+
+def _drawn(split: Split, users: list[str], count: int, seed: str) -> np.ndarray:
+    """So many of the kept users, from 0, ascending.
+
+    Users are ordered by a hash of `seed` and their id, and the first are taken: under one seed fewer users are a subset
+    of more, whatever the order of the file.
     """
     hashes = [hashlib.sha256(f"{seed}:{users[row]}".encode()).digest() for row in split.user_rows]
-    count = max(1, round(fraction * len(hashes)))
-    chosen = sorted(range(len(hashes)), key=hashes.__getitem__)[:count]
-    return replace(split, training_users=np.sort(np.array(chosen)))
+    return np.sort(np.array(sorted(range(len(hashes)), key=hashes.__getitem__)[:count]))

@@ -137,7 +137,7 @@ class Comparison:
         if not same_targets(kept, self._targets["user"], self._targets["item"]):
             raise TransrecError(
                 f"{folder}: was evaluated on other {self.part} targets than {self._first}; compare runs on the same "
-                f"data, --split, --max_seq_len and --min_seq_len"
+                f"data, --split, --max_seq_len, --min_seq_len and --eval_users"
             )
 
     def _baseline(self, name: str) -> list[Method]:

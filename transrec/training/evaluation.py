@@ -22,7 +22,7 @@ from transrec.options import EvaluationOptions
 from transrec.progress import Bar
 from transrec.topk import best
 from transrec.training.distributed import World
-from transrec.training.metrics import PAPERS, Metric, Ranking, summarise
+from transrec.training.metrics import PAPERS, Metric, Ranking, intervals, summarise
 from transrec.training.precision import Precision
 
 USERS_AT_ONCE = 256
@@ -195,6 +195,13 @@ class Evaluator:
         """The metrics of a ranking at the cut-offs of the options, less those that it lacks the embeddings for."""
         possible = [each for each in self.metrics if ranking.embeddings is not None or not each.needs_embeddings]
         return summarise(ranking, self.options.cutoffs, possible)
+
+    def intervals(self, ranking: Ranking, part: str) -> dict[str, tuple[float, float]]:
+        """95 % intervals for the metrics of all users, where the split evaluates a sample of them; else none."""
+        if self.split.evaluated_users is None:
+            return {}
+        owners, _ = self.split.targets(part)
+        return intervals(ranking, owners, self.split.user_count, self.options.cutoffs, self.metrics)
 
     @torch.no_grad()
     def encode_users(self, recommender: Recommender, items: Tensor, sequences: np.ndarray) -> Tensor:

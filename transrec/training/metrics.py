@@ -235,13 +235,48 @@ class IntraListDiversity(ListMetric):
         return total / users if users else 0.0
 
 
+# A standard normal lies within this of 0 with a probability of 95 %.
+NORMAL_95 = 1.959964
+
 PAPERS = (HitRate(), NDCG(), MRR())
+
+
+def intervals(
+    ranking: Ranking, owners: np.ndarray, users: int, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals for the values that all users would give, by name, of the metrics that are means over targets.
+
+    By the normal approximation for a random sample of users without replacement, whose targets stand or fall together
+    (a ratio of sums, linearised).
+
+    Args:
+        ranking: of the targets of the users of the sample.
+        owners: int [T], the user of each target.
+        users: how many there are to draw from.
+    """
+    _, rows = np.unique(owners, return_inverse=True)
+    drawn = rows.max() + 1
+    found = {}
+    for name, metric, k in _wanted(cutoffs, metrics):
+        if isinstance(metric, RankMetric):
+            values = metric.of_each(ranking.ranks, k)
+            mean = float(values.mean())
+            of_users = np.bincount(rows, values - mean)
+            variance = (1 - drawn / users) * drawn / max(drawn - 1, 1) * (of_users**2).sum() / len(values) ** 2
+            half = NORMAL_95 * math.sqrt(variance)
+            found[name] = (max(0.0, mean - half), min(1.0, mean + half))
+    return found
+
+
+def _wanted(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[tuple[str, Metric, int]]:
+    """Name, metric and cut-off of each value."""
+    with_cutoff = [(f"{metric.label}@{k}", metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
+    return with_cutoff + [(metric.label, metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
 
 
 def names_of(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[str]:
     """What values are called: of metrics with a cut-off LABEL@k for each k, then of the others."""
-    with_cutoff = [f"{metric.label}@{k}" for k in cutoffs for metric in metrics if metric.has_cutoff]
-    return with_cutoff + [metric.label for metric in metrics if not metric.has_cutoff]
+    return [name for name, _, _ in _wanted(cutoffs, metrics)]
 
 
 def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS) -> dict[str, float]:
@@ -250,9 +285,7 @@ def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric
     Raises TransrecError for a value that is no finite number, and for two of one name.
     """
     values: dict[str, float] = {}
-    wanted = [(f"{metric.label}@{k}", metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
-    wanted += [(metric.label, metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
-    for name, metric, k in wanted:
+    for name, metric, k in _wanted(cutoffs, metrics):
         value = metric(ranking, k)
         if name in values:
             raise TransrecError(f"--metrics: two of them give {name}, {type(metric).__name__} for one; leave one out")

@@ -129,8 +129,9 @@ class Trainer:
         """Train to the last epoch or to early stopping, then test the best checkpoint, if it is to be tested.
 
         Returns:
-            selected_by, best_epoch, epochs_trained, validation and test metrics, seconds_per_epoch and how they divide
-            among feed, forward, backward and step, peak_memory_mib of the device and peak_host_memory_mib.
+            selected_by, best_epoch, epochs_trained, validation and test metrics, test_intervals where only a sample of
+            the users is evaluated, seconds_per_epoch and how they divide among feed, forward, backward and step,
+            peak_memory_mib of the device and peak_host_memory_mib.
 
         Raises:
             TransrecError: the loss stopped being finite; the last good checkpoint stays.
@@ -146,7 +147,7 @@ class Trainer:
                 self._finish_epoch()
                 self._save_state()
                 self._leave_if_asked()
-            tested = {"test": self._test()} if self.tests else {}
+            tested = self._test() if self.tests else {}
         epochs = self.state.epochs
         return {
             "selected_by": self.options.select_by,
@@ -160,12 +161,15 @@ class Trainer:
             "peak_host_memory_mib": peak_memory_mib(torch.device("cpu")),
         }
 
-    def _test(self) -> dict[str, float]:
-        """Metrics of the test targets at the best epoch."""
+    def _test(self) -> dict[str, Any]:
+        """Metrics of the test targets at the best epoch, and, of a sample of users, their intervals."""
         self._load(self._read_best())
         ranking = self._rank("test")
         self._keep("test", ranking)
-        return self.evaluator.summarise(ranking)
+        tested: dict[str, Any] = {"test": self.evaluator.summarise(ranking)}
+        if found := self.evaluator.intervals(ranking, "test"):
+            tested["test_intervals"] = found
+        return tested
 
     def resume(self) -> bool:
         """Go on from the run's last saved state; False if there is none.
