@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     packages=find_packages(include=["transrec", "transrec.*"]),
-    package_data={"transrec": ["py.typed"]},
+    package_data={"transrec": ["py.typed", "reports/published.csv"]},
     python_requires=">=3.11",
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -7,17 +7,8 @@ multimodal a value of --encoder names both backbones, like bert-base-uncased,goo
 objective is IISAN's by default; without --source, as in IISAN's tables, nothing is pretrained.
 """
 
-from transrec import methods
-from transrec.studies import Axis, Grid, encoder_axis, main
-
-OBJECTIVES = {"text": ("bce", "cpc"), "image": ("bce", "cpc"), "multimodal": ("in_batch",)}
-GRID = Grid(
-    (
-        encoder_axis(),
-        Axis("objective", OBJECTIVES),
-        Axis("method", tuple(methods.names())),
-    )
-)
+from transrec.studies import main
+from transrec.studies.grids import METHODS
 
 if __name__ == "__main__":
-    main(__doc__, GRID)
+    main(__doc__, METHODS)

@@ -6,16 +6,8 @@ All combinations of: which encoder, behind (houlsby) or beside (parallel) its su
 and the user encoder, and whether the LayerNorms train too.
 """
 
-from transrec.studies import Axis, Grid, main
-
-GRID = Grid(
-    (
-        Axis("insert", ("all", "item", "user", "user_first", "user_last")),
-        Axis("method", ("houlsby", "parallel")),
-        Axis("bottleneck", ("64/16", "16/4", "256/64"), flags=("item_bottleneck", "user_bottleneck")),
-        Axis("train_layernorm", ("false", "true")),
-    )
-)
+from transrec.studies import main
+from transrec.studies.grids import INSERTION
 
 if __name__ == "__main__":
-    main(__doc__, GRID)
+    main(__doc__, INSERTION)

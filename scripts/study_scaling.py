@@ -7,16 +7,8 @@ who are trained on, a smaller one within a larger one (--subset_seed); all users
 rows can be compared. A source fraction of 0 pretrains nothing.
 """
 
-from transrec.studies import Axis, Grid, main
-
-GRID = Grid(
-    (
-        Axis("source_fraction", ("1", "0.5", "0.25", "0.1", "0"), flags=("source.user_fraction",)),
-        Axis("target_fraction", ("1", "0.5", "0.25", "0.1"), flags=("target.user_fraction",)),
-        Axis("method", ("full", "houlsby", "frozen")),
-    ),
-    singly=("source_fraction", "target_fraction"),
-)
+from transrec.studies import main
+from transrec.studies.grids import SCALING
 
 if __name__ == "__main__":
-    main(__doc__, GRID)
+    main(__doc__, SCALING)

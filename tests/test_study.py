@@ -24,12 +24,12 @@ from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
 from transrec.reports.tables import NUMBERS, comma_separated, latex, mean_and_spread, read_result
 from transrec.studies import Axis, Grid, Study, Workers, encoder_axis, main
+from transrec.studies.grids import LAYER_CHOICES
 from transrec.training.ranks import RANK, write_ranks
 from transrec.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("quick_starts")
 
-STUDY_IISAN = str(REPOSITORY / "scripts" / "study_iisan.py")
 GRID = Grid((Axis("objective", ("bce", "cpc")), Axis("method", ("frozen", "houlsby"))))
 
 
@@ -324,7 +324,7 @@ def test_the_layers_of_iisan_fit_the_given_backbones(iisan_study, tmp_path):
         for line in runs
     }
     assert told == {("1 3 5", "1"), ("0 1 2 3 4 5", "0 1"), ("3 4 5", "1"), ("2 5", "1")}
-    twelve = {name: ",".join(map(str, choice(12))) for name, choice in runpy.run_path(STUDY_IISAN)["CHOICES"].items()}
+    twelve = {name: ",".join(map(str, choice(12))) for name, choice in LAYER_CHOICES.items()}
     assert list(twelve.values()) == ["1,3,5,7,9,11", "0,1,2,3,4,5,6,7,8,9,10,11", "6,7,8,9,10,11", "2,5,8,11"]
     # Choices that mean the same layers are one row.
     assert "8 rows" in iisan_study()[1]

@@ -11,6 +11,7 @@ import itertools
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -305,10 +306,15 @@ def make_demo(datasets: Path, backbones: Path) -> Demo:
         backbones / IMAGE_BACKBONE: make_image_backbone,
     }
     for folder, make in makers.items():
-        if not folder.exists():
-            with about_file(folder):
-                folder.parent.mkdir(parents=True, exist_ok=True)
-            with about_file(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                make(Path(temporary) / folder.name)
-                shutil.move(Path(temporary) / folder.name, folder)
+        make_missing(folder, make)
     return Demo(*makers)
+
+
+def make_missing(folder: Path, make: Callable[[Path], None]) -> None:
+    """Have `make` make a folder, whole or not at all, unless it is there."""
+    if not folder.exists():
+        with about_file(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with about_file(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            make(Path(temporary) / folder.name)
+            shutil.move(Path(temporary) / folder.name, folder)

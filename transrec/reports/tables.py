@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ MARKDOWN = {BEST: ("**", "**"), SECOND: ("<u>", "</u>")}
 LATEX = {BEST: "textbf:--rwrap", SECOND: "underline:--rwrap"}
 # By line, not counting the header, and column.
 Emphasis = Mapping[tuple[int, int], str]
+
+
+@dataclass(frozen=True)
+class Further:
+    """A column behind COLUMNS.
+
+    Attributes:
+        cells: by row; "-" where there is nothing to tell.
+        numbers: by row, what the CSV has of it by name.
+    """
+
+    name: str
+    cells: list[str]
+    numbers: list[dict[str, Any]]
 
 
 def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """TPME, IISAN's composite of training time, trainable parameters and memory."""
 
+import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from transrec.errors import TransrecError
+from transrec.reports.tables import Further
 
 WEIGHTS = (0.45, 0.10, 0.45)
 
@@ -29,6 +32,21 @@ def tpme(
         raise TransrecError(f"TPME's weights are shares: {weights} must not be negative and must sum to 1")
     columns = [_normalised(values) for values in (seconds, parameters, memory)]
     return [sum(w * value for w, value in zip(weights, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
+    """TPME of the rows of a table, each given by the results of its runs; none of one alone."""
+    measured = {number: results for number, results in enumerate(rows) if results}
+    seconds = [statistics.mean(one["seconds_per_epoch"] for one in results) for results in measured.values()]
+    parameters = [results[0]["trainable_parameters"] for results in measured.values()]
+    memory = [max(one["peak_memory_mib"] for one in results) for results in measured.values()]
+    of = dict(zip(measured, tpme(seconds, parameters, memory), strict=True)) if len(measured) > 1 else {}
+    numbers = range(len(rows))
+    return Further(
+        "TPME",
+        [f"{of[number]:.3f}" if number in of else "-" for number in numbers],
+        [{"TPME": of[number]} if number in of else {} for number in numbers],
+    )
 
 
 def _normalised(values: Sequence[float]) -> list[float]:

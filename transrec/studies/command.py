@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.paths import default_runs_folder, make_folder, resolve
+from transrec.reports.published import select
 from transrec.reports.tables import read_result
 from transrec.studies.cluster import CLUSTERS, ClusterWorkers, Resources
 from transrec.studies.grid import MODALITIES, Axis, Grid
+from transrec.studies.papers import Table
 from transrec.studies.study import Job, Study
 from transrec.studies.workers import Workers
 
@@ -31,28 +33,49 @@ skips what is done and resumes what was interrupted.
 """
 
 
-def main(description: str, grid: Grid, arguments: list[str] | None = None, modality: str = "text") -> None:
+def main(
+    description: str,
+    grid: Grid,
+    arguments: list[str] | None = None,
+    modality: str = "text",
+    table: Table | None = None,
+) -> None:
     """Command line of a study, over `modality` by default.
+
+    Args:
+        table: of a paper, which the study is to reproduce: at its settings, and beside its figures.
 
     Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
     """
-    parser = study_parser(description, modality)
+    parser = study_parser(description, modality, table)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the target runs, one run for each")
     for axis in grid.axes:
-        parser.add_argument(f"--{axis.name}", nargs="+", help=f"values of this axis (default: {_default(axis)})")
+        parser.add_argument(
+            f"--{axis.name}", nargs="+", help=f"values of this axis (default: {_default(axis, _modalities(table))})"
+        )
+    parser.add_argument(
+        "--published", metavar="FILE", help="CSV of published figures to show beside the rows (docs/reproducing.md)"
+    )
+    if table:
+        parser.add_argument(
+            "--quick", action="store_true", help="one step of each run, over tiny backbones and data that are made up"
+        )
     with reporting():
         words = sys.argv[1:] if arguments is None else arguments
         settings.check_flags(parser, words)
         options, rest = parser.parse_known_args(words)
-        sys.exit(_run(options, grid, rest))
+        sys.exit(_run(options, grid, rest, table))
 
 
-def study_parser(description: str, modality: str) -> Parser:
+def study_parser(description: str, modality: str, table: Table | None = None) -> Parser:
     """The flags of all commands that run many runs."""
     parser = Parser(description + FURTHER_FLAGS)
-    parser.add_argument("--source", help="dataset folder to pretrain on; without one nothing is pretrained")
-    parser.add_argument("--target", required=True, help="dataset folder to adapt to")
-    parser.add_argument("--modality", choices=MODALITIES, default=modality, help="what represents an item")
+    papers = " (default: the paper's, in Dataset)" if table else ""
+    parser.add_argument(
+        "--source", help=f"dataset folder to pretrain on{papers or '; without one nothing is pretrained'}"
+    )
+    parser.add_argument("--target", required=not table, help=f"dataset folder to adapt to{papers}")
+    parser.add_argument("--modality", choices=_modalities(table), default=modality, help="what represents an item")
     parser.add_argument("--out", help="folder for runs and tables (default: runs/SCRIPT)")
     parser.add_argument(
         "--workers",
@@ -115,23 +138,43 @@ def check_once(flag: str, seeds: list[int]) -> None:
 
 def out_folder(options: argparse.Namespace) -> Path:
     """Where runs and tables go."""
-    return resolve(options.out) if options.out else default_runs_folder() / Path(sys.argv[0]).stem
+    quick = "-quick" if getattr(options, "quick", False) else ""
+    return resolve(options.out) if options.out else default_runs_folder() / f"{Path(sys.argv[0]).stem}{quick}"
 
 
-def _default(axis: Axis) -> str:
-    """The values that an axis has of itself, for people."""
-    values = {modality: " ".join(axis.over(modality).values) for modality in MODALITIES}
+def _modalities(table: Table | None) -> list[str]:
+    """What items may be represented by: in a paper's table as in the paper."""
+    return [*(table.paper.domains if table else MODALITIES)]
+
+
+def _default(axis: Axis, known: Sequence[str]) -> str:
+    """The values that an axis has of itself over the known modalities, for people."""
+    values = {modality: " ".join(axis.over(modality).values) for modality in known}
     if len({*values.values()}) == 1:
-        return values[MODALITIES[0]]
+        return values[known[0]]
     return "; ".join(f"{modality}: {of}" for modality, of in values.items())
 
 
-def _run(options: argparse.Namespace, grid: Grid, rest: list[str]) -> int:
-    out, workers_for = out_folder(options), workers_of(options)
-    check_once("--seeds", options.seeds)
+def _study(options: argparse.Namespace, grid: Grid, rest: list[str], table: Table | None) -> Study:
+    """The study that the command line asks for; says first what a paper's table needs."""
+    out = out_folder(options)
     grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
+    given = given_flags(rest, grid)
+    published = select(options.published, *((table.paper.name, table.name) if table else ()))
+    if table:
+        grid, defaults = table.prepare(options, out, grid)
+        given = {("", flag): [value] for flag, value in defaults.items()} | given
+        print(table.needs(options, grid, published), flush=True)
+        table.check(options)
     source = resolve(options.source) if options.source else None
-    study = Study(source, resolve(options.target), out, grid, options.seeds, given_flags(rest, grid), options.modality)
+    return Study(source, resolve(options.target), out, grid, options.seeds, given, options.modality, published)
+
+
+def _run(options: argparse.Namespace, grid: Grid, rest: list[str], table: Table | None) -> int:
+    workers_for = workers_of(options)
+    check_once("--seeds", options.seeds)
+    study = _study(options, grid, rest, table)
+    out = study.out
     jobs = study.jobs
     done = sum(job.is_done for job in jobs)
     print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from transrec import modalities
 from transrec.errors import TransrecError
@@ -22,6 +22,8 @@ class Axis:
         flags: what a value sets, by default the flag of the axis' name; or those of each modality. A flag
             "source.NAME" or "target.NAME" is for the runs of that stage alone.
         divider: stands between the parts of a value that sets several flags. A part of several words is divided by ",".
+        named: by value, those that set flags of their own, by flag. What one sets beside a method is for that method's
+            runs alone, not for the source runs.
         meaning: what a value stands for, given the values of all axes at a point; None: itself.
     """
 
@@ -29,6 +31,7 @@ class Axis:
     values: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     flags: tuple[str, ...] | Mapping[str, tuple[str, ...]] = ()
     divider: str = "/"
+    named: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     meaning: Callable[[str, Mapping[str, str]], str] | None = None
 
     def over(self, modality: str, values: list[str] | None = None) -> "Axis":
@@ -39,6 +42,8 @@ class Axis:
 
     def settings(self, value: str) -> dict[str, str]:
         """The flags that a value sets. Raises TransrecError when it has not as many parts as there are flags."""
+        if value in self.named:
+            return dict(self.named[value])
         flags = self.flags or (self.name,)
         parts = value.split(self.divider) if len(flags) > 1 else [value]
         if len(parts) != len(flags):
@@ -69,6 +74,12 @@ class Grid:
 
     axes: tuple[Axis, ...]
     singly: tuple[str, ...] = ()
+
+    def with_values(self, **values: tuple[str, ...] | Mapping[str, tuple[str, ...]]) -> "Grid":
+        """The same with other values of some axes, by their names. Raises KeyError for an axis that it has not."""
+        axes = {axis.name: axis for axis in self.axes}
+        axes |= {name: replace(axes[name], values=of) for name, of in values.items()}
+        return replace(self, axes=tuple(axes.values()))
 
     def points(self) -> list[dict[str, str]]:
         """Each point as a value for each axis."""

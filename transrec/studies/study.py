@@ -19,10 +19,12 @@ from transrec.errors import TransrecError, printable
 from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
 from transrec.reports.marks import Row, mark, note
+from transrec.reports.published import Published, published_columns, published_note
 from transrec.reports.results import frame, summary
 from transrec.reports.tables import (
     COLUMNS,
     METRICS,
+    Further,
     baseline_rows,
     below_popularity,
     comma_separated,
@@ -32,6 +34,7 @@ from transrec.reports.tables import (
     read_result,
     result_row,
 )
+from transrec.reports.tpme import tpme_column
 from transrec.settings import Settings
 from transrec.studies.grid import Axis, Grid
 
@@ -123,6 +126,7 @@ class Study:
         seeds: of the target runs.
         given: further flags, by (stage or method or "", flag).
         modality: what items are represented by, where no axis says otherwise.
+        published: figures to show beside the rows that they are of.
 
     Attributes:
         rows: the points of the grid, with their runs; an axis that does not change the runs of a point has no value.
@@ -138,6 +142,7 @@ class Study:
     seeds: list[int]
     given: dict[tuple[str, str], list[str]]
     modality: str = "text"
+    published: Published = Published()
     rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
     sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
     once: dict[str, set[str]] = field(init=False, default_factory=dict)
@@ -148,13 +153,14 @@ class Study:
         self._datasets: dict[tuple, tuple[Dataset, str]] = {}
         self._summaries: set[str] = set()
         self._checked: set[str] = set()
+        self._identities: dict[Path, dict[str, str]] = {}
         rows: dict[tuple[str, ...], tuple[dict[str, str], list[Job]]] = {}
         for point in self.grid.points():
             start = self._source_job(point)
             idle = [axis for axis in self.grid.axes if not self._matters(axis, point, start)]
             for axis in idle:
                 if len(axis.values) > 1:
-                    self.once.setdefault(_method(point)[0], set()).add(axis.name)
+                    self.once.setdefault(self._method(point)[0], set()).add(axis.name)
             row = point | dict.fromkeys((axis.name for axis in idle), NO_VALUE)
             if tuple(row.values()) not in rows:
                 rows[tuple(row.values())] = row, [self._target_job(point, row, seed, start) for seed in self.seeds]
@@ -182,7 +188,7 @@ class Study:
 
     def _matters(self, axis: Axis, point: dict[str, str], start: Job | None) -> bool:
         """Whether the axis' value changes the target runs of a point, or the source run that they start from."""
-        if axis.name == "method" or self._sets(axis, point, "target"):
+        if "method" in axis.settings(point[axis.name]) or self._sets(axis, point, "target"):
             return True
         if self.source is None:
             return False
@@ -192,7 +198,7 @@ class Study:
     def _sets(self, axis: Axis, point: dict[str, str], stage: str) -> bool:
         """Whether a stage's run at a point reads a flag that the axis sets."""
         names = {name for scope, name in _scoped(axis, point) if scope in ("", stage)}
-        return axis.name != "method" and not names.isdisjoint(self._known(point, stage))
+        return not names.isdisjoint(self._known(point, stage))
 
     def _target_job(self, point: dict[str, str], row: dict[str, str], seed: int, start: Job | None) -> Job:
         flags = self._flags(point, "target") | {"dataset": [str(self.target)], "seed": [str(seed)]}
@@ -201,7 +207,7 @@ class Study:
 
     def _flags(self, point: dict[str, str], stage: str) -> dict[str, list[str]]:
         """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
-        method, variant = _method(point) if stage == "target" else ("full", "")
+        method, variant = self._method(point, stage)
         known = self._known(point, stage)
         flags = {"method": [method], "item_tower": [self._modality(point)]}
         if self._modality(point) != self.modality:
@@ -213,21 +219,27 @@ class Study:
             if key[1] in known:
                 flags[key[1]] = values
                 self._taken.add(key)
-        for axis in self.grid.axes:
-            for (scope, name), value in _scoped(axis, point).items():
-                if scope in ("", stage) and name in known and axis.name != "method":
-                    flags[name] = value.split(",")
+        flags |= {name: value.split(",") for name, value in self._set(point, stage).items() if name in known}
         if variant:
             flags["variant"] = [variant]
         return flags
 
     def _known(self, point: dict[str, str], stage: str) -> set[str]:
         """The flags that a run has."""
-        method = _method(point)[0] if stage == "target" else "full"
+        method, _ = self._method(point, stage)
         said = {name: values[0] for (_, name), values in self._given(stage, method) if values}
-        for axis in self.grid.axes:
-            said |= {name: value for (scope, name), value in _scoped(axis, point).items() if scope in ("", stage)}
-        return settings.flags(**said | {"method": method, "item_tower": self._modality(point)})
+        said |= self._set(point, stage) | {"method": method, "item_tower": self._modality(point)}
+        return settings.flags(**said)
+
+    def _set(self, point: dict[str, str], stage: str) -> dict[str, str]:
+        """What the axes set in a stage's run at a point, by flag."""
+        scoped = (of for axis in self.grid.axes for of in _scoped(axis, point).items())
+        return {name: value for (scope, name), value in scoped if scope in ("", stage)}
+
+    def _method(self, point: dict[str, str], stage: str = "target") -> tuple[str, str]:
+        """Method and variant of a stage's run at a point of the grid."""
+        method, _, variant = self._set(point, stage).get("method", "full").partition(":")
+        return method, variant
 
     def _in_file(self, stage: str, method: str, item_tower: str) -> set[str]:
         """The flags that a file of --presets sets for runs of a method."""
@@ -253,6 +265,7 @@ class Study:
         folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
         job = Job(title, flags, self.out / "runs" / f"{folder}-{digest}", start)
         self.signatures[job.folder] = decides
+        self._identities[job.folder] = _identity(parsed)
         return job
 
     def settings_of(self, flags: dict[str, list[str]], title: str) -> Settings:
@@ -294,6 +307,7 @@ class Study:
         """The study's files by name: of what has finished so far."""
         rows = [self._table_row(point, jobs) for point, jobs in self.rows]
         columns = {metric: mark(rows, metric) for metric in METRICS}
+        further, legend = self._further(rows)
         lines, numbers, emphasis = [], [], {}
         for number, (row, (point, _)) in enumerate(zip(rows, self.rows, strict=True)):
             line = [*map(_short, point.values()), str(len(row.runs)), *cells(*row.results)]
@@ -301,20 +315,36 @@ class Study:
                 line[place] = column.cell(number, line[place])
                 if column.places[number]:
                     emphasis[number, place] = column.places[number]
-            lines.append(line)
+            lines.append([*line, *(column.cells[number] for column in further)])
             if row.runs:
                 told = summary(frame(dict(row.runs.values())))
-                p_values = {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
-                numbers.append({"stage": "target", **_names(row.results[0]), **point, **told, **p_values})
+                told |= {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
+                told |= {name: value for column in further for name, value in column.numbers[number].items()}
+                numbers.append({"stage": "target", **_names(row.results[0]), **point, **told})
         axes = [axis.name for axis in self.grid.axes]
-        lines += [[label, *[NO_VALUE] * len(axes), *of] for label, *of in baseline_rows(_results(rows))]
-        header, below = [*axes, "seeds", *COLUMNS], note(rows, columns)
+        for label, *of in baseline_rows(_results(rows)):
+            lines.append([label, *[NO_VALUE] * len(axes), *of, *[NO_VALUE] * len(further)])
+        header, below = [*axes, "seeds", *COLUMNS, *(column.name for column in further)], note(rows, columns)
         sources, of_sources = self._source_table()
         return {
-            "table.md": f"{markdown(header, lines, emphasis)}\n\n{markdown_text(below)}\n{_legend(rows)}{sources}",
+            "table.md": f"{markdown(header, lines, emphasis)}\n\n{markdown_text(below)}\n{legend}{sources}",
             "table.csv": comma_separated([*numbers, *of_sources]),
             "table.tex": f"% {printable(below)}\n{latex(header, lines, emphasis)}\n",
         }
+
+    def _further(self, rows: list[Row]) -> tuple[list[Further], str]:
+        """The columns behind COLUMNS, which compare a row with the others or with papers, and what is said of them."""
+        results = [row.results for row in rows]
+        columns, legend = [tpme_column(results)], _legend(rows)
+        figures = [self.published.of(self._identity(point, jobs)) for point, jobs in self.rows]
+        if self.published.wanted or any(figures):
+            columns += published_columns(figures, results)
+            legend += f"\n{markdown_text(published_note(figures))}\n"
+        return columns, legend
+
+    def _identity(self, point: dict[str, str], jobs: list[Job]) -> dict[str, str]:
+        """What published figures tell rows by; the method is what the table calls it."""
+        return self._identities[jobs[0].folder] | {name: point[name] for name in ("method",) if name in point}
 
     def _table_row(self, point: dict[str, str], jobs: list[Job]) -> Row:
         """What has finished of a point's runs; in its name only what is varied."""
@@ -337,6 +367,17 @@ class Study:
     def write_tables(self) -> None:
         for name, text in self.tables().items():
             write_text(self.out / name, text)
+
+
+def _identity(parsed: Settings) -> dict[str, str]:
+    """Dataset, encoder, objective and method of a run, as published figures name them."""
+    told, read_by = parsed.as_dict(), parsed.model.read_by
+    return {
+        "dataset": Path(parsed.data.dataset).name,
+        "encoder": ",".join(Path(told.get(f"{modality}_encoder") or modality).name for modality in read_by),
+        "objective": parsed.choice("objective").name,
+        "method": parsed.method,
+    }
 
 
 def _sizes(options: dict[str, Any]) -> dict[str, Any]:
@@ -362,6 +403,8 @@ def _legend(rows: list[Row]) -> str:
     text = f"\nItem tower: {', '.join(towers)}.\n" if towers else ""
     if any(row.runs and below_popularity(*row.results) for row in rows):
         text += f"\n{BELOW}: ranks below popularity.\n"
+    if sum(bool(row.runs) for row in rows) > 1:
+        text += "\nTPME: IISAN's composite of the three columns before it, over the table's rows; lower is better.\n"
     return text
 
 
@@ -370,15 +413,11 @@ def _names(result: dict[str, Any]) -> dict[str, str]:
     return {name: result[name] for name in ("item_tower", "method") if name in result}
 
 
-def _method(point: dict[str, str]) -> tuple[str, str]:
-    """Method and variant of a point of the grid."""
-    method, _, variant = point.get("method", "full").partition(":")
-    return method, variant
-
-
 def _scoped(axis: Axis, point: dict[str, str]) -> dict[tuple[str, str], str]:
-    """What an axis sets at a point, by (stage or "", flag)."""
-    return {flag.rpartition(".")[::2]: value for flag, value in axis.settings(point[axis.name]).items()}
+    """What an axis sets at a point, by (stage or "", flag). Nothing but the target runs has a method."""
+    sets = axis.settings(point[axis.name])
+    scope = "target" if "method" in sets else ""
+    return {(flag.rpartition(".")[0] or scope, flag.rpartition(".")[2]): value for flag, value in sets.items()}
 
 
 def _words(flags: dict[str, list[str]]) -> list[str]:
