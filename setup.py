@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 IMPORT = ["duckdb>=2.0", "pyarrow>=16"]
 SEARCH = ["optuna>=4.0"]
 CLUSTER = ["submitit>=1.5"]
+LARGE = ["accelerate>=1.1"]
 
 setup(
     name="transrec",
@@ -43,8 +44,10 @@ setup(
             "ir-measures>=0.3.7",
             *SEARCH,
             *CLUSTER,
+            *LARGE,
         ],
         "cluster": CLUSTER,
+        "large": LARGE,
         "docs": ["pdoc>=15"],
         "import": IMPORT,
         "peft": ["peft>=0.15"],

@@ -19,6 +19,7 @@ from transrec.models.held import DTYPES, check_what_trains, hold, stored_dtype, 
 from transrec.models.items import FusedItemEncoder, fusion_order, joined
 from transrec.models.quantised import quantisation
 from transrec.models.recommender import Recommender
+from transrec.models.spread import bounds, check_accelerate
 from transrec.models.towers import Tower
 from transrec.options import ModelOptions, TrainingOptions
 from transrec.paths import resolve
@@ -67,6 +68,7 @@ def build_recommender(
     """
     model = plan.model
     stored = stored_states(plan)
+    spread(plan)
     # What --checkpoint holds is loaded in float32.
     held = {} if plan.checkpoint and load_weights else _held(plan)
     towers = {}
@@ -129,7 +131,8 @@ def tower_of(plan: Plan, modality: str) -> Tower:
     Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
     """
     if not plan.checkpoint:
-        return _tower(plan, plan.modalities[modality], {"encoder_dtype": _held(plan)[modality]})
+        known = {"encoder_dtype": _held(plan)[modality], "spread": spread(plan)}
+        return _tower(plan, plan.modalities[modality], known)
     return next(tower for tower in _whole_start(plan).item_encoder.towers if tower.modality == modality)
 
 
@@ -145,6 +148,27 @@ def _held(plan: Plan) -> dict[str, torch.dtype]:
     if plan.checkpoint or plan.model.random_backbone or plan.training.compile or _changes_backbones(plan):
         return dict.fromkeys(encoders, torch.float32)
     return {name: stored_dtype(encoder) for name, encoder in encoders.items()}
+
+
+def spread(plan: Plan) -> dict[str, Any]:
+    """What transformers is told to spread a backbone by, whose states are computed; nothing without --device_map.
+
+    Raises TransrecError where the run computes no states ahead of all steps, and where accelerate is not installed.
+    """
+    model = plan.model
+    if model.device_map == "none":
+        return {}
+    what = f"--device_map {model.device_map}"
+    if not stored_states(plan):
+        raise TransrecError(
+            f"{what}: spreads frozen backbones while states are computed, and --method {plan.method.name} with "
+            f"--cached {plan.cached} runs or trains them itself; use iisan with --cached yes"
+        )
+    if plan.checkpoint or model.random_backbone:
+        other = "--checkpoint" if plan.checkpoint else "--random_backbone"
+        raise TransrecError(f"{what}: spreads what a weights file holds; leave out {other}")
+    check_accelerate()
+    return {"device_map": model.device_map} | ({"max_memory": bounds(model.max_memory)} if model.max_memory else {})
 
 
 def _changes_backbones(plan: Plan) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from transrec.data.dataset import Files
 from transrec.data.splits import Splitting
 from transrec.errors import TransrecError
+from transrec.models.spread import bounds
 from transrec.paths import resolve
 
 MaskHistory = Literal["seen", "none", "seen_but_target"]
@@ -245,6 +246,18 @@ class ModelOptions(Options):
         "is fp32. auto: that of their file where a method leaves backbones as they are, which changes no number; else "
         "fp32.",
     )
+    device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = flag(
+        "none",
+        "How a frozen backbone larger than one GPU is spread while --cached yes computes its states: over GPUs, then "
+        "host memory, then disk, as accelerate's device_map says.",
+        decides=False,
+    )
+    max_memory: list[str] = flag(
+        [],
+        "What --device_map may fill of each device, as 0=20GiB cpu=8GiB; a device that is not named takes nothing, and "
+        "the rest is read from the weights file when it is needed (default: what is free).",
+        decides=False,
+    )
     backbone_dropout: Literal["auto", "on", "off"] = flag(
         "auto", "The backbone's own dropout in training; auto: on where its weights train or the variant is published."
     )
@@ -253,6 +266,9 @@ class ModelOptions(Options):
         super().__post_init__()
         if len(set(self.read_by)) < len(self.read_by) or len(set(self.modalities)) < len(self.modalities):
             raise TransrecError(f"--modalities {' '.join(self.modalities or self.read_by)}: names one of them twice")
+        bounds(self.max_memory)
+        if self.max_memory and self.device_map == "none":
+            raise TransrecError(f"--max_memory {' '.join(self.max_memory)}: only with --device_map")
         if self.modalities:
             joined = "+".join(self.modalities)
             names = {"+".join(of): name for name, of in ITEM_TOWERS.items()}

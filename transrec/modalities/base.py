@@ -83,7 +83,8 @@ class Modality:
 
         Args:
             known: `item_count`, n of the items 1..n; `encoder_dtype`, what a backbone's weights are held in if not in
-                float32; of a finished run also what `sizes` were when it trained.
+                float32; `spread`, as `load_backbone` takes it; of a finished run also what `sizes` were when it
+                trained.
             seed: called with the name of a part before anything of it is drawn at random.
             draw: draw the backbone's weights instead of loading its pretrained ones.
 
@@ -126,7 +127,7 @@ class BackboneModality(Modality):
         if draw:
             weights = backbone.build_backbone(self.config, self.name, self.main_input)
         else:
-            weights = backbone.load_backbone(self.encoder, self.name, self.main_input, dtype)
+            weights = backbone.load_backbone(self.encoder, self.name, self.main_input, dtype, known.get("spread"))
         hold(weights, dtype)
         seed(f"{self.name} projection")
         return self.tower_of(weights, embedding_dim)

@@ -413,7 +413,11 @@ def build_backbone(config, modality: str = "text", main_input: str = "") -> "Pre
 
 
 def load_backbone(
-    name: str | Path, modality: str = "text", main_input: str = "", dtype: torch.dtype = torch.float32
+    name: str | Path,
+    modality: str = "text",
+    main_input: str = "",
+    dtype: torch.dtype = torch.float32,
+    spread: dict[str, Any] | None = None,
 ) -> "PreTrainedModel":
     """A backbone with its pretrained weights, without the pooler (nothing reads it).
 
@@ -421,6 +425,7 @@ def load_backbone(
         main_input: of models that read `modality`, as transformers names it; text and image have theirs.
         dtype: what its weights are rounded to; where that would round what the model computes once, its buffers, they
             stay in float32. Quantised weights stay as they are.
+        spread: device_map and max_memory of transformers; by default the weights are held on the CPU.
 
     Raises TransrecError when it cannot be found or loaded, does not read `modality`, when its weights file lacks part
     of the model, and as `quantisation`.
@@ -437,6 +442,7 @@ def load_backbone(
             dtype="auto" if quantised else torch.float32 if _rounds_buffers(config, dtype) else dtype,
             output_loading_info=True,
             trust_remote_code=False,
+            **(spread or {}),
         )
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
@@ -446,9 +452,12 @@ def load_backbone(
             )
         # The scales of quantised weights are buffers.
         checked = dict(model.named_parameters()) | (dict(model.named_buffers()) if quantised else {})
-        if bad := first_not_finite(checked):
-            where = _bad_tensor_of_file(place)
-            if dtype == torch.float16 and where is None:
+        there = {name: tensor for name, tensor in checked.items() if not tensor.is_meta}
+        bad = first_not_finite(there)
+        # What stays on disk is read there.
+        where = _bad_tensor_of_file(place) if bad or len(there) < len(checked) else None
+        if bad or where:
+            if bad and dtype == torch.float16 and where is None:
                 raise beyond_fp16(bad)
             where = where or f"{place}: the tensor {bad} of its weights"
             raise TransrecError(f"{where} holds NaN or infinity; fetch the file again")

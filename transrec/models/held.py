@@ -59,8 +59,8 @@ def hold(backbone: nn.Module, dtype: torch.dtype) -> None:
         if parameter.is_floating_point():
             rounded = parameter.data.to(dtype)
             parameter.data = rounded if id(parameter) in matrices else widened(rounded)
-    is_there = not next(backbone.parameters()).is_meta
-    if dtype == torch.float16 and is_there and (bad := first_not_finite(dict(backbone.named_parameters()))):
+    there = {name: parameter for name, parameter in backbone.named_parameters() if not parameter.is_meta}
+    if dtype == torch.float16 and (bad := first_not_finite(there)):
         raise beyond_fp16(bad)
     widen_as_it_runs(backbone)
 
@@ -79,9 +79,11 @@ def widen_as_it_runs(backbone: nn.Module) -> None:
     if is_quantised(backbone):
         return
     for module in backbone.modules():
-        wrapped = getattr(vars(module).get("forward"), "func", None) is _widening
+        # accelerate fetches a layer's weights, then calls what it has kept of the layer under this name.
+        name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
+        wrapped = getattr(vars(module).get(name), "func", None) is _widening
         if not wrapped and any(parameter.dtype in NARROW for parameter in module.parameters(recurse=False)):
-            module.forward = partial(_widening, module.forward, module)
+            setattr(module, name, partial(_widening, getattr(module, name), module))
 
 
 def _widening(forward: Callable[..., Any], module: nn.Module, *arguments: Any, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transrec.models.backbone import blocks_of
+from transrec.models.spread import is_spread
 
 
 def make_projection(width: int, embedding_dim: int) -> nn.Linear:
@@ -117,6 +118,13 @@ class BackboneTower(Tower):
         if self._resumes:
             self._hidden, *inputs = inputs
         return super().forward(*inputs)
+
+    def to(self, device: torch.device) -> "BackboneTower":
+        """On that device, but for a backbone that is spread over several: that stays where it is."""
+        if not is_spread(self.backbone):
+            return super().to(device)
+        self.projection.to(device)
+        return self
 
     def train(self, mode: bool = True) -> "BackboneTower":
         super().train(mode)
