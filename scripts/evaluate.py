@@ -3,13 +3,13 @@
     python scripts/evaluate.py runs/adapters/runs/houlsby-* runs/adapters/runs/lora-* --slices popularity history
 
 Runs that differ in their seed alone are one method. --baselines popularity item_knn puts what the runs ranked without
-training beside them. Nothing is trained or ranked again: any metric that is made of
-ranks, at any cut-off, takes seconds. The second table tests each method against the best one, over the same users; the
-p-values are corrected for their number.
+training beside them. Nothing is trained or ranked again: any metric that is made of ranks, at any cut-off, takes
+seconds. The second table tests each method against the best one, over the same users; the p-values are corrected for
+their number.
 
-What ranks do not tell takes the models, on --device: --mask_history and --catalogue rank the targets of runs anew that
-were told otherwise, and --trec FOLDER writes the first items of each target, and the targets, as evaluators of TREC's
-files read them.
+What ranks do not tell takes the models, on --device: metrics of what is recommended, as coverage and gini;
+--mask_history and --catalogue, which rank the targets of runs anew that were told otherwise; and --trec FOLDER, which
+writes the first items of each target, and the targets, as evaluators of TREC's files read them.
 """
 
 from pathlib import Path
@@ -49,7 +49,8 @@ def main(arguments) -> None:
     metrics = wanted(arguments.metrics, arguments.cutoffs)
     if arguments.trec_depth < 1:
         raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
-    has_models = arguments.mask_history or arguments.catalogue or arguments.trec
+    of_lists = any(each.metric.needs_lists for each in metrics)
+    has_models = arguments.mask_history or arguments.catalogue or arguments.trec or of_lists
     device = start(arguments.device).device if has_models else "cpu"
     anew = Anew(arguments.mask_history, arguments.catalogue, arguments.plugin, device)
     comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines, anew)

@@ -20,6 +20,8 @@ from transrec.reports.anew import Anew
 from transrec.reports.comparison import Comparison, wanted
 from transrec.reports.slices import SLICES, Targets
 from transrec.reports.trec import queries, write_qrels
+from transrec.training.metrics import METRICS as ENTRIES
+from transrec.training.metrics import Ranking
 from transrec.training.ranks import RANK, WITHOUT_MARGIN, ranks_file, read_ranks, write_ranks
 
 SCRIPT = REPOSITORY / "scripts" / "evaluate.py"
@@ -140,6 +142,21 @@ def test_margins_are_kept_and_ranks_of_earlier_releases_read(runs, tmp_path):
     assert np.isnan(found["margin"]).all() and np.array_equal(found["rank"], kept["rank"])
 
 
+def test_metrics_of_what_is_recommended_are_computed_by_the_models(runs, domain, backbones, tmp_path, capsys):
+    names = [name for name in ENTRIES.names() if ENTRIES.get(name).needs_lists]
+    assert {"coverage", "gini", "diversity"} <= set(names)
+    flags = [*flags_of(domain, backbones), "--item_tower", "id", "--metrics", "hr", *names, "--output", str(tmp_path)]
+    told = run(flags, "full")["test"]
+    comparison = Comparison([tmp_path, runs["first"]])
+    with_slices = comparison.rows(wanted(["hr", *names], [5, 10]), ["popularity"])
+    (own, _), of_slices = with_slices[:2], with_slices[2:]
+    for name in names:
+        label = ENTRIES.get(name).label
+        assert own[f"{label}@10"] == pytest.approx(told[f"{label}@10"], abs=1e-12)
+        assert any(row[f"{label}@10"] != own[f"{label}@10"] for row in of_slices if row["method"] == own["method"])
+    assert capsys.readouterr().err.count("ranks anew: ") == 2, "once each"
+
+
 def test_baselines_are_compared_by_the_ranks_that_runs_keep_of_them(runs):
     comparison = Comparison(runs.values(), baselines=["popularity", "item_knn", "zero_shot"])
     names = [method.name for method in comparison.baselines]
@@ -221,7 +238,9 @@ def test_trec_files_give_the_metrics_of_the_ranks(runs, tmp_path, monkeypatch, m
         names = [item for _, item in items]
         places.append(names.index(relevant[query]) + 1 if relevant[query] in names else np.inf)
     for metric in wanted(["hr", "ndcg"], [10]):
-        assert metric.of(np.array(places), 0) == pytest.approx(float(ours[metric.name]), abs=1e-12)
+        assert metric.metric(Ranking(np.array(places)), metric.cutoff) == pytest.approx(
+            float(ours[metric.name]), abs=1e-12
+        )
 
 
 def lines_of(path: Path) -> list[list[str]]:
@@ -297,7 +316,7 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
-    assert "made of lists" in told("--metrics", "coverage")
+    assert "made of lists of recommended items" in told("--metrics", "coverage", "--baselines", "popularity")
     assert "--metrics hrr: unknown; did you mean hr" in told("--metrics", "hrr")
     assert "--baselines item_kn: unknown; did you mean item_knn" in told("--baselines", "item_kn")
     assert "--cutoffs 0: must be at least 1" in told("--cutoffs", "0")

@@ -22,7 +22,7 @@ from transrec.settings import Settings, read_settings
 from transrec.topk import top_items
 from transrec.training.distributed import World
 from transrec.training.evaluation import USERS_AT_ONCE, Evaluator, check_finite
-from transrec.training.metrics import PAPERS, Metric
+from transrec.training.metrics import PAPERS, Metric, Ranking
 from transrec.training.precision import Precision
 from transrec.training.ranks import target_ranks
 from transrec.training.run import read_options
@@ -351,6 +351,19 @@ class FinishedRun(Recommender):
         evaluator, part = self._evaluator(part, histories, mask_history, metrics)
         return evaluator.summarise(evaluator.rank(self, part, self.embeddings))
 
+    def ranking(
+        self, part: str, metrics: Sequence[Metric], cutoffs: Sequence[int], mask_history: str | None = None
+    ) -> Ranking:
+        """What metrics at cut-offs are computed of, ranked anew among all items that are ranked now.
+
+        Args:
+            part, mask_history: as of `evaluate`.
+
+        Raises TransrecError for another part or mask.
+        """
+        evaluator, part = self._evaluator(part, None, mask_history, metrics, cutoffs)
+        return evaluator.rank(self, part, self.embeddings)
+
     def ranks(self, part: str = "test", mask_history: str | None = None) -> np.ndarray:
         """What a run keeps of its targets, ranked anew among all items that are ranked now: RANK [T].
 
@@ -359,8 +372,7 @@ class FinishedRun(Recommender):
 
         Raises TransrecError for another part or mask.
         """
-        evaluator, part = self._evaluator(part, None, mask_history, PAPERS)
-        ranking = evaluator.rank(self, part, self.embeddings)
+        ranking = self.ranking(part, PAPERS, self.settings.evaluation.cutoffs, mask_history)
         return target_ranks(self.dataset.split, part, ranking.ranks, ranking.margins)
 
     def _evaluator(
@@ -369,6 +381,7 @@ class FinishedRun(Recommender):
         histories: Sequence[Sequence[str]] | Sequences | None,
         mask_history: str | None,
         metrics: Sequence[Metric],
+        cutoffs: Sequence[int] = (),
     ) -> tuple[Evaluator, str]:
         """What evaluates, and the part of its split that the targets are."""
         _check_asked(part, mask_history)
@@ -380,7 +393,8 @@ class FinishedRun(Recommender):
                 histories = sequences_of([self.numbers(of) for of in histories])
             split, part = _with_targets(split, histories), "test"
         options = self.settings.evaluation
-        options = replace(options, mask_history=mask_history or options.mask_history)
+        cutoffs = list(cutoffs or options.cutoffs)
+        options = replace(options, mask_history=mask_history or options.mask_history, cutoffs=cutoffs)
         return Evaluator(split, cast(Any, None), options, *self._device, metrics), part
 
 

@@ -11,6 +11,7 @@ import torch
 from transrec.errors import printable
 from transrec.finished import FinishedRun, load_run, with_values
 from transrec.settings import Settings
+from transrec.training.metrics import Metric, Ranking
 from transrec.training.ranks import read_ranks
 
 
@@ -41,6 +42,11 @@ class Anew:
         if self.catalogue == "all" != run.settings.as_dict()["catalogue"]:
             run.add_items(run.dataset.catalog.path)
         return run
+
+    def ranking(self, folder: Path, part: str, metrics: Sequence[Metric], cutoffs: Sequence[int]) -> Ranking:
+        """Of the targets of "validation" or "test", with all that the metrics at the cut-offs need."""
+        print(printable(f"ranks anew: {folder}"), file=sys.stderr, flush=True)
+        return self.run(folder).ranking(part, metrics, cutoffs, self.mask_history)
 
     def ranks(self, folder: Path, settings: Settings, part: str) -> np.ndarray:
         """RANK [T] of the targets of "validation" or "test"; those that the run keeps where it was told the same."""

@@ -69,25 +69,16 @@ class Wanted:
     def name(self) -> str:
         return f"{self.metric.label}@{self.cutoff}" if self.metric.has_cutoff else self.metric.label
 
-    def of(self, ranks: np.ndarray, item_count: int) -> float:
-        """Its value for ranks float64 [T]."""
-        return self.metric(Ranking(ranks, item_count=item_count), self.cutoff)
-
     def of_each(self, ranks: np.ndarray) -> np.ndarray | None:
         """Its value for each of ranks [S, T]; None where it is not a mean over targets."""
         return self.metric.of_each(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
 
 
 def wanted(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[Wanted]:
-    """The metrics by name at each cut-off. Raises TransrecError for unknown ones, and those that ranks do not give."""
+    """The metrics by name at each cut-off. Raises TransrecError for unknown ones."""
     found = []
     for name in dict.fromkeys(metrics):
         entry = METRICS.get(name)
-        if entry.needs_lists:
-            raise TransrecError(
-                f"--metrics {name}: is made of lists of recommended items, which runs do not keep; give it to the run "
-                f"itself"
-            )
         metric = entry(**entry.Options.defaults())
         found += [Wanted(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
     return found
@@ -206,19 +197,36 @@ class Comparison:
         return {name: of for name, of in groups.items() if of.any()}
 
     def rows(self, metrics: Sequence[Wanted], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """One row per slice and each of `compared`: numbers of targets and seeds, each metric's mean and deviation."""
+        """One row per slice and each of `compared`: numbers of targets and seeds, each metric's mean and deviation.
+
+        Runs are ranked anew, with their models, for metrics of lists of recommended items. Raises TransrecError for
+        these metrics of baselines, of which runs keep ranks alone.
+        """
+        if self.baselines and (of_lists := [each.name for each in metrics if each.metric.needs_lists]):
+            raise TransrecError(
+                f"--metrics: {of_lists[0]} is made of lists of recommended items, and of baselines runs keep ranks "
+                f"alone; leave --baselines out"
+            )
         rows = []
-        needs_count = any(not isinstance(each.metric, RankMetric) for each in metrics)
-        item_count = self.dataset.split.item_count if needs_count else 0
+        rankings = [self._rankings(method, metrics) for method in self.compared]
         for name, of in self.slices(slices).items():
-            for method in self.compared:
+            for method, of_method in zip(self.compared, rankings, strict=True):
                 row = {"slice": name, "targets": int(of.sum()), "method": method.name, "seeds": len(method.seeds)}
                 for each in metrics:
-                    values = [each.of(ranks, item_count) for ranks in method.ranks[:, of]]
+                    values = [each.metric(ranking.only(of), each.cutoff) for ranking in of_method]
                     row[each.name] = float(np.mean(values))
                     row[f"{each.name} deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else ""
                 rows.append(row)
         return rows
+
+    def _rankings(self, method: Method, metrics: Sequence[Wanted]) -> list[Ranking]:
+        """Of each of a method's runs, with what the metrics need."""
+        if not any(each.metric.needs_lists for each in metrics):
+            counted = any(not isinstance(each.metric, RankMetric) for each in metrics)
+            item_count = self.dataset.split.item_count if counted else 0
+            return [Ranking(ranks, item_count=item_count) for ranks in method.ranks]
+        entries, cutoffs = list({each.metric for each in metrics}), sorted({each.cutoff for each in metrics})
+        return [self._anew.ranking(folder, self.part, entries, cutoffs) for folder in method.folders]
 
     def tested(self, metric: Wanted, test: str, correction: str) -> list[dict[str, Any]]:
         """One row for each of `compared`, the best first: its interval, and its p-value against the best.

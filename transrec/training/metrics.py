@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -35,6 +35,11 @@ class Ranking:
     train_counts: np.ndarray | None = None
     embeddings: np.ndarray | None = None
     margins: np.ndarray | None = None
+
+    def only(self, chosen: np.ndarray) -> "Ranking":
+        """That of some of the users: bool [U]."""
+        of_users = {name: getattr(self, name) for name in ("ranks", "lists", "margins")}
+        return replace(self, **{name: None if of is None else of[chosen] for name, of in of_users.items()})
 
 
 class Metric:
