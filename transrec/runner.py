@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from transrec.assembly import (
     apply_method,
@@ -107,7 +106,6 @@ def cache(**defaults: Any) -> None:
         world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
         with world.naming_silent_ranks(), considerate():
             dataset = read_dataset(settings)
-            disable_progress_bar()
             precision = Precision(settings.training.precision, world.device)
             log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
             cache = _state_cache(settings, dataset, world, precision, log)
@@ -130,8 +128,6 @@ def execute(settings: Settings) -> dict[str, Any]:
         Interrupted: stopped by a signal, after saving.
     """
     started = datetime.now()
-    # One bar for each long step of ours is enough.
-    disable_progress_bar()
     world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
     with world.naming_silent_ranks(), considerate():
         folder = settings.run.run_folder or _default_folder(settings, started, world)

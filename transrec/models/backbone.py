@@ -431,7 +431,10 @@ def load_backbone(
     of the model, and as `quantisation`.
     """
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    # One bar for each long step of ours is enough.
+    disable_progress_bar()
     config = load_config(name, modality)
     quantised = quantisation(config, str(name))
 
