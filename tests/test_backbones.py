@@ -221,7 +221,7 @@ def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
     tower = recommender.item_encoder
     before = structure(tower.backbone)
     trained = apply(recommender, "full", train_last=1)[0].parameters.values()
-    first = SimpleNamespace(inputs=lambda items: [one[:1] for one in inputs], host_lengths=None)
+    first = SimpleNamespace(inputs=lambda items: [one[:1] for one in inputs], host_lengths=None, digest="")
     found = constant_blocks(tower.eval(), before, first)
     if kind == "albert":
         assert found is None
