@@ -66,14 +66,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
         data = arguments.flags or make_data(made, "text", MINILM, Domain("bench", 2400, 4000, longest=10, seed=1), 224)
-        common = [
-            "--item_tower",
-            "text",
-            "--objective",
-            "in_batch",
-            "--max_seq_len",
-            "10",
-            "--device",
-            arguments.device,
-        ]
+        common = f"--item_tower text --objective in_batch --max_seq_len 10 --device {arguments.device}".split()
         compare([*data, *common, "--baselines", "popularity"], made, arguments)

@@ -5,9 +5,9 @@
 Without a dataset it makes one: 2,400 users, 4,000 items, titles about as long as Scientific's (25 of 30 tokens in the
 mean), images of 224 pixels where they are read; and backbones of random weights, of MiniLM's size on a CPU, BERT-base
 and ViT-base on a GPU. The straightforward reading trains the same model, but encodes every slot of every sequence and
-every negative, padding included, with eager attention and an optimiser that takes its parameters one by one. Of one
-batch the two must have the same loss. METHOD:FLAGS is the method with those flags of a run, as
-"houlsby:--insert item_last2": it is compared with the first row of the method too.
+every negative, padding included, pads titles to the longest of a batch, and has eager attention and an optimiser that
+takes its parameters one by one. Of one batch the two must have the same loss. METHOD:FLAGS is the method with those
+flags of a run, as "houlsby:--insert item_last2": it is compared with the first row of the method too.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import cycle
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ from transrec.data.demo import (
     make_image_backbone,
     make_text_backbone,
 )
+from transrec.models.towers import running
 from transrec.tracking import Trackers
 from transrec.training import distributed
 from transrec.training.run import Run
@@ -140,9 +142,9 @@ class Steps:
 
 def plain_steps(trainer: Trainer) -> Steps:
     """The same model, trained as research code does."""
-    for tower in trainer.recommender.item_encoder.towers:
-        if tower.backbone is not None:
-            tower.backbone.set_attn_implementation("eager")
+    for tower in running(trainer.recommender.item_encoder.towers):
+        tower.backbone.set_attn_implementation("eager")
+    trainer.evaluator.features.pass_tokens = inf
     groups = [group | {"foreach": False, "fused": False} for group in trainer.optimizer.param_groups]
     trainer.optimizer = torch.optim.Adam(groups)
     return Steps(trainer, every_slot)
