@@ -20,7 +20,7 @@ from transrec.models.items import FusedItemEncoder, fusion_order, joined
 from transrec.models.quantised import quantisation
 from transrec.models.recommender import Recommender
 from transrec.models.spread import bounds, check_accelerate
-from transrec.models.towers import Tower
+from transrec.models.towers import Tower, running
 from transrec.options import ModelOptions, TrainingOptions
 from transrec.paths import resolve
 from transrec.registry import Choice
@@ -241,13 +241,9 @@ def load_start(recommender: Recommender, plan: Plan) -> None:
                 parameter.copy_(whole.get_parameter(name))
     else:
         _load_plain(recommender, plan.checkpoint, _sizes(plan))
-        for tower in _running(recommender):
-            hold(tower.backbone, _held(plan)[tower.modality])
-
-
-def _running(recommender: Recommender) -> list[Tower]:
-    """The towers that run a backbone."""
-    return [tower for tower in recommender.item_encoder.towers if tower.backbone is not None]
+        held = _held(plan)
+        for tower in running(recommender.item_encoder.towers):
+            hold(tower.backbone, held[tower.modality])
 
 
 def _load_plain(
@@ -300,7 +296,7 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
         train_recommender,
         {"auto": None, "on": True, "off": False}[plan.model.backbone_dropout],
     )
-    for tower in _running(recommender):
+    for tower in running(recommender.item_encoder.towers):
         check_what_trains(tower.backbone, tower.modality)
         # The method may have put layers of its own around those weights.
         widen_as_it_runs(tower.backbone)

@@ -52,7 +52,7 @@ from transrec.methods import TrainableGroup
 from transrec.modalities import BackboneModality
 from transrec.models.backbone import recompute_blocks
 from transrec.models.recommender import Recommender
-from transrec.models.towers import BackboneTower
+from transrec.models.towers import BackboneTower, running
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse
@@ -248,8 +248,8 @@ def _train(
 
 def _baselines(settings: Settings, run: Run, trainer: Trainer) -> dict[str, Any]:
     """Test metrics of the rankings without training, whose ranks are kept as those of the run."""
-    evaluator, towers = trainer.evaluator, trainer.recommender.item_encoder.towers
-    parts = [] if any(tower.backbone is not None for tower in towers) else _parts(evaluator.features)
+    evaluator = trainer.evaluator
+    parts = [] if running(trainer.recommender.item_encoder.towers) else _parts(evaluator.features)
     found = {}
     for choice in settings.choices["baselines"]:
         scorer = choice.build().fit(evaluator.split, parts, evaluator.world)
@@ -340,8 +340,7 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
 
 
 def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
-    towers = recommender.item_encoder.towers
-    return {tower.modality: structure(tower.backbone) for tower in towers if tower.backbone is not None}
+    return {tower.modality: structure(tower.backbone) for tower in running(recommender.item_encoder.towers)}
 
 
 def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:

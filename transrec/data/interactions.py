@@ -215,7 +215,7 @@ class Split:
         firsts = np.maximum(firsts, self.kept.starts + 1)
         lengths = np.maximum(stops - firsts, 0)
         if self.evaluated_users is not None:
-            lengths[np.setdiff1d(np.arange(self.user_count), self.evaluated_users)] = 0
+            lengths[np.delete(np.arange(self.user_count), self.evaluated_users)] = 0
         ends = np.cumsum(lengths)
         places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)
         return np.repeat(np.arange(self.user_count), lengths), places

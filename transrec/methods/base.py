@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
 from transrec.models.recommender import Recommender
-from transrec.models.towers import BackboneTower
+from transrec.models.towers import BackboneTower, running
 from transrec.options import Options, flag
 from transrec.registry import Registry
 
@@ -232,7 +232,7 @@ def apply(
     method = recommender.method = get(name)()
     constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
-    backbones = [tower for tower in recommender.item_encoder.towers if tower.backbone is not None]
+    backbones = running(recommender.item_encoder.towers)
     recommender.requires_grad_(False)
     # Parts that exist before the method does: what it inserts must not count among them.
     own: list[nn.Parameter] = []
@@ -283,7 +283,7 @@ def _places(recommender: Recommender, where: str, name: str) -> list[Place]:
     encoder = recommender.item_encoder
     last = LAST_BLOCKS.fullmatch(where)
     if last or where in ("item", "all"):
-        backbones = [tower for tower in encoder.towers if tower.backbone is not None]
+        backbones = running(encoder.towers)
         if not backbones:
             raise TransrecError(
                 f"--method {name} --insert {where}: no backbone reads the items ({encoder.modality}), there is none to "

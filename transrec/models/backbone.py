@@ -146,14 +146,6 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
     return max(candidates, key=_parameter_count)
 
 
-def structure(backbone: nn.Module) -> list[tuple]:
-    """What would differ if anything were inserted into the backbone, or changed how it computes."""
-    return [
-        (name, id(type(module)), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
-        for name, module in backbone.named_modules()
-    ]
-
-
 def recompute_blocks(module: nn.Module) -> None:
     """From now on keep of each block only its input for the backward pass, which computes the rest again.
 

@@ -1,8 +1,8 @@
 """Towers: one modality of an item, read as states or as one vector. Who made what a tower reads is not its business."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +185,11 @@ class BackboneTower(Tower):
     def _enter(self, block: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
         hidden, self._hidden = self._hidden.float(), None
         return ((hidden, *arguments[1:]), options) if arguments else (arguments, options | {"hidden_states": hidden})
+
+
+def running(towers: Iterable[Tower]) -> list[BackboneTower]:
+    """Those that run a backbone."""
+    return cast("list[BackboneTower]", [tower for tower in towers if tower.backbone is not None])
 
 
 class _Reached(Exception):

@@ -67,7 +67,7 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        return f"{self.metric.label}@{self.cutoff}" if self.metric.has_cutoff else self.metric.label
+        return self.metric.named(self.cutoff)
 
     def of_each(self, ranks: np.ndarray) -> np.ndarray | None:
         """Its value for each of ranks [S, T]; None where it is not a mean over targets."""

@@ -123,12 +123,18 @@ def below_popularity(*results: dict[str, Any]) -> bool:
 
 def result_row(*results: dict[str, Any]) -> list[str]:
     """The COLUMNS of a test result, or of one over several seeds: metrics with their spread, the most memory."""
-    return [
-        *metric_cells(*(result["test"] for result in results)),
-        f"{results[0]['trainable_parameters']:,}",
-        f"{statistics.mean(result['seconds_per_epoch'] for result in results):.2f}",
-        f"{max(result['peak_memory_mib'] for result in results):,.0f}",
-    ]
+    seconds, parameters, memory = costs(results)
+    scores = metric_cells(*(result["test"] for result in results))
+    return [*scores, f"{parameters:,}", f"{seconds:.2f}", f"{memory:,.0f}"]
+
+
+def costs(results: Sequence[dict[str, Any]]) -> tuple[float, int, float]:
+    """Seconds per epoch, trainable parameters and peak memory in MiB of a row: the mean, the first's, the most."""
+    return (
+        statistics.mean(result["seconds_per_epoch"] for result in results),
+        results[0]["trainable_parameters"],
+        max(result["peak_memory_mib"] for result in results),
+    )
 
 
 def metric_cells(*metrics: dict[str, float]) -> list[str]:

@@ -1,11 +1,10 @@
 """TPME, IISAN's composite of training time, trainable parameters and memory."""
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from transrec.errors import TransrecError
-from transrec.reports.tables import Further
+from transrec.reports.tables import Further, costs
 
 WEIGHTS = (0.45, 0.10, 0.45)
 
@@ -37,10 +36,10 @@ def tpme(
 def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
     """TPME of the rows of a table, each given by the results of its runs; none of one alone."""
     measured = {number: results for number, results in enumerate(rows) if results}
-    seconds = [statistics.mean(one["seconds_per_epoch"] for one in results) for results in measured.values()]
-    parameters = [results[0]["trainable_parameters"] for results in measured.values()]
-    memory = [max(one["peak_memory_mib"] for one in results) for results in measured.values()]
-    of = dict(zip(measured, tpme(seconds, parameters, memory), strict=True)) if len(measured) > 1 else {}
+    of = {}
+    if len(measured) > 1:
+        seconds, parameters, memory = zip(*map(costs, measured.values()), strict=True)
+        of = dict(zip(measured, tpme(seconds, parameters, memory), strict=True))
     numbers = range(len(rows))
     return Further(
         "TPME",

@@ -63,6 +63,10 @@ class Metric:
         """Its value, finite; k is the cut-off, or the largest of them for a metric without."""
         raise NotImplementedError
 
+    def named(self, k: int) -> str:
+        """What its value at a cut-off is called."""
+        return f"{self.label}@{k}" if self.has_cutoff else self.label
+
 
 # Lists whose embeddings are in memory at a time.
 LISTS_AT_ONCE = 4096
@@ -275,8 +279,9 @@ def intervals(
 
 def _wanted(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[tuple[str, Metric, int]]:
     """Name, metric and cut-off of each value."""
-    with_cutoff = [(f"{metric.label}@{k}", metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
-    return with_cutoff + [(metric.label, metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
+    wanted = [(metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
+    wanted += [(metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
+    return [(metric.named(k), metric, k) for metric, k in wanted]
 
 
 def names_of(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[str]:

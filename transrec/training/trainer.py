@@ -21,7 +21,7 @@ from transrec.data.features import ahead
 from transrec.errors import Interrupted, TransrecError, about_memory
 from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
-from transrec.models.towers import Tower
+from transrec.models.towers import Tower, running
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
@@ -253,8 +253,7 @@ class Trainer:
     def _needs_less_memory(self) -> str:
         """What to change of this run's flags: first what this run can be resumed with."""
         options, features = self.options, self.evaluator.features
-        towers = cast("list[Tower]", self.recommender.item_encoder.towers)
-        runs = [tower for tower in towers if tower.backbone is not None]
+        runs = running(cast("list[Tower]", self.recommender.item_encoder.towers))
         trains = any(tower.trains_inside for tower in runs)
         holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
         same = {
