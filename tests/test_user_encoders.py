@@ -199,6 +199,30 @@ def test_sasrec_of_recbole(recbole, length):
     torch.testing.assert_close(vectors[:, -1], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_ligr_of_rectools():
+    """The blocks that eSASRec's authors published; a LayerNorm behind the last and no biases in front are ours."""
+    theirs = pytest.importorskip("rectools.models.nn.transformers.ligr", reason="RecTools is not installed")
+    stack, ours = theirs.LiGRLayers(2, 16, 2, 0.0).eval(), LiGR(16, LENGTH, 2, 2, 0.0).eval()
+    with torch.no_grad():
+        for block, layer in zip(ours.blocks, stack.transformer_blocks, strict=True):
+            attention, feed_forward = layer.multi_head_attn, layer.feed_forward
+            attention.in_proj_bias.zero_()
+            for name, weight in zip(("query", "key", "value"), attention.in_proj_weight.chunk(3), strict=True):
+                getattr(block.attention, name).weight.copy_(weight)
+            block.attention_output.dense.load_state_dict(attention.out_proj.state_dict())
+            block.attention_output.residual_gate.load_state_dict(layer.gating_linear_1.state_dict())
+            block.gate.load_state_dict(feed_forward.ff_linear_1.state_dict())
+            block.up.load_state_dict(feed_forward.ff_linear_3.state_dict())
+            block.feed_forward_output.dense.weight.copy_(feed_forward.ff_linear_2.weight)
+            block.feed_forward_output.dense.bias.zero_()
+            block.feed_forward_output.residual_gate.load_state_dict(layer.gating_linear_2.state_dict())
+            layer.layer_norm_1.eps = layer.layer_norm_2.eps = block.attention_norm.eps
+        items, later = torch.randn(3, LENGTH, 16), torch.ones(LENGTH, LENGTH).tril() == 0
+        expected = stack(items + ours.position_embedding.weight, torch.ones(3, LENGTH), later, None)
+        vectors = ours(items, torch.ones(3, LENGTH, dtype=torch.bool))
+    torch.testing.assert_close(vectors, ours.layer_norm(expected), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("length", [1, 3, LENGTH])
 def test_gru4rec_of_recbole(recbole, length):
     theirs, ours = recbole["gru4rec"], GRU4Rec(16, LENGTH, 16, 2, 0.0).eval()

@@ -54,7 +54,8 @@ class LiGR(UserEncoder):
     Our reading: learned positions are added to item embeddings, then dropout; in a block each sub-layer F gives
     x + sigmoid(W x + b) * F(LayerNorm(x)), where the gate reads the residual stream as it is; the feed-forward
     sub-layer is a SwiGLU; a LayerNorm ends the stack, as pre-LN stacks need one. Projections of queries, keys
-    and values have no biases, as those of SASRec here.
+    and values have no biases, as those of SASRec here. The program that its authors published (RecTools) has these
+    biases and no LayerNorm at the end; in all else the blocks are equal.
 
     Args:
         width: d, the size of item embeddings and user vectors.
