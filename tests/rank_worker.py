@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from examples import EXAMPLES, PACKAGED, registered, small
 from safetensors.torch import save_file
@@ -17,6 +18,8 @@ from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import load_dataset
 from transrec.data.features import TextFeatures
+from transrec.data.groups import keep_together
+from transrec.errors import TransrecError
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone, load_tokenizer
 from transrec.models.objectives import OBJECTIVES
@@ -26,18 +29,61 @@ from transrec.options import EvaluationOptions, TrainingOptions
 from transrec.tracking import Trackers
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
+from transrec.training.sharding import is_split, shard
 from transrec.training.trainer import Optimization, Records, Trainer
 
 # Objectives that are tried under every method.
 PAPERS = ("bce", "cpc", "in_batch")
 
 
+class Work:
+    """A small recommender's step and evaluation, on the ranks of a world."""
+
+    def __init__(self, folder: Path, backbone: Path):
+        self.world, self.backbone = distributed.start("cpu"), backbone
+        self.dataset = load_dataset(folder, 6, 5)
+        tokens = cached_tokens(self.dataset.catalog, load_tokenizer(backbone), 10, True)
+        features = TextFeatures(tokens, self.dataset.split.item_rows)
+        keep_together(features)
+        options = EvaluationOptions(eval_memory=1, eval_batch=16)
+        self.evaluator = Evaluator(self.dataset.split, features, options, self.world)
+
+    def step(self, loss_of, method: str, users: int, pieces: int, sharded: bool = False) -> dict[str, torch.Tensor]:
+        """What a step of training gives, whole, by name: gradients, the method's buffers and the loss."""
+        torch.manual_seed(0)
+        model = Recommender(TextTower(load_backbone(self.backbone), 16), SASRec(16, 6, 2, 2, 0.0), loss_of)
+        with registered([method]):
+            options = methods.get(method).Options(**small(method))
+            groups = methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
+        model.train()
+        # Each rank draws its own dropout, which leaves nothing to compare.
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if sharded:
+            groups = shard(model, groups, self.world)
+        world, self.model = self.world, model
+        mine = (world.rank, world.size, pieces, loss_of.sampling)
+        batches = TrainingBatches(self.dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *mine)
+        standing = [replace(group, lr=0.0) for group in groups]
+        records = Records(None, {}, Trackers(Path()))
+        trainer = Trainer(model, standing, batches, self.evaluator, Optimization(TrainingOptions()), records)
+        loss = trainer._step(*next(trainer._epoch()))
+        gradients = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
+        made = {name: tensor.full_tensor() if is_split(tensor) else tensor for name, tensor in gradients.items()}
+        made |= {name: trainer.trained[name] for name in model.saved_buffers}
+        # Sums of what the ranks hold alike, and of their parts of the loss.
+        for name, tensor in made.items():
+            mean = world.sum(tensor.double()) / world.size
+            assert torch.equal(mean, tensor.double()), f"{method}: the ranks differ in {name}"
+        return made | {"loss": world.sum(loss)}
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        return {part: self.evaluator.evaluate(self.model, part) for part in ("validation", "test")}
+
+
 def main(folder: Path, backbone: Path, out: Path) -> None:
-    world = distributed.start("cpu")
-    dataset = load_dataset(folder, 6, 5)
-    tokens = cached_tokens(dataset.catalog, load_tokenizer(backbone), 10, True)
-    features = TextFeatures(tokens, dataset.split.item_rows)
-    evaluator = Evaluator(dataset.split, features, EvaluationOptions(eval_memory=1, eval_batch=16), world)
+    work = Work(folder, backbone)
     gradients, metrics = {}, {}
     names = sorted({*PACKAGED, *EXAMPLES})
     for objective in OBJECTIVES.names():
@@ -49,43 +95,36 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
         for method in names if objective in PAPERS else ("full", "houlsby"):
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
-                torch.manual_seed(0)
-                model = Recommender(TextTower(load_backbone(backbone), 16), SASRec(16, 6, 2, 2, 0.0), loss_of)
-                with registered([method]):
-                    options = methods.get(method).Options(**small(method))
-                    groups = methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
-                model.train()
-                # Each rank draws its own dropout, which leaves nothing to compare.
-                for module in model.modules():
-                    if isinstance(module, torch.nn.Dropout):
-                        module.p = 0.0
                 # Pieces of a batch are batches of their own to in_batch, so only the sums over slots stay comparable.
                 pieces = 1 if objective == "in_batch" else pieces
-                mine = (world.rank, world.size, pieces, loss_of.sampling)
-                batches = TrainingBatches(dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *mine)
-                standing = [replace(group, lr=0.0) for group in groups]
-                trainer = Trainer(
-                    model,
-                    standing,
-                    batches,
-                    evaluator,
-                    Optimization(TrainingOptions()),
-                    Records(None, {}, Trackers(Path())),
-                )
-                loss = trainer._step(*next(trainer._epoch()))
-                made = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
-                made |= {name: trainer.trained[name] for name in model.saved_buffers}
-                # Sums of what the ranks hold alike, and of their parts of the loss.
-                for name, tensor in made.items():
-                    mean = world.sum(tensor.double()) / world.size
-                    assert torch.equal(mean, tensor.double()), f"{method}: the ranks differ in {name}"
-                made["loss"] = world.sum(loss)
+                made = work.step(loss_of, method, users, pieces)
                 gradients |= {f"{objective} {method} {users} {pieces} {name}": made[name] for name in made}
-        metrics[objective] = {part: evaluator.evaluate(model, part) for part in ("validation", "test")}
-    if world.is_main:
+        metrics[objective] = work.evaluate()
+    if work.world.size > 1:
+        check_sharded(work, names)
+    if work.world.is_main:
         save_file(gradients, out / "gradients.safetensors")
         (out / "metrics.json").write_text(json.dumps(metrics))
     distributed.stop()
+
+
+def check_sharded(work: Work, names: list[str]) -> None:
+    """Split over the ranks, every method has the gradients, and gives the evaluation, that it has and gives whole."""
+    loss_of = OBJECTIVES.get("bce")()
+    for method in names:
+        # Of two pieces each adds its part to gradients that are split already.
+        case = (loss_of, method, 7, 2 if method in ("full", "houlsby") else 1)
+        whole, evaluated = work.step(*case), work.evaluate()
+        if type(work.model.method).after_step is not methods.Method.after_step:
+            with pytest.raises(TransrecError, match="--shard: the method reads or changes whole weights"):
+                work.step(*case, sharded=True)
+            continue
+        split = work.step(*case, sharded=True)
+        assert any(map(is_split, work.model.parameters())), f"{method}: nothing is split"
+        assert whole.keys() == split.keys()
+        for name in whole:
+            torch.testing.assert_close(split[name], whole[name], atol=1e-6, rtol=1e-5, msg=f"{method}: {name}")
+        assert work.evaluate() == evaluated, f"{method}: ranks otherwise when it is split"
 
 
 if __name__ == "__main__":

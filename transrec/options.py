@@ -325,6 +325,12 @@ class TrainingOptions(Options):
         "for about a third more time.",
         decides=False,
     )
+    shard: bool = flag(
+        False,
+        "Split the weights of each backbone, their gradients and their optimiser states over the processes of --nproc, "
+        "for a backbone that is too large to be held by each of them.",
+        decides=False,
+    )
     compile: bool = flag(
         False,
         "Compile the item and the user encoder: a minute's wait, then faster steps; needs g++, or triton on a GPU.",

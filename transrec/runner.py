@@ -37,6 +37,7 @@ from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures
+from transrec.data.groups import keep_together
 from transrec.data.states import TOKENS, Provenance, StateFeatures, StateFile, TokenStateFeatures
 from transrec.errors import (
     FileError,
@@ -66,6 +67,7 @@ from transrec.training.precision import Precision
 from transrec.training.profiler import device_name, environment, parameter_table, parameter_totals
 from transrec.training.ranks import target_ranks, write_ranks
 from transrec.training.run import Run, read_options
+from transrec.training.sharding import check_sharding, shard
 from transrec.training.threads import considerate
 from transrec.training.trainer import Optimization, Records, Trainer
 
@@ -267,9 +269,10 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     run.log(f"{settings.name}, on {settings.data.dataset}")
     if settings.training.compile:
         check_compiler(world.device)
+    precision = Precision(settings.training.precision, world.device)
+    check_sharding(settings.training, world, precision)
     dataset = read_dataset(settings)
     run.log(f"data        {dataset.summary}")
-    precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, run.log)
     features = _features(settings, dataset, world, cache)
     files = _data_files(run, settings, dataset, features)
@@ -280,6 +283,10 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     if recommender.objective.sampling.catalogue:
         _check_constant(settings, recommender, before, len(dataset.split.item_rows))
     features = _computed_once(settings, recommender, before, features, cache)
+    if settings.training.shard:
+        groups = shard(recommender, groups, world)
+        # All ranks must call a backbone equally often; how many groups by length a batch has is a rank's own.
+        keep_together(features)
     recommender.to(world.device)
     if settings.training.gradient_checkpointing:
         _checkpoint_gradients(recommender, run.log)

@@ -60,6 +60,11 @@ def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None
     return Inputs(inputs, order.to(inputs[0][0].device, non_blocking=True))
 
 
+def keep_together(features: "Features") -> None:
+    """Have `grouped` make one group of whatever items of these from now on."""
+    vars(features)["pass_tokens"] = inf
+
+
 def by_length(lengths: np.ndarray, pass_tokens: float) -> list[np.ndarray]:
     """The rows of each group, int64, ascending: of all groupings the one that costs least.
 

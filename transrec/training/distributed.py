@@ -25,6 +25,8 @@ TIMEOUT = RunOptions.timeout
 BEAT_SECONDS = 1
 ROLL_CALL_SECONDS = 5
 SECONDS_TO_SAVE = 6
+_leaving = threading.Event()
+_beats: list[threading.Thread] = []
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def _join(alone: World) -> World:
         store, _, _ = next(distributed.rendezvous("env://", rank, size, timeout=patience))
     store.set(_beat_of(rank), "0")
     store.set(f"{JOINED}/{rank}", "")
-    threading.Thread(target=_beat, args=(store, rank), daemon=True).start()
+    _beats.append(threading.Thread(target=_beat, args=(store, rank), daemon=True))
+    _beats[-1].start()
     groups = distributed.PrefixStore("groups", store)
     on_gpu = device.type == "cuda"
     # What waits on the host gives up first, and says so; NCCL can only abort.
@@ -204,7 +207,8 @@ def _beat(store: distributed.Store, rank: int) -> None:
     """Show the other ranks that this process is alive; the store goes with the launcher."""
     with suppress(RuntimeError):
         for number in count(1):
-            time.sleep(BEAT_SECONDS)
+            if _leaving.wait(BEAT_SECONDS):
+                return
             store.set(_beat_of(rank), str(number))
 
 
@@ -241,5 +245,9 @@ def only_deterministic_algorithms() -> Iterator[None]:
 
 def stop() -> None:
     """Leave the ranks."""
+    # A thread that is inside the store when Python ends would abort the process.
+    _leaving.set()
+    for thread in _beats:
+        thread.join(BEAT_SECONDS)
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

@@ -24,6 +24,7 @@ from transrec.topk import best
 from transrec.training.distributed import World
 from transrec.training.metrics import PAPERS, Metric, Ranking, intervals, summarise
 from transrec.training.precision import Precision
+from transrec.training.sharding import is_split
 
 USERS_AT_ONCE = 256
 
@@ -185,7 +186,15 @@ class Evaluator:
             with self.precision.autocast():
                 encoded = grouped(self.features, items, read).encoded(recommender.item_encoder).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
+        if any(map(is_split, recommender.parameters())):
+            self._keep_up(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
         return self.world.sum(embeddings)
+
+    def _keep_up(self, recommender: Recommender, done: int, most: int) -> None:
+        """Encode an item for each block that others have more: they wait for this rank's part of the weights."""
+        for _ in range(done, most):
+            with self.precision.autocast():
+                grouped(self.features, torch.ones(1, dtype=torch.int64)).encoded(recommender.item_encoder)
 
     def evaluate(self, recommender: Recommender, part: str) -> dict[str, float]:
         """Metrics on `part`, "validation" or "test". Raises TransrecError as `rank`."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.training import checkpoint
+from transrec.training.sharding import part_of
 
 # In front of the validation metrics in an epoch's line.
 VALIDATION = "validation "
@@ -102,5 +103,5 @@ def load_optimizer(
         if found and (missing := wanted.keys() - found.keys()):
             raise TransrecError(f"{path}: lacks {min(missing)}; it is damaged: put a whole copy back")
         checkpoint.check_shapes(path, found, wanted)
-        saved["state"][index] = {full.split(".")[1]: tensor for full, tensor in found.items()}
+        saved["state"][index] = {full.split(".")[1]: part_of(tensor, wanted[full]) for full, tensor in found.items()}
     optimizer.load_state_dict(saved)

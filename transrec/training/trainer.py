@@ -35,6 +35,7 @@ from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.ranks import target_ranks, write_ranks
 from transrec.training.run import Run
 from transrec.training.schedules import Constant, Schedule
+from transrec.training.sharding import average_gradients, clip_gradients, is_split, local, part_of, whole
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 # What an epoch's line says of its metrics, after the one that chooses the best epoch.
@@ -116,7 +117,8 @@ class Trainer:
         self.scaler = self.precision.scaler()
         self.state = State()
         self.model: Recommender | DistributedDataParallel = recommender
-        if self.world.size > 1:
+        self.is_sharded = any(map(is_split, recommender.parameters()))
+        if self.world.size > 1 and not self.is_sharded:
             devices = [self.world.device] if self.world.device.type == "cuda" else None
             flags: dict[str, Any] = {"device_ids": devices, _BUFFERS_FLAG: False}
             self.model = DistributedDataParallel(recommender, **flags)
@@ -235,7 +237,7 @@ class Trainer:
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self.trained.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(part_of(tensors[name], tensor))
 
     def _check_trained(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if tensors.keys() != self.trained.keys():
@@ -258,6 +260,7 @@ class Trainer:
         holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
         same = {
             "--gradient_checkpointing": trains and not options.gradient_checkpointing,
+            "--shard": self.world.size > 1 and bool(runs) and not options.shard,
             "--cache_device disk": holds,
         }
         anew = {
@@ -335,12 +338,14 @@ class Trainer:
                     whole, loss = whole + penalty, loss + penalty / self.world.size
                 self.scaler.scale(whole).backward()
             total += loss.detach()
+        if self.is_sharded:
+            average_gradients((each for each in self.parameters.values() if not is_split(each)), self.world)
         self.clock.enter("step")
         self._set_rates()
         if self.options.clip_grad_norm or self.method_steps:
             self.scaler.unscale_(self.optimizer)
         if self.options.clip_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.options.clip_grad_norm)
+            self._clip(self.options.clip_grad_norm)
         scale = self.scaler.get_scale() if self.method_steps else 1.0
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -348,6 +353,12 @@ class Trainer:
         if self.method_steps and self.scaler.get_scale() >= scale:
             self._after_step()
         return total
+
+    def _clip(self, norm: float) -> None:
+        if self.is_sharded:
+            clip_gradients(self.parameters.values(), norm, self.world)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), norm)
 
     def _set_rates(self) -> None:
         """The learning rates of this step: the groups' own, as the schedule changes them."""
@@ -380,7 +391,8 @@ class Trainer:
 
     def _check_weights(self) -> None:
         """Before a save: the last step's gradient may have spoilt the weights behind a loss that was still finite."""
-        if not torch.stack([torch.isfinite(tensor).all() for tensor in self.trained.values()]).all():
+        finite = torch.stack([torch.isfinite(local(tensor)).all() for tensor in self.trained.values()]).all()
+        if self.world.any(not finite) if self.is_sharded else not finite:
             raise self._diverged(self.state.step - 1, "the weights are no longer finite")
 
     def _diverged(self, step: int, what: str) -> TransrecError:
@@ -412,9 +424,10 @@ class Trainer:
         if better:
             state.best_epoch, state.best_metrics = state.epoch, metrics
             self._keep("validation", ranking)
+            trained = whole(self.trained, self.world)
             if self.world.is_main:
                 description = replace(self.description, epoch=state.epoch, validation=metrics)
-                checkpoint.save(self.run.best, self.trained, description)
+                checkpoint.save(self.run.best, trained, description)
         told = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
         self.run.log(
             f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
@@ -445,10 +458,10 @@ class Trainer:
         return worse >= self.options.patience and worse * len(self.batches) >= self.options.patience_steps
 
     def _save_state(self) -> None:
+        tensors = {f"model.{name}": tensor for name, tensor in self.trained.items()}
+        tensors = whole(tensors | optimizer_tensors(self.optimizer, self.parameters), self.world)
         if not self.world.is_main:
             return
-        tensors = {f"model.{name}": tensor for name, tensor in self.trained.items()}
-        tensors |= optimizer_tensors(self.optimizer, self.parameters)
         description = replace(self.description, state=asdict(self.state), scaler=self.scaler.state_dict())
         checkpoint.save(self.run.last, tensors, description)
         self.saved = self.state.position(len(self.batches))
@@ -485,13 +498,18 @@ class Trainer:
 
 
 def _optimizer_groups(recommender: Recommender, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
-    """Each group, what decays and what does not apart, as `Optimizer.make` takes them."""
+    """Each group, what decays and what does not, and what is split and what is not, apart, for `Optimizer.make`."""
     standing = without_decay(recommender)
     return [
         {"params": parameters, "lr": group.lr, "decays": decays, "name": group.name}
         for group in groups
-        for decays in (True, False)
-        if (parameters := [each for each in group.parameters.values() if (each not in standing) == decays])
+        for decays, split in ((True, False), (True, True), (False, False), (False, True))
+        # An optimiser's fused step takes no tensors of both kinds.
+        if (
+            parameters := [
+                each for each in group.parameters.values() if (each not in standing, is_split(each)) == (decays, split)
+            ]
+        )
     ]
 
 
