@@ -93,10 +93,10 @@ def domain(tmp_path_factory) -> Path:
 @pytest.fixture
 def flags(domain, backbones) -> list[str]:
     """Command-line flags of a run that takes seconds."""
-    return _flags(domain, backbones)
+    return run_flags(domain, backbones)
 
 
-def _flags(domain: Path, backbones: dict[str, Path]) -> list[str]:
+def run_flags(domain: Path, backbones: dict[str, Path]) -> list[str]:
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
     return ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "2"]
 
@@ -130,7 +130,7 @@ def command(flags, tmp_path, monkeypatch, capfd):
 def unbroken_run(domain, backbones, tmp_path_factory) -> Path:
     """The folder of a run that nothing befell, of the same flags as `command`."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run([*_flags(domain, backbones), *FEW_STEPS, "--output", str(folder)], "houlsby")
+    run([*run_flags(domain, backbones), *FEW_STEPS, "--output", str(folder)], "houlsby")
     return folder
 
 

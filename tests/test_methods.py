@@ -14,7 +14,18 @@ from pathlib import Path
 import loralib
 import pytest
 import torch
-from conftest import BOTH, DECODER, ENCODERS, FEW_STEPS, IMAGE_KINDS, REPOSITORY, TEXT_KINDS, encoder_flags, run
+from conftest import (
+    BOTH,
+    DECODER,
+    ENCODERS,
+    FEW_STEPS,
+    IMAGE_KINDS,
+    REPOSITORY,
+    TEXT_KINDS,
+    encoder_flags,
+    run,
+    run_flags,
+)
 from examples import EXAMPLES, PACKAGED, choices, has, plugin_flags, registered, small, small_flags
 from test_training import assert_same_run
 from torch import nn
@@ -402,12 +413,22 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         recommender(batch)
         before = seen["vectors"]
         (encoder_inputs,) = batch.inputs.groups
-        for item in batch.sequences[:, :-1].unique()[1:].tolist():
+
+        def encoded(items):
+            """Item embeddings, those items changed: of each a word, or all of an image."""
             changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
-            # A word, or all of an image.
-            here = item - 1 if kind in IMAGE_KINDS else (item - 1, 1)
+            here = items - 1 if kind in IMAGE_KINDS else (items - 1, 1)
             changed[0][here] = (changed[0][here] + 1) % 20 + 10
-            recommender(dataclasses.replace(batch, inputs=Inputs((tuple(changed),))))
+            return Inputs((tuple(changed),)).encoded(recommender.item_encoder)
+
+        items = batch.sequences[:, :-1].unique()[1:]
+        as_they_are, all_changed, one_changed = map(encoded, (items[:0], items, items[:1]))
+        for item in items.tolist():
+            embeddings = as_they_are.clone()
+            embeddings[item - 1] = all_changed[item - 1]
+            if item == items[0]:
+                torch.testing.assert_close(embeddings, one_changed, atol=1e-5, rtol=0)
+            recommender.objective(embeddings, batch, recommender.user_encoder)
             reached = (batch.sequences[:, :-1] == item).cumsum(1) > 0
             earlier = batch.mask & ~reached
             torch.testing.assert_close(seen["vectors"][earlier], before[earlier], atol=1e-5, rtol=0)
@@ -641,17 +662,27 @@ def test_a_name_is_registered_once():
         methods.get("hulsby")
 
 
+@pytest.fixture(scope="module")
+def source(domain, backbones, tmp_path_factory):
+    """A run over FIRST to start from."""
+    folder = tmp_path_factory.mktemp("source")
+    run([*run_flags(domain, backbones), *encoder_flags(FIRST, backbones), "--output", str(folder), "--epochs", "1"])
+    return folder
+
+
 @pytest.mark.parametrize(
     "kind,name,from_source", [(kind, name, start) for kind, name in OVER for start in {False, kind == FIRST}]
 )
-def test_save_and_load_give_the_same_output(flags, tmp_path, features_and_split, kind, backbones, name, from_source):
+def test_save_and_load_give_the_same_output(
+    flags, tmp_path, features_and_split, kind, backbones, name, from_source, source
+):
     """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
-    flags = [*flags, *encoder_flags(kind, backbones)]
-    if from_source:
-        run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
-        flags += ["--checkpoint", str(tmp_path / "source")]
+    flags = [*flags, *encoder_flags(kind, backbones), *(["--checkpoint", str(source)] if from_source else [])]
     folder = tmp_path / "run"
-    result = run([*flags, "--output", str(folder), "--batch_size", "30", "--lr", "1e-2", *small_flags(name)], name)
+    result = run(
+        [*flags, "--output", str(folder), "--batch_size", "30", "--epochs", "1", "--lr", "1e-2", *small_flags(name)],
+        name,
+    )
     tensors, description = checkpoint.read(folder / "checkpoints" / "best.safetensors")
     assert description.method == name
 

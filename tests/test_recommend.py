@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import FEW_STEPS, REPOSITORY, _flags, run
+from conftest import FEW_STEPS, REPOSITORY, run, run_flags
 
 import transrec
 from transrec.errors import TransrecError
@@ -24,7 +24,7 @@ NEW = 50
 
 @pytest.fixture(scope="module")
 def flags(domain, backbones) -> list[str]:
-    return [*_flags(domain, backbones), *FEW_STEPS, "--epochs", "1"]
+    return [*run_flags(domain, backbones), *FEW_STEPS, "--epochs", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import BOTH, FEW_STEPS, REPOSITORY, _flags, encoder_flags, run
+from conftest import BOTH, FEW_STEPS, REPOSITORY, encoder_flags, run, run_flags
 from transformers import AutoModel
 
 import transrec
@@ -21,7 +21,7 @@ from transrec.reports import release
 
 @pytest.fixture(scope="module")
 def flags(domain, backbones) -> list[str]:
-    return [*_flags(domain, backbones), *FEW_STEPS, "--epochs", "1", "--lr", "1e-2"]
+    return [*run_flags(domain, backbones), *FEW_STEPS, "--epochs", "1", "--lr", "1e-2"]
 
 
 @pytest.fixture(scope="module")
