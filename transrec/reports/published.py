@@ -15,7 +15,7 @@ from typing import Any
 
 from transrec.errors import TransrecError, about_file
 from transrec.paths import resolve
-from transrec.reports.tables import Further
+from transrec.reports.tables import Further, costs
 from transrec.untrusted import read_regular
 
 SHIPPED = Path(__file__).with_name("published.csv")
@@ -161,7 +161,7 @@ def select(own: str | None, paper: str = "", table: str = "") -> Published:
 def published_columns(
     figures: Sequence[Mapping[str, Figure]], rows: Sequence[Sequence[dict[str, Any]]]
 ) -> list[Further]:
-    """The columns `published`, and `difference`: ours less it, the mean over a row's runs.
+    """The columns `published`, and `difference`: ours, as tables show a row's runs, less it.
 
     Args:
         figures: of each row, by metric.
@@ -202,8 +202,9 @@ def _shown(metric: str, difference: float) -> str:
 
 
 def _ours(metric: str, results: Sequence[dict[str, Any]]) -> float | None:
-    """The mean of a metric, in the unit of published figures, over the runs of a row; None where a run lacks it."""
-    name, unit = COSTS.get(metric, (metric, 1.0))
-    found = [(result if metric in COSTS else result["test"]).get(name) for result in results]
-    values = [value for value in found if value is not None]
-    return unit * statistics.mean(values) if found and len(values) == len(found) else None
+    """What a row's runs have, as tables show it, in the unit of published figures; None where a run lacks it."""
+    if metric in COSTS and results:
+        name, unit = COSTS[metric]
+        return unit * costs(results)[name]
+    values = [result["test"][metric] for result in results if metric in result["test"]]
+    return statistics.mean(values) if values and len(values) == len(results) else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transrec.baselines import BASELINES
 from transrec.errors import TransrecError, about_file, printable
 from transrec.paths import resolve
-from transrec.reports.tables import NUMBERS, baselines_of, read_result
+from transrec.reports.tables import NUMBERS, baselines_of, costs, read_result
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -100,12 +100,6 @@ def summary(runs: "DataFrame") -> dict[str, float | int]:
         values = runs[name].dropna().tolist()
         numbers[name] = statistics.mean(values) if values else math.nan
         numbers[f"{name} deviation"] = statistics.stdev(values) if len(values) > 1 else math.nan
-    return numbers | {
-        "trainable_parameters": int(first["trainable_parameters"]),
-        "total_parameters": int(first["total_parameters"]),
-        "seconds_per_epoch": statistics.mean(runs["seconds_per_epoch"].tolist()),
-        "epochs_trained": statistics.mean(runs["epochs_trained"].tolist()),
-        "wall_seconds": statistics.mean(runs["wall_seconds"].tolist()),
-        "peak_memory_mib": runs["peak_memory_mib"].max(),
-        "checkpoint_bytes": int(first["checkpoint_bytes"]),
-    }
+    means = {name: statistics.mean(runs[name].tolist()) for name in ("epochs_trained", "wall_seconds")}
+    sizes = {name: int(first[name]) for name in ("total_parameters", "checkpoint_bytes")}
+    return numbers | costs(runs.to_dict("records")) | means | sizes

@@ -123,18 +123,18 @@ def below_popularity(*results: dict[str, Any]) -> bool:
 
 def result_row(*results: dict[str, Any]) -> list[str]:
     """The COLUMNS of a test result, or of one over several seeds: metrics with their spread, the most memory."""
-    seconds, parameters, memory = costs(results)
+    seconds, parameters, memory = costs(results).values()
     scores = metric_cells(*(result["test"] for result in results))
     return [*scores, f"{parameters:,}", f"{seconds:.2f}", f"{memory:,.0f}"]
 
 
-def costs(results: Sequence[dict[str, Any]]) -> tuple[float, int, float]:
-    """Seconds per epoch, trainable parameters and peak memory in MiB of a row: the mean, the first's, the most."""
-    return (
-        statistics.mean(result["seconds_per_epoch"] for result in results),
-        results[0]["trainable_parameters"],
-        max(result["peak_memory_mib"] for result in results),
-    )
+def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a row's runs cost, by the names of result.json: mean seconds, the first's parameters, the most memory."""
+    return {
+        "seconds_per_epoch": statistics.mean(result["seconds_per_epoch"] for result in results),
+        "trainable_parameters": results[0]["trainable_parameters"],
+        "peak_memory_mib": max(result["peak_memory_mib"] for result in results),
+    }
 
 
 def metric_cells(*metrics: dict[str, float]) -> list[str]:

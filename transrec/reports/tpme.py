@@ -38,7 +38,7 @@ def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
     measured = {number: results for number, results in enumerate(rows) if results}
     of = {}
     if len(measured) > 1:
-        seconds, parameters, memory = zip(*map(costs, measured.values()), strict=True)
+        seconds, parameters, memory = zip(*(costs(row).values() for row in measured.values()), strict=True)
         of = dict(zip(measured, tpme(seconds, parameters, memory), strict=True))
     numbers = range(len(rows))
     return Further(
