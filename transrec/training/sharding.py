@@ -17,7 +17,7 @@ from transrec.methods import Method, TrainableGroup
 from transrec.models.backbone import blocks_of
 from transrec.models.quantised import is_quantised
 from transrec.models.recommender import Recommender
-from transrec.models.towers import running
+from transrec.models.towers import Tower, running
 from transrec.options import TrainingOptions
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -56,7 +56,7 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
             "--shard: the method reads or changes whole weights after each step; use another, or leave --shard out"
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for tower in running(recommender.item_encoder.towers):
+    for tower in running(cast("list[Tower]", recommender.item_encoder.towers)):
         backbone = cast(nn.Module, tower.backbone)
         if is_quantised(backbone):
             raise TransrecError(
@@ -64,7 +64,7 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
             )
         # Blocks below those that run may have been emptied.
         blocks = [block for block in blocks_of(backbone) if any(True for _ in block.parameters())]
-        shared = {"ignored_params": several} if (several := _in_several(blocks)) else {}
+        shared: dict[str, Any] = {"ignored_params": several} if (several := _in_several(blocks)) else {}
         if shared and "ignored_params" not in signature(fully_shard).parameters:
             raise TransrecError("--shard: the method's blocks share weights, which needs torch 2.7 or newer")
         for part in (*blocks, backbone):
