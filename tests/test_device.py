@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import run
 from examples import PACKAGED, small_flags, small_of, words_of
+from test_image_runs import save_vision_transformer
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -118,6 +119,15 @@ def test_no_tower_waits_for_the_accelerator(first, tmp_path, tower, method, cach
     more = ["--state_cache", str(tmp_path / "states")] if cached == "yes" else []
     more += ["--cached", cached] if tower not in ("id", "vector") else []
     assert loss_without_values(*first(tower, method, "in_batch", *more)).device == DEVICE
+
+
+@pytest.mark.parametrize(("kind", "mask"), [("mae", "0.75"), ("clip", "0"), ("dinov2", "0")])
+def test_no_vision_transformer_waits_for_the_accelerator(first, backbones, tmp_path, kind, mask):
+    folder = backbones.get(kind, tmp_path / kind)
+    if not folder.exists():
+        save_vision_transformer(kind, folder)
+    more = ["--image_encoder", str(folder), "--mask_ratio", mask]
+    assert loss_without_values(*first("image", "houlsby", "in_batch", "--cached", "no", *more)).device == DEVICE
 
 
 @pytest.mark.long

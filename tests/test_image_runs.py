@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,16 +89,21 @@ def test_preprocessing_is_the_backbones_own(backbones, tmp_path):
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
-@pytest.mark.parametrize("kind", ["clip", "dinov2"])
-@pytest.mark.parametrize("method", ["full", "houlsby", "parallel", "lora", "kadapter", "prompt", "bitfit"])
-def test_other_vision_transformers(vit_flags, tmp_path, kind, method):
+def save_vision_transformer(kind: str, folder: Path) -> None:
+    """A tiny CLIP, of which the image encoder is to be taken, or DINOv2."""
     torch.manual_seed(0)
     if kind == "clip":
         text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=SMALL | {"intermediate_size": 64}))
     else:
         model = Dinov2Model(Dinov2Config(**SMALL, mlp_ratio=2))
-    model.save_pretrained(tmp_path / kind)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+@pytest.mark.parametrize("method", ["full", "houlsby", "parallel", "lora", "kadapter", "prompt", "bitfit"])
+def test_other_vision_transformers(vit_flags, tmp_path, kind, method):
+    save_vision_transformer(kind, tmp_path / kind)
     sizes = {"kadapter": ["--item_size", "8", "--item_heads", "2", "--user_size", "8"], "prompt": ["--n_tokens", "3"]}
     flags = [*vit_flags, "--image_encoder", str(tmp_path / kind), "--epochs", "1", *sizes.get(method, [])]
     result = run([*flags, "--output", str(tmp_path / "run")], method)
