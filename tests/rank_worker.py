@@ -1,10 +1,12 @@
 """Run under torchrun: what a step of training gives for every method, and an evaluation, saved by the main rank.
 
 torchrun --nproc_per_node N rank_worker.py DATASET BACKBONE OUT
+torchrun --nproc_per_node 2 rank_worker.py DATASET BACKBONE     # alone that every method can be split (--shard)
 """
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from transrec.training.trainer import Optimization, Records, Trainer
 
 # Objectives that are tried under every method.
 PAPERS = ("bce", "cpc", "in_batch")
+NAMES = sorted({*PACKAGED, *EXAMPLES})
 
 
 class Work:
@@ -82,17 +85,24 @@ class Work:
         return {part: self.evaluator.evaluate(self.model, part) for part in ("validation", "test")}
 
 
-def main(folder: Path, backbone: Path, out: Path) -> None:
+def main(folder: Path, backbone: Path, out: Path | None = None) -> None:
     work = Work(folder, backbone)
+    if out is None:
+        check_split(work, NAMES)
+    else:
+        save_steps(work, out)
+    distributed.stop()
+
+
+def save_steps(work: Work, out: Path) -> None:
     gradients, metrics = {}, {}
-    names = sorted({*PACKAGED, *EXAMPLES})
     for objective in OBJECTIVES.names():
         entry = OBJECTIVES.get(objective)
         # Fewer than the small dataset has items.
         fewer = {"negatives": 8} if entry.Options.defaults().get("negatives", 0) > 8 else {}
         loss_of = entry(**fewer)
         # What the papers do not train by is tried on two methods alone.
-        for method in names if objective in PAPERS else ("full", "houlsby"):
+        for method in NAMES if objective in PAPERS else ("full", "houlsby"):
             # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 # Pieces of a batch are batches of their own to in_batch, so only the sums over slots stay comparable.
@@ -101,14 +111,13 @@ def main(folder: Path, backbone: Path, out: Path) -> None:
                 gradients |= {f"{objective} {method} {users} {pieces} {name}": made[name] for name in made}
         metrics[objective] = work.evaluate()
     if work.world.size > 1:
-        check_sharded(work, names)
+        check_split(work, ("adalora", "compacter", "full"))
     if work.world.is_main:
         save_file(gradients, out / "gradients.safetensors")
         (out / "metrics.json").write_text(json.dumps(metrics))
-    distributed.stop()
 
 
-def check_sharded(work: Work, names: list[str]) -> None:
+def check_split(work: Work, names: Iterable[str]) -> None:
     """Split over the ranks, every method has the gradients, and gives the evaluation, that it has and gives whole."""
     loss_of = OBJECTIVES.get("bce")()
     for method in names:

@@ -1,11 +1,11 @@
-"""Backbones split over processes (--shard); gradients and evaluation of every method: tests/rank_worker.py."""
+"""Backbones split over processes (--shard)."""
 
 import shutil
 
 import pytest
 import torch
 from conftest import run
-from test_training import assert_same_run, best, finish, numbers, start
+from test_training import assert_same_run, best, finish, launch_worker, numbers, start
 
 from transrec.errors import TransrecError
 from transrec.options import TrainingOptions
@@ -26,6 +26,12 @@ def test_what_does_not_go_with_it(given, precision):
     with pytest.raises(TransrecError, match=f"--shard: not with --({'|'.join(given) or 'precision fp16'})"):
         check_sharding(TrainingOptions(shard=True, **given), world, Precision(precision, world.device))
     check_sharding(TrainingOptions(**given), world, Precision(precision, world.device))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("quick_starts")
+def test_every_method_can_be_split(domain, backbones):
+    launch_worker(2, [domain, backbones["bert"]])
 
 
 @pytest.mark.long
