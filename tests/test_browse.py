@@ -16,7 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from conftest import FEW_STEPS, REPOSITORY, _flags, run
+from conftest import FEW_STEPS, REPOSITORY, run, run_flags
 from test_statistics import Page
 
 import transrec
@@ -37,7 +37,7 @@ def folders(domain, backbones, tmp_path_factory):
     lines = path.read_text(encoding="utf-8").splitlines()
     hostile = [f"{line.split(chr(9))[0]}\t{HOSTILE}" if at % 5 == 0 else line for at, line in enumerate(lines)]
     path.write_text("\n".join(hostile) + "\n", encoding="utf-8")
-    flags = [*_flags(place / "films", backbones), *FEW_STEPS, "--epochs", "1", "--item_tower", "id"]
+    flags = [*run_flags(place / "films", backbones), *FEW_STEPS, "--epochs", "1", "--item_tower", "id"]
     for name, seed in (("one", "0"), ("two", "1")):
         run([*flags, "--lr", "1e-2", "--seed", seed, "--output", str(place / name)], "full")
     return place / "one", place / "two"
