@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import cycle
-from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +37,7 @@ from transrec.data.demo import (
     make_image_backbone,
     make_text_backbone,
 )
+from transrec.data.groups import keep_together
 from transrec.models.towers import running
 from transrec.tracking import Trackers
 from transrec.training import distributed
@@ -144,7 +144,7 @@ def plain_steps(trainer: Trainer) -> Steps:
     """The same model, trained as research code does."""
     for tower in running(trainer.recommender.item_encoder.towers):
         tower.backbone.set_attn_implementation("eager")
-    trainer.evaluator.features.pass_tokens = inf
+    keep_together(trainer.evaluator.features)
     groups = [group | {"foreach": False, "fused": False} for group in trainer.optimizer.param_groups]
     trainer.optimizer = torch.optim.Adam(groups)
     return Steps(trainer, every_slot)

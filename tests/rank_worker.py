@@ -31,7 +31,7 @@ from transrec.options import EvaluationOptions, TrainingOptions
 from transrec.tracking import Trackers
 from transrec.training import distributed
 from transrec.training.evaluation import Evaluator
-from transrec.training.sharding import is_split, shard
+from transrec.training.sharding import is_sharded, is_split, shard
 from transrec.training.trainer import Optimization, Records, Trainer
 
 # Objectives that are tried under every method.
@@ -47,7 +47,6 @@ class Work:
         self.dataset = load_dataset(folder, 6, 5)
         tokens = cached_tokens(self.dataset.catalog, load_tokenizer(backbone), 10, True)
         features = TextFeatures(tokens, self.dataset.split.item_rows)
-        keep_together(features)
         options = EvaluationOptions(eval_memory=1, eval_batch=16)
         self.evaluator = Evaluator(self.dataset.split, features, options, self.world)
 
@@ -119,6 +118,7 @@ def save_steps(work: Work, out: Path) -> None:
 
 def check_split(work: Work, names: Iterable[str]) -> None:
     """Split over the ranks, every method has the gradients, and gives the evaluation, that it has and gives whole."""
+    keep_together(work.evaluator.features)
     loss_of = OBJECTIVES.get("bce")()
     for method in names:
         # Of two pieces each adds its part to gradients that are split already.
@@ -129,7 +129,7 @@ def check_split(work: Work, names: Iterable[str]) -> None:
                 work.step(*case, sharded=True)
             continue
         split = work.step(*case, sharded=True)
-        assert any(map(is_split, work.model.parameters())), f"{method}: nothing is split"
+        assert is_sharded(work.model), f"{method}: nothing is split"
         assert whole.keys() == split.keys()
         for name in whole:
             torch.testing.assert_close(split[name], whole[name], atol=1e-6, rtol=1e-5, msg=f"{method}: {name}")

@@ -24,7 +24,7 @@ from transrec.topk import best
 from transrec.training.distributed import World
 from transrec.training.metrics import PAPERS, Metric, Ranking, intervals, summarise
 from transrec.training.precision import Precision
-from transrec.training.sharding import is_split
+from transrec.training.sharding import is_sharded
 
 USERS_AT_ONCE = 256
 
@@ -186,7 +186,7 @@ class Evaluator:
             with self.precision.autocast():
                 encoded = grouped(self.features, items, read).encoded(recommender.item_encoder).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
-        if any(map(is_split, recommender.parameters())):
+        if is_sharded(recommender):
             self._keep_up(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
         return self.world.sum(embeddings)
 

@@ -23,20 +23,21 @@ from transrec.training.distributed import World
 from transrec.training.precision import Precision
 
 
+def why_not_split(training: TrainingOptions, world: World, precision: Precision) -> str:
+    """Why --shard cannot split the backbones of a run with these options; "" where it can."""
+    if world.size == 1:
+        return "splits backbones over several processes, and this run is one; give --nproc 2 or more"
+    if training.compile:
+        return "not with --compile; leave one of them out"
+    if precision.name == "fp16":
+        return "not with --precision fp16, whose loss scale each process would lower by itself; use bf16"
+    return ""
+
+
 def check_sharding(training: TrainingOptions, world: World, precision: Precision) -> None:
     """Raise TransrecError where --shard is given and the run cannot be split."""
-    if not training.shard:
-        return
-    if world.size == 1:
-        raise TransrecError(
-            "--shard: splits backbones over several processes, and this run is one; give --nproc 2 or more"
-        )
-    if training.compile:
-        raise TransrecError("--shard: not with --compile; leave one of them out")
-    if precision.name == "fp16":
-        raise TransrecError(
-            "--shard: not with --precision fp16, whose loss scale each process would lower by itself; use bf16"
-        )
+    if training.shard and (why := why_not_split(training, world, precision)):
+        raise TransrecError(f"--shard: {why}")
 
 
 def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) -> list[TrainableGroup]:
@@ -84,6 +85,11 @@ def is_split(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
+def is_sharded(recommender: Recommender) -> bool:
+    """Whether `shard` has split anything of it."""
+    return any(map(is_split, recommender.parameters()))
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process keeps of a tensor."""
     return cast(Any, tensor).to_local() if is_split(tensor) else tensor
@@ -107,7 +113,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     split = cast(Any, like)
-    return distribute_tensor(tensor.to(like.device, like.dtype), split.device_mesh, split.placements)
+    return distribute_tensor(tensor.to(like.device), split.device_mesh, split.placements)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
@@ -119,7 +125,11 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, world: World) -> None:
-    """Scale the gradients of parameters, of which some are split, so that their norm together is at most `max_norm`."""
+    """Scale the gradients of parameters, split or whole, so that their norm together is at most `max_norm`."""
+    parameters = list(parameters)
+    if not any(map(is_split, parameters)):
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+        return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     split, held = ([local(each) for each in gradients if is_split(each) == kind] for kind in (True, False))
     norms = [nn.utils.get_total_norm(kind) for kind in (split, held)]

@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from inspect import signature
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,7 +36,16 @@ from transrec.training.profiler import Clock, peak_memory_mib
 from transrec.training.ranks import target_ranks, write_ranks
 from transrec.training.run import Run
 from transrec.training.schedules import Constant, Schedule
-from transrec.training.sharding import average_gradients, clip_gradients, is_split, local, part_of, whole
+from transrec.training.sharding import (
+    average_gradients,
+    clip_gradients,
+    is_sharded,
+    is_split,
+    local,
+    part_of,
+    whole,
+    why_not_split,
+)
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 # What an epoch's line says of its metrics, after the one that chooses the best epoch.
@@ -117,7 +127,7 @@ class Trainer:
         self.scaler = self.precision.scaler()
         self.state = State()
         self.model: Recommender | DistributedDataParallel = recommender
-        self.is_sharded = any(map(is_split, recommender.parameters()))
+        self.is_sharded = is_sharded(recommender)
         if self.world.size > 1 and not self.is_sharded:
             devices = [self.world.device] if self.world.device.type == "cuda" else None
             flags: dict[str, Any] = {"device_ids": devices, _BUFFERS_FLAG: False}
@@ -260,7 +270,7 @@ class Trainer:
         holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
         same = {
             "--gradient_checkpointing": trains and not options.gradient_checkpointing,
-            "--shard": self.world.size > 1 and bool(runs) and not options.shard,
+            "--shard": bool(runs) and not options.shard and not why_not_split(options, self.world, self.precision),
             "--cache_device disk": holds,
         }
         anew = {
@@ -345,7 +355,7 @@ class Trainer:
         if self.options.clip_grad_norm or self.method_steps:
             self.scaler.unscale_(self.optimizer)
         if self.options.clip_grad_norm:
-            self._clip(self.options.clip_grad_norm)
+            clip_gradients(self.parameters.values(), self.options.clip_grad_norm, self.world)
         scale = self.scaler.get_scale() if self.method_steps else 1.0
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -353,12 +363,6 @@ class Trainer:
         if self.method_steps and self.scaler.get_scale() >= scale:
             self._after_step()
         return total
-
-    def _clip(self, norm: float) -> None:
-        if self.is_sharded:
-            clip_gradients(self.parameters.values(), norm, self.world)
-        else:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), norm)
 
     def _set_rates(self) -> None:
         """The learning rates of this step: the groups' own, as the schedule changes them."""
@@ -392,7 +396,8 @@ class Trainer:
     def _check_weights(self) -> None:
         """Before a save: the last step's gradient may have spoilt the weights behind a loss that was still finite."""
         finite = torch.stack([torch.isfinite(local(tensor)).all() for tensor in self.trained.values()]).all()
-        if self.world.any(not finite) if self.is_sharded else not finite:
+        # A rank sees no more of what is split than its part.
+        if self.world.any(not finite):
             raise self._diverged(self.state.step - 1, "the weights are no longer finite")
 
     def _diverged(self, step: int, what: str) -> TransrecError:
@@ -500,16 +505,17 @@ class Trainer:
 def _optimizer_groups(recommender: Recommender, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
     """Each group, what decays and what does not, and what is split and what is not, apart, for `Optimizer.make`."""
     standing = without_decay(recommender)
+
+    def kind(parameter: nn.Parameter) -> tuple[bool, bool]:
+        return parameter not in standing, is_split(parameter)
+
+    # An optimiser's fused step takes no tensors that are split beside tensors that are not.
+    kinds = list(product((True, False), (False, True)))
     return [
         {"params": parameters, "lr": group.lr, "decays": decays, "name": group.name}
         for group in groups
-        for decays, split in ((True, False), (True, True), (False, False), (False, True))
-        # An optimiser's fused step takes no tensors of both kinds.
-        if (
-            parameters := [
-                each for each in group.parameters.values() if (each not in standing, is_split(each)) == (decays, split)
-            ]
-        )
+        for decays, split in kinds
+        if (parameters := [each for each in group.parameters.values() if kind(each) == (decays, split)])
     ]
 
 
