@@ -109,7 +109,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--slices", nargs="+", default=[], choices=SLICES.names(), help="groups of targets that get rows of their own"
     )
-    parser.add_argument("--test", default="Wilcoxon", choices=TESTS, help="paired test over users (default: Wilcoxon)")
+    parser.add_argument("--test", default="paired_t", choices=TESTS, help="paired test over users (default: paired_t)")
     parser.add_argument("--test_metric", default="ndcg", help="metric that is tested (default: ndcg)")
     parser.add_argument("--test_cutoff", type=int, default=10, help="its cut-off (default: 10)")
     parser.add_argument(

@@ -16,7 +16,7 @@ from transrec.data.dataset import load_dataset
 from transrec.data.features import IdFeatures
 from transrec.data.states import StateFeatures
 from transrec.options import EvaluationOptions
-from transrec.reports.tables import baseline_rows, read_result
+from transrec.reports.tables import distinct_baselines, read_result
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator
 from transrec.training.ranks import read_ranks
@@ -116,7 +116,7 @@ def test_a_run_keeps_what_its_baselines_rank(flags, tmp_path):
         ranks = read_ranks(tmp_path, "test", name)
         assert (ranks["rank"] <= 10).mean() == pytest.approx(scores["HR@10"])
         assert np.array_equal(ranks["item"], read_ranks(tmp_path, "test")["item"])
-    titles = [row[0] for row in baseline_rows([result, result])]
+    titles = [of.label for of in distinct_baselines([result, result])]
     assert titles == ["popularity", "item-kNN", "cosine of frozen embeddings (text)"]
 
 

@@ -38,6 +38,15 @@ def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True
     return Row(name, found)
 
 
+def baseline_of(root: Path, name: str, ranks: np.ndarray, kept: bool = True) -> Row:
+    """A baseline beside a run of these ranks, in a folder of its own."""
+    row = row_of(root, name, {0: ranks}, kept)
+    (folder, result) = row.runs[0]
+    if kept:
+        ranks_file(folder, "test").rename(ranks_file(folder, "test", name))
+    return Row(f"the {name}", {0: (folder, result)}, name)
+
+
 def told(rows: list[Row]) -> str:
     return note(rows, {metric: mark(rows, metric) for metric in METRICS})
 
@@ -56,7 +65,7 @@ def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
                 better, worse = int((differences > 0).sum()), int((differences < 0).sum())
                 expected.append(stats.binomtest(better, better + worse).pvalue)
             else:
-                expected.append(stats.wilcoxon(differences, zero_method="pratt", method="approx").pvalue)
+                expected.append(stats.ttest_rel(values[name], values[order[0]]).pvalue)
         adjusted = dict(zip(order[1:], holm(expected), strict=True))
         column = mark(rows, metric)
         assert column.places == [{order[0]: BEST, order[1]: SECOND}.get(name, "") for name in middles]
@@ -66,7 +75,7 @@ def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
             assert column.cell(number, "0.1") == ("0.1†" if differs else "0.1")
         assert adjusted["weak"] < 0.05 and not column.untested
     said = told(rows)
-    assert "Seeds per row: 1." in said and "McNemar" in said and "Wilcoxon" in said and "No test" not in said
+    assert "Seeds per row: 1." in said and "McNemar" in said and "paired t-test" in said and "No test" not in said
     assert "0.05 level" in said and "Holm" in said and said.count("3 comparisons") == 2
 
 
@@ -76,8 +85,7 @@ def test_several_seeds_are_paired_by_seed(tmp_path):
     single = {2: ranks_around(12, 7)}
     rows = [row_of(tmp_path, "strong", strong), row_of(tmp_path, "single", single)]
     column = mark(rows, "NDCG@10")
-    differences = values_of("NDCG@10", single[2]) - values_of("NDCG@10", strong[2])
-    expected = stats.wilcoxon(differences, zero_method="pratt", method="approx").pvalue
+    expected = stats.ttest_rel(*(values_of("NDCG@10", of[2]) for of in (single, strong))).pvalue
     assert column.p_values == [None, pytest.approx(expected, rel=1e-9)]
     assert "Seeds per row: 1 to 3." in told(rows)
 
@@ -90,6 +98,27 @@ def test_several_seeds_are_paired_by_seed(tmp_path):
     rows = [rows[0], row_of(tmp_path, "another", {5: ranks_around(12, 9)})]
     assert mark(rows, "HR@10").p_values == [None, None]
     assert "No test of HR@10: no seed in common with the best row (another)." in told(rows)
+
+
+def test_baselines_are_tested_by_themselves_and_not_marked(tmp_path):
+    strong = {seed: ranks_around(8, seed) for seed in range(3)}
+    ranks = {"near": ranks_around(8.5, 7), "better": ranks_around(2, 8)}
+    rows = [row_of(tmp_path, "strong", strong), row_of(tmp_path, "weak", {0: ranks_around(14, 9)})]
+    beside = [baseline_of(tmp_path, name, of) for name, of in ranks.items()]
+    mean = np.mean([values_of("NDCG@10", of) for of in strong.values()], axis=0)
+    expected = holm([stats.ttest_rel(values_of("NDCG@10", of), mean).pvalue for of in ranks.values()])
+    column, alone = mark([*rows, *beside], "NDCG@10"), mark(rows, "NDCG@10")
+    assert column.places == [BEST, SECOND, "", ""] and column.p_values[:2] == alone.p_values
+    assert column.p_values[2:] == pytest.approx(expected, rel=1e-9)
+    assert [column.cell(number, "0.1") for number in (2, 3)] == ["0.1", "0.1†"]
+    assert "1 comparison and 2 comparisons with baselines" in told([*rows, *beside])
+
+    single = mark([rows[0], *beside], "NDCG@10")
+    assert single.places == ["", "", ""] and single.p_values[1:] == column.p_values[2:]
+    said = told([rows[0], *beside])
+    assert "Seeds per row: 3." in said and "bold" not in said and "2 comparisons with baselines" in said
+    unkept = baseline_of(tmp_path, "unkept", ranks_around(9, 1), kept=False)
+    assert "No test of HR@10: no ranks that can be read are kept (the unkept)." in told([*rows, unkept])
 
 
 def test_rows_that_read_the_same_are_marked_alike(tmp_path):

@@ -428,11 +428,13 @@ def test_tables_mark_rows_and_say_how_they_are_tested(domain, encoder, tmp_path)
             kept["rank"] = np.where(np.arange(100) < 100 * rate, 1, 50)
             if point["method"] != "frozen":
                 write_ranks(job.folder, "test", kept)
+            kept["rank"] = np.where(np.arange(100) < 20, 1, 50)
+            write_ranks(job.folder, "test", kept, "popularity")
     tables = made.tables()
     of = _by_first_cell(tables["table.md"])
     assert of["full"]["HR@10"] == "**0.5000 ± 0.0000**" and of["houlsby"]["HR@10"] == "<u>0.4800 ± 0.0000</u>"
     assert of["lora"]["HR@10"] == "0.1000 ± 0.0000 (below)†" and of["frozen"]["HR@10"] == "0.4000 ± 0.0000"
-    assert of["popularity"]["HR@10"] == "0.2000"
+    assert of["popularity"]["HR@10"] == "0.2000†"
     assert "Seeds per row: 2." in tables["table.md"] and "are kept (frozen)." in tables["table.md"]
     full, houlsby, lora, frozen = csv.DictReader(tables["table.csv"].splitlines())
     assert full["HR@10 p"] == frozen["HR@10 p"] == frozen["NDCG@10 p"] == ""

@@ -12,13 +12,13 @@ import numpy as np
 from transrec.errors import TransrecError
 from transrec.reports.comparison import SIGNIFICANT, Wanted, same_targets, wanted
 from transrec.reports.significance import holm, paired_tests
-from transrec.reports.tables import BEST, METRICS, SECOND, shown_mean
+from transrec.reports.tables import BEST, METRICS, SECOND, distinct_baselines, shown_mean
 from transrec.training.ranks import read_ranks
 
 # The test of each of METRICS, and how it is told.
 TESTS = {
     "HR@10": ("McNemar", "exact McNemar test, over several seeds the exact sign test of each target's mean"),
-    "NDCG@10": ("Wilcoxon", "Wilcoxon signed-rank test of each target's mean"),
+    "NDCG@10": ("paired t", "paired t-test of each target's mean"),
 }
 VALUES: dict[str, Wanted] = dict(zip(METRICS, wanted(["hr", "ndcg"], [10]), strict=True))
 DIFFERS = "†"
@@ -30,11 +30,14 @@ class Row:
 
     Attributes:
         name: what the note below the table calls it.
-        runs: folder and result.json's content of each finished run, by seed.
+        runs: folder and result.json's content of each finished run, by seed; of a baseline those of one run beside
+            which it was ranked, with its own scores.
+        baseline: its name; "" where the row is of runs.
     """
 
     name: str
     runs: Mapping[int, tuple[Path, dict[str, Any]]]
+    baseline: str = ""
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ class Row:
         kept = {}
         for seed, (folder, _) in self.runs.items():
             try:
-                kept[seed] = read_ranks(folder, "test")
+                kept[seed] = read_ranks(folder, "test", self.baseline)
             except TransrecError:
                 continue
         return {seed: of for seed, of in kept.items() if len(of)}
@@ -57,8 +60,9 @@ class Column:
     """What is said of one metric; lists have an entry for each row.
 
     Attributes:
-        places: BEST, SECOND, or "" for other rows, for those without a run, and for a row alone.
-        p_values: against the row of the highest mean, adjusted; None of that row, and where there is no test.
+        places: BEST, SECOND, or "" for other rows, for those without a run, for a row alone, and for baselines.
+        p_values: against the row of runs with the highest mean, adjusted, for baselines by themselves; None of that
+            row, and where there is no test.
         untested: why rows have no test, by their number.
     """
 
@@ -72,40 +76,54 @@ class Column:
         return f"{text}{DIFFERS}" if p is not None and p < SIGNIFICANT else text
 
 
+def baselines_beside(rows: Sequence[Row]) -> list[Row]:
+    """A row for each of the `distinct_baselines` of rows."""
+    runs = [run for row in rows for run in row.runs.values()]
+    found = distinct_baselines([result for _, result in runs])
+    return [Row(of.label, {0: (runs[of.first][0], {"test": of.scores})}, of.name) for of in found]
+
+
 def mark(rows: Sequence[Row], metric: str) -> Column:
     """The column of one of METRICS. Means that read the same are marked alike."""
     means = {
         number: statistics.mean(result["test"][metric] for result in row.results)
         for number, row in enumerate(rows)
-        if row.runs
+        if row.runs and not row.baseline
     }
-    if len(means) < 2:
+    if not means:
         return Column([""] * len(rows), [None] * len(rows), {})
-    shown = {number: shown_mean(mean) for number, mean in means.items()}
+    shown = {number: shown_mean(mean) for number, mean in means.items()} if len(means) > 1 else {}
     highest = sorted(set(shown.values()), key=float, reverse=True)[:2]
     place = dict(zip(highest, (BEST, SECOND), strict=False))
     best = max(means, key=lambda number: means[number])
-    p_values, untested = {}, {}
-    for number in means.keys() - {best}:
-        paired = _paired(rows[number], rows[best])
-        if isinstance(paired, str):
-            untested[number] = paired
-        else:
-            values = [np.stack([_values(metric, ranks) for ranks in of]) for of in paired]
-            p_values[number] = paired_tests(*values)[TESTS[metric][0]]
-    adjusted = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    adjusted: dict[int, float] = {}
+    untested = {}
+    for family in (means.keys() - {best}, [number for number, row in enumerate(rows) if row.baseline]):
+        p_values = {}
+        for number in family:
+            paired = _paired(rows[number], rows[best])
+            if isinstance(paired, str):
+                untested[number] = paired
+            else:
+                values = [np.stack([_values(metric, ranks) for ranks in of]) for of in paired]
+                p_values[number] = paired_tests(*values)[TESTS[metric][0]]
+        adjusted |= zip(p_values, holm([*p_values.values()]), strict=True)
     numbers = range(len(rows))
     return Column([place.get(shown.get(n, ""), "") for n in numbers], [adjusted.get(n) for n in numbers], untested)
 
 
 def _paired(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarray]] | str:
-    """What both rows keep of the seeds that both have, in the same order; or why they cannot be paired."""
+    """What both rows keep of the seeds that both have, in the same order; or why they cannot be paired.
+
+    A baseline has no seed: beside it all seeds of the best row are kept.
+    """
     if not best.kept or not row.kept:
         return "the best row keeps no ranks that can be read" if row.kept else "no ranks that can be read are kept"
-    seeds = sorted(row.kept.keys() & best.kept.keys())
+    seeds = sorted(best.kept if row.baseline else row.kept.keys() & best.kept.keys())
     if not seeds:
         return "no seed in common with the best row"
-    of_row, of_best = ([of.kept[seed] for seed in seeds] for of in (row, best))
+    of_best = [best.kept[seed] for seed in seeds]
+    of_row = [*row.kept.values()] if row.baseline else [row.kept[seed] for seed in seeds]
     users, items = of_best[0]["user"], of_best[0]["item"]
     if not all(same_targets(kept, users, items) for kept in (*of_row, *of_best)):
         return "other targets than those of the best row"
@@ -125,20 +143,21 @@ def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     Args:
         columns: by metric, as `mark` gives them; of the same rows.
     """
-    counts = sorted({len(row.runs) for row in rows if row.runs})
+    counts = sorted(len(row.runs) for row in rows if row.runs and not row.baseline)
     if not counts:
         return "No run has finished."
-    said = [f"Seeds per row: {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''}."]
+    said = [f"Seeds per row: {counts[0]}{f' to {counts[-1]}' if counts[-1] > counts[0] else ''}."]
     if sum(bool(row.runs) for row in rows) < 2:
         return f"{said[0]} No test: there is no other row to compare with."
-    said.append("The best of a column is bold, the second underlined; baselines are neither marked nor tested.")
-    tested = {name: sum(p is not None for p in column.p_values) for name, column in columns.items()}
+    if len(counts) > 1:
+        said.append("The best of a column is bold, the second underlined; baselines are not marked so.")
+    tested = {name: _tested(rows, column) for name, column in columns.items()}
     if any(tested.values()):
-        tests = "; ".join(f"{name}: {TESTS[name][1]}, {_times(count)}" for name, count in tested.items() if count)
+        tests = "; ".join(f"{name}: {TESTS[name][1]}, {count}" for name, count in tested.items() if count)
         said.append(
-            f"{DIFFERS} differs from the best at the {SIGNIFICANT:g} level, two-sided, with Holm's correction over the "
-            f"comparisons of a column ({tests}). Rows are paired by target; a target's mean is over the seeds that "
-            f"both rows have."
+            f"{DIFFERS} differs from the best row at the {SIGNIFICANT:g} level, two-sided, with Holm's correction over "
+            f"the comparisons of a column, those with baselines by themselves ({tests}). Rows are paired by target; a "
+            f"target's mean is over the seeds that both rows have, beside a baseline over all of the best row's."
         )
     reasons: dict[str, dict[str, None]] = {}
     for name, column in columns.items():
@@ -148,5 +167,8 @@ def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     return " ".join(said)
 
 
-def _times(count: int) -> str:
-    return f"{count} comparison{'s' if count > 1 else ''}"
+def _tested(rows: Sequence[Row], column: Column) -> str:
+    """How many comparisons a column has; "" for none."""
+    of_baselines = [bool(row.baseline) for row, p in zip(rows, column.p_values, strict=True) if p is not None]
+    counts = ((of_baselines.count(False), ""), (of_baselines.count(True), " with baselines"))
+    return " and ".join(f"{count} comparison{'s' * (count > 1)}{of}" for count, of in counts if count)

@@ -21,7 +21,7 @@ COSTS = {
 CURVES = {"train_loss": "training loss", **{f"validation {name}": f"validation {name}" for name in METRICS}}
 # Folders in the title.
 NAMED = 3
-TEST, CORRECTION = "Wilcoxon", "holm"
+TEST, CORRECTION = "paired t", "holm"
 
 STYLE = """.sortable button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; text-align: inherit; }
@@ -212,9 +212,9 @@ def _baselines(rows: Sequence[Row]) -> list[dict[str, tuple[str, Any]]]:
     """What was ranked without training beside rows over one dataset, as `_cells`."""
     tested = [result for row in rows for result in row.results.values() if "test" in result]
     return [
-        {name: (text, text) for name, text in (("method", label), ("dataset", rows[0].dataset))}
-        | {name: (mean_and_spread([value]), value) for name, value in scores.items()}
-        for label, scores in distinct_baselines(tested)
+        {name: (text, text) for name, text in (("method", of.label), ("dataset", rows[0].dataset))}
+        | {name: (mean_and_spread([value]), value) for name, value in of.scores.items()}
+        for of in distinct_baselines(tested)
     ]
 
 

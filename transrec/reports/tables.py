@@ -30,6 +30,23 @@ Emphasis = Mapping[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A baseline beside runs.
+
+    Attributes:
+        name: by which runs keep its ranks.
+        label: what tables call it.
+        scores: its test metrics.
+        first: the place, among the results, of the first that has these scores.
+    """
+
+    name: str
+    label: str
+    scores: dict[str, float]
+    first: int
+
+
+@dataclass(frozen=True)
 class Further:
     """A column behind COLUMNS.
 
@@ -94,21 +111,16 @@ def baselines_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {"popularity": result["popularity"], **result.get("baselines", {})}
 
 
-def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:
-    """What the baselines are called and the metrics of each, all whose METRICS differ among the results."""
+def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[Beside]:
+    """The baselines beside results, each as often as its METRICS differ among them."""
     labels = {name: BASELINES.get(name).label for name in BASELINES.names()}
-    found = {}
-    for result in results:
+    found: dict[tuple[str, ...], Beside] = {}
+    for place, result in enumerate(results):
         for name, scores in baselines_of(result).items():
             of = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
             told = f"{labels.get(name, name)}{of}"
-            found.setdefault((told, *metric_cells(scores)), (told, scores))
+            found.setdefault((told, *metric_cells(scores)), Beside(name, told, scores, place))
     return list(found.values())
-
-
-def baseline_rows(results: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """What the baselines are called and the COLUMNS of each, as `distinct_baselines`."""
-    return [[name, *metric_cells(scores), "0", "-", "-"] for name, scores in distinct_baselines(results)]
 
 
 def _is_number(value: Any) -> bool:

@@ -18,19 +18,19 @@ from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
 from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
-from transrec.reports.marks import Row, mark, note
+from transrec.reports.marks import Row, baselines_beside, mark, note
 from transrec.reports.published import Published, published_columns, published_note
 from transrec.reports.results import frame, summary
 from transrec.reports.tables import (
     COLUMNS,
     METRICS,
     Further,
-    baseline_rows,
     below_popularity,
     comma_separated,
     latex,
     markdown,
     markdown_text,
+    metric_cells,
     read_result,
     result_row,
 )
@@ -306,7 +306,8 @@ class Study:
     def tables(self) -> dict[str, str]:
         """The study's files by name: of what has finished so far."""
         rows = [self._table_row(point, jobs) for point, jobs in self.rows]
-        columns = {metric: mark(rows, metric) for metric in METRICS}
+        marked = [*rows, *(beside := baselines_beside(rows))]
+        columns = {metric: mark(marked, metric) for metric in METRICS}
         further, legend = self._further(rows)
         lines, numbers, emphasis = [], [], {}
         for number, (row, (point, _)) in enumerate(zip(rows, self.rows, strict=True)):
@@ -322,9 +323,12 @@ class Study:
                 told |= {name: value for column in further for name, value in column.numbers[number].items()}
                 numbers.append({"stage": "target", **_names(row.results[0]), **point, **told})
         axes = [axis.name for axis in self.grid.axes]
-        for label, *of in baseline_rows(_results(rows)):
-            lines.append([label, *[NO_VALUE] * len(axes), *of, *[NO_VALUE] * len(further)])
-        header, below = [*axes, "seeds", *COLUMNS, *(column.name for column in further)], note(rows, columns)
+        for number, row in enumerate(beside, len(rows)):
+            scores = metric_cells(*(result["test"] for result in row.results))
+            scores = [column.cell(number, cell) for column, cell in zip(columns.values(), scores, strict=True)]
+            empty = [NO_VALUE] * len(axes)
+            lines.append([row.name, *empty, *scores, "0", NO_VALUE, NO_VALUE, *[NO_VALUE] * len(further)])
+        header, below = [*axes, "seeds", *COLUMNS, *(column.name for column in further)], note(marked, columns)
         sources, of_sources = self._source_table()
         return {
             "table.md": f"{markdown(header, lines, emphasis)}\n\n{markdown_text(below)}\n{legend}{sources}",
