@@ -30,7 +30,7 @@ Emphasis = Mapping[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
-class Beside:
+class BaselineScores:
     """A baseline beside runs.
 
     Attributes:
@@ -111,15 +111,15 @@ def baselines_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
     return {"popularity": result["popularity"], **result.get("baselines", {})}
 
 
-def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[Beside]:
+def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[BaselineScores]:
     """The baselines beside results, each as often as its METRICS differ among them."""
     labels = {name: BASELINES.get(name).label for name in BASELINES.names()}
-    found: dict[tuple[str, ...], Beside] = {}
+    found: dict[tuple[str, ...], BaselineScores] = {}
     for place, result in enumerate(results):
         for name, scores in baselines_of(result).items():
             of = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
             told = f"{labels.get(name, name)}{of}"
-            found.setdefault((told, *metric_cells(scores)), Beside(name, told, scores, place))
+            found.setdefault((told, *metric_cells(scores)), BaselineScores(name, told, scores, place))
     return list(found.values())
 
 
