@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from transrec.reports.marks import Row, mark, note
-from transrec.reports.significance import holm
+from transrec.reports.significance import holm, paired_tests
 from transrec.reports.tables import BEST, METRICS, SECOND, latex, markdown
 from transrec.training.ranks import RANK, ranks_file, write_ranks
 
@@ -90,10 +90,8 @@ def test_several_seeds_are_paired_by_seed(tmp_path):
     assert "Seeds per row: 1 to 3." in told(rows)
 
     rows = [rows[0], row_of(tmp_path, "all", (whole := {seed: ranks_around(12, seed + 20) for seed in range(3)}))]
-    hits = [np.mean([values_of("HR@10", of) for of in runs.values()], axis=0) for runs in (strong, whole)]
-    better, worse = int((hits[0] > hits[1]).sum()), int((hits[0] < hits[1]).sum())
-    expected = stats.binomtest(better, better + worse).pvalue
-    assert mark(rows, "HR@10").p_values[1] == pytest.approx(expected, rel=1e-9)
+    hits = [np.stack([values_of("HR@10", of) for of in runs.values()]) for runs in (strong, whole)]
+    assert mark(rows, "HR@10").p_values[1] == pytest.approx(paired_tests(*hits)["McNemar"], rel=1e-9)
 
     rows = [rows[0], row_of(tmp_path, "another", {5: ranks_around(12, 9)})]
     assert mark(rows, "HR@10").p_values == [None, None]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from transrec.errors import TransrecError
-from transrec.reports.significance import against, benjamini_hochberg, compare, holm, spread
+from transrec.reports.significance import against, benjamini_hochberg, compare, holm, paired_tests, spread
 
 RANDOM = np.random.default_rng(7)
 
@@ -18,7 +18,30 @@ def test_one_seed_of_hits_gives_the_exact_mcnemar_test():
     first, second = hits(0.3), hits(0.4)
     better, worse = int((first > second).sum()), int((first < second).sum())
     expected = stats.binomtest(better, better + worse).pvalue
-    assert compare(first, second).p_values["McNemar"] == pytest.approx(expected, rel=1e-12)
+    assert compare(first, second).p_values["McNemar"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_several_seeds_of_hits_give_scipys_exact_permutation_test():
+    for seeds, others in ((2, 3), (3, 3), (1, 3), (4, 2)):
+        first, second = hits(0.6, seeds, users=12), hits(0.3, others, users=12)
+        expected = stats.permutation_test(
+            (first.mean(0), second.mean(0)),
+            lambda one, two, axis: (one - two).mean(axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=np.inf,
+        )
+        assert compare(first, second).p_values["McNemar"] == pytest.approx(expected.pvalue, rel=1e-9)
+
+
+def test_seeds_that_disagree_do_not_make_methods_of_the_same_mean_differ():
+    rejected = 0
+    for _ in range(100):
+        certain = hits(0.06, users=5_000)
+        rates = np.where(certain > 0, 0.6, 0.06 * 0.4 / 0.94)
+        rejected += paired_tests(certain, (RANDOM.random((3, 5_000)) < rates) * 1.0)["McNemar"] < 0.05
+    # 5 % of 100 are 5, and more than 13 come once in a thousand times.
+    assert rejected <= 13
 
 
 def test_any_values_give_scipys_paired_tests_on_the_mean_over_seeds():

@@ -17,7 +17,7 @@ from transrec.training.ranks import read_ranks
 
 # The test of each of METRICS, and how it is told.
 TESTS = {
-    "HR@10": ("McNemar", "exact McNemar test, over several seeds the exact sign test of each target's mean"),
+    "HR@10": ("McNemar", "exact McNemar test, over several seeds the exact sign-flip test of each target's mean"),
     "NDCG@10": ("paired t", "paired t-test of each target's mean"),
 }
 VALUES: dict[str, Wanted] = dict(zip(METRICS, wanted(["hr", "ndcg"], [10]), strict=True))
