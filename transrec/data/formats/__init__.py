@@ -1,4 +1,4 @@
-"""Formats: how published datasets lie on disk, one file per kind of them."""
+"""Formats of published datasets: one module per format, saying which of its files hold interactions and items."""
 
 from transrec.data.formats.base import (
     DEEPEST,

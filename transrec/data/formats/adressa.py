@@ -1,4 +1,4 @@
-"""`adressa`: what readers of Adresseavisen did (https://reclab.idi.ntnu.no/dataset), one week or three months."""
+"""`adressa`: one week or three months of reader events of Adresseavisen (https://reclab.idi.ntnu.no/dataset)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ DAY = "2017[0-9][0-9][0-9][0-9]"
 
 @register("adressa")
 class Adressa(Format):
-    """Files of a day's events, a JSON object a line, as unpacked from Adressa_one_week.tar.gz; titles are in them."""
+    """One file of events per day, a JSON object per line with the article's title, from Adressa_one_week.tar.gz."""
 
     reads = "the days of Adressa, one_week/20170101 and so on, unpacked"
 
@@ -30,10 +30,10 @@ class Adressa(Format):
         return [Rows(day, columns, ("userId", "id", "time"), time_unit="s") for day in self._days()]
 
     def items(self) -> list[Rows]:
-        # An article stands in as many events as it has readers.
-        each = "(SELECT DISTINCT id, title, category1 FROM {table} WHERE id IS NOT NULL)"
+        # Every event of an article repeats its title, so take each article once.
+        query = "(SELECT DISTINCT id, title, category1 FROM {table} WHERE id IS NOT NULL)"
         columns = {"item": "id", "title": "title", "category": "category1"}
-        return [Rows(day, columns, ("id",), each, optional=("title", "category1")) for day in self._days()]
+        return [Rows(day, columns, ("id",), query, optional=("title", "category1")) for day in self._days()]
 
     def notes(self) -> list[str]:
         return ["events without an id are of pages that are no articles, such as the front page"]

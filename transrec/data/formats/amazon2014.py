@@ -1,4 +1,4 @@
-"""`amazon2014`: Amazon product data of 2014 (https://jmcauley.ucsd.edu/data/amazon), reviews or ratings alone."""
+"""`amazon2014`: Amazon product data of 2014 (https://jmcauley.ucsd.edu/data/amazon), reviews or ratings only."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ OPTIONAL = ("brand", "categories", "description", "imUrl")
 
 @register("amazon2014")
 class Amazon2014(AmazonReviews):
-    """reviews_CAT.json or ratings_CAT.csv, and meta_CAT.json, whose lines are Python dicts, not JSON."""
+    """reviews_CAT.json or ratings_CAT.csv, and meta_CAT.json, whose lines are Python dicts rather than JSON."""
 
     reads = "reviews_CAT.json(.gz) (or _5) or ratings_CAT.csv, and meta_CAT.json(.gz)"
     reviews = ("reviews_*.json",)
@@ -33,10 +33,10 @@ class Amazon2014(AmazonReviews):
             "item": "asin",
             "title": "title",
             "brand": "brand",
-            # Paths through the shop, of one category or more each.
+            # A list of paths in the category tree, each a list of categories.
             "categories": joined("categories", ", ", "$[*][*]"),
             "description": "description",
             "image": '"imUrl"',
         }
-        found = [Table(path, kind="literal") for path in self.all_of(self.metadata)]
-        return [Rows(table, columns, ("asin",), optional=("title", *OPTIONAL)) for table in found]
+        tables = [Table(path, kind="literal") for path in self.all_of(self.metadata)]
+        return [Rows(table, columns, ("asin",), optional=("title", *OPTIONAL)) for table in tables]

@@ -1,4 +1,4 @@
-"""`amazon2018`: Amazon Review Data of 2018 (https://nijianmo.github.io/amazon), reviews, 5-core or ratings alone."""
+"""`amazon2018`: Amazon Review Data of 2018 (https://nijianmo.github.io/amazon), reviews, 5-core or ratings only."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from transrec.data.tables import Table, joined
 
 RATINGS = ("first", "second", "rating", "timestamp")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
-# Ten signs, which a reviewer's id has more than.
+# Item ids have exactly ten characters; reviewer ids have more.
 ASIN = re.compile(r"[A-Z0-9]{10}")
 LINES_LOOKED_AT = 100
 
@@ -18,7 +18,7 @@ LINES_LOOKED_AT = 100
 class AmazonReviews(Format):
     """Reviews (JSON lines) or ratings (four columns without a header), and metadata.
 
-    Which of a rating's first two columns is the item differs between years and is found by the ids.
+    The order of the item and user columns in ratings differs between years, so it is inferred from the ids.
     """
 
     metadata: ClassVar[str] = "meta_*.json"
@@ -35,14 +35,14 @@ class AmazonReviews(Format):
 
 
 def is_item_first(path: Path) -> bool:
-    """Whether the first of four columns is the item: whether all of its first values are ASINs."""
+    """Return whether the first of four columns is the item, that is, whether its first values are all ASINs."""
     values = [line.split(",")[0] for line in head(path, LINES_LOOKED_AT) if line.count(",") == 3]
     return all(map(ASIN.fullmatch, values))
 
 
 @register("amazon2018")
 class Amazon2018(AmazonReviews):
-    """CAT.json of reviews (or CAT_5.json, the 5-core, or CAT.csv of ratings), and meta_CAT.json."""
+    """CAT.json (all reviews), CAT_5.json (the 5-core) or CAT.csv (ratings), and meta_CAT.json."""
 
     reads = "CAT.json(.gz), CAT_5.json(.gz) or CAT.csv, and meta_CAT.json(.gz)"
 
@@ -59,7 +59,7 @@ class Amazon2018(AmazonReviews):
     def items(self) -> list[Rows]:
         columns = {
             "item": "asin",
-            # Of some pages not the title was taken, but a piece of their program.
+            # The title of some products is JavaScript scraped from their page.
             "title": "CASE WHEN contains(title, 'getTime') THEN NULL ELSE title END",
             "brand": "brand",
             "categories": f"coalesce({joined('category', ', ')}, {joined('categories', ', ')})",
@@ -68,10 +68,10 @@ class Amazon2018(AmazonReviews):
             "image": f"coalesce({first_of('imageURLHighRes')}, {first_of('imageURL')})",
         }
         lists = ("category", "categories", "feature", "description", "imageURLHighRes", "imageURL")
-        found = self.all_of(self.metadata)
-        return [Rows(Table(path), columns, ("asin", "title"), optional=("brand", *lists)) for path in found]
+        paths = self.all_of(self.metadata)
+        return [Rows(Table(path), columns, ("asin", "title"), optional=("brand", *lists)) for path in paths]
 
 
 def first_of(name: str) -> str:
-    """SQL of the first text of a JSON list, or of the text that stands there without a list."""
+    """Return SQL for the first text of a JSON list, or for the column's value if it is not a list."""
     return f'CASE WHEN starts_with("{name}", \'[\') THEN TRY_CAST("{name}" AS JSON)->>0 ELSE "{name}" END'

@@ -1,4 +1,4 @@
-"""`amazon2023`: Amazon Reviews 2023 (https://amazon-reviews-2023.github.io), raw, or its 0-core and 5-core."""
+"""`amazon2023`: Amazon Reviews 2023 (https://amazon-reviews-2023.github.io), raw, 0-core or 5-core."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ META = ("store", "main_category", "features", "description", "categories", "imag
 
 @register("amazon2023")
 class Amazon2023(Format):
-    """CAT.jsonl of reviews or CAT.csv of ratings, and meta_CAT.jsonl; an item is a parent_asin."""
+    """CAT.jsonl (reviews) or CAT.csv (ratings), and meta_CAT.jsonl. Items are identified by their parent_asin."""
 
     reads = "CAT.jsonl(.gz) or CAT.csv (also .train, .valid, .test), and meta_CAT.jsonl(.gz)"
 
@@ -28,8 +28,8 @@ class Amazon2023(Format):
         return ""
 
     def interactions(self) -> list[Rows]:
-        found = "*.jsonl", "*.csv"
-        reviews = self.all_of(*found, besides=("meta_*",)) or [self.one_of(*found, besides=("meta_*",))]
+        patterns = "*.jsonl", "*.csv"
+        reviews = self.all_of(*patterns, besides=("meta_*",)) or [self.one_of(*patterns, besides=("meta_*",))]
         kinds = {path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in reviews}
         if len(kinds) > 1:
             raise TransrecError(

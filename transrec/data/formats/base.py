@@ -1,4 +1,4 @@
-"""What a format is: where a published dataset keeps its interactions and its items, and how it is recognised."""
+"""The base of all formats: where a published dataset keeps its interactions and items, and how to recognise it."""
 
 import fnmatch
 import os
@@ -14,30 +14,30 @@ from transrec.errors import TransrecError, about_file
 from transrec.registry import Registry
 from transrec.untrusted import check_regular, open_regular
 
-# Images, of which there may be a hundred thousand.
+# Images and videos are skipped: a folder may hold a hundred thousand of them.
 NOT_READ = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
 DEEPEST = 3
 HEAD_BYTES = 2**20
-# What publishers call the parts of a split of their own, and what these are called here.
+# The parts of a publisher's own split: the names used in file names, and the names used here.
 PARTS = {"train": "train", "valid": "validation", "test": "test"}
 SHOWN = 12
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table by what they mean to the import: SQL expressions over the table's columns, all of them texts.
+    """Interactions or items in a table, as SQL expressions over the table's columns, all of which are read as text.
 
     Attributes:
-        columns: of interactions, the expressions of `user` and `item`, and of what there is of `time`, `rating`,
-            `position` (a whole number, the order at equal times) and `part` ("train", "validation" or "test" of the
-            publisher's own split). Of items, `item`, and what there is of `title`, `image` (an address) and columns of
-            any other name.
-        needs: names of the table's columns that the expressions read; the file is checked for them.
-        query: what stands in place of the table, as "(SELECT ... FROM {table})"; `time` and `rating` must be columns
-            of the table nevertheless, where a mistake is looked for.
-        time_unit: "s", "ms" or "us" of times that are numbers; "" for what their size says.
-        time_format: of times that are text, as strptime has it; "" for ISO 8601.
-        optional: names of further columns that the expressions read, of JSON alone: empty where no row has them.
+        columns: SQL expressions by role. For interactions: `user`, `item` and, if the source has them, `time`,
+            `rating`, `position` (a whole number that orders rows with equal times) and `part` ("train", "validation"
+            or "test" of the publisher's own split). For items: `item` and, if the source has them, `title`, `image`
+            (an address) and columns of any other name.
+        needs: columns of the table that the expressions read; the import checks that the file has them.
+        query: SQL to select from instead of the table itself, such as "(SELECT ... FROM {table})". The `time` and
+            `rating` expressions must also be valid for the table itself, where the import looks for malformed values.
+        time_unit: unit of numeric times: "s", "ms" or "us"; "" infers it from their size.
+        time_format: strptime format of times that are text; "" for ISO 8601.
+        optional: further columns that the expressions read, for JSON only; they are null if no row has them.
     """
 
     table: Table
@@ -50,12 +50,12 @@ class Rows:
 
 
 class Format:
-    """Base of all formats, made of the paths that the user gives and the values of its flags by their names.
+    """Base class of all formats. A format is created from the user's paths and the values of its flags, by name.
 
     Attributes:
-        Options: the dataclass of its flags.
-        reads: what it reads, for a list of all formats.
-        is_general: whether it is taken for a dataset's format only if no other is.
+        Options: the dataclass of the format's flags.
+        reads: the files that the format reads, in words, for the list of all formats.
+        is_general: whether the format is considered only if no other one fits.
     """
 
     Options: type[options.Options] = options.Options
@@ -67,50 +67,50 @@ class Format:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The files given, and those in the folders given; images left out."""
+        """The given files, and the files in the given folders, without images and videos."""
         return [file for path in self.paths for file in files_in(path)]
 
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
-        """Why these files are of this format: what of their names and headers says so; "" if they are not."""
+        """Return why these files are of this format, judging by their names and headers; "" if they are not."""
         return ""
 
     def interactions(self) -> list[Rows]:
-        """The rows that hold interactions. Where none has a time, their order is the order in time."""
+        """Return the rows that hold interactions. If none of them has a time, their order is taken as chronological."""
         raise NotImplementedError
 
     def items(self) -> list[Rows]:
-        """The rows that hold items, of which users touch some; several rows of an item are joined."""
+        """Return the rows that hold items, with or without interactions. Several rows of one item are merged."""
         return []
 
     def published(self) -> dict[str, int]:
-        """What the publisher counts: rows, by the name of a file, or "users", "items" and "interactions" as read."""
+        """Return published counts of rows, by file name, or of "users", "items" and "interactions" in the source."""
         return {}
 
     def notes(self) -> list[str]:
-        """Sentences for the data card: what the format decides and a user should know."""
+        """Return sentences for the data card: decisions of the format that a user should know about."""
         return []
 
     def finish(self, folder: Path) -> None:
-        """Everything is written, users.tsv and items.tsv among it: add further files to the new folder."""
+        """Add further files to the new folder, once its users.tsv, items.tsv and other data files are written."""
 
     def all_of(self, *patterns: str, besides: Sequence[str] = ()) -> list[Path]:
-        """The files whose names fit one of the patterns, and none of `besides`, in the order given, or by name."""
+        """Return the files whose names match one of the patterns and none of `besides`, in the order of `files`."""
         return [path for path in self.files if fits(path, *patterns) and not fits(path, *besides)]
 
     def one_of(self, *patterns: str, besides: Sequence[str] = ()) -> Path:
-        """The only file whose name fits. Raises TransrecError where there is none, or several."""
-        found = self.all_of(*patterns, besides=besides)
-        if len(found) == 1:
-            return found[0]
+        """Return the only file whose name matches. Raises TransrecError if no file matches, or several do."""
+        matches = self.all_of(*patterns, besides=besides)
+        if len(matches) == 1:
+            return matches[0]
         wanted = " or ".join(patterns)
-        if found:
+        if matches:
             raise TransrecError(
-                f"{_listed(self.paths)}: several files fit {wanted}: {_listed(found)}; give the paths of "
+                f"{_listed(self.paths)}: several files fit {wanted}: {_listed(matches)}; give the paths of "
                 f"those to import"
             )
-        there = _listed([Path(path.name) for path in self.files]) or "no files"
-        raise TransrecError(f"{_listed(self.paths)}: no file fits {wanted}; what is there: {there}")
+        available = _listed([Path(path.name) for path in self.files]) or "no files"
+        raise TransrecError(f"{_listed(self.paths)}: no file fits {wanted}; what is there: {available}")
 
 
 FORMATS: Registry[Format] = Registry("format", Format, "transrec.data.formats")
@@ -118,32 +118,32 @@ register = FORMATS.register
 
 
 def recognise(paths: Iterable[Path], general: bool = False, deepest: int = 1) -> dict[str, str]:
-    """Why each format that fits thinks so, by its name.
+    """Return the formats that fit some files: the reason of each by its name.
 
     Args:
-        paths: files, and folders.
-        general: whether formats that fit many datasets are asked where no other fits.
-        deepest: down to which floor files of folders are looked at; 1: those that lie in them directly.
+        paths: files and folders.
+        general: whether to try formats that fit many datasets if no other format fits.
+        deepest: how many levels of folders to search; 1: only files directly in the given folders.
     """
     files = [file for path in paths for file in files_in(path, deepest)]
     for is_general in (False, True)[: 1 + general]:
         entries = {name: FORMATS.get(name) for name in FORMATS.names()}
-        asked = {name: entry for name, entry in entries.items() if entry.is_general == is_general}
-        if whys := {name: why for name, entry in asked.items() if (why := entry.recognise(files))}:
-            return whys
+        candidates = {name: entry for name, entry in entries.items() if entry.is_general == is_general}
+        if reasons := {name: reason for name, entry in candidates.items() if (reason := entry.recognise(files))}:
+            return reasons
     return {}
 
 
 def sequences(path: Path) -> Rows:
-    """Rows of a file of `user<TAB>item item item ...` a line, which has no header; the order is that in the file."""
-    read = "list_filter(string_split(trim(items), ' '), lambda one: one <> '')"
-    each = f"(SELECT user, unnest({read}) AS item FROM {{table}})"
+    """Return the rows of a file without a header whose lines are `user<TAB>item item item ...`, in the file's order."""
+    split = "list_filter(string_split(trim(items), ' '), lambda one: one <> '')"
+    query = f"(SELECT user, unnest({split}) AS item FROM {{table}})"
     table = Table(path, names=("user", "items"), delimiter="\t", quote="")
-    return Rows(table, {"user": "user", "item": "item"}, ("user", "items"), each)
+    return Rows(table, {"user": "user", "item": "item"}, ("user", "items"), query)
 
 
 def fits(path: Path, *patterns: str) -> bool:
-    """Whether a file's name, in lower case and without .gz or .zst, fits one of the patterns."""
+    """Return whether a file's name, in lower case and without .gz or .zst, matches one of the patterns."""
     name = path.name.lower()
     for suffix in COMPRESSED:
         name = name.removesuffix(suffix)
@@ -151,9 +151,9 @@ def fits(path: Path, *patterns: str) -> bool:
 
 
 def files_in(path: Path, deepest: int = DEEPEST) -> list[Path]:
-    """The file itself, or the files in a folder, by name, down to so many floors; images and hidden files left out.
+    """Return the file itself, or the files of a folder by name, down to `deepest` levels; no images or hidden files.
 
-    Raises FileError for what cannot be read.
+    Raises FileError if the path cannot be read.
     """
     with about_file(path, "check the path", "cannot be read"):
         if not path.is_dir():
@@ -172,7 +172,7 @@ def files_in(path: Path, deepest: int = DEEPEST) -> list[Path]:
 
 
 def head(path: Path, count: int = 1) -> list[str]:
-    """The first lines of a text, unpacked, without their ends; none of what cannot be read."""
+    """Return the first lines of a text file, decompressed and without line ends; none if it cannot be read."""
     try:
         with open_regular(path) as file:
             text = unpacked(file, path).read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
@@ -182,7 +182,7 @@ def head(path: Path, count: int = 1) -> list[str]:
 
 
 def first_line(path: Path) -> str:
-    """The first line of a text, as of `head`; "" of what cannot be read."""
+    """Return the first line of a text file, read as in `head`; "" if it cannot be read."""
     return "".join(head(path))
 
 

@@ -1,4 +1,4 @@
-"""`hm`: purchases of clothes, from H&M's competition on Kaggle (h-and-m-personalized-fashion-recommendations)."""
+"""`hm`: clothes purchases from H&M's Kaggle competition (h-and-m-personalized-fashion-recommendations)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,15 @@ from transrec.data.tables import Table, column
 
 TRANSACTIONS, ARTICLES = "transactions_train.csv", "articles.csv"
 COLUMNS = ("t_dat", "customer_id", "article_id")
-# Columns of an article that say something in words.
+# Columns of articles.csv that hold text.
 WORDS = ("product_type_name", "product_group_name", "colour_group_name", "garment_group_name", "detail_desc")
-# Ten digits, the first of which is a zero, and is lost where a program takes them for numbers.
+# Ids have ten digits. Programs that read them as numbers lose the leading zero, which is restored here.
 ID = "CASE WHEN length(article_id) = 9 THEN '0' || article_id ELSE article_id END"
 
 
 @register("hm")
 class HM(Format):
-    """transactions_train.csv and articles.csv; images lie in folders of three digits, images/012/0123456789.jpg."""
+    """transactions_train.csv and articles.csv; images are in folders of three digits, images/012/0123456789.jpg."""
 
     reads = "transactions_train.csv and articles.csv of H&M's Kaggle competition"
 
@@ -32,12 +32,12 @@ class HM(Format):
         return [Rows(Table(self.one_of(TRANSACTIONS)), columns, COLUMNS)]
 
     def items(self) -> list[Rows]:
-        found = []
+        rows = []
         for path in self.all_of(ARTICLES):
             words = [name for name in Table(path).columns() if name in WORDS]
             columns = {"item": ID, "title": "prod_name", **{name: column(name) for name in words}}
-            found.append(Rows(Table(path), columns, ("article_id", "prod_name", *words)))
-        return found
+            rows.append(Rows(Table(path), columns, ("article_id", "prod_name", *words)))
+        return rows
 
     def published(self) -> dict[str, int]:
         return {TRANSACTIONS: 31_788_324, ARTICLES: 105_542}

@@ -13,17 +13,17 @@ COUNTS = {"microlens-50k": {"users": 50_000, "items": 19_220, "interactions": 35
 
 @register("microlens")
 class MicroLens(Format):
-    """NAME_pairs.csv, or NAME_pairs.tsv, NAME_titles.csv or NAME_title_en.csv, and NAME_likes_and_views.txt."""
+    """NAME_pairs.csv or .tsv, NAME_titles.csv or NAME_title_en.csv, and NAME_likes_and_views.txt."""
 
     reads = "MicroLens-*_pairs.csv (or .tsv), MicroLens-*_titles.csv (or _title_en.csv), _likes_and_views.txt"
 
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
-        found = next((path for path in files if fits(path, "microlens*_pairs.csv", "microlens*_pairs.tsv")), None)
-        return f"a file is named {found.name}" if found else ""
+        pairs = next((path for path in files if fits(path, "microlens*_pairs.csv", "microlens*_pairs.tsv")), None)
+        return f"a file is named {pairs.name}" if pairs else ""
 
     def interactions(self) -> list[Rows]:
-        # Of the two the .csv says when.
+        # Prefer the .csv: only it has timestamps.
         if not self.all_of("*_pairs.csv") and self.all_of("*_pairs.tsv"):
             return [sequences(self.one_of("*_pairs.tsv"))]
         columns = {"user": "user", "item": "item", "time": "timestamp"}
@@ -32,11 +32,11 @@ class MicroLens(Format):
     def items(self) -> list[Rows]:
         titles = [_titles(path) for path in self.all_of("*_titles.csv", "*_title_en.csv")]
         names = ("item", "likes", "views")
-        liked = [
+        likes = [
             Rows(Table(path, "csv", names, "\t", ""), {name: name for name in names}, names)
             for path in self.all_of("*_likes_and_views.txt")
         ]
-        return titles + liked
+        return titles + likes
 
     def published(self) -> dict[str, int]:
         name = self.interactions()[0].table.path.name.lower()
@@ -44,7 +44,7 @@ class MicroLens(Format):
 
 
 def _titles(path: Path) -> Rows:
-    """Titles of 50k have a header, those of 100k have none."""
+    """Return the rows of a titles file, which has a header in MicroLens-50k but none in -100k."""
     first = first_line(path)
     table = Table(path) if first.replace('"', "") == ",".join(TITLES) else Table(path, names=TITLES)
     return Rows(table, {name: name for name in TITLES}, TITLES)

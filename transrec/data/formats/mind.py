@@ -1,4 +1,4 @@
-"""`mind`: news and their readers as Microsoft gives them out (https://msnews.github.io), MINDsmall and MINDlarge."""
+"""`mind`: Microsoft's news recommendation data MINDsmall and MINDlarge (https://msnews.github.io)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ TIME = "%m/%d/%Y %I:%M:%S %p"
 
 @register("mind")
 class MIND(Format):
-    """behaviors.tsv (a line per impression, the history in each) and news.tsv, both without a header.
+    """behaviors.tsv (one line per impression, each with the user's history) and news.tsv, both without a header.
 
-    A user's sequence is the history of the user's earliest line, then what the user clicked, by time.
+    A user's sequence is the history in the user's earliest line, followed by the user's clicks in order of time.
     """
 
     reads = "behaviors.tsv and news.tsv of MIND, of one folder or of several (train, dev)"
@@ -29,12 +29,12 @@ class MIND(Format):
         return ""
 
     def interactions(self) -> list[Rows]:
-        found = self.all_of("behaviors.tsv") or [self.one_of("behaviors.tsv")]
-        tables = [Table(path, names=BEHAVIORS, delimiter="\t", quote="") for path in found]
+        paths = self.all_of("behaviors.tsv") or [self.one_of("behaviors.tsv")]
+        tables = [Table(path, names=BEHAVIORS, delimiter="\t", quote="") for path in paths]
         return [rows for table in tables for rows in (self._history(table), self._clicks(table))]
 
     def _history(self, table: Table) -> Rows:
-        # It was read before its line: at the line's time at the latest.
+        # The history was read before the impression, so its items get the line's time, the latest possible.
         first = (
             f"(SELECT user, strftime(min(try_strptime(time, '{TIME}')), '{TIME}') AS time, "
             f"arg_min(history, (try_strptime(time, '{TIME}'), impression)) AS history FROM {{table}} GROUP BY user)"
@@ -56,10 +56,10 @@ class MIND(Format):
         return Rows(table, columns, ("user", "time", "shown"), each, time_format=TIME)
 
     def items(self) -> list[Rows]:
-        found = self.all_of("news.tsv") or [self.one_of("news.tsv")]
+        paths = self.all_of("news.tsv") or [self.one_of("news.tsv")]
         names = ("item", "title", "abstract", "category", "subcategory")
         columns = {name: name for name in names}
-        return [Rows(Table(path, names=NEWS, delimiter="\t", quote=""), columns, names) for path in found]
+        return [Rows(Table(path, names=NEWS, delimiter="\t", quote=""), columns, names) for path in paths]
 
     def notes(self) -> list[str]:
         return [

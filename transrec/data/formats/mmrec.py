@@ -1,4 +1,4 @@
-"""`mmrec`: datasets of MMRec (https://github.com/enoche/MMRec), with the features of their items."""
+"""`mmrec`: datasets of MMRec (https://github.com/enoche/MMRec), with their item features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ ROWS_AT_ONCE = 4096
 @dataclass(frozen=True)
 class MMRecOptions(Options):
     features: Literal["all", "image", "text", "none"] = flag(
-        "all", "Features of items to keep in features.npy; all: those of images and of texts, side by side."
+        "all", "Item features to keep in features.npy; all: image and text features, concatenated."
     )
 
 
 @register("mmrec")
 class MMRec(Format):
-    """NAME.inter with its split, image_feat.npy and text_feat.npy, whose rows are the items' numbers."""
+    """NAME.inter with its split, and image_feat.npy and text_feat.npy, whose row numbers are the item ids."""
 
     Options = MMRecOptions
     reads = "NAME.inter, image_feat.npy, text_feat.npy, i_id_mapping.csv and meta-NAME.csv of MMRec"
@@ -48,10 +48,10 @@ class MMRec(Format):
 
     def interactions(self) -> list[Rows]:
         table = Table(self.one_of("*.inter"), delimiter="\t", quote="")
-        there = table.columns()
+        names = table.columns()
         roles = {"user": "userID", "item": "itemID", "time": "timestamp", "rating": "rating"}
-        roles = {role: name for role, name in roles.items() if name in there or name in NEEDED}
-        # What is damaged is told before anything is read.
+        roles = {role: name for role, name in roles.items() if name in names or name in NEEDED}
+        # Open the features first, so that damaged files are reported before any interactions are read.
         self._vectors = self._open_features()
         part = "CASE x_label WHEN '0' THEN 'train' WHEN '1' THEN 'validation' WHEN '2' THEN 'test' END"
         columns = {role: column(name) for role, name in roles.items()} | {"part": part}
@@ -71,21 +71,21 @@ class MMRec(Format):
         return rows
 
     def _open_features(self) -> dict[Path, np.ndarray]:
-        """The features that are there and wanted, each [items, D]."""
+        """Open the feature files that are present and wanted, by path, each [items, D]."""
         wanted = {"all": [*FEATURES.values()], "none": []}.get(self.features, [FEATURES.get(self.features)])
-        found = {}
+        maps = {}
         for name in wanted:
             for path in self.all_of(name) if self.features == "all" else [self.one_of(name)]:
                 with about_file(path, what="cannot be read"):
-                    found[path] = map_npy(path)
-                if found[path].ndim != 2 or found[path].dtype.kind != "f":
+                    maps[path] = map_npy(path)
+                if maps[path].ndim != 2 or maps[path].dtype.kind != "f":
                     raise TransrecError(
-                        f"{path}: is {found[path].dtype} {list(found[path].shape)}; features must be floats [items, D]"
+                        f"{path}: is {maps[path].dtype} {list(maps[path].shape)}; features must be floats [items, D]"
                     )
-        return found
+        return maps
 
     def finish(self, folder: Path) -> None:
-        """Write features.npy, float32 [items, D], and ids.txt for the items of items.tsv."""
+        """Write features.npy, float32 [items, D], and ids.txt, with a row for each item of items.tsv."""
         if not self._vectors:
             return
         with open(folder / "items.tsv", encoding="utf-8") as file:
@@ -99,11 +99,11 @@ class MMRec(Format):
                     f"give --features none"
                 )
         width = sum(vectors.shape[1] for vectors in self._vectors.values())
-        made = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (len(ids), width))
+        features = np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (len(ids), width))
         for start in range(0, len(ids), ROWS_AT_ONCE):
             rows = numbers[start : start + ROWS_AT_ONCE]
-            made[start : start + len(rows)] = np.hstack([vectors[rows] for vectors in self._vectors.values()])
-        made.flush()
+            features[start : start + len(rows)] = np.hstack([vectors[rows] for vectors in self._vectors.values()])
+        features.flush()
         (folder / IDS).write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
 
     def notes(self) -> list[str]:

@@ -10,14 +10,14 @@ from transrec.untrusted import read_regular
 
 RATINGS = ("userId", "movieId", "rating", "timestamp")
 MOVIES = ("movieId", "title", "genres")
-# The flags at the end of u.item.
+# The genre flags in the last columns of u.item.
 GENRES = (
     *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama"),
     *("Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
 )
 U_ITEM = ("movieId", "title", "released", "video", "url", *GENRES)
 LONGEST_MOVIES = 2**27
-# As their READMEs say.
+# As stated in the README files of the datasets.
 COUNTS = {
     "100k": {"users": 943, "items": 1682, "interactions": 100_000},
     "1m": {"users": 6040, "interactions": 1_000_209, "movies.dat": 3883},
@@ -31,7 +31,7 @@ SIZE = re.compile(r"ml-?(100k|1m|10m|20m|25m|32m)", re.IGNORECASE)
 
 @register("movielens")
 class MovieLens(Format):
-    """u.data and u.item of 100k, ratings.dat and movies.dat of 1m and 10m, ratings.csv and movies.csv of later ones."""
+    """u.data and u.item of 100k, ratings.dat and movies.dat of 1m and 10m, ratings.csv and movies.csv of the others."""
 
     reads = "u.data and u.item, ratings.dat and movies.dat, or ratings.csv and movies.csv of MovieLens"
 
@@ -78,12 +78,12 @@ class MovieLens(Format):
     def published(self) -> dict[str, int]:
         if self.all_of("u.data"):
             return COUNTS["100k"]
-        found = SIZE.findall(str(self.paths[0]))
-        return COUNTS[found[-1].lower()] if found else {}
+        sizes = SIZE.findall(str(self.paths[0]))
+        return COUNTS[sizes[-1].lower()] if sizes else {}
 
 
 def _encoding(path: Path) -> str:
-    """100k and 1m are Latin-1, 10m is UTF-8, which nothing but what is written so is."""
+    """Return the encoding: Latin-1 for 100k and 1m, UTF-8 for 10m. Latin-1 text is practically never valid UTF-8."""
     try:
         read_regular(path, LONGEST_MOVIES).decode()
     except (OSError, UnicodeDecodeError):

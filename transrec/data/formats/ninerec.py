@@ -1,4 +1,4 @@
-"""`ninerec`: the sets of NineRec, Bili_500K to DY (https://github.com/westlake-repl/NineRec)."""
+"""`ninerec`: the datasets of NineRec, from Bili_500K to DY (https://github.com/westlake-repl/NineRec)."""
 
 import csv
 import re
@@ -10,14 +10,14 @@ from transrec.data.formats.base import Format, Rows, first_line, fits, head, reg
 from transrec.data.tables import Table
 from transrec.errors import TransrecError
 
-# How ids begin says whose they are.
+# The first letter of an id tells users from items.
 IDS = {"user": re.compile(r"u\d+"), "item": re.compile(r"v\d+")}
 ITEM = ("item", "title_zh", "title")
 
 
 @register("ninerec")
 class NineRec(Format):
-    """NAME_pair.csv or NAME_behaviour.tsv, NAME_item.csv with titles in Chinese and English, NAME_url.csv."""
+    """NAME_pair.csv or NAME_behaviour.tsv, NAME_item.csv with Chinese and English titles, and NAME_url.csv."""
 
     reads = "NAME_pair.csv (or NAME_behaviour.tsv), NAME_item.csv and NAME_url.csv of NineRec"
 
@@ -32,11 +32,11 @@ class NineRec(Format):
 
     @cached_property
     def _is_timed(self) -> bool:
-        """Whether the pairs, if there are any, have a third column, the time."""
+        """Return whether there is a file of pairs that has a third column, the time."""
         return bool(self.all_of("*_pair.csv")) and len(_fields(self.one_of("*_pair.csv"))) > len(IDS)
 
     def interactions(self) -> list[Rows]:
-        # Pairs without times are in no order that is known; behaviours are.
+        # Pairs without times have no known order, while behaviours are in order.
         if not self._is_timed and self.all_of("*_behaviour.tsv"):
             return [sequences(self.one_of("*_behaviour.tsv"))]
         path = self.one_of("*_pair.csv")

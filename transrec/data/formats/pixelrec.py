@@ -12,7 +12,7 @@ TEXTS = ("title", "title_en", "tag", "description")
 
 @register("pixelrec")
 class PixelRec(Format):
-    """Pixel200K.csv of interactions, whose first column is the item's, and item_info.csv."""
+    """Pixel200K.csv or the like with interactions, whose first column is the item, and item_info.csv."""
 
     reads = "Pixel*.csv, and item_info.csv of PixelRec"
 

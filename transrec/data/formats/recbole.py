@@ -1,4 +1,4 @@
-"""`recbole`: atomic files of RecBole (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
+"""`recbole`: RecBole's atomic files (https://recbole.io/docs/user_guide/data/atomic_files.html)."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,7 +16,7 @@ IMAGES = ("image", "imageurl", "imurl", "cover", "coverurl", "poster")
 
 @register("recbole")
 class RecBole(Format):
-    """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, and NAME.item where items have texts."""
+    """NAME.inter, or NAME.train.inter, NAME.valid.inter and NAME.test.inter, and NAME.item if items have texts."""
 
     reads = "NAME.inter, or NAME.train.inter, NAME.valid.inter, NAME.test.inter, and NAME.item of RecBole"
 
@@ -30,7 +30,7 @@ class RecBole(Format):
 
     @cached_property
     def parts(self) -> dict[Path, str]:
-        """The files of the publisher's own split, and what each is called here."""
+        """The files of the publisher's own split, and the part that each holds: "train", "validation" or "test"."""
         parts = {path: PARTS.get(_stem(path).rpartition(".")[2].lower(), "") for path in self.all_of("*.inter")}
         return {path: part for path, part in parts.items() if part}
 
@@ -67,7 +67,7 @@ class RecBole(Format):
         return [self._items(path) for path in self.all_of("*.item") if self._is_of_interactions(path)]
 
     def _is_of_interactions(self, path: Path) -> bool:
-        return any(_stem(one).startswith(_stem(path)) for one in self.all_of("*.inter"))
+        return any(_stem(inter).startswith(_stem(path)) for inter in self.all_of("*.inter"))
 
     def _items(self, path: Path) -> Rows:
         table = Table(path, delimiter="\t", quote="")
@@ -84,22 +84,22 @@ class RecBole(Format):
 
     def published(self) -> dict[str, int]:
         names = {_stem(path) for path in self.all_of("*.inter")}
-        found = next((size for size in movielens.COUNTS if f"ml-{size}" in names), "")
-        counts = movielens.COUNTS.get(found, {})
+        size = next((size for size in movielens.COUNTS if f"ml-{size}" in names), "")
+        counts = movielens.COUNTS.get(size, {})
         return {what: count for what, count in counts.items() if what in ("users", "items", "interactions")}
 
     def notes(self) -> list[str]:
-        whole = [path for path in self.all_of("*.inter") if path not in self.parts]
-        if self.parts and whole:
-            return [f"{whole[0].name} is not read, since the files of a split lie beside it; give its path to read it"]
+        full = [path for path in self.all_of("*.inter") if path not in self.parts]
+        if self.parts and full:
+            return [f"{full[0].name} is not read, since the files of a split lie beside it; give its path to read it"]
         return []
 
 
 def _stem(path: Path) -> str:
-    """The name without .inter or .item, and without .gz."""
+    """Return the file name up to .inter or .item."""
     return path.name[: path.name.lower().rindex(".inter" if fits(path, "*.inter") else ".item")]
 
 
 def _called(names: Sequence[str], *wanted: str) -> str:
-    """The first column whose name is one of those wanted, as `plain` writes them."""
+    """Return the column whose name, as `plain` writes it, comes first in `wanted`; "" if there is none."""
     return next((name for want in wanted for name in names if plain(name) == want), "")

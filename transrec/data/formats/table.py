@@ -1,4 +1,4 @@
-"""`table`: any file of rows, one interaction each, whose columns the user names."""
+"""`table`: any file with one interaction per row, whose columns the user names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,8 @@ from transrec.paths import resolve
 
 TIMES = ("timestamp", "time", "unixtime", "unixreviewtime", "datetime", "date")
 RATINGS = ("rating", "ratings", "overall", "stars", "score")
-# Of files whose lines are read as a whole.
+# For files whose lines are read into a single column: the names of that column and of the items in heads, and a
+# delimiter that no line contains.
 LINE, HEAD, NO_DELIMITER = "line", "item", "\x01"
 NUMBERED = f"(SELECT {LINE}, row_number() OVER () AS number FROM {{table}})"
 BENEATH_HEADS = (
@@ -27,29 +28,33 @@ TEXTS = ("*.csv", "*.tsv", "*.tab", "*.json", "*.jsonl", "*.ndjson", "*.parquet"
 
 @dataclass(frozen=True)
 class TableOptions(Options):
-    user: str = flag("", "Column of the user (default: the one whose name says so).")
-    item: str = flag("", "Column of the item (default: the one whose name says so).")
-    time: str = flag("", "Column of the time (default: the one whose name says so; 'none': the rows are in order).")
-    rating: str = flag("", "Column of the rating (default: the one whose name says so; 'none': there is none).")
-    time_unit: Literal["auto", "s", "ms", "us"] = flag("auto", "Unit of times that are numbers; auto: by their size.")
-    time_format: str = flag("", "Format of times that are texts, as '%%d/%%m/%%Y' (default: ISO 8601).")
-    header: list[str] = flag([], "Names of the columns of a file without a header, in order.")
-    delimiter: str = flag("", "What stands between columns (default: by the file's name, a comma or a tab).")
-    no_quotes: bool = flag(False, "Quotes in the file are signs like others.")
-    item_heads: bool = flag(False, "Lines such as '123:' name the item of the lines beneath; needs --header.")
-    items: str = flag("", "File of the items' titles and other columns.")
-    items_id: str = flag("", "Column of the item's id in --items (default: as --item).")
-    items_header: list[str] = flag([], "Names of the columns of an --items file without a header, in order.")
-    items_delimiter: str = flag("", "What stands between columns of --items (default: by the file's name).")
-    items_rest: bool = flag(False, "The last of --items_header takes the rest of its line, delimiters and all.")
+    user: str = flag("", "Column of the user (default: recognised by its name).")
+    item: str = flag("", "Column of the item (default: recognised by its name).")
+    time: str = flag(
+        "", "Column of the time (default: recognised by its name; 'none': no times, the rows are in order)."
+    )
+    rating: str = flag("", "Column of the rating (default: recognised by its name; 'none': no ratings).")
+    time_unit: Literal["auto", "s", "ms", "us"] = flag("auto", "Unit of numeric times; auto: inferred from their size.")
+    time_format: str = flag("", "Format of times that are text, such as '%%d/%%m/%%Y' (default: ISO 8601).")
+    header: list[str] = flag([], "Column names of a file without a header, in order.")
+    delimiter: str = flag("", "Delimiter between columns (default: a comma, a tab or ::, by the file's name).")
+    no_quotes: bool = flag(False, "Treat quotes in the file as ordinary characters.")
+    item_heads: bool = flag(False, "Lines such as '123:' name the item of the lines that follow; needs --header.")
+    items: str = flag("", "File with the items' titles and other columns.")
+    items_id: str = flag("", "Column of the item's id in --items (default: same as --item).")
+    items_header: list[str] = flag([], "Column names of an --items file without a header, in order.")
+    items_delimiter: str = flag("", "Delimiter between columns of --items (default: by the file's name).")
+    items_rest: bool = flag(
+        False, "The last column of --items_header takes the rest of the line, including delimiters."
+    )
     title: str = flag("", "Column of the item's title (default: title or name).")
-    item_columns: list[str] = flag([], "Further columns of items to keep, in items.tsv.")
-    image: str = flag("", "Column of the address of an item's image, kept in images.tsv.")
+    item_columns: list[str] = flag([], "Further item columns to keep in items.tsv.")
+    image: str = flag("", "Column with the address of the item's image, kept in images.tsv.")
 
 
 @register("table")
 class AnyTable(Format):
-    """Rows of user, item, and if they are there time and rating; titles in the same file, or one of their own."""
+    """Rows of user, item and, if present, time and rating. Titles are in the same file or in a separate one."""
 
     Options = TableOptions
     reads = "CSV, TSV, JSON lines or Parquet, plain, .gz or .zst, whose columns you name"
@@ -87,7 +92,7 @@ class AnyTable(Format):
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """The column of each role that the interactions have."""
+        """The column of each role (user, item, time, rating) that the interactions have."""
         if not self.files:
             raise TransrecError(f"{', '.join(map(str, self.paths))}: holds no files")
         flags = self.flags
@@ -102,7 +107,7 @@ class AnyTable(Format):
                 )
         for role, usual in (("time", TIMES), ("rating", RATINGS)):
             given = getattr(flags, role)
-            name = given or next((one for want in usual for one in names if plain(one) == want), "")
+            name = given or next((known for want in usual for known in names if plain(known) == want), "")
             if name and given != "none":
                 roles[role] = name
         return roles
@@ -118,7 +123,7 @@ class AnyTable(Format):
         return [Rows(table, columns, needs, query, time_unit=unit, time_format=form) for table in self._tables]
 
     def _of_line(self, name: str) -> str:
-        """SQL of a column of a line that is read as a whole."""
+        """Return SQL for a column of a line that is read into a single column."""
         if name not in self.flags.header:
             raise TransrecError(f"--header: does not name {name!r}; {meant(name, self.flags.header)}")
         sign = _sign(self.flags.delimiter) or ","
@@ -137,14 +142,14 @@ class AnyTable(Format):
         return [Rows(table, columns, tuple(dict.fromkeys(roles.values()))) for table in tables]
 
     def _items_of_lines(self, roles: dict[str, str]) -> Rows:
-        """Items whose last column may hold delimiters."""
+        """Return the rows of an items file whose last column may contain delimiters."""
         names, sign = self.flags.items_header, _sign(self.flags.items_delimiter) or ","
         parts = {name: f"split_part({LINE}, '{sign}', {place})" for place, name in enumerate(names, start=1)}
         parts[names[-1]] = f"array_to_string(string_split({LINE}, '{sign}')[{len(names)}:], '{sign}')"
         return Rows(_lines(resolve(self.flags.items)), {role: parts[name] for role, name in roles.items()}, (LINE,))
 
     def _item_roles(self, names: list[str]) -> dict[str, str]:
-        """The column of each role that items have, of those of their file."""
+        """Return the column of each role that items have, given the columns of their file."""
         flags, free = self.flags, names
         item = flags.items_id or self.roles["item"]
         if not flags.items:
@@ -161,16 +166,16 @@ class AnyTable(Format):
 
 
 def _lines(path: Path) -> Table:
-    """A file of which each line is one column."""
+    """Return a table that reads each line of a file as one column."""
     return Table(path, names=(LINE,), delimiter=NO_DELIMITER, quote="")
 
 
 def _named(names: Sequence[str], pattern: Any, besides: str = "") -> str:
-    """The first column whose name fits, rather a longer name than `id` alone."""
+    """Return the first column whose name matches, preferring any other name to a bare `id`; "" if none matches."""
     fitting = [name for name in names if name != besides and pattern.fullmatch(plain(name))]
     return next((name for name in fitting if plain(name) != "id"), fitting[0] if fitting else "")
 
 
 def _sign(text: str) -> str:
-    """A delimiter as it is written on a command line."""
+    """Return the delimiter that a command-line text stands for, such as a tab for "tab"."""
     return {"\\t": "\t", "tab": "\t"}.get(text, text)
