@@ -118,7 +118,7 @@ register = FORMATS.register
 
 
 def recognise(paths: Iterable[Path], general: bool = False, deepest: int = 1) -> dict[str, str]:
-    """Return the formats that fit some files: the reason of each by its name.
+    """Return the names of the formats that fit, each with the reason why it does.
 
     Args:
         paths: files and folders.

@@ -40,20 +40,20 @@ class MIND(Format):
             f"arg_min(history, (try_strptime(time, '{TIME}'), impression)) AS history FROM {{table}} GROUP BY user)"
         )
         read = "list_filter(string_split(history, ' '), lambda one: one <> '')"
-        each = (
+        query = (
             "(SELECT user, time, unnest(read) AS item, unnest(range(len(read))) - len(read) AS position "
             f"FROM (SELECT user, time, {read} AS read FROM {first}))"
         )
         columns = {"user": "user", "item": "item", "time": "time", "position": "position"}
-        return Rows(table, columns, ("user", "time", "history"), each, time_format=TIME)
+        return Rows(table, columns, ("user", "time", "history"), query, time_format=TIME)
 
     def _clicks(self, table: Table) -> Rows:
-        each = (
+        query = (
             "(SELECT user, time, regexp_extract(one, '^(.*)-1$', 1) AS item FROM "
             "(SELECT user, time, unnest(string_split(shown, ' ')) AS one FROM {table}) WHERE one LIKE '%-1')"
         )
         columns = {"user": "user", "item": "item", "time": "time", "position": "0"}
-        return Rows(table, columns, ("user", "time", "shown"), each, time_format=TIME)
+        return Rows(table, columns, ("user", "time", "shown"), query, time_format=TIME)
 
     def items(self) -> list[Rows]:
         paths = self.all_of("news.tsv") or [self.one_of("news.tsv")]

@@ -1,4 +1,4 @@
-"""Making an image store: find each item's image, make its record, list those that cannot be used."""
+"""Builds an image store: finds each item's image, converts it to a record, and lists unusable images."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ from transrec.errors import Interrupted, TransrecError, about_file, about_memory
 from transrec.paths import file_sha256, make_folder, write_text
 from transrec.progress import Bar
 
-# LMDB's limit.
+# The longest key that LMDB accepts.
 LONGEST_ID_BYTES = 511
 CHUNK_IMAGES = 32
 CHUNK_BYTES = 2**23
@@ -27,13 +27,13 @@ COMMIT_BYTES = 2**25
 
 
 class ImageProblems(TransrecError):
-    """Some items have no image that can be used; the report beside the target lists them."""
+    """Some items have no usable image; the report next to the store lists them."""
 
     exit_status = 1
 
 
 class Listed(NamedTuple):
-    """A line of the report. `outcome` is "problem", "grey" (a grey image stands in) or "converted"."""
+    """A line of the report. `outcome` is "problem", "grey" (replaced with a grey image) or "converted"."""
 
     item: str
     outcome: str
@@ -56,27 +56,27 @@ def build_store(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Header:
-    """Make the store `out` with one image per item, or continue where the same call was stopped; returns its header.
+    """Build the store `out` with one image per item, or continue an interrupted build; returns the store's header.
 
-    Images that cannot be used, and converted ones, are listed in `NAME.report.tsv` beside it. A store that is what
-    this call would make is left as it is.
+    Unusable and converted images are listed in `NAME.report.tsv` next to the store. An existing store that equals what
+    this call would build is left as it is.
 
     Args:
         items: TSV file, item_id<TAB>title.
-        images: folder or zip of JPEG, PNG and WebP files named by item id; with `original` an LMDB of the programs of
-            Adapter4Rec or IISAN.
-        size: S; images become S x S pixels.
+        images: folder or zip of JPEG, PNG and WebP files named by item id; with `original`, an LMDB of the original
+            Adapter4Rec or IISAN programs.
+        size: S; images are resized to S x S pixels.
         kind: "jpeg", or "raw" for uint8 [3, S, S].
-        workers: processes that decode; for more than 1 a calling script must guard itself by `__name__ == "__main__"`.
-        quality: of JPEG, 1 to 100.
-        convert: take animated (first frame), CMYK, palette and 16-bit images too.
-        allow_missing: let a grey image stand in for each that cannot be used.
-        overwrite: replace a store at `out` that was made of something else.
-        progress: print what is done, with a bar.
+        workers: processes that decode; with more than 1, the calling script needs an `if __name__ == "__main__"` guard.
+        quality: JPEG quality, 1 to 100.
+        convert: accept animated (first frame), CMYK, palette and 16-bit images too.
+        allow_missing: replace each unusable image with a grey one.
+        overwrite: replace a store at `out` that was built from other inputs.
+        progress: print a progress bar and a summary.
 
     Raises:
-        ImageProblems: some images cannot be used; what could be done is kept for the next call.
-        TransrecError: bad input, another store at `out`, or no room.
+        ImageProblems: some images are unusable; the records of the others are kept for the next call.
+        TransrecError: bad input, a different store at `out`, or no disk space.
     """
     items, images, out = Path(items), Path(images), Path(out)
     recipe = Recipe(size, kind, quality, convert)
@@ -108,7 +108,11 @@ def build_store(
             _tell(f"{partial.path}: was begun with other settings, begun anew")
         usable = {item: found[item][0] for item in ids if len(found.get(item, ())) == 1}
         partial.remove(
-            [item for item, (of, form) in partial.stored.items() if usable.get(item) != of or (form and not convert)]
+            [
+                item
+                for item, (image, form) in partial.stored.items()
+                if usable.get(item) != image or (form and not convert)
+            ]
         )
         problems = {item: "several files" if item in found else "missing" for item in ids if item not in usable}
         problems |= _fill(partial, source, recipe, usable, workers, progress)
@@ -135,7 +139,7 @@ def build_store(
 def _fill(
     partial: Partial, source: Source, recipe: Recipe, images: dict[str, Found], workers: int, progress: bool
 ) -> dict[str, str]:
-    """Add the records that `partial` lacks; returns why each that cannot be made cannot."""
+    """Add the records that `partial` lacks; returns the problem of each unusable image, by item."""
     problems = {}
     records, size = [], 0
     todo = [(item, found) for item, found in images.items() if item not in partial.stored]
@@ -184,7 +188,7 @@ def _existing_header(out: Path) -> Header:
 
 
 def _write_report(out: Path, listed: list[Listed]) -> Path:
-    """Write the report; without anything to list, remove an older one."""
+    """Write the report, or remove an older one if there is nothing to list; returns its path."""
     report = out.with_name(f"{out.name}.report.tsv")
     lines = [
         (item, outcome, reason, "; ".join(found.name for found in files)) for item, outcome, reason, files in listed

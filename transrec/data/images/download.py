@@ -1,7 +1,7 @@
-"""An image from the web: by http and https alone, in bounded time and size, and from no private address unasked.
+"""Downloads an image: over http or https only, in bounded time and size, and not from private addresses by default.
 
-Addresses come with data that anybody may have written: none may make this machine speak to its own network, read a
-file, or wait for good.
+Links come from data that anybody may have written. No link may make this machine contact its own network, read a file
+or wait forever.
 """
 
 import http.client
@@ -28,26 +28,26 @@ from transrec.errors import TransrecError
 
 REDIRECTS = {301, 302, 303, 307, 308}
 MOST_REDIRECTS = 5
-# What a server may say of a request that it would answer later.
+# Status codes of temporary failures: a later request may succeed.
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 BLOCK_BYTES = 2**16
 SHORTEST_SECONDS = 0.001
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
-# A few bytes may hold an image of 64 million pixels, whatever the number of --jobs.
+# A small file may decode to 64 million pixels, so only a few threads decode at once, however large --jobs is.
 _decoding = threading.BoundedSemaphore(min(4, usable_cpus()))
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fetch may take.
+    """Limits of a fetch.
 
     Attributes:
-        jobs: requests at a time.
-        rate: requests per second to each host.
-        timeout: seconds for a try.
-        retries: tries of an address after the first.
-        max_mib: MiB of an image's file.
-        allow_private: links may name addresses of this machine and its network.
+        jobs: number of simultaneous requests.
+        rate: maximum requests per second to each host.
+        timeout: seconds per attempt.
+        retries: further attempts at an address after the first.
+        max_mib: maximum size of an image file in MiB.
+        allow_private: whether links may lead to addresses of this machine and its network.
     """
 
     jobs: int = 16
@@ -68,7 +68,7 @@ class Limits:
 
 
 class Picture(NamedTuple):
-    """An image's file: its bytes, the suffix that names its kind, and what only --convert of build_lmdb.py takes."""
+    """An image file: its bytes, the suffix of its kind, and any form that needs --convert of build_lmdb.py, or ""."""
 
     data: bytes
     suffix: str
@@ -76,12 +76,12 @@ class Picture(NamedTuple):
 
 
 class Failure(Exception):
-    """Why an address gave no image.
+    """The reason why an address gave no image.
 
     Attributes:
-        again: whether another try may help.
-        answered: whether the server said anything.
-        wait: seconds that it asks to be left alone, 0 if it does not.
+        again: whether another attempt may succeed.
+        answered: whether the server responded at all.
+        wait: seconds that the server asks to wait before the next request, 0 if it does not ask.
     """
 
     def __init__(self, reason: str, again: bool = False, answered: bool = True, wait: float = 0):
@@ -90,7 +90,7 @@ class Failure(Exception):
 
 
 def download(address: str, limits: Limits) -> Picture:
-    """The image at an address, decoded once to see that it is whole. Raises Failure."""
+    """Return the image at an address, decoded once to check that it is complete. Raises Failure."""
     deadline = monotonic() + limits.timeout
     opener = _opener(_Peers(limits.allow_private))
     address = web_address(address)
@@ -102,14 +102,14 @@ def download(address: str, limits: Limits) -> Picture:
             location = response.headers["Location"]
             if response.status not in REDIRECTS or not location:
                 return _picture(response, limits, deadline)
-            # Headers are Latin-1 to http.client, whatever their bytes mean.
+            # http.client decodes headers as Latin-1, whatever their encoding.
             target = quote(location, safe=string.punctuation, encoding="iso-8859-1")
             address = web_address(urljoin(address, target))
     raise Failure(f"redirected more than {MOST_REDIRECTS} times")
 
 
 def web_address(text: str) -> str:
-    """An address in the letters that a request may hold. Raises Failure for what is none of http or https."""
+    """Return an address escaped for use in a request. Raises Failure if it is not an http or https address."""
     try:
         parts = urlsplit(text.strip())
         host = parts.netloc.encode("idna").decode()
@@ -123,7 +123,7 @@ def web_address(text: str) -> str:
 
 
 class _Peers:
-    """Checks the machines that a link leads to: private ones only if allowed, and never from a public one."""
+    """Checks the hosts of a link: private ones must be allowed, and a public host may not redirect to a private one."""
 
     def __init__(self, allow_private: bool):
         self._may_be_private, self._remedy = allow_private, "--allow_private takes it"
@@ -135,13 +135,13 @@ class _Peers:
 
 
 def is_private(peer: str) -> bool:
-    """Whether an IP address is one of this machine or its network."""
+    """Return whether an IP address belongs to this machine or its network."""
     address = ip_address(peer.partition("%")[0])
     return not (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
 def _connection(kind: type[http.client.HTTPConnection], peers: _Peers | None, *args, **options):
-    """A connection that has its peer checked before it sends anything."""
+    """Return a connection whose peer is checked before anything is sent."""
 
     class Connection(kind):
         def connect(self) -> None:
@@ -153,7 +153,7 @@ def _connection(kind: type[http.client.HTTPConnection], peers: _Peers | None, *a
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-    """Opens connections whose peers are checked, but for those to a proxy, which looks up names itself."""
+    """Opens connections with checked peers. Connections to a proxy are exempt, since the proxy resolves host names."""
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
@@ -175,12 +175,12 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Reading the system's certificates takes longer than fetching an image."""
+    """Return the TLS context, cached because loading the system's certificates takes longer than fetching an image."""
     return ssl.create_default_context()
 
 
 def _opener(peers: _Peers) -> urllib.request.OpenerDirector:
-    """What opens addresses, by the proxies that the environment names, and follows no redirect."""
+    """Return an opener that uses the proxies from the environment and does not follow redirects."""
     opener = urllib.request.OpenerDirector()
     opener.add_handler(urllib.request.ProxyHandler())
     opener.add_handler(_Handler(peers))
@@ -189,7 +189,7 @@ def _opener(peers: _Peers) -> urllib.request.OpenerDirector:
 
 @contextmanager
 def _failures(what: str, timeout: float, answered: bool) -> Iterator[None]:
-    """Within, whatever may befall a connection is raised as a Failure."""
+    """Within this context, raise connection errors as Failure."""
     try:
         yield
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -233,7 +233,7 @@ def _body(response: http.client.HTTPResponse, limits: Limits, deadline: float) -
 
 
 def _asked_wait(text: str) -> float:
-    """Seconds of a Retry-After header, which is a number of them or a date."""
+    """Return the seconds of a Retry-After header, which holds a number of seconds or a date."""
     if text.strip().isdecimal():
         return float(text)
     try:

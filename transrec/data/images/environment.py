@@ -1,4 +1,4 @@
-"""LMDB files opened for reading: one handle per file and process, none of which survives a fork."""
+"""Opens LMDB files for reading: one handle per file and process. Handles are closed before a fork."""
 
 import os
 import threading
@@ -17,9 +17,9 @@ _open: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
 
 @contextmanager
 def reading(path: Path) -> Iterator[lmdb.Transaction]:
-    """A read transaction on the LMDB file or folder at `path`; its values are buffers, valid only inside.
+    """Open a read transaction on the LMDB file or folder at `path`. Its values are buffers, valid only in the context.
 
-    Raises TransrecError when there is nothing at `path`, or something else than a whole LMDB.
+    Raises TransrecError if there is nothing at `path`, or anything but a complete LMDB.
     """
     with _lock:
         environment = _environment(path)
@@ -39,7 +39,7 @@ def _environment(path: Path) -> lmdb.Environment:
         raise file_error(error, path, what="cannot read it as an image store") from error
     file = (status.st_dev, status.st_ino)
     place = path.resolve()
-    # A file that another has replaced is not the one to read.
+    # Reopen the file if another one has taken its place.
     if place in _open and _open[place][0] != file:
         _open.pop(place)[1].close()
     if place not in _open:
@@ -55,7 +55,7 @@ def _opened(path: Path, length: int) -> lmdb.Environment:
             )
     except lmdb.Error as error:
         raise TransrecError(f"{path}: not an LMDB, or a damaged one ({error}); make or copy it again") from error
-    # Reading a page that the file has lost would kill the process, without a message.
+    # Reading a page beyond the end of a truncated file would kill the process without a message.
     if length < (needed := whole_length(environment)):
         environment.close()
         raise TransrecError(
@@ -65,7 +65,7 @@ def _opened(path: Path, length: int) -> lmdb.Environment:
 
 
 def whole_length(environment: lmdb.Environment) -> int:
-    """Bytes of the pages that an open LMDB declares."""
+    """Return the file size in bytes that an open LMDB needs for all its pages."""
     return (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
 
 
@@ -75,7 +75,7 @@ def _before_fork() -> None:
         _open.popitem()[1][1].close()
 
 
-# LMDB forbids using a handle in a forked child, and refuses to open there what the parent has open. The lock is held
-# over the fork so that no other thread opens a file in between.
+# LMDB forbids using a handle in a forked child, and refuses to open a file there that the parent has open. The lock is
+# held during the fork so that no other thread opens a file in between.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -1,4 +1,4 @@
-"""Fetching the images that a table of links names into a folder, politely, and going on where it was stopped."""
+"""Fetches the images of a table of links into a folder, at a polite rate, and resumes after an interruption."""
 
 import heapq
 import queue
@@ -25,7 +25,7 @@ REPORT = "fetch_report.tsv"
 URL, WEB = "url", "://"
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
-# A host that said nothing to this many items in a row, tried as often as may be, is not there.
+# A host is given up once this many items in a row, after all their retries, got no response.
 SILENT_ITEMS = 5
 HOSTS_SHOWN = 3
 POLL_SECONDS = 1.0
@@ -38,7 +38,7 @@ class FetchProblems(TransrecError):
 
 
 class Line(NamedTuple):
-    """A line of the report. `status` is "fetched", "there" (from an earlier call, or put there) or "failed"."""
+    """A line of the report. `status` is "fetched", "there" (fetched earlier or added by the user) or "failed"."""
 
     item: str
     url: str
@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 @dataclass
 class Link:
-    """An item, its addresses that are still to be tried, and how often the first of them was."""
+    """An item, its addresses still to try, and how often the first of these was retried."""
 
     item: str
     urls: list[str]
@@ -59,14 +59,14 @@ class Link:
 
 @dataclass(eq=False)
 class Host:
-    """A server.
+    """A server and its pending links.
 
     Attributes:
-        links: those that lead to it, by the time at which each may be tried.
-        next_at: when the next request may go.
-        silent: how many items in a row failed without a word of it.
-        given_up: why it is not asked any more.
-        announced: the time at which it stands in the queue of hosts.
+        links: heap of the links to this server, by the time at which each may be tried.
+        next_at: earliest time of the next request.
+        silent: number of items in a row that failed without any response.
+        given_up: why no more requests are sent; "" if they are.
+        announced: the server's time in the queue of hosts; None if it is not queued.
     """
 
     name: str
@@ -78,18 +78,18 @@ class Host:
 
 
 def fetch_images(links: Path, out: Path, limits: Limits, progress: bool = False) -> list[Line]:
-    """Fetch the image of each item of a table of links into the folder `out`; returns the lines of its report.
+    """Fetch the image of each item in a table of links into the folder `out`; returns the lines of the report.
 
-    An image is named by its item's id, as `build_store` finds it. Images that are there and whole are not fetched
-    again. Of an item on several lines the first address that gives an image is taken.
+    Image files are named by item id, as `build_store` expects them. Complete images that are already there are not
+    fetched again. If an item has several lines, its first address that gives an image is used.
 
     Args:
         links: TSV file, item_id<TAB>url, with or without a header.
-        progress: print what is done, with a bar.
+        progress: print a progress bar and a summary.
 
     Raises:
         FetchProblems: some items have no image.
-        TransrecError: `links` cannot be read, or `out` not be written.
+        TransrecError: `links` cannot be read, or `out` cannot be written.
     """
     urls = read_links(links)
     make_folder(out, "--out")
@@ -120,9 +120,9 @@ def fetch_images(links: Path, out: Path, limits: Limits, progress: bool = False)
 
 
 def read_links(path: Path) -> dict[str, list[str]]:
-    """The addresses of each item, in the file's order.
+    """Return the addresses of each item, in the file's order.
 
-    Raises TransrecError as `tsv.lines`, for a header without `url`, and for a line without an address.
+    Raises TransrecError like `tsv.lines`, and if the header lacks `url` or a line lacks an address.
     """
     urls: dict[str, list[str]] = {}
     place = 0
@@ -143,7 +143,7 @@ def read_links(path: Path) -> dict[str, list[str]]:
 
 
 def _place_of_urls(path: Path, number: int, line: str) -> int:
-    """Which column holds the addresses, by the first line, a header or not."""
+    """Return the index of the column of addresses, judging by the first line, which may be a header."""
     if WEB in line:
         return 1
     names = [name.partition(":")[0].strip().lower() for name in line.split("\t")]
@@ -156,14 +156,14 @@ def _place_of_urls(path: Path, number: int, line: str) -> int:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what a killed call was writing."""
+    """Remove temporary files left by a killed call."""
     with about_file(out, what="cannot be tidied"):
         for path in out.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
 
 def _kept(out: Path, urls: dict[str, list[str]], there: dict[str, list[Found]], progress: bool) -> dict[str, Line]:
-    """Lines of the items whose images are there and whole, from an address that is still theirs if from any."""
+    """Return lines of the items whose complete image is there, unless it came from an address no longer in `urls`."""
     earlier = {line.item: line for line in _read_report(out / REPORT) if line.status != "failed"}
     lines, folder = {}, Folder(out)
     for item, files in Bar(there.items(), desc="check", unit="image", disable=not progress, leave=False):
@@ -220,15 +220,15 @@ def _host(url: str) -> str:
 
 
 class _Fetch:
-    """Gives links to threads that download, when their hosts may be asked, and writes what they bring.
+    """Hands links to download threads as soon as their hosts may be asked, and writes the images they return.
 
-    Threads only speak to servers; hosts, files and lines are this one's alone.
+    The threads only talk to servers. Only the calling thread touches hosts, files and report lines.
     """
 
     def __init__(self, out: Path, there: dict[str, list[Found]], lines: dict[str, Line], limits: Limits):
         self.out, self.there, self.lines, self.limits = out, there, lines, limits
         self.hosts: dict[str, Host] = {}
-        # Hosts that have links, by the time at which the next may be tried.
+        # Heap of the hosts with links, by the time at which their next link may be tried.
         self.ready: list[tuple[float, int, Host]] = []
         self.count = 0
         self.running = 0
@@ -236,17 +236,17 @@ class _Fetch:
         self.done: queue.SimpleQueue[tuple[Link, Picture | Failure]] = queue.SimpleQueue()
 
     def run(self, todo: dict[str, list[str]], total: int, progress: bool) -> None:
-        """Fetch all, and write the report, also of what was done when it is stopped."""
+        """Fetch all images and write the report, also if interrupted."""
         for item, urls in todo.items():
             self._queue(Link(item, list(urls)))
         threads = min(self.limits.jobs, len(todo))
         try:
-            # Each decoding sets and restores the filters of all threads.
+            # Decoding an image sets and restores the warning filters of all threads, so ignore warnings throughout.
             bar = Bar(total=total, initial=len(self.lines), unit="image", disable=not progress)
             with warnings.catch_warnings(), bar:
                 warnings.simplefilter("ignore")
                 for _ in range(threads):
-                    # None keeps the command from ending while its server is silent.
+                    # Daemon threads do not keep the command from ending while a server is silent.
                     threading.Thread(target=self._work, daemon=True).start()
                 while len(self.lines) < total:
                     self._start()
@@ -279,7 +279,7 @@ class _Fetch:
             heapq.heappush(self.ready, (at, self.count, host))
 
     def _start(self) -> None:
-        """Give the threads what may be tried now."""
+        """Hand the threads the links that may be tried now."""
         while self.ready and self.running < self.limits.jobs and self.ready[0][0] <= (now := monotonic()):
             at, _, host = heapq.heappop(self.ready)
             if at != host.announced:
@@ -298,12 +298,12 @@ class _Fetch:
                 self.done.put((link, download(link.urls[0], self.limits)))
             except Failure as failure:
                 self.done.put((link, failure))
-            # A thread that ended without a word would be waited for.
+            # If a thread died without a result, the main loop would wait for it forever.
             except Exception as error:
                 self.done.put((link, Failure(f"cannot be fetched: {error!r}")))
 
     def _take(self) -> None:
-        """Wait for a thread, or until a host may be asked, and take what there is."""
+        """Wait for a result, at most until the next host may be asked, and process it."""
         is_full = self.running >= self.limits.jobs or not self.ready
         wait = POLL_SECONDS if is_full else min(POLL_SECONDS, self.ready[0][0] - monotonic())
         try:
@@ -319,7 +319,7 @@ class _Fetch:
             self._try_again(host, link, outcome)
 
     def _try_again(self, host: Host, link: Link, failure: Failure) -> None:
-        """Put off a link that failed, or go to its next address, or give it up."""
+        """Retry a failed link later, go on to its next address, or report it as failed."""
         now, again = monotonic(), failure.again and link.tries < self.limits.retries
         if failure.wait > LONGEST_WAIT_SECONDS:
             self._give_up(host, f"asked to wait: {host.name} wants {failure.wait:,.0f} s without requests")
@@ -341,9 +341,9 @@ class _Fetch:
             self._fail(link, reason)
 
     def _fail(self, link: Link, reason: str) -> None:
-        url, *others = link.urls
-        if others:
-            self._queue(Link(link.item, others))
+        url, *rest = link.urls
+        if rest:
+            self._queue(Link(link.item, rest))
         else:
             self.lines[link.item] = Line(link.item, url, "failed", reason)
 
@@ -351,7 +351,7 @@ class _Fetch:
         name = f"{stem(link.item)}{picture.suffix}"
         with atomic_write(self.out / name) as temporary:
             temporary.write_bytes(picture.data)
-        # Of several files of an item, build_store takes none.
+        # build_store refuses items with several files, so remove the others.
         for found in self.there.get(link.item, ()):
             if found.name != name:
                 with about_file(self.out / found.name, what="cannot be replaced"):

@@ -1,4 +1,4 @@
-"""The pictures of a dataset's items, wherever they are kept, opened to look at them."""
+"""Opens the pictures of a dataset's items for viewing, whether they are in a store, a folder or a zip."""
 
 import warnings
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from transrec.progress import Bar
 if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
 
-# Pictures that a thread opens at a time.
+# Number of pictures in a block that one thread opens.
 AT_ONCE = 32
 
 
@@ -27,39 +27,39 @@ class Gallery:
     """The pictures of some items: in a store, a folder or a zip.
 
     Attributes:
-        missing: ids of the items that have no picture, or a grey one that stands in for it.
+        missing: ids of the items without a picture, or with a grey one in its place.
     """
 
     def __init__(self, missing: set[str]):
         self.missing = missing
 
     def picture(self, item: str) -> Image.Image:
-        """The RGB picture of an item that has one. Raises Problem where it cannot be decoded."""
+        """Return the RGB picture of an item that has one. Raises Problem if the picture cannot be decoded."""
         raise NotImplementedError
 
     def broken(self, items: Iterable[str]) -> dict[str, str]:
-        """Why pictures cannot be decoded, by item, of those of the items that have one. Opens each, with a bar.
+        """Open the picture of each item that has one, with a progress bar, and return why some fail to decode, by item.
 
-        Decoding leaves the interpreter to other threads, so each usable CPU opens some.
+        Decoding releases the GIL, so the pictures are opened in one thread per usable CPU.
         """
         there, faults = [item for item in items if item not in self.missing], {}
         pool = ThreadPoolExecutor(usable_cpus())
         try:
-            # Decoding sets and resets what is warned of, for all threads at once.
+            # Decoding an image sets and restores the warning filters of all threads, so restore them at the end.
             with (
                 warnings.catch_warnings(),
                 Bar(total=len(there), desc="open pictures", unit="picture", leave=False) as bar,
             ):
                 blocks = [there[start : start + AT_ONCE] for start in range(0, len(there), AT_ONCE)]
-                for block, found in zip(blocks, pool.map(self._faults, blocks), strict=True):
-                    faults |= found
+                for block, new in zip(blocks, pool.map(self._faults, blocks), strict=True):
+                    faults |= new
                     bar.update(len(block))
         finally:
             pool.shutdown(cancel_futures=True)
         return faults
 
     def _faults(self, items: list[str]) -> dict[str, str]:
-        """Why pictures cannot be decoded, by item."""
+        """Return why pictures cannot be decoded, by item, for the items whose picture cannot."""
         faults = {}
         for item in items:
             try:
@@ -86,7 +86,7 @@ class StoreGallery(Gallery):
 
 
 class FileGallery(Gallery):
-    """The pictures of a folder or zip; of several files of one item the first is shown."""
+    """The pictures of a folder or zip. If an item has several files, the first by name is used."""
 
     def __init__(self, path: Path, ids: list[str]):
         self.source = open_source(path, original=False)
@@ -98,9 +98,9 @@ class FileGallery(Gallery):
 
 
 def open_gallery(folder: Path, images: str | None, ids: list[str]) -> Gallery | None:
-    """The pictures in `images`, a store, folder or zip, or else in the store of a dataset's folder; None: no store.
+    """Open the pictures in `images` (a store, folder or zip), by default the store in a dataset's folder, if any.
 
-    Raises TransrecError for a place where nothing is, and for a damaged or doubtful store.
+    Raises TransrecError if there is nothing at `images`, or the store is damaged or ambiguous.
     """
     if images and Path(images).suffix != ".lmdb":
         return FileGallery(resolve(images), ids)

@@ -17,16 +17,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Header:
-    """What a store says about itself. It is written last, so a store with a header is complete.
+    """The metadata of a store. It is written last, so a store that has a header is complete.
 
     Attributes:
-        count: images, one for each item of the items file.
-        size: S, every image is S x S pixels.
-        kind: "jpeg", or "raw": uint8 [3, S, S].
-        quality: of the JPEGs; None if raw.
-        source_hash: hex SHA-256 of the items file's hash and of each item's image name and bytes, in its order.
-        grey: ids whose image could not be used; a flat grey one stands in for it.
-        converted: ids whose image was in an uncommon form and converted.
+        count: number of images, one for each item of the items file.
+        size: S; every image is S x S pixels.
+        kind: "jpeg", or "raw" for uint8 [3, S, S].
+        quality: JPEG quality; None if raw.
+        source_hash: hex SHA-256 of the items file's hash and of the name and byte count of each item's image files, in
+            the order of the items file.
+        grey: ids whose image was unusable and is replaced with a plain grey one.
+        converted: ids whose image was in an uncommon form and was converted.
+        format: version of the store format.
     """
 
     count: int
@@ -42,13 +44,13 @@ class Header:
         return json.dumps(asdict(self)).encode()
 
     def serves(self, wanted: "Header", convert: bool, allow_missing: bool) -> bool:
-        """Whether a build with the header `wanted` would make the same store."""
+        """Return whether a build with the header `wanted` would produce the same store."""
         plain = replace(self, grey=[], converted=[])
         return plain == wanted and (allow_missing or not self.grey) and (convert or not self.converted)
 
 
 def read_header(transaction: lmdb.Transaction, path: Path) -> Header:
-    """The header of the store at `path`; raises TransrecError if it has none, or one of a newer format."""
+    """Return the header of the store at `path`. Raises TransrecError if it is missing, damaged or of a newer format."""
     value = transaction.get(HEADER_KEY)
     if value is None:
         raise TransrecError(

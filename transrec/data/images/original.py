@@ -1,4 +1,4 @@
-"""The pickled image records in the LMDBs of the original Adapter4Rec and IISAN programs, read without trusting them."""
+"""Safely reads the pickled image records in the LMDBs of the original Adapter4Rec and IISAN programs."""
 
 import io
 from typing import Any
@@ -12,20 +12,20 @@ RECORD_CLASS = "LMDB_Image"
 
 
 class OriginalRecord:
-    """What a pickled `LMDB_Image` becomes: a bare object that takes the attributes `channels`, `size`, `image`."""
+    """Base of unpickled `LMDB_Image` objects: a bare object with the attributes `channels`, `size` and `image`."""
 
 
 class _RecordUnpickler(Unpickler):
-    """Makes `OriginalRecord`s of plain values; every other name in the pickle is refused.
+    """Creates `OriginalRecord`s with plain values and refuses every other name in the pickle.
 
-    A pickle may set attributes of whatever it names, so each name gives a new object: no pickle can prepare the ground
-    for the next.
+    A pickle can set attributes of any object that it names. Each name therefore gives a new object, so that no pickle
+    can affect how a later one is read.
     """
 
     def find_class(self, module: str, name: str) -> Any:
         if name == RECORD_CLASS:
             return type(RECORD_CLASS, (OriginalRecord,), {})
-        # The words of protocols 0 to 2 for "an object of this class" and "these bytes".
+        # What protocols 0 to 2 write for "an object of this class" and "these bytes".
         match module, name:
             case ("copyreg" | "copy_reg", "_reconstructor"):
                 return lambda cls, base, state: object.__new__(cls)
@@ -37,16 +37,16 @@ class _RecordUnpickler(Unpickler):
 
 
 def read_original(value: bytes) -> np.ndarray:
-    """The image in a pickled record, uint8 [H, W, 3].
+    """Return the image in a pickled record, uint8 [H, W, 3].
 
-    Raises TransrecError for anything but a pickled `LMDB_Image` of plain values; nothing in it is ever run.
+    Raises TransrecError for anything but a pickled `LMDB_Image` with plain values. No code in the pickle is ever run.
     """
     try:
         record = _RecordUnpickler(io.BytesIO(value)).load()
         attributes = vars(record) if isinstance(record, OriginalRecord) else {}
     except MemoryError:
         raise
-    # A pickle that was not written by pickle can raise anything.
+    # A forged or damaged pickle can raise any exception.
     except Exception as error:
         raise TransrecError(f"not an image record: {error}") from error
     match attributes:

@@ -1,4 +1,4 @@
-"""A store that is being built: a record that is in it stays in it, even if the process is killed."""
+"""A store that is being built. Records that are in it survive even if the process is killed."""
 
 import json
 import os
@@ -23,21 +23,21 @@ CONTINUES = "give the same command again, it continues"
 
 
 class Stored(NamedTuple):
-    """Which image a record was made of, and what was converted ("" if nothing)."""
+    """The image that a record was made from, and what was converted ("" if nothing)."""
 
     found: Found
     remark: str
 
 
 class Partial:
-    """The file `.NAME.partial` beside the store OUT/NAME: its records, and which image each one is of.
+    """The file `.NAME.partial` next to the store OUT/NAME: the records so far, and the image that each was made from.
 
     Args:
-        settings: what all its records have in common; a file with other settings is started anew.
+        settings: settings common to all records; a damaged file or one with other settings is discarded.
 
     Attributes:
-        stored: which image each record is of, by item id.
-        discarded: whether there was a file with other settings.
+        stored: the image that each record was made from, by item id.
+        discarded: whether an existing file was discarded.
 
     Raises TransrecError if another process is building the same store, or the disk is full.
     """
@@ -75,7 +75,7 @@ class Partial:
         self._lock.close()
 
     def put(self, records: Iterable[tuple[str, bytes, Stored]]) -> None:
-        """Add records and write them to disk; they replace older records of the same ids."""
+        """Add records and write them to disk. They replace earlier records of the same ids."""
         records = list(records)
 
         def write(transaction: lmdb.Transaction) -> None:
@@ -87,7 +87,7 @@ class Partial:
         self.stored.update((item, stored) for item, _, stored in records)
 
     def remove(self, ids: Iterable[str]) -> None:
-        """Remove the records of ids that have one."""
+        """Remove the records of ids, all of which have one."""
         ids = list(ids)
 
         def write(transaction: lmdb.Transaction) -> None:
@@ -100,7 +100,7 @@ class Partial:
             del self.stored[item]
 
     def finish(self, header: Header, stand_ins: dict[str, bytes]) -> None:
-        """Add the stand-ins' records and the header, and rename the file to its target."""
+        """Add the grey records in `stand_ins` and the header, and rename the file to its target."""
 
         def write(transaction: lmdb.Transaction) -> None:
             for item, record in stand_ins.items():
@@ -113,15 +113,15 @@ class Partial:
             self._environment.sync(True)
             length = max(whole_length(self._environment), self.path.stat().st_size)
             self._environment.close()
-            # LMDB may leave its last pages unwritten where they are unused; readers tell a cut file by its length.
+            # LMDB may leave unused pages at the end unwritten, but readers recognise a truncated file by its length.
             os.truncate(self.path, length)
             os.replace(self.path, self.out)
 
     def _open(self) -> None:
-        # One process writes, by the lock beside the file, and none reads: LMDB's own lock file is not needed.
+        # LMDB's own lock file is not needed: our lock next to the file admits one writer, and there are no readers.
         self._environment = lmdb.open(str(self.path), subdir=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=1)
         try:
-            # Reading a page that a cut file has lost would kill the process; as zeros it is told to be damaged.
+            # Reading a page beyond the end of a truncated file would kill the process. Zeros are reported as damage.
             if self.path.stat().st_size < (length := whole_length(self._environment)):
                 os.truncate(self.path, length)
             self._progress = self._environment.open_db(PROGRESS_KEY)
@@ -133,11 +133,11 @@ class Partial:
         return self.path.is_file() and self.path.stat().st_size > 0
 
     def _continue(self, header: bytes) -> bool:
-        """Open a file with these settings; False if there is none."""
+        """Open an existing file with these settings and read `stored`; return False if there is none."""
         if not self._is_begun():
             return False
         try:
-            # A file that cannot be read just now is not one to begin anew.
+            # An unreadable file is an error rather than a reason to start again: it may be readable later.
             with about_file(self.path, what="cannot be read"):
                 self._open()
         except lmdb.Error:

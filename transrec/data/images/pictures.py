@@ -1,4 +1,4 @@
-"""From an image file's bytes to a small RGB image, and from that to a store's record."""
+"""Converts an image file's bytes to a small RGB image, and that image to a record of a store."""
 
 import io
 import warnings
@@ -15,12 +15,12 @@ HUGE_PIXELS = 64 * 2**20
 # Vision transformers read 224 to 1024 pixels per side; a batch of 256 images of this size fills 12 GiB.
 LARGEST_SIZE = 4096
 GREY = (128, 128, 128)
-PNG_BIT_DEPTH = 24  # Where a PNG says it: every PNG begins with the same chunk.
+PNG_BIT_DEPTH = 24  # Offset of the bit depth in a PNG file: every PNG begins with the same chunk.
 
 
-# What only --convert takes, and how to tell it from an opened image and its file's bytes.
+# Forms that only --convert accepts, and how to recognise them from an opened image and the bytes of its file.
 UNCOMMON = {
-    # Cameras put a preview behind the picture (MPO); that is no animation.
+    # Cameras append a preview to the picture (MPO), which is not an animation.
     "animated": lambda picture, data: getattr(picture, "is_animated", False) and picture.format != "MPO",
     "CMYK": lambda picture, data: picture.mode == "CMYK",
     "palette": lambda picture, data: picture.mode in ("P", "PA"),
@@ -29,24 +29,24 @@ UNCOMMON = {
 
 
 class Problem(Exception):
-    """Why an image cannot be used: the fault ("truncated"), and after a colon its details where known."""
+    """The reason why an image is unusable: the fault ("truncated") and, if known, details after a colon."""
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raises Problem for an image too large to decode."""
+    """Raise Problem if an image is too large to decode."""
     if width * height > HUGE_PIXELS:
         raise Problem(f"huge: {width} x {height} pixels")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a store's records are made.
+    """Settings for the records of a store.
 
     Attributes:
-        size: S, the records are of S x S pixels.
+        size: S; records are images of S x S pixels.
         kind: "jpeg" (4:4:4) or "raw" (uint8 [3, S, S]).
-        quality: of JPEG.
-        convert: take animated (first frame), CMYK, palette and 16-bit images too.
+        quality: JPEG quality, 1 to 100.
+        convert: accept animated (first frame), CMYK, palette and 16-bit images too.
     """
 
     size: int
@@ -66,7 +66,7 @@ class Recipe:
             raise TransrecError(f"--quality {self.quality}: must be from 1 to 100")
 
     def record(self, picture: Image.Image) -> bytes:
-        """The record of an RGB image of any size: squeezed to S x S, bilinear with antialiasing."""
+        """Return the record of an RGB image of any size, squeezed to S x S by bilinear resampling with antialiasing."""
         square = (self.size, self.size)
         if picture.size != square:
             picture = picture.resize(square, Image.Resampling.BILINEAR)
@@ -77,14 +77,14 @@ class Recipe:
         return jpeg.getvalue()
 
     def grey(self) -> bytes:
-        """The record that stands in for an image that cannot be used."""
+        """Return the grey record that replaces an unusable image."""
         return self.record(Image.new("RGB", (self.size, self.size), GREY))
 
 
 def jpeg_size(data: bytes | bytearray) -> tuple[int, int]:
-    """Width and height that a JPEG declares, read without decoding it.
+    """Return the width and height that a JPEG declares, without decoding it.
 
-    Raises ValueError for segments in an impossible order.
+    Raises ValueError if the data is not a JPEG or declares no size.
     """
     position = 2
     while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:
@@ -97,12 +97,12 @@ def jpeg_size(data: bytes | bytearray) -> tuple[int, int]:
 
 
 def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:
-    """The RGB image in a JPEG, PNG or WebP file's bytes, and what was converted ("" if nothing).
+    """Return the RGB image in the bytes of a JPEG, PNG or WebP file, and what was converted ("" if nothing).
 
-    It is turned as its EXIF orientation says; what is transparent becomes white.
+    The image is rotated by its EXIF orientation, and transparency becomes white.
 
-    Raises Problem for an image that is unreadable, truncated or huge; also, without `convert`, for one that is
-    animated, CMYK, palette or 16-bit.
+    Raises Problem if the image is unreadable, truncated or huge; without `convert`, also if it is animated, CMYK,
+    palette or 16-bit.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +120,7 @@ def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:
             raise Problem(f"huge: {error}") from error
         except UnidentifiedImageError as error:
             raise Problem("unreadable: not a JPEG, PNG or WebP image") from error
-        # Decoders of damaged files raise nearly anything.
+        # Decoders raise almost any exception for damaged files.
         except Exception as error:
             kind = "truncated" if "truncated" in str(error).lower() else "unreadable"
             raise Problem(f"{kind}: {error}") from error

@@ -1,6 +1,6 @@
-"""Where images come from: a folder, a zip, or an LMDB of the original programs.
+"""Sources of images: a folder, a zip, or an LMDB of the original programs.
 
-A source can be pickled and sent to another process, which opens files anew.
+A source can be pickled and sent to another process, which opens the files again.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from transrec.untrusted import check_regular, read_regular
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp"}
 HUGE_BYTES = 2**29
-# On one system or another; and what could be taken for such a letter that is written as in addresses.
+# Characters that some system forbids in file names, and any % that would read as a percent-encoded character.
 NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|]|%(?=[0-9A-F]{2})')
 LONGEST_STEM_BYTES = 200
 
 
 class Found(NamedTuple):
-    """An image: its name in the source, and how many bytes it has there."""
+    """An image: its name in the source, and its size there in bytes."""
 
     name: str
     bytes: int
@@ -37,19 +37,19 @@ class Found(NamedTuple):
 
 class Source(Protocol):
     def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        """The images of each id, without the ids that have none. Raises TransrecError if the source cannot be read."""
+        """Return the images of each id that has any. Raises TransrecError if the source cannot be read."""
         ...
 
     def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
-        """An RGB image, and what was converted ("" if nothing). Raises Problem if it cannot be used."""
+        """Return an RGB image, and what was converted ("" if nothing). Raises Problem if the image is unusable."""
         ...
 
 
 def stem(item: str) -> str:
-    """The name before the extension of the image file of an item: its id, and no two ids give the same.
+    """Return the name, without extension, of an item's image file: the item id, escaped so that names stay unique.
 
-    Letters that cannot be in a file's name are written as in addresses (%2F for /); of an id that is too long for a
-    name it is the SHA-256.
+    Characters that file names may not contain are percent-encoded (%2F for /). An id that is too long for a file name
+    becomes its SHA-256.
     """
     if len(item.encode()) > LONGEST_STEM_BYTES:
         return f"%{hashlib.sha256(item.encode()).hexdigest().upper()}"
@@ -60,12 +60,12 @@ def stem(item: str) -> str:
 
 
 def _by_stem(ids: Set[str]) -> dict[str, str]:
-    """Items by the names of their files, which may also be the bare ids."""
+    """Return the items by the possible stems of their image files: `stem` or the bare id."""
     return {item: item for item in ids} | {stem(item): item for item in ids}
 
 
 class Folder:
-    """Image files anywhere under a folder; the name before the extension is the item id, as `stem` writes it."""
+    """Image files at any depth in a folder; the name before the extension is the item's `stem` or bare id."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -96,7 +96,7 @@ class Folder:
 
 
 class Zip:
-    """Image files anywhere in a zip; the name before the extension is the item id, as `stem` writes it."""
+    """Image files anywhere in a zip; the name before the extension is the item's `stem` or bare id."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,20 +126,20 @@ class Zip:
             self._archive = self._archive or zipfile.ZipFile(self.path)
         try:
             if self._archive.getinfo(found.name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                # Of the others zipfile unpacks whatever there is before it counts.
+                # With other methods zipfile decompresses everything before it checks the size.
                 raise Problem("unreadable: packed neither by deflate nor not at all; make the zip anew")
             with self._archive.open(found.name) as member:
                 data = member.read(found.bytes + 1)
         except (MemoryError, Problem):
             raise
-        # Besides its own errors: RuntimeError if encrypted, NotImplementedError, and those of each compression.
+        # zipfile raises its own errors, RuntimeError if encrypted, NotImplementedError, and those of each compression.
         except Exception as error:
             raise Problem(f"unreadable: {error}") from error
         return decode(data, convert)
 
 
 class OriginalStore:
-    """An LMDB of pickled images, by item id."""
+    """An LMDB of pickled images, keyed by item id."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -162,7 +162,7 @@ class OriginalStore:
 
 
 def open_source(path: Path, original: bool) -> Source:
-    """The source at `path`; raises TransrecError if nothing is there."""
+    """Return the source at `path`. Raises TransrecError if nothing is there."""
     if not path.exists():
         flag = "--import_original" if original else "--images"
         raise TransrecError(f"{path}: no such file or folder; check {flag}")

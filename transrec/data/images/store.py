@@ -1,4 +1,4 @@
-"""Reading images by item id."""
+"""Reads images from a store by item id."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,12 +19,12 @@ NAMED_IN_MESSAGES = 5
 
 
 class ImageStore:
-    """An LMDB made by Dataset/build_lmdb.py. It may be used in forked processes, and sent to others.
+    """An LMDB image store built by Dataset/build_lmdb.py. It may be used in forked processes and can be pickled.
 
     Attributes:
-        header: all that the store says about itself.
+        header: the store's metadata.
 
-    Raises TransrecError if there is no such file, or it is not a whole image store of a known format.
+    Raises TransrecError if there is no such file, or it is not a complete image store of a known format.
     """
 
     def __init__(self, path: str | Path):
@@ -38,38 +38,38 @@ class ImageStore:
 
     @property
     def size(self) -> int:
-        """S: the images are S x S pixels."""
+        """S; the images are S x S pixels."""
         return self.header.size
 
     @property
     def count(self) -> int:
-        """Images in the store."""
+        """The number of images in the store."""
         return self.header.count
 
     @property
     def kind(self) -> str:
-        """How they are stored: "jpeg" or "raw"."""
+        """How images are stored: "jpeg" or "raw"."""
         return self.header.kind
 
     @property
     def content_hash(self) -> str:
-        """Hex SHA-256 of what the store was made from."""
+        """Hex SHA-256 that identifies the items and images from which the store was built."""
         return self.header.source_hash
 
     def missing(self, ids: Sequence[str]) -> list[str]:
-        """Those of the ids that the store has no image of, not even a grey one."""
+        """Return the ids for which the store has no image, not even a grey one."""
         with reading(self.path) as transaction:
             return [item for item in ids if transaction.get(item.encode()) is None]
 
     def check(self, ids: Sequence[str]) -> None:
-        """Raises TransrecError, naming some, if the store lacks any of the ids."""
+        """Raise TransrecError if the store lacks an image for any of the ids. The message names some of them."""
         if lacking := self.missing(ids):
             raise self._lacking(lacking, len(ids))
 
     def read(self, ids: Sequence[str]) -> Tensor:
-        """Pixels uint8 [N, 3, S, S] of the ids' images, RGB.
+        """Return the RGB pixels of the ids' images: uint8 [N, 3, S, S].
 
-        Raises TransrecError for an id without an image, a damaged record, and a store replaced since it was opened.
+        Raises TransrecError for an id without an image, a damaged record, or a store replaced since it was opened.
         """
         pixels = torch.empty(len(ids), 3, self.size, self.size, dtype=torch.uint8)
         if self.kind == "raw":
@@ -90,7 +90,7 @@ class ImageStore:
             values = [bytearray(value) for value in self._values(transaction, ids)]
         for item, image, value in zip(ids, pixels, values, strict=True):
             try:
-                # A few bytes may declare gigabytes of pixels.
+                # Check before decoding: a small record may declare gigabytes of pixels.
                 if (size := jpeg_size(value)) != (self.size, self.size):
                     raise ValueError(f"it has {size[0]} x {size[1]} pixels")
                 decoded = cast(Tensor, decode_jpeg(torch.frombuffer(value, dtype=torch.uint8), mode=ImageReadMode.RGB))

@@ -1,4 +1,4 @@
-"""Making records in several processes, with little in memory. The processes load neither torch nor a dataset."""
+"""Makes records in several processes with little memory. The processes load neither torch nor a dataset."""
 
 import signal
 from collections import deque
@@ -18,7 +18,7 @@ CHUNKS_AHEAD = 4
 
 
 class Outcome(NamedTuple):
-    """What became of an item's image: its record and what was converted, or None and why it cannot be used."""
+    """The result for an item's image: its record and what was converted, or None and why the image is unusable."""
 
     item: str
     found: Found
@@ -47,16 +47,16 @@ class Worker:
 
 
 def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: int) -> Iterator[list[Outcome]]:
-    """The outcomes of each chunk in order, made in `workers` processes (1: in this one).
+    """Yield the outcomes of each chunk, in order, computed in `workers` processes (1: in this process).
 
-    At most CHUNKS_AHEAD chunks per process are being worked on or wait to be taken.
+    At most CHUNKS_AHEAD chunks per process are in progress or wait to be consumed.
 
-    Raises TransrecError if a process is lost.
+    Raises TransrecError if a worker process is lost.
     """
     if workers == 1:
         yield from map(Worker(source, recipe), chunks)
         return
-    # Forked processes would share what this one has open.
+    # Spawn, since forked processes would share the files that this process has open.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (source, recipe))
     chunks = iter(chunks)
     waiting: deque = deque()
@@ -79,14 +79,14 @@ def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: i
         pool.shutdown(cancel_futures=True)
 
 
-# Of this process, where it is one of the pool.
+# The worker of this process, if it belongs to the pool.
 _worker: Worker
 
 
 def _start(source: Source, recipe: Recipe) -> None:
     global _worker
     _worker = Worker(source, recipe)
-    # The pool ends the others by SIGTERM when one is lost, and would wait for good for those that ignore it.
+    # When a process is lost, the pool ends the others by SIGTERM and would wait forever for any that ignore it.
     serve_parent(ignored=[signal.SIGINT])
 
 

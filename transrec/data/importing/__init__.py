@@ -1,1 +1,1 @@
-"""Importing: from the files that publishers give out to a dataset, by DuckDB, in bounded memory."""
+"""Importing: converts published files to a dataset with DuckDB, in bounded memory."""

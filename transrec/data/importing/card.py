@@ -1,4 +1,4 @@
-"""The data card of an import: what was read, what was dropped and why, and what is there now."""
+"""The data card of an import: what was read, what was dropped and why, and what the new dataset holds."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ DUPLICATES = {
     "consecutive": "an interaction with the item of the one before it is dropped",
     "keep": "all are kept",
 }
-# What says how the work is done, and changes nothing of what is made.
+# Flags that affect how the import runs but not the dataset that it writes.
 NOT_TOLD = {"out", "overwrite", "memory", "threads"}
 
 
 def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Path) -> dict[str, Any]:
-    """The data card of an import whose files are in `folder`, as JSON has it."""
+    """Return the data card, a JSON object, of an import whose files are in `folder`."""
     texts = dict(counted["texts"])
     items, touched = texts.pop("items", 0), texts.pop("touched", 0)
     counts = {name: counted[name] for name in ("users", "interactions")}
     counts |= {"items": items, "items touched": touched}
     files = sorted(path.name for path in folder.iterdir())
-    told = {
+    summary = {
         "format": job.choice.name,
         "why": job.why or "as the command says",
         "options": _changed(job),
@@ -59,37 +59,41 @@ def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Pat
         "transrec": transrec.__version__,
     }
     names = {"users": writing.USERS, "items": writing.ITEMS, "interactions": writing.INTERACTIONS}
-    return {name: file for name, file in names.items() if file in files} | {"import": told}
+    return {name: file for name, file in names.items() if file in files} | {"import": summary}
 
 
 def text(card: dict[str, Any]) -> str:
-    """The card as a table for people."""
-    told, rows = card["import"], []
-    for source in told["sources"]:
+    """Return the card as a Markdown table, followed by the order of interactions, duplicates and notes."""
+    summary, rows = card["import"], []
+    for source in summary["sources"]:
         rows.append([f"rows of {Path(source['file']).name}", f"{source['rows']:,}"])
-    for reason, count in told["dropped"].items():
+    for reason, count in summary["dropped"].items():
         rows.append([f"interactions dropped: {reason}", f"{count:,}"])
-    rows += [[name, f"{count:,}"] for name, count in told["counts"].items()]
-    rows += [[f"texts {name}", f"{count:,}"] for name, count in told["texts"].items() if count]
-    rows += [[name, told[name]] for name in ("first", "last") if told[name]]
-    for one in told["published"]:
-        difference = f"{one['difference']:+,}" if one["difference"] else "the same"
-        rows.append([f"{one['what']}: {one['published']:,} as published", difference])
-    lines = [markdown([told["format"], ""], rows), f"order: {told['order']}", f"duplicates: {told['duplicates']}"]
-    return "\n".join([*lines, *told["notes"]])
+    rows += [[name, f"{count:,}"] for name, count in summary["counts"].items()]
+    rows += [[f"texts {name}", f"{count:,}"] for name, count in summary["texts"].items() if count]
+    rows += [[name, summary[name]] for name in ("first", "last") if summary[name]]
+    for comparison in summary["published"]:
+        difference = f"{comparison['difference']:+,}" if comparison["difference"] else "the same"
+        rows.append([f"{comparison['what']}: {comparison['published']:,} as published", difference])
+    lines = [
+        markdown([summary["format"], ""], rows),
+        f"order: {summary['order']}",
+        f"duplicates: {summary['duplicates']}",
+    ]
+    return "\n".join([*lines, *summary["notes"]])
 
 
 def _changed(job: Job) -> dict[str, Any]:
-    """The flags that are not at their defaults."""
-    given = {}
+    """Return the flags that differ from their defaults and affect the dataset."""
+    changed = {}
     for options in (job.options, job.choice.options):
         defaults = type(options).defaults()
-        given |= {name: value for name, value in dataclasses.asdict(options).items() if value != defaults[name]}
-    return {name: value for name, value in given.items() if name not in NOT_TOLD}
+        changed |= {name: value for name, value in dataclasses.asdict(options).items() if value != defaults[name]}
+    return {name: value for name, value in changed.items() if name not in NOT_TOLD}
 
 
 def _rest(counted: dict[str, Any]) -> dict[str, int]:
-    """What users and items of too few interactions take with them."""
+    """Return how many interactions were dropped with users and items that have too few, or too many, of them."""
     rest = counted["read"]["interactions"] - sum(counted["dropped"].values()) - counted["interactions"]
     return {"of users or items with too few, or too many, interactions": rest} if rest else {}
 
@@ -106,7 +110,7 @@ def _told(seconds: int | None) -> str | None:
 
 
 def _published(job: Job, counted: dict[str, Any]) -> list[dict[str, Any]]:
-    """The publisher's counts beside those of what was read."""
+    """Return the publisher's counts, each compared with the count in the source as read."""
     rows = {Path(path).name: count for path, count in counted["rows"].items()}
     here = rows | counted["read"]
     return [

@@ -19,13 +19,13 @@ COMMON = ("out", "min_rating", "k_core", "since", "until", "duplicates", "overwr
 
 
 def run() -> None:
-    """Import what the command line says, and print the data card. Leaves as `transrec.command.reporting` says."""
+    """Import as the command line says and print the data card. Exits as described in `transrec.command.reporting`."""
     with reporting():
         main(sys.argv[1:])
 
 
 def main(words: Sequence[str]) -> None:
-    """Import what the words of a command line say. Raises TransrecError as `import_dataset`."""
+    """Import as the words of a command line say. Raises TransrecError like `import_dataset`."""
     first = Parser(add_help=False)
     first.add_argument("kind", nargs="?", default=AUTO)
     first.add_argument("--plugin", action="extend", nargs="+", default=[])
@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _import_guessed(words: Sequence[str]) -> None:
-    """The format's own flags are those of the format that is found."""
+    """Guess the format and import with it, accepting the flags of that format."""
     paths = _parser(AUTO).parse_known_args(words)[0].paths
     kind, why = guess(paths)
     print(printable(f"format {kind}: {why}"), file=sys.stderr)
@@ -46,12 +46,12 @@ def _import_guessed(words: Sequence[str]) -> None:
 
 
 def _import(kind: str, words: Sequence[str], why: str) -> None:
-    """Import what the words of a command line say, of that format."""
+    """Import as the words of a command line say, in the format `kind`."""
     parser = _parser(kind)
     options, own = parser.parse_options(words)
     assert isinstance(options, ImportOptions)
-    made = import_dataset(Choice(kind, FORMATS.get(kind), own), parser.parse_args(words).paths, options, why)
-    print("\n".join(map(printable, card.text(made).splitlines())))
+    result = import_dataset(Choice(kind, FORMATS.get(kind), own), parser.parse_args(words).paths, options, why)
+    print("\n".join(map(printable, card.text(result).splitlines())))
     print(printable(f"written: {resolve(options.out)}; look at it with: python scripts/check_dataset.py {options.out}"))
 
 
@@ -63,5 +63,5 @@ def _parser(kind: str) -> OptionsParser:
     parser.usage = "%(prog)s KIND PATH ... --out FOLDER"
     kinds = "; ".join(f"{name}: {FORMATS.get(name).reads}" for name in FORMATS.names())
     parser.add_argument("kind", metavar="KIND", help=f"format of the source. auto: guess; {kinds}")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="files of the source, or the folder that holds them")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="files of the source, or folders that hold them")
     return parser

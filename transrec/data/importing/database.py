@@ -1,4 +1,4 @@
-"""DuckDB in a folder of its own: bounded memory, progress, steps that are not taken twice, errors for people."""
+"""A DuckDB database in its own folder, with bounded memory, progress bars, resumable steps and readable errors."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,34 +13,34 @@ from transrec.progress import Bar
 
 FILE = "work.duckdb"
 SECONDS_BETWEEN_LOOKS = 0.1
-# What is left of --memory is Python's, and that of what passes through it.
+# The share of --memory for DuckDB. The rest is left to Python and the data that passes through it.
 SHARE_OF_MEMORY = 0.7
 
 
 class Database:
-    """A DuckDB database in `folder`, which remembers the steps that are done and what they counted.
+    """A DuckDB database in `folder` that remembers which steps are done and what they counted.
 
     Args:
         memory: bytes that the process may use.
-        threads: that DuckDB uses.
+        threads: number of threads that DuckDB uses.
 
-    Raises TransrecError where duckdb is not installed, and for a database that cannot be opened.
+    Raises TransrecError if duckdb is not installed or the database cannot be opened.
     """
 
     def __init__(self, folder: Path, memory: int, threads: int):
         self.folder = folder
         duckdb = import_extra("duckdb")
         self.Error = duckdb.Error
-        # Of the SQL, not of what is read.
+        # Errors in the SQL rather than in the data that is read.
         self.Fault = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.InternalException)
         settings = {
             "memory_limit": f"{int(memory * SHARE_OF_MEMORY) // 2**20}MiB",
             "threads": threads,
             "temp_directory": str(folder / "spill"),
             "TimeZone": "UTC",
-            # What is packed now is unpacked in a minute.
+            # Do not compress: the data would be decompressed again within a minute.
             "force_compression": "uncompressed",
-            # Nothing is fetched.
+            # Never download extensions.
             "autoinstall_known_extensions": False,
         }
         with self.telling():
@@ -51,7 +51,7 @@ class Database:
         self._done = dict(self.rows("SELECT name, counts FROM steps"))
 
     def once(self, name: str, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-        """Take a step whole or not at all, and never again in this folder; returns what it counted."""
+        """Run a step in a transaction, unless this folder's database has it done already; returns what it counted."""
         if name not in self._done:
             self.run("BEGIN")
             try:
@@ -66,13 +66,13 @@ class Database:
         return json.loads(self._done[name])
 
     def run(self, sql: str, parameters: list[Any] | None = None, doing: str = "") -> None:
-        """Execute a statement; what it is `doing` has a progress bar."""
+        """Execute a statement, with a progress bar labelled `doing` if that is not empty."""
         with self.telling():
             if not doing:
                 self.connection.execute(sql, parameters)
                 return
             failures: list[BaseException] = []
-            # A thread whose `join` a signal interrupts looks as if it had ended.
+            # An event instead of `join`: a thread whose `join` is interrupted by a signal looks as if it had ended.
             ended = Event()
             worker = Thread(target=self._try, args=(sql, parameters, failures, ended), daemon=True)
             form = "{desc}: {percentage:3.0f} % [{elapsed}<{remaining}]"
@@ -91,17 +91,17 @@ class Database:
                 raise failure
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[tuple]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         with self.telling():
             return self.connection.execute(sql, parameters).fetchall()
 
     def look(self, sql: str) -> list[tuple]:
-        """All rows of a query that a transaction which has failed is not part of."""
+        """Return all rows of a query, run outside the current transaction, which may have failed."""
         with self.telling():
             return self.connection.cursor().execute(sql).fetchall()
 
     def batches(self, sql: str, size: int) -> Iterator[Any]:
-        """A query's result in Arrow batches of so many rows, of what was there before the current step."""
+        """Yield a query's result in Arrow batches of `size` rows, as of before the current step."""
         with self.telling(), closing(self.connection.cursor()) as cursor:
             yield from cursor.sql(sql).to_arrow_reader(size)
 
@@ -112,12 +112,12 @@ class Database:
         self.connection.unregister("new_rows")
 
     def close(self) -> None:
-        """Close the database; its folder stays."""
+        """Close the database and keep its folder."""
         self.connection.close()
 
     @contextmanager
     def telling(self):
-        """Within, a lack of memory and a failing disk are told as such; other errors of DuckDB pass."""
+        """Within this context, report memory shortage and disk failures as TransrecErrors; other DuckDB errors pass."""
         try:
             yield
         except TransrecError:

@@ -1,4 +1,4 @@
-"""An import from beginning to end: `import_dataset`."""
+"""`import_dataset`: an import from beginning to end."""
 
 import hashlib
 import json
@@ -25,22 +25,22 @@ from transrec.untrusted import read_json
 CARD = "dataset.json"
 AUTO = "auto"
 STAGED = "source INTEGER, user VARCHAR, item VARCHAR, time DOUBLE, rating DOUBLE, position BIGINT, part VARCHAR"
-# Beside what an import writes, what runs keep in a dataset's folder.
+# Names that a dataset's folder may hold in addition to the listed files: the card and the cache of runs.
 OURS = {CARD, ".transrec"}
 
 
 def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions, why: str = "") -> dict[str, Any]:
-    """Import a dataset and return its data card, which its dataset.json holds too.
+    """Import a dataset and return its data card, which is also written to its dataset.json.
 
-    The new folder appears whole or not at all. An import that was stopped goes on where it was when it is asked for
-    again; one that found a mistake leaves nothing.
+    The new folder appears only once it is complete. An interrupted import continues where it stopped when the same
+    import is started again; an import that fails on a mistake leaves nothing behind.
 
     Args:
-        choice: the format.
-        paths: of its files, or the folders that hold them.
-        why: the format was chosen, if it was guessed.
+        choice: the format and its options.
+        paths: the source's files, or the folders that hold them.
+        why: the reason for the choice of format, if it was guessed.
 
-    Raises TransrecError for a folder that may not be written, and for whatever of the source cannot be read.
+    Raises TransrecError if the folder may not be written or anything in the source cannot be read.
     """
     out = Path(os.path.abspath(Path(options.out).expanduser()))
     source = choice.entry([resolve(path) for path in paths], **choice.options.as_dict())
@@ -68,15 +68,15 @@ def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions
 
 
 def guess(paths: Sequence[Path]) -> tuple[str, str]:
-    """The format of these files, and why. Raises TransrecError where none fits, or several do."""
+    """Return the format of these files and the reason. Raises TransrecError if no format fits, or several do."""
     resolved = [resolve(path) for path in paths]
-    found = recognise(resolved, general=True) or recognise(resolved, general=True, deepest=DEEPEST)
-    if len(found) == 1:
-        return next(iter(found.items()))
+    reasons = recognise(resolved, general=True) or recognise(resolved, general=True, deepest=DEEPEST)
+    if len(reasons) == 1:
+        return next(iter(reasons.items()))
     places = ", ".join(map(str, paths))
-    if found:
-        told = "; ".join(f"{name}, for {why}" for name, why in found.items())
-        raise TransrecError(f"{places}: may be of several formats: {told}; name the one in place of auto")
+    if reasons:
+        formats = "; ".join(f"{name}, for {why}" for name, why in reasons.items())
+        raise TransrecError(f"{places}: may be of several formats: {formats}; name the one in place of auto")
     raise TransrecError(
         f"{places}: of no format that is known by its files' names and headers; name one of "
         f"{', '.join(FORMATS.names())} in place of auto, or write one (Dataset/README.md)"
@@ -84,7 +84,7 @@ def guess(paths: Sequence[Path]) -> tuple[str, str]:
 
 
 class Job:
-    """One import: what it reads, and the steps from there to a folder."""
+    """One import: its source, and the steps that turn the source into a dataset folder."""
 
     def __init__(self, source: Format, choice: Choice, options: ImportOptions, why: str):
         self.source, self.choice, self.options, self.why = source, choice, options, why
@@ -98,16 +98,16 @@ class Job:
 
     @property
     def tables(self) -> list[Path]:
-        """The files that are read."""
+        """The files that the import reads."""
         return list(dict.fromkeys(rows.table.path for rows in (*self._interactions, *self._items)))
 
     @property
     def timed(self) -> bool:
-        """Whether times order the interactions, not the source's rows."""
+        """True if interactions are ordered by time, False if by the order of the source's rows."""
         return any("time" in rows.columns for rows in self._interactions)
 
     def run(self, work: Path) -> dict[str, Any]:
-        """Make work/made, the folder to be, and return its card."""
+        """Create the dataset in work/made and return its card."""
         self._check_flags()
         if (work / "signature").exists() and (work / "signature").read_text() != self._signature():
             shutil.rmtree(work)
@@ -127,9 +127,9 @@ class Job:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            made = card.make(self, counted, dict(zip(self.tables, hashes, strict=True)), work / "made")
-        write_text(work / "made" / CARD, json.dumps(made, indent=2, ensure_ascii=False) + "\n")
-        return made
+            result = card.make(self, counted, dict(zip(self.tables, hashes, strict=True)), work / "made")
+        write_text(work / "made" / CARD, json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        return result
 
     def _check_flags(self) -> None:
         if not self.timed and (self.options.since or self.options.until):
@@ -138,13 +138,13 @@ class Job:
             raise TransrecError("--min_rating: the source has no ratings; leave it out")
 
     def _signature(self) -> str:
-        """What decides the work: the same for a command that goes on with it."""
+        """Return a hash of the import's inputs. Unfinished work is continued only if its hash is the same."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tables]
-        told = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED]
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+        inputs = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED]
+        return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
 
     def _read(self, database: Database, work: Path) -> dict[str, Any]:
-        """Read all sources; returns how many rows each file has, and which columns items have."""
+        """Read all sources; returns the number of rows of each file, and the columns that items have."""
         database.once("begin", lambda: self._make_tables(database))
         rows: dict[str, int] = {}
         for number, one in enumerate(self._interactions):
@@ -159,7 +159,7 @@ class Job:
         database.run("CREATE TABLE sources (source INTEGER, per_second DOUBLE)")
 
     def _select(self, database: Database) -> dict[str, Any]:
-        """From what was read to the interactions kept; returns what was dropped, and why."""
+        """Reduce the rows read to the interactions to keep; returns what was dropped, by reason."""
         numbered = database.once("number", lambda: selecting.number_rows(database))
         sorted_ = database.once("sort", lambda: selecting.sort_rows(database, self.options, self.timed))
         twice = database.once("duplicates", lambda: selecting.drop_duplicates(database, self.options.duplicates))
@@ -167,7 +167,7 @@ class Job:
         return numbered | {"dropped": sorted_["dropped"] | twice} | core
 
     def _stage(self, database: Database, work: Path, number: int, rows: Rows) -> dict[str, Any]:
-        """Read one source of interactions; returns how many rows it has."""
+        """Read one source of interactions; returns its number of rows."""
         source = reading.open_source(rows, work, database)
         columns = {"source": str(number)} | rows.columns
         columns |= {what: reading.checked(what, source, database) for what in ("time", "rating") if what in columns}
@@ -179,7 +179,7 @@ class Job:
         return {"rows": count}
 
     def _stage_items(self, database: Database, work: Path) -> dict[str, Any]:
-        """Read what the source says of items; returns its columns, and how many rows each file has."""
+        """Read all rows of items; returns their columns, and the number of rows of each file."""
         names = list(dict.fromkeys(name for rows in self._items for name in rows.columns if name != "item"))
         database.run(f"CREATE TABLE item_rows (item VARCHAR{''.join(f', {column(name)} VARCHAR' for name in names)})")
         counts: dict[str, int] = {}
@@ -193,7 +193,7 @@ class Job:
         return {"columns": names, "rows": counts}
 
     def _join_items(self, database: Database, columns: list[str]) -> None:
-        """Make `listed`, a row for each item that the source lists: of several, the longest text of each column."""
+        """Create table `listed`, one row per item of the source; several rows give the longest text of each column."""
         longest = "".join(
             f", substr(max(lpad(length({column(name)})::VARCHAR, 12, '0') || {column(name)}), 13) AS {column(name)}"
             for name in columns
@@ -212,7 +212,7 @@ class Job:
 
 
 def _check_out(out: Path, tables: Sequence[Path], overwrite: bool) -> None:
-    """Raise TransrecError where the new folder would take the place of anything but an import's."""
+    """Raise TransrecError if the new folder would replace anything but the dataset of an earlier import."""
     if within := [path for path in tables if path.resolve().is_relative_to(out.resolve())]:
         raise TransrecError(f"--out {out}: holds {within[0].name}, which is to be read; give another folder")
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
@@ -229,7 +229,7 @@ def _check_out(out: Path, tables: Sequence[Path], overwrite: bool) -> None:
 
 
 def _put_in_place(made: Path, out: Path) -> None:
-    """Rename the finished folder, in place of an earlier one."""
+    """Rename the finished folder to its target, replacing an earlier one."""
     before = made.with_name("before")
     with about_file(out, "give another folder with --out"):
         if os.path.lexists(out):

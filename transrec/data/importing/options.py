@@ -1,4 +1,4 @@
-"""The flags of every import."""
+"""The flags that all imports share."""
 
 import re
 from dataclasses import dataclass
@@ -19,28 +19,34 @@ class ImportOptions(Options):
     out: str = flag("", "Folder of the new dataset (required).")
     overwrite: bool = flag(False, "Replace the dataset that an earlier import wrote to --out.")
     plugin: list[str] = flag([], "Python files that register formats of your own.", action="extend")
-    min_rating: float | None = flag(None, "Keep interactions of this rating or more; those without one are dropped.")
-    since: str | None = flag(None, "Keep interactions from this time on: 2019-09-01, 2019-09-01T12:00, or seconds.")
-    until: str | None = flag(None, "Keep interactions before this time.")
+    min_rating: float | None = flag(
+        None, "Keep interactions with at least this rating; interactions without a rating are dropped."
+    )
+    since: str | None = flag(
+        None, "Keep interactions from this time on: 2019-09-01, 2019-09-01T12:00 or seconds since 1970 (UTC)."
+    )
+    until: str | None = flag(None, "Keep interactions before this time, given like --since.")
     duplicates: Literal["drop", "consecutive", "keep"] = flag(
         "drop",
-        "Several interactions of a user with an item: drop all but the earliest, only those that follow one another "
-        "directly, or keep all.",
+        "Repeated interactions of a user with an item: drop all but the earliest, drop only those that directly follow "
+        "one another (consecutive), or keep all.",
     )
     k_core: int = flag(
-        0, "Keep users and items of this many interactions or more with one another, repeated until nothing changes."
+        0, "Keep users and items with at least this many interactions with one another, repeated until nothing changes."
     )
     min_length: int = flag(0, "Drop users with fewer interactions than this.")
-    max_length: int = flag(0, "Drop users with more interactions than this, such as robots (0: none).")
+    max_length: int = flag(0, "Drop users with more interactions than this, such as bots (0: no limit).")
     ties: Literal["item", "row"] = flag(
-        "item", "The order of a user's interactions at equal times: by item id, or as the rows of the source."
+        "item", "Order of a user's interactions at equal times: by item id, or in the order of the source's rows."
     )
     untouched: Literal["auto", "keep", "drop"] = flag(
-        "auto", "Items that the source lists and nobody touches: keep or drop them; auto drops them with --k_core."
+        "auto", "Keep or drop items of the source without interactions; auto drops them only with --k_core."
     )
-    encoding: str = flag("", "Encoding of the source's texts, as latin-1 (default: what the format says, else UTF-8).")
-    memory: str = flag("4GB", "Memory to use, mostly by DuckDB; what does not fit goes to files beside --out.")
-    threads: int = flag(0, "Threads that DuckDB uses (0: one per usable CPU).")
+    encoding: str = flag(
+        "", "Encoding of the source's text files, such as latin-1 (default: as the format says, otherwise UTF-8)."
+    )
+    memory: str = flag("4GB", "Memory to use, mostly by DuckDB; data that does not fit goes to files next to --out.")
+    threads: int = flag(0, "Number of threads of DuckDB (0: one per usable CPU).")
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,10 +69,10 @@ class ImportOptions(Options):
 
     @property
     def memory_bytes(self) -> int:
-        """--memory in bytes. Raises TransrecError for what is no amount of memory."""
-        found = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", self.memory, re.IGNORECASE)
+        """--memory in bytes. Raises TransrecError if it is not an amount of memory."""
+        match = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", self.memory, re.IGNORECASE)
         try:
-            return int(float(found[1]) * BYTES[found[2].upper()]) if found else int(self.memory)
+            return int(float(match[1]) * BYTES[match[2].upper()]) if match else int(self.memory)
         except ValueError:
             raise TransrecError(f"--memory {self.memory}: no amount of memory; give one such as 4GB") from None
 
@@ -82,12 +88,12 @@ class ImportOptions(Options):
 
     @property
     def shortest(self) -> int:
-        """The fewest interactions that a user may have."""
+        """The minimum number of interactions of a user."""
         return max(self.min_length, self.k_core)
 
     @property
     def keeps_untouched(self) -> bool:
-        """Whether items.tsv lists items of the source that nobody touches."""
+        """True if items.tsv includes items of the source that have no interactions."""
         return self.untouched == "keep" or (self.untouched == "auto" and not self.k_core)
 
 

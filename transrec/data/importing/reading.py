@@ -1,4 +1,4 @@
-"""Reading the rows of a source into the database, and naming file, line and remedy where one cannot be read."""
+"""Reads the rows of a source into the database, and reports the file, line and remedy if a row cannot be read."""
 
 import json
 import re
@@ -26,9 +26,9 @@ class Source:
     """Rows that DuckDB can read.
 
     Attributes:
-        rows: as the format describes them.
-        table: the file as DuckDB is given it, which may be a copy in UTF-8 or in JSON.
-        sql: the table as SQL, its columns texts.
+        rows: the rows as the format describes them.
+        table: the file that DuckDB reads, which may be a copy in UTF-8 or JSON.
+        sql: SQL for the table, with columns of text.
     """
 
     rows: Rows
@@ -37,22 +37,22 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The file that the user knows."""
+        """The user's file, of which `table` may be a copy."""
         return self.rows.table.path
 
     @property
     def query(self) -> str:
-        """What the expressions of the columns are evaluated over."""
+        """SQL for the relation over which the expressions of the columns are evaluated."""
         return self.rows.query.replace("{table}", self.sql)
 
 
 def open_source(rows: Rows, folder: Path, database: Database) -> Source:
-    """Make rows readable: check the file and the columns it needs, and where DuckDB does not read it, copy it.
+    """Check a file and the columns that its rows need, and convert the file to a copy if DuckDB cannot read it.
 
     Args:
-        folder: for the copy.
+        folder: where to write the copy.
 
-    Raises TransrecError for a file that is missing, empty, no such file, or lacks a column.
+    Raises TransrecError if the file is missing, empty, not of the expected kind, or lacks a column.
     """
     table = rows.table
     if GLOB & set(str(table.path)):
@@ -71,7 +71,7 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
 
 
 def check_whole(table: Table) -> None:
-    """Raise TransrecError where a file's compressed data ends too early, which DuckDB may overlook."""
+    """Raise TransrecError if a file's compressed data is truncated, which DuckDB may not notice."""
     with table.open() as text:
         while text.read(CHUNK):
             pass
@@ -87,7 +87,7 @@ def _sql(table: Table, needs: tuple[str, ...]) -> str:
         return (
             f"read_json({path}, format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_ROW})"
         )
-    # DuckDB takes names that differ in case for the same.
+    # DuckDB treats names that differ only in case as equal.
     names: dict[str, str] = {}
     for place, given in enumerate(table.columns()):
         name = given if given and given.lower() not in names else f"{given} {place}"
@@ -105,7 +105,7 @@ def _text(text: str) -> str:
 
 
 def _as_utf8(table: Table, folder: Path) -> Table:
-    """A copy of a file in UTF-8."""
+    """Return a copy of a file, converted to UTF-8."""
     copy = folder / f"{table.path.name}{ending(table.path)}"
     with (
         atomic_write(copy) as temporary,
@@ -118,7 +118,7 @@ def _as_utf8(table: Table, folder: Path) -> Table:
 
 
 def _as_json(table: Table, folder: Path) -> Table:
-    """A copy of a file of Python dicts in JSON."""
+    """Return a copy of a file of Python dicts, converted to JSON lines."""
     copy = folder / f"{table.path.name}.json"
     with table.open() as text, atomic_write(copy) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for row, _ in table.records(text):
@@ -130,9 +130,9 @@ def insert(database: Database, target: str, source: Source, columns: dict[str, s
     """Read a source into a table of the database.
 
     Args:
-        columns: SQL of what is read, by the column of `target` that it goes to.
+        columns: SQL expressions to read, by the column of `target` that each fills.
 
-    Raises TransrecError naming the file, the line or row, the column and the remedy where it cannot be read.
+    Raises TransrecError, naming the file, the line or row, the column and the remedy, if a value cannot be read.
     """
     into = ", ".join(map(column, columns))
     select = f"SELECT {', '.join(columns.values())} FROM {source.query}"
@@ -145,30 +145,30 @@ def insert(database: Database, target: str, source: Source, columns: dict[str, s
 
 
 def checked(what: str, source: Source, database: Database) -> str:
-    """SQL of the "time" of a source's rows, in its own unit, or their "rating": DOUBLE, which fails at what is none."""
+    """Return SQL for the "time", in the source's unit, or "rating" of its rows: DOUBLE, failing if malformed."""
     expression = source.rows.columns[what]
     return _or_error(what, expression, _parsed(what, expression, source, database)[0])
 
 
 def _parsed(what: str, text: str, source: Source, database: Database) -> tuple[str, str]:
-    """SQL of the number that a text of a time or rating means, null where it means none; and what it should be."""
+    """Return SQL for the number in the text of a time or rating, null if malformed; and what the text should be."""
     form = source.rows.time_format if what == "time" else ""
     if form:
         return f"epoch(try_strptime({text}, {_text(form)}))", f"a time like {form}"
     if what == "rating" or has_numbers(source, database):
         return f"try_cast({text} AS DOUBLE)", "a number"
-    # Where no offset is given, UTC.
+    # Times without an offset are UTC.
     return f"epoch(try_cast({text} AS TIMESTAMPTZ))", ISO
 
 
 def has_numbers(source: Source, database: Database) -> bool:
-    """Whether the times of a source are numbers, as its first one is."""
+    """Return whether the times of a source are numbers, judging by the first non-empty one."""
     return not source.rows.time_format and _is_number(source, source.rows.columns["time"], database)
 
 
 def _is_number(source: Source, expression: str, database: Database) -> bool:
     try:
-        found = database.look(
+        result = database.look(
             f"SELECT try_cast({expression} AS DOUBLE) IS NOT NULL FROM {source.sql} "
             f"WHERE trim({expression}) <> '' LIMIT 1"
         )
@@ -176,7 +176,7 @@ def _is_number(source: Source, expression: str, database: Database) -> bool:
         if isinstance(error, database.Fault):
             raise
         raise told(error, source, database) from error
-    return not found or found[0][0]
+    return not result or result[0][0]
 
 
 def _or_error(what: str, expression: str, parsed: str) -> str:
@@ -190,7 +190,7 @@ def _fails(expression: str, parsed: str) -> str:
 
 
 def told(error: Exception, source: Source, database: Database) -> TransrecError:
-    """The TransrecError for what DuckDB says of a source."""
+    """Return the TransrecError that reports a DuckDB error while reading a source."""
     text, path, table = str(error), source.path, source.table
     if found := re.search(r"transrec (time|rating):", text):
         return _not_parsed(found[1], source, database)
@@ -219,7 +219,7 @@ def _first(text: str) -> str:
 
 
 def _not_parsed(what: str, source: Source, database: Database) -> TransrecError:
-    """Of a time or rating that is none: where the first one stands."""
+    """Return the TransrecError that locates the first malformed time or rating."""
     expression = source.rows.columns[what]
     parsed, should = _parsed(what, "value", source, database)
     ((number, value),) = database.look(
@@ -231,7 +231,7 @@ def _not_parsed(what: str, source: Source, database: Database) -> TransrecError:
 
 
 def place_of(source: Source, number: int) -> str:
-    """The file and the line, or where there are no lines the row, of a source's row of that number from 1."""
+    """Return the file and line of a source's row with this number (from 1), or the row if the file has no lines."""
     table = source.rows.table
     if table.reader == "parquet":
         return f"{source.path}, row {number}"
@@ -247,7 +247,7 @@ def place_of(source: Source, number: int) -> str:
 
 
 def _bad_json(source: Source) -> TransrecError | None:
-    """The first line of a JSON file that is no object."""
+    """Return the error for the first line of a JSON file that is not an object; None if all are."""
     table = source.rows.table
     try:
         with table.open() as text:
@@ -259,7 +259,7 @@ def _bad_json(source: Source) -> TransrecError | None:
 
 
 def _other_line_end(table: Table) -> int | None:
-    """The number of the first line that ends otherwise than the first one."""
+    """Return the number of the first line whose line end differs from that of line 1."""
     with table.open() as text:
         return next(_unlike(text), None)
 

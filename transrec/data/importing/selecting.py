@@ -1,8 +1,9 @@
-"""From the rows read to the interactions kept.
+"""Selects the interactions to keep from the rows read.
 
-What is dropped, in this order: interactions without a user, an item or a time; outside of --since and --until; below
---min_rating; duplicates; users of more than --max_length; then, until nothing changes, users and items with too few.
-Rows become numbers first, are sorted once, and pass through the later steps in batches.
+Dropped are, in this order: interactions without a user, an item or a time; interactions outside --since and --until;
+interactions below --min_rating; duplicates; users with more than --max_length interactions; then, repeatedly until
+nothing changes, users and items with too few interactions. Ids are replaced by numbers first; rows are sorted once and
+pass through the later steps in batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,19 +17,19 @@ from transrec.data.tables import import_extra
 from transrec.errors import TransrecError
 from transrec.progress import Bar
 
-# White space and control characters, which no id may hold.
+# White space and control characters, which ids may not contain.
 NO_ID = r"[\pZ\p{Cc}\x{FEFF}]+"
 MICROSECONDS = 10**6
-# From which size on numbers are nano-, micro- and milliseconds, which as seconds were of the year 5138 and later.
+# Numbers from these sizes on are nano-, micro- and milliseconds; as seconds they would be in the year 5138 or later.
 UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 UNIT_OF = {"s": 1.0, "ms": 1e3, "us": 1e6}
 BATCH = 2**20
-# Of --memory, for interactions that are looked at several times.
+# The share of --memory for holding interactions that are read several times.
 SHARE_OF_MEMORY = 0.2
 
 
 def unit_of_times(database: Database, source: int, given: str) -> float:
-    """How many of a source's units of time are a second; without a `given` unit by the size of the largest."""
+    """Return a source's time units per second: of the `given` unit, or, if it is "", inferred from the largest time."""
     if given:
         return UNIT_OF[given]
     ((largest,),) = database.rows("SELECT max(abs(time)) FROM staged WHERE source = ?", [source])
@@ -36,10 +37,10 @@ def unit_of_times(database: Database, source: int, given: str) -> float:
 
 
 def order_of(options: ImportOptions, timed: bool) -> str:
-    """SQL of the order of a user's interactions.
+    """Return the SQL sort keys of a user's interactions.
 
-    A time is followed by the position that the source gives, then by the item, so that the order of the source's rows
-    decides nothing unless it is all there is, or asked for.
+    Equal times are ordered by the position that the source gives, then by item, so that the order of the source's rows
+    has no effect unless the source has no times or --ties asks for it.
     """
     if not timed:
         return "row"
@@ -47,11 +48,11 @@ def order_of(options: ImportOptions, timed: bool) -> str:
 
 
 def number_rows(database: Database) -> dict[str, Any]:
-    """Make `users` and `items`, the ids in alphabetical order with a number each, and `numbered`, the rows in numbers.
+    """Create `users` and `items`, which number the ids in alphabetical order, and `numbered`, the rows with numbers.
 
-    Returns how many ids held white space, in whose place they have _ now, and what the source holds.
+    White space within ids is replaced by _. Returns how many ids that changed, and the source's counts as read.
 
-    Raises TransrecError for ids that no longer differ then.
+    Raises TransrecError if different ids become equal by the replacement.
     """
     changed = _number(database, "user", "SELECT user AS raw FROM staged")
     changed += _number(database, "item", "SELECT item AS raw FROM staged UNION ALL SELECT item FROM item_rows")
@@ -74,9 +75,9 @@ def _number(database: Database, what: str, names: str) -> int:
         doing=f"list {what}s",
     )
     same = "SELECT name, min(told), max(told) FROM mended GROUP BY name HAVING min(told) <> max(told) LIMIT 1"
-    for name, one, other in database.rows(same):
+    for name, first, second in database.rows(same):
         raise TransrecError(
-            f"the {what} ids {one!r} and {other!r} would both become {name!r}, since an id has no spaces; rename one"
+            f"the {what} ids {first!r} and {second!r} would both become {name!r}, since an id has no spaces; rename one"
         )
     database.run(
         f"CREATE TABLE {what}s AS SELECT (row_number() OVER (ORDER BY name) - 1)::INTEGER AS id, name "
@@ -89,9 +90,9 @@ def _number(database: Database, what: str, names: str) -> int:
 
 
 def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[str, Any]:
-    """Make `ordered`, each user's rows that count in order; returns how many rows each reason dropped.
+    """Create `ordered`, the rows to keep, by user and in each user's order; returns the dropped rows by reason.
 
-    Raises TransrecError where none is left.
+    Raises TransrecError if no rows are left.
     """
     conditions = {"without a user": "user IS NULL", "without an item": "item IS NULL"}
     if timed:
@@ -102,15 +103,15 @@ def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[s
         conditions["from --until on"] = f"time >= {round(options.until_seconds * MICROSECONDS)}"
     if options.min_rating is not None:
         conditions["without a rating"] = "rating IS NULL"
-        # As exact as ratings are.
+        # Compare in single precision, in which ratings are stored.
         conditions["below --min_rating"] = f"rating < {options.min_rating!r}::FLOAT"
     reasons = " ".join(f"WHEN {condition} THEN '{name}'" for name, condition in conditions.items())
     reason = f"CASE {reasons} END"
     counts = dict(database.rows(f"SELECT {reason} AS reason, count(*) FROM numbered GROUP BY reason"))
     dropped = {name: counts[name] for name in conditions if name in counts}
     if None not in counts:
-        said = ", ".join(f"{count:,} {name}" for name, count in dropped.items()) or "the source has no rows"
-        raise TransrecError(f"no interaction is left: {said}; change these flags, or look at the source")
+        summary = ", ".join(f"{count:,} {name}" for name, count in dropped.items()) or "the source has no rows"
+        raise TransrecError(f"no interaction is left: {summary}; change these flags, or look at the source")
     database.run(
         f"CREATE TABLE ordered AS SELECT user, item, time, rating, part FROM numbered WHERE {reason} IS NULL "
         f"ORDER BY user, {order_of(options, timed)}",
@@ -121,7 +122,7 @@ def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[s
 
 
 def whole_users(batches: Any) -> Iterator[Any]:
-    """Arrow batches ordered by user as tables in which no user's rows are cut."""
+    """Yield Arrow batches ordered by user as tables, without splitting any user's rows between two tables."""
     arrow = import_extra("pyarrow")
     held: list[Any] = []
     for batch in batches:
@@ -139,7 +140,7 @@ def whole_users(batches: Any) -> Iterator[Any]:
 
 
 def drop_duplicates(database: Database, how: str) -> dict[str, int]:
-    """Make `events` of `ordered` without what --duplicates drops; returns how many."""
+    """Create `events` from `ordered` without the rows that --duplicates drops; returns their number."""
     if how == "keep":
         database.run("ALTER TABLE ordered RENAME TO events")
         return {}
@@ -151,24 +152,25 @@ def drop_duplicates(database: Database, how: str) -> dict[str, int]:
             user, item = table["user"].to_numpy(), table["item"].to_numpy()
             pairs = user.astype(np.int64) * items + item
             if how == "drop":
-                # The first of equal ones is the earliest.
-                kept = np.sort(np.unique(pairs, return_index=True)[1])
+                # The first row of each pair is the earliest.
+                indices = np.sort(np.unique(pairs, return_index=True)[1])
             else:
-                kept = np.flatnonzero(np.diff(pairs, prepend=-1))
-            database.append("events", table.take(kept) if len(kept) < len(table) else table)
-            dropped += len(table) - len(kept)
+                indices = np.flatnonzero(np.diff(pairs, prepend=-1))
+            database.append("events", table.take(indices) if len(indices) < len(table) else table)
+            dropped += len(table) - len(indices)
             bar.update(len(table))
     database.run("DROP TABLE ordered")
     return {"duplicates": dropped} if dropped else {}
 
 
 def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
-    """Make `kept_users` and `kept_items`, the largest sets with enough interactions among themselves.
+    """Create `kept_users` and `kept_items`, the largest sets with enough interactions among themselves.
 
-    In each round leave the users and the items with too few interactions with those that the round before kept, until
-    none does: the k-core, which depends on no order. Returns the number of rounds, and of interactions kept.
+    Each round drops the users and items that have too few interactions with those that the previous round kept, until
+    nothing changes. The result, the k-core, does not depend on any order. Returns the number of rounds and of
+    interactions kept.
 
-    Raises TransrecError where nothing is left.
+    Raises TransrecError if nothing is left.
     """
     ((users,), (items,)) = database.rows("SELECT count(*) FROM users UNION ALL SELECT count(*) FROM items")
     pairs = _pairs(database, options)
@@ -176,15 +178,15 @@ def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
     rounds = 0
     with Bar(desc="find users and items with enough interactions", unit="round", leave=False) as bar:
         while True:
-            of_user, of_item = np.zeros(users, np.int64), np.zeros(items, np.int64)
+            user_counts, item_counts = np.zeros(users, np.int64), np.zeros(items, np.int64)
             for user, item in pairs():
                 both = keeps_user[user] & keeps_item[item]
-                _count(of_user, user[both])
-                _count(of_item, item[both])
-            stays_user = of_user >= max(1, options.shortest)
+                _count(user_counts, user[both])
+                _count(item_counts, item[both])
+            stays_user = user_counts >= max(1, options.shortest)
             if options.max_length and not rounds:
-                stays_user &= of_user <= options.max_length
-            stays_item = of_item >= max(1, options.k_core)
+                stays_user &= user_counts <= options.max_length
+            stays_item = item_counts >= max(1, options.k_core)
             bar.update()
             if (stays_user == keeps_user).all() and (stays_item == keeps_item).all():
                 break
@@ -198,11 +200,11 @@ def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
     for what, keeps in (("user", keeps_user), ("item", keeps_item)):
         database.run(f"CREATE TABLE kept_{what}s ({what} INTEGER)")
         database.append(f"kept_{what}s", arrow.table({what: np.flatnonzero(keeps).astype(np.int32)}))
-    return {"rounds": rounds, "interactions": int(of_user.sum())}
+    return {"rounds": rounds, "interactions": int(user_counts.sum())}
 
 
 def kept(database: Database, what: str) -> np.ndarray:
-    """Which users, or items, are kept: bool, by their numbers."""
+    """Return which users or items are kept: bool, indexed by their number."""
     ((count,),) = database.rows(f"SELECT count(*) FROM {what}s")
     keeps = np.zeros(count, bool)
     for batch in database.batches(f"FROM kept_{what}s", BATCH):
@@ -211,7 +213,7 @@ def kept(database: Database, what: str) -> np.ndarray:
 
 
 def _pairs(database: Database, options: ImportOptions) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
-    """What gives the user and the item of all events in batches, as often as it is called."""
+    """Return a function that yields the users and items of all events in batches, as often as it is called."""
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch in database.batches("SELECT user, item FROM events", BATCH):
@@ -228,5 +230,5 @@ def _count(counts: np.ndarray, numbers: np.ndarray) -> None:
     """Add to `counts` how often each number occurs."""
     if len(numbers):
         first = int(numbers.min())
-        found = np.bincount(numbers - first)
-        counts[first : first + len(found)] += found
+        occurrences = np.bincount(numbers - first)
+        counts[first : first + len(occurrences)] += occurrences

@@ -1,4 +1,4 @@
-"""Writing a dataset from the database: users.tsv, interactions.parquet, items.tsv, images.tsv."""
+"""Writes a dataset from the database: users.tsv, interactions.parquet, items.tsv and images.tsv."""
 
 import html
 import re
@@ -20,15 +20,15 @@ ITEM_ID, TITLE, IMAGE = "item_id", "title", "image"
 
 
 def write_interactions(database: Database, folder: Path, parts: bool, total: int) -> dict[str, Any]:
-    """Write users.tsv and, a row for each interaction in the same order, interactions.parquet.
+    """Write users.tsv, and interactions.parquet with a row per interaction in the same order.
 
-    Its columns are user_id and item_id (text), time (int64, seconds since 1970 UTC), rating (float32) and, where the
-    source has a split of its own, part (text); what the source does not say is null.
+    The columns of interactions.parquet are user_id and item_id (text), time (int64, seconds since 1970 UTC), rating
+    (float32) and, if the source has its own split, part (text). Values that the source lacks are null.
 
     Args:
-        total: of the interactions that are kept.
+        total: number of interactions that are kept.
 
-    Returns what is counted: users, first and last time.
+    Returns counts for the card: users, first and last time.
     """
     arrow, parquet = import_extra("pyarrow"), import_extra("pyarrow.parquet")
     user_id = arrow.dictionary(arrow.int32(), arrow.string())
@@ -58,7 +58,7 @@ def write_interactions(database: Database, folder: Path, parts: bool, total: int
 
 
 def _write_users(database: Database, table: Any, item_names: Any, lines: Any, writer: Any) -> int:
-    """Write the interactions of some users, whole and in order; returns the number of users."""
+    """Write all interactions of some users, in order; returns the number of users."""
     arrow, compute = import_extra("pyarrow"), import_extra("pyarrow.compute")
     user = table["user"].to_numpy()
     starts = np.flatnonzero(np.diff(user, prepend=-1))
@@ -76,21 +76,22 @@ def _write_users(database: Database, table: Any, item_names: Any, lines: Any, wr
 
 
 def _names(database: Database, table: str, first: int, last: int) -> Any:
-    """The ids of users or items of a range of numbers, in their order, as an Arrow array."""
+    """Return the ids of users or items numbered `first` to `last`, in order of number, as an Arrow array."""
     arrow = import_extra("pyarrow")
     query = f"SELECT name FROM {table} WHERE id BETWEEN {first} AND {last} ORDER BY id"
     return arrow.concat_arrays([batch["name"] for batch in database.batches(query, BATCH)])
 
 
 def write_items(database: Database, folder: Path, columns: list[str], keeps_untouched: bool) -> dict[str, Any]:
-    """Write items.tsv, ordered by id, with a header, and images.tsv where addresses of images are known.
+    """Write items.tsv, ordered by id and with a header, and images.tsv if the source has image addresses.
 
-    HTML entities are unescaped, and every run of white space and control characters becomes one space.
+    HTML entities are unescaped, and each run of white space and control characters becomes one space.
 
     Args:
-        columns: of the table `listed`, but for the item's id.
+        columns: the columns of table `listed`, except for the item's id.
+        keeps_untouched: whether to write items that have no interactions.
 
-    Returns what is counted: items, those that users touch, those without a title, and the texts that were changed.
+    Returns counts for the card: items, items with interactions, items without a title, and changed texts.
     """
     texts = [name for name in columns if name != IMAGE]
     if texts and TITLE not in texts:
@@ -127,7 +128,7 @@ def write_items(database: Database, folder: Path, columns: list[str], keeps_unto
 
 
 def _plain(text: str | None, counts: Counter[str]) -> str:
-    """A text on one line, without entities."""
+    """Return a text on one line, without HTML entities, and count the kinds of changes in `counts`."""
     if not text:
         return ""
     if "&" in text and (unescaped := html.unescape(text)) != text:
