@@ -7,8 +7,8 @@
 by their EXIF orientation, transparency becomes white, and each image is squeezed to SIZE x SIZE pixels.
 
 Unusable images (missing, unreadable, truncated, huge, several files for one id; also animated, CMYK, palette or 16-bit
-images without --convert) are listed in OUT.report.tsv. The store is then not finished and the exit status is 1. Run
-again after an interruption, or once the images are fixed, the same command continues with the remaining images.
+images without --convert) are listed in OUT.report.tsv. The store is then not finished and the exit status is 1. When
+run again after an interruption or with mended images, the same command continues with the remaining images.
 """
 
 from pathlib import Path

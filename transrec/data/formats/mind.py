@@ -24,7 +24,7 @@ class MIND(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
             line = first_line(path) if fits(path, "behaviors.tsv") else ""
-            if line.count("\t") == len(BEHAVIORS) - 1 and any(fits(one, "news.tsv") for one in files):
+            if line.count("\t") == len(BEHAVIORS) - 1 and any(fits(sibling, "news.tsv") for sibling in files):
                 return "behaviors.tsv of five columns and news.tsv lie there"
         return ""
 

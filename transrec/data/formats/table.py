@@ -156,7 +156,7 @@ class AnyTable(Format):
             free = [name for name in names if name not in self.roles.values()]
         elif not flags.items_id and item not in names:
             item = _named(names, ITEM_NAME) or item
-        usual = next((one for want in ("title", "name") for one in free if plain(one) == want), "")
+        usual = next((known for want in ("title", "name") for known in free if plain(known) == want), "")
         roles = {"item": item, "title": flags.title or usual, "image": flags.image}
         roles |= {name.lower(): name for name in flags.item_columns}
         return {role: name for role, name in roles.items() if name}

@@ -65,7 +65,7 @@ class Host:
         links: heap of the links to this server, by the time at which each may be tried.
         next_at: earliest time of the next request.
         silent: number of items in a row that failed without any response.
-        given_up: why no more requests are sent; "" if they are.
+        given_up: why no more requests are sent to the server; "" while it is in use.
         announced: the server's time in the queue of hosts; None if it is not queued.
     """
 

@@ -38,7 +38,7 @@ class Gallery:
         raise NotImplementedError
 
     def broken(self, items: Iterable[str]) -> dict[str, str]:
-        """Open the picture of each item that has one, with a progress bar, and return why some fail to decode, by item.
+        """Open the picture of each item that has one, with a progress bar; return why some cannot be decoded, by item.
 
         Decoding releases the GIL, so the pictures are opened in one thread per usable CPU.
         """
@@ -59,7 +59,7 @@ class Gallery:
         return faults
 
     def _faults(self, items: list[str]) -> dict[str, str]:
-        """Return why pictures cannot be decoded, by item, for the items whose picture cannot."""
+        """Return the reason for each picture that cannot be decoded, by item."""
         faults = {}
         for item in items:
             try:

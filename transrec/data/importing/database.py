@@ -51,7 +51,7 @@ class Database:
         self._done = dict(self.rows("SELECT name, counts FROM steps"))
 
     def once(self, name: str, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
-        """Run a step in a transaction, unless this folder's database has it done already; returns what it counted."""
+        """Run a step in a transaction, unless it is recorded as done in this folder; returns what it counted."""
         if name not in self._done:
             self.run("BEGIN")
             try:
@@ -117,7 +117,7 @@ class Database:
 
     @contextmanager
     def telling(self):
-        """Within this context, report memory shortage and disk failures as TransrecErrors; other DuckDB errors pass."""
+        """Within this context, report memory shortage and disk failures as TransrecErrors; let other DuckDB errors pass."""
         try:
             yield
         except TransrecError:

@@ -193,7 +193,7 @@ class Job:
         return {"columns": names, "rows": counts}
 
     def _join_items(self, database: Database, columns: list[str]) -> None:
-        """Create table `listed`, one row per item of the source; several rows give the longest text of each column."""
+        """Create table `listed`: one row per item of the source, with the longest text of each column of its rows."""
         longest = "".join(
             f", substr(max(lpad(length({column(name)})::VARCHAR, 12, '0') || {column(name)}), 13) AS {column(name)}"
             for name in columns

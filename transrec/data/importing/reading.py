@@ -145,7 +145,7 @@ def insert(database: Database, target: str, source: Source, columns: dict[str, s
 
 
 def checked(what: str, source: Source, database: Database) -> str:
-    """Return SQL for the "time", in the source's unit, or "rating" of its rows: DOUBLE, failing if malformed."""
+    """Return SQL for the "time" (in the source's unit) or "rating" of rows: DOUBLE. Malformed values raise an error."""
     expression = source.rows.columns[what]
     return _or_error(what, expression, _parsed(what, expression, source, database)[0])
 
