@@ -7,7 +7,7 @@ image is used. Images are JPEG, PNG or WebP files, named by item id as build_lmd
 once, so that web pages and truncated or damaged files are not mistaken for images.
 
 OUT/fetch_report.tsv says for each item what was fetched from where, or why fetching failed. If any item failed, the
-exit status is 1. When run again, the same command fetches only the missing images.
+exit status is 1. When run again, also after an interruption, the same command fetches only the missing images.
 """
 
 from pathlib import Path

@@ -117,7 +117,7 @@ class Database:
 
     @contextmanager
     def telling(self):
-        """Within this context, report memory shortage and disk failures as TransrecErrors; let other DuckDB errors pass."""
+        """Within this context, raise memory shortages and disk failures as TransrecError; other errors pass unchanged."""
         try:
             yield
         except TransrecError:
