@@ -117,7 +117,7 @@ class Database:
 
     @contextmanager
     def telling(self):
-        """Within this context, raise memory shortages and disk failures as TransrecError; other errors pass unchanged."""
+        """Within this context, raise memory shortages and disk failures as TransrecError; let other errors pass."""
         try:
             yield
         except TransrecError:
