@@ -1,4 +1,4 @@
-"""What tests share: tiny backbones and datasets made on the spot, and the recorded numbers where they exist."""
+"""Shared fixtures and helpers: tiny backbones, small datasets, and the recorded numbers if they are available."""
 
 import json
 import os
@@ -28,7 +28,7 @@ BOTH = "bert+vit"
 FEW_STEPS = ("--batch_size", "20")
 SHARED = Path(os.environ.get("TRANSREC_SHARED", REPOSITORY.parent / "shared"))
 GOLDEN = SHARED / "golden"
-# How far numbers may be from the recorded ones.
+# The largest difference from the recorded numbers that is accepted.
 TOLERANCES = {"cpu": 1e-5, "cuda": 1e-4}
 
 
@@ -49,24 +49,24 @@ def scientific() -> Path:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where recorded cases are computed."""
+    """Return the device on which recorded cases are computed."""
     return torch.device("cpu")
 
 
 @pytest.fixture
 def tolerance(device) -> float:
-    """How far what is computed there may be from the record."""
+    """Return the accepted difference between numbers computed on `device` and the recorded numbers."""
     return TOLERANCES[device.type]
 
 
 @pytest.fixture
 def quick_starts(monkeypatch) -> None:
-    """Scripts that are started as `sys.executable` start in no time, where a test is not about how they start."""
+    """Make scripts run by `sys.executable` start at once, for tests that are not about how scripts start."""
     monkeypatch.setattr(sys, "executable", preloaded.python())
 
 
 def read_case(folder: Path) -> tuple[dict, dict]:
-    """meta.json and the arrays of io.npz of a recorded case."""
+    """Read meta.json and the arrays of io.npz of a recorded case."""
     with np.load(folder / "io.npz") as arrays:
         return json.loads((folder / "meta.json").read_text()), dict(arrays)
 
@@ -103,9 +103,9 @@ def run_flags(domain: Path, backbones: dict[str, Path]) -> list[str]:
 
 @pytest.fixture
 def command(flags, tmp_path, monkeypatch, capfd):
-    """Runs a script's entry point with few steps; returns its exit status and the last line of its standard error.
+    """Return a function that runs a script's entry point for a few steps.
 
-    All of that is in `errors` of this.
+    It returns the exit status and the last line of standard error; its attribute `errors` holds all of standard error.
     """
 
     def call(*more: str, method: str = "houlsby") -> tuple[int, str]:
@@ -128,14 +128,14 @@ def command(flags, tmp_path, monkeypatch, capfd):
 
 @pytest.fixture(scope="session")
 def unbroken_run(domain, backbones, tmp_path_factory) -> Path:
-    """The folder of a run that nothing befell, of the same flags as `command`."""
+    """Folder of an uninterrupted run with the same flags as `command`."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     run([*run_flags(domain, backbones), *FEW_STEPS, "--output", str(folder)], "houlsby")
     return folder
 
 
 def encoder_flags(kind: str, backbones: dict[str, Path]) -> list[str]:
-    """Command-line flags of a run over that kind of backbone, or over both of KIND+KIND."""
+    """Return the command-line flags of a run over a kind of backbone, or over both kinds of KIND+KIND."""
     text, image = ("--text_encoder", "--image_encoder")
     if kind in TEXT_KINDS:
         return [text, str(backbones[kind])]
@@ -147,7 +147,7 @@ def encoder_flags(kind: str, backbones: dict[str, Path]) -> list[str]:
 
 
 def fitting(words: Sequence[str], item_tower: str = "text") -> list[str]:
-    """The words of a command line, less the flags of modalities that its run is not over."""
+    """Return a command line without the flags of modalities that its run does not use."""
     if "--resume" in words:
         return [*words]
     parser = Parser(add_help=False)
@@ -167,6 +167,6 @@ def fitting(words: Sequence[str], item_tower: str = "text") -> list[str]:
 
 
 def run(arguments: list[str], method: str = "full", **defaults) -> dict:
-    """A run in this process; returns its result."""
+    """Run in this process and return the result."""
     words = fitting(arguments, defaults.get("item_tower", "text"))
     return runner.execute(runner.parse(words, method, defaults))

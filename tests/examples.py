@@ -1,4 +1,4 @@
-"""Every method that tests run over: those of the package, and those that docs/adding adds, each from its own file."""
+"""All methods that tests run over: those of the package and those of docs/adding, each loaded from its own file."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ LARGEST = 8
 
 @contextmanager
 def registered(names: list[str]) -> Iterator[None]:
-    """Within, those of the names that are examples are methods, too."""
+    """Register those of the named methods that are examples, within the context."""
     files = [EXAMPLES[name] for name in names if name in EXAMPLES]
     try:
         load_plugins(files)
@@ -33,12 +33,12 @@ def registered(names: list[str]) -> Iterator[None]:
 
 
 def has(name: str, flag: str) -> bool:
-    """Whether a method has that flag."""
+    """Return whether a method has the flag."""
     return flag in {field.name for field in fields(methods.get(name).Options)}
 
 
 def choices(name: str, flag: str) -> list[str]:
-    """The values that a method's flag may have; none where it has no such flag."""
+    """Return the values that a method's flag may have; an empty list if the method has no such flag."""
     if not has(name, flag):
         return []
     named = list(get_args(get_type_hints(methods.get(name).Options)[flag]))
@@ -46,25 +46,25 @@ def choices(name: str, flag: str) -> list[str]:
 
 
 def small(name: str) -> dict[str, Any]:
-    """Flags of a method for tiny models."""
+    """Return flags of a method for tiny models."""
     return small_of(methods.get(name).Options)
 
 
 def small_of(options: type[Options]) -> dict[str, Any]:
-    """Flags for tiny models: whole numbers are sizes, and none is larger than 8."""
+    """Return flags for tiny models: integers are treated as sizes, and reduced to at most 8."""
     return {field.name: LARGEST for field in fields(options) if type(field.default) is int and field.default > LARGEST}
 
 
 def small_flags(name: str) -> list[str]:
-    """Those of `small` as words of a command line, which name the example's file too."""
+    """Return the flags of `small` as words of a command line, which also names the example's file."""
     return [*plugin_flags(name), *words_of(small(name))]
 
 
 def words_of(flags: dict[str, Any]) -> list[str]:
-    """Flags as words of a command line."""
+    """Return flags as words of a command line."""
     return [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
 
 
 def plugin_flags(name: str) -> list[str]:
-    """Words of a command line that name an example's file."""
+    """Return the words of a command line that name an example's file."""
     return ["--plugin", str(EXAMPLES[name])] if name in EXAMPLES else []

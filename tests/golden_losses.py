@@ -255,7 +255,7 @@ def main(record: bool) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="write tests/losses anew")
+    parser.add_argument("--record", action="store_true", help="write tests/losses again")
     parser.add_argument("--add", action="store_true", help="record the cases that have no line yet")
     arguments = parser.parse_args()
     sys.exit(add() if arguments.add else bool(main(arguments.record)))

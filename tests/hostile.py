@@ -1,17 +1,17 @@
-"""Hostile inputs: files that are no files, that lie about their size, that would run code or take over a terminal.
+"""Hostile inputs: special files, files with false sizes, and files that would run code or control a terminal.
 
-`cases()` lists them. A case spoils its own copy of a small valid set of inputs and names the script to run on it, which
-must end within seconds and bounded memory with the case's exit status and one line `error: ...` that holds no control
-character:
+`cases()` lists them. A case spoils its own copy of a small valid set of inputs and names the script to run on that
+copy. The script must end within seconds and bounded memory, with the case's exit status and one line `error: ...` that
+contains no control character:
 
     good = make_good(folder)                          # once; a dataset, backbones and a finished run
     for case in cases():
-        arguments = case.prepare(empty_folder, good)  # writes below empty_folder alone, never changes what is good
+        arguments = case.prepare(empty_folder, good)  # writes only below empty_folder, never changes the good inputs
         outcome = run_here(case.script, arguments)
         assert complaint(case, outcome) is None, complaint(case, outcome)
 
-A process of its own ([sys.executable, REPOSITORY / case.script, *arguments]) does as well: its exit status, output and
-errors make an Outcome. Nothing here needs a test framework.
+A separate process ([sys.executable, REPOSITORY / case.script, *arguments]) works too: its exit status, output and
+errors make an Outcome. This module needs no test framework.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ SPLIT = "scripts/split_users.py"
 EXPORT = "scripts/export_backbone.py"
 BUILD = "Dataset/build_lmdb.py"
 SIZES = ["--embedding_dim", "16", "--max_seq_len", "6", "--batch_size", "16", "--epochs", "1"]
-# What a bar prints, line ends and a way up, is left out.
+# The characters that a progress bar prints (line ends and cursor up) are left out.
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 SECONDS = 30
 MEBIBYTES = 200
@@ -60,13 +60,13 @@ MEBIBYTES = 200
 
 @dataclass(frozen=True)
 class Good:
-    """Valid inputs, which cases copy from and never change.
+    """Valid inputs, which cases copy and never change.
 
     Attributes:
         dataset: folder with dataset.json, users.tsv, items.tsv, images/ID.png and images.lmdb.
         text_encoder, image_encoder: backbone folders.
         run: folder of a finished run of the script TEXT.
-        states: name of the file of hidden states that `state_flags` ask for.
+        states: name of the file of hidden states that `state_flags` request.
     """
 
     dataset: Path
@@ -81,11 +81,11 @@ class Case:
     """One hostile input.
 
     Attributes:
-        name: unlike all other cases'.
-        script: to run, a path in the repository.
-        says: what the line of error holds, among other things; of a script that ends well, a line of warning.
-        prepare: called with an empty folder of its own and what is good, returns the script's arguments.
-        status: with which the script must end; 1 is what build_lmdb.py says of images that cannot be used.
+        name: unique among all cases.
+        script: script to run, a path in the repository.
+        says: text that the line of error contains; for a script that ends well, text of a line of warning.
+        prepare: called with an empty folder for the case and the good inputs, returns the script's arguments.
+        status: expected exit status; build_lmdb.py ends with 1 if there are images that cannot be used.
     """
 
     name: str
@@ -97,9 +97,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a script ended: its exit status, what it printed, and what it took.
+    """How a script ended: exit status, output, seconds and memory.
 
-    `mebibytes`: of memory, more than before; 0 where the system does not tell.
+    `mebibytes`: increase in memory; 0 if the system does not report it.
     """
 
     status: int
@@ -110,12 +110,12 @@ class Outcome:
 
 
 def complaint(case: Case, outcome: Outcome) -> str | None:
-    """What is wrong with how a case's script ended, None if nothing is."""
+    """Return what is wrong with how a case's script ended, or None if nothing is."""
     kind = "error: " if case.status else "warning: "
     lines = [line for line in outcome.err.splitlines() if line.startswith(kind)]
     if outcome.status != case.status:
         return f"{case.name}: status {outcome.status} instead of {case.status}\n{outcome.err}"
-    # What goes on after a warning may show a bar.
+    # If the script continues after a warning, it may show a progress bar.
     if "Traceback" in outcome.err or len(lines) != 1 or (case.status and not outcome.err.endswith(f"{lines[0]}\n")):
         return f"{case.name}: not one line of {kind.strip(': ')}\n{outcome.err}"
     if case.says not in lines[0]:
@@ -128,7 +128,7 @@ def complaint(case: Case, outcome: Outcome) -> str | None:
 
 
 def run_here(script: str, arguments: list[str], seconds: int = SECONDS) -> Outcome:
-    """Run a script in this process as its command line would be, stopped after `seconds`."""
+    """Run a script in this process as if from its command line, and stop it after `seconds`."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     argv, environment, search = sys.argv, dict(os.environ), list(sys.path)
     before = _peak_mebibytes(anew=True)
@@ -163,7 +163,7 @@ def _too_slow(number, frame):
 
 
 def _peak_mebibytes(anew: bool = False) -> float:
-    """Peak resident memory of this process, with `anew` from now on."""
+    """Return the peak resident memory of this process; `anew` resets the peak first."""
     try:
         if anew:
             Path("/proc/self/clear_refs").write_text("5")
@@ -189,25 +189,25 @@ def make_good(folder: Path) -> Good:
 
 
 def text_flags(folder: Path, good: Good, dataset: Path | None = None, encoder: Path | None = None) -> list[str]:
-    """Arguments of TEXT."""
+    """Return the arguments of TEXT."""
     where = ["--dataset", str(dataset or good.dataset), "--text_encoder", str(encoder or good.text_encoder)]
     return [*where, *SIZES, "--title_tokens", "10", "--device", "cpu", "--output", str(folder / "out")]
 
 
 def state_flags(folder: Path, good: Good) -> list[str]:
-    """Arguments of CACHE, which keeps the hidden states in the folder."""
+    """Return the arguments of CACHE, which keeps the hidden states in the folder."""
     layers = ["--item_tower", "text", "--text_layers", "0", "--state_cache", str(folder)]
     return [*text_flags(folder, good), *layers]
 
 
 def image_flags(folder: Path, good: Good, dataset: Path | None = None, encoder: Path | None = None) -> list[str]:
-    """Arguments of IMAGE."""
+    """Return the arguments of IMAGE."""
     where = ["--dataset", str(dataset or good.dataset), "--image_encoder", str(encoder or good.image_encoder)]
     return [*where, *SIZES, "--image_workers", "0", "--device", "cpu", "--output", str(folder / "out")]
 
 
 def build_flags(folder: Path, good: Good, images: Path | None = None, items: Path | None = None) -> list[str]:
-    """Arguments of BUILD."""
+    """Return the arguments of BUILD."""
     where = ["--items", str(items or good.dataset / "items.tsv"), "--images", str(images or good.dataset / "images")]
     return [*where, "--size", "32", "--workers", "1", "--out", str(folder / "out.lmdb")]
 
@@ -216,11 +216,11 @@ Spoil = Callable[[Path], Any]
 
 
 def in_dataset(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
-    """`spoil` is given a copy of the dataset folder, without the folder of images."""
+    """Return a case in which `spoil` changes a copy of the dataset folder, without the folder of images."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         dataset = shutil.copytree(good.dataset, folder / "set", ignore=shutil.ignore_patterns("images"))
-        # A folder that was renamed, to a name that shows what is shown of names.
+        # `spoil` may rename the folder, to test how messages show names.
         dataset = spoil(dataset) or dataset
         flags = {TEXT: text_flags, IMAGE: image_flags}
         if script in flags:
@@ -233,7 +233,7 @@ def in_dataset(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
 
 
 def in_text_encoder(name: str, says: str, spoil: Spoil) -> Case:
-    """`spoil` is given a copy of the text backbone's folder."""
+    """Return a case in which `spoil` changes a copy of the text backbone's folder."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         spoil(encoder := shutil.copytree(good.text_encoder, folder / "bert"))
@@ -243,7 +243,7 @@ def in_text_encoder(name: str, says: str, spoil: Spoil) -> Case:
 
 
 def in_image_encoder(name: str, says: str, spoil: Spoil) -> Case:
-    """`spoil` is given a copy of the image backbone's folder."""
+    """Return a case in which `spoil` changes a copy of the image backbone's folder."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         spoil(encoder := shutil.copytree(good.image_encoder, folder / "vit"))
@@ -253,7 +253,7 @@ def in_image_encoder(name: str, says: str, spoil: Spoil) -> Case:
 
 
 def as_checkpoint(name: str, says: str, make: Spoil, suffix: str) -> Case:
-    """`make` makes the file that --checkpoint names."""
+    """Return a case in which `make` makes the file that --checkpoint names."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         make(given := folder / f"given{suffix}")
@@ -263,7 +263,7 @@ def as_checkpoint(name: str, says: str, make: Spoil, suffix: str) -> Case:
 
 
 def in_run(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
-    """`spoil` is given a copy of the run's folder, to be resumed or exported."""
+    """Return a case in which `spoil` changes a copy of the run's folder, to be resumed or exported."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         spoil(run := shutil.copytree(good.run, folder / "run"))
@@ -275,7 +275,7 @@ def in_run(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
 
 
 def in_state_cache(name: str, says: str, make: Spoil, status: int = 2) -> Case:
-    """`make` makes the file of hidden states that cached IISAN looks for."""
+    """Return a case in which `make` makes the file of hidden states that cached IISAN looks for."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         make(folder / good.states)
@@ -285,9 +285,9 @@ def in_state_cache(name: str, says: str, make: Spoil, status: int = 2) -> Case:
 
 
 def in_build(name: str, says: str, spoil: Spoil, *flags: str, status: int = 2, images: str = "images") -> Case:
-    """`spoil` is given a folder with items.tsv, of items A and B, and images/, with one of B alone.
+    """Return a case in which `spoil` changes a folder with items.tsv (items A and B) and images/ (an image of B only).
 
-    `images`: what of the folder --images names, or --import_original where it ends in .lmdb.
+    `images`: path in the folder for --images, or for --import_original if it ends in .lmdb.
     """
 
     def prepare(folder: Path, good: Good) -> list[str]:
@@ -302,7 +302,7 @@ def in_build(name: str, says: str, spoil: Spoil, *flags: str, status: int = 2, i
     return Case(name, BUILD, says, prepare, status)
 
 
-# What takes the place of a file.
+# Special files that replace a regular file.
 
 
 def pipe(path: Path) -> None:
@@ -321,7 +321,7 @@ def unix_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         here = os.open(".", os.O_RDONLY)
         try:
-            # A socket's path must be short.
+            # The path of a socket must be short.
             os.chdir(path.parent)
             listener.bind(path.name)
         finally:
@@ -350,7 +350,7 @@ NOT_READ = {
 
 
 def instead_of(name: str, make: Spoil) -> Spoil:
-    """Makes something in the place of a file of a folder."""
+    """Return a function that replaces a file of a folder by `make`."""
 
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -360,7 +360,7 @@ def instead_of(name: str, make: Spoil) -> Spoil:
 
 
 def no_files() -> list[Case]:
-    """Each file that a script reads, replaced by something that is no file."""
+    """Return cases in which each file that a script reads is replaced by something that is not a regular file."""
     found = []
     for kind, make in NO_FILES.items():
         for name in ("users.tsv", "items.tsv", "dataset.json"):
@@ -439,7 +439,7 @@ def no_files() -> list[Case]:
     return found
 
 
-# Sizes that are lies, or absurd.
+# False or absurd sizes.
 
 
 def write_text(name: str, text: str) -> Spoil:
@@ -455,7 +455,7 @@ def edit_json(name: str, **values: Any) -> Spoil:
 
 
 def all_zeros(name: str, size: int) -> Spoil:
-    """A file of so many zero bytes, none of them on the disk."""
+    """Return a function that writes a sparse file of `size` zero bytes, which takes no disk space."""
 
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -466,7 +466,7 @@ def all_zeros(name: str, size: int) -> Spoil:
 
 
 def long_line(name: str, start: str) -> Spoil:
-    """A last line of 100 MB."""
+    """Return a function that appends a last line of 100 MB to a file."""
 
     def spoil(folder: Path) -> None:
         with open(folder / name, "a") as file:
@@ -481,18 +481,18 @@ NESTED = '{"a": ' + "[" * 200_000
 
 
 def tensors(header: bytes, length: int | None = None, body: bytes = b"") -> bytes:
-    """A safetensors file with a header that says so, of whatever length it claims to have."""
+    """Return a safetensors file with this header, which claims the given length."""
     return (len(header) if length is None else length).to_bytes(8, "little") + header + body
 
 
 def described_as(text: str) -> bytes:
-    """A safetensors file with a checkpoint's description."""
+    """Return a safetensors file with a checkpoint's description."""
     header = {"__metadata__": {"transrec": text}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     return tensors(json.dumps(header).encode(), body=bytes(4))
 
 
 def saved(content: Any, **options: Any) -> bytes:
-    """As torch.save writes it."""
+    """Return the bytes that torch.save writes."""
     file = io.BytesIO()
     torch.save(content, file, **options)
     return file.getvalue()
@@ -516,20 +516,20 @@ STATE = {"user_encoder.transformer_encoder.position_embedding.weight": torch.zer
 
 
 def with_pickle(data: bytes) -> bytes:
-    """A file of torch.save whose pickle is another."""
+    """Return a file of torch.save whose pickle is replaced by `data`."""
     files = members(saved(STATE))
     return zipped({name: data if name.endswith("data.pkl") else content for name, content in files.items()})
 
 
 def storage_that_claims(count: int) -> bytes:
-    """A file of torch.save with a storage of fewer bytes than its tensor needs."""
+    """Return a file of torch.save with a storage of fewer bytes than its tensor needs."""
     data = next(content for name, content in members(saved(STATE)).items() if name.endswith("data.pkl"))
     assert b"K\x60tq" in data
     return with_pickle(data.replace(b"K\x60tq", b"J" + count.to_bytes(4, "little") + b"tq"))
 
 
 def with_declared_size(archive: bytes, size: int, everywhere: bool = True) -> bytes:
-    """A zip whose last member says to unpack to so many bytes."""
+    """Return a zip whose last member claims to unpack to `size` bytes."""
     at = archive.rindex(b"PK\x01\x02")
     spoilt = bytearray(archive)
     spoilt[at + 24 : at + 28] = struct.pack("<I", size)
@@ -540,7 +540,7 @@ def with_declared_size(archive: bytes, size: int, everywhere: bool = True) -> by
 
 
 class Runs:
-    """What, unpickled, would write a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: str):
         self.path = path
@@ -550,7 +550,7 @@ class Runs:
 
 
 def jpeg(width: int, height: int) -> bytes:
-    """A JPEG whose header says that it has so many pixels."""
+    """Return a JPEG whose header claims width x height pixels."""
     file = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(file, "JPEG")
     data = bytearray(file.getvalue())
@@ -564,14 +564,14 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes) -> bytes:
-    """A PNG whose header says that it has so many pixels; its data are a megabyte of nothing for each kilobyte."""
+    """Return a PNG whose header claims width x height pixels; its data are a megabyte of zeros for each kilobyte."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     data = png_chunk(b"IDAT", zlib.compress(bytes(2**20), 9))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + data + png_chunk(b"IEND", b"")
 
 
 def webp(width: int, height: int) -> bytes:
-    """A WebP whose canvas is said to have so many pixels."""
+    """Return a WebP whose canvas claims width x height pixels."""
     file = io.BytesIO()
     Image.new("RGBA", (16, 16)).save(file, "WEBP", lossless=True)
     image = file.getvalue()[12:]
@@ -598,7 +598,10 @@ def make_lmdb(path: Path, values: dict[bytes, bytes]) -> None:
 
 
 def store(header: Any, record: bytes) -> Spoil:
-    """Replaces the image store by one with that header (JSON values over a good one, or bytes) and that record each."""
+    """Return a function that replaces the image store.
+
+    Every item of the new store has `record`; `header` is bytes, or JSON values that override those of a good header.
+    """
 
     def spoil(folder: Path) -> None:
         ids = [line.partition("\t")[0] for line in (folder / "items.tsv").read_text().splitlines()]
@@ -611,13 +614,13 @@ def store(header: Any, record: bytes) -> Spoil:
 
 
 def original(record: bytes) -> Spoil:
-    """An LMDB of the original programs with that record of A."""
+    """Return a function that makes an LMDB of the original programs in which A has that record."""
 
     return lambda folder: make_lmdb(folder / "old.lmdb", {b"A": record})
 
 
 def liars() -> list[Case]:
-    """Files whose sizes are absurd, or not what they say."""
+    """Return cases of files whose sizes are absurd or differ from what the files claim."""
     huge = 2**31 - 1
     again = "it is made again"
     found = [
@@ -794,7 +797,7 @@ def liars() -> list[Case]:
             to(saved(STATE, _use_new_zipfile_serialization=False).replace(b"K\x60", b"J\xff\xff\xff\x7f", 1)),
             ".pt",
         ),
-        # Whatever is left of a damaged file is made again.
+        # Anything that is left of a damaged file is made again.
         in_state_cache("hidden states with an absurd header", again, to(tensors(b"{}", 2**62)), 0),
         in_state_cache("hidden states with a nested header", again, to(tensors(NESTED.encode())), 0),
         in_state_cache("hidden states with a nested description", again, to(described_as(NESTED)), 0),
@@ -946,12 +949,12 @@ def liars() -> list[Case]:
 
 
 def lying_members() -> dict[str, bytes]:
-    """Of a file of torch.save; one is a lot of zeros."""
+    """Return the members of a file of torch.save; the storage is replaced by many zeros."""
     return {name: bytes(2**26) if "/data/" in name else content for name, content in members(saved(STATE)).items()}
 
 
 def lying_zip(declared: int, method: int = zipfile.ZIP_DEFLATED, size: int = 2**20) -> bytes:
-    """A zip with a PNG of A that unpacks to `size` zeros and says to be of another size."""
+    """Return a zip with a PNG of A that unpacks to `size` zeros and claims another size."""
     return with_declared_size(zipped({"A.png": bytes(size)}, method), declared)
 
 
@@ -969,7 +972,7 @@ Path({marker!r}).write_text("ran")
 
 
 def programs() -> list[Case]:
-    """Folders and files that would run code of their own."""
+    """Return cases of folders and files that would run their own code."""
     code = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Slow", "own.Fast"]}
     processor = {"AutoImageProcessor": "own.Processor"}
 
@@ -1056,13 +1059,13 @@ def programs() -> list[Case]:
     ]
 
 
-# What a terminal would obey.
+# Characters that control a terminal.
 
 ESCAPE, BACKWARDS, BELL = "\x1b[31m\x1b]0;owned\x07", "\u202e", "\a\b"
 
 
 def escapes() -> list[Case]:
-    """Terminal escapes, control characters and changes of direction in names, ids and titles that errors quote."""
+    """Return cases of terminal escapes, control characters and reversals in names, ids and titles that errors quote."""
     found = []
     for kind, text in (("escapes", ESCAPE), ("reversal", BACKWARDS), ("controls", BELL), ("C1", "\x9b31m\x9c")):
         shown = printable(text)
@@ -1135,5 +1138,5 @@ def escapes() -> list[Case]:
 
 
 def cases() -> list[Case]:
-    """All of them, in an order that stays."""
+    """Return all cases, in a fixed order."""
     return [*no_files(), *liars(), *programs(), *escapes()]

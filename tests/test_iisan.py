@@ -1,4 +1,4 @@
-"""IISAN: the side network, its parity with the original program, and runs of it."""
+"""IISAN: the side network, its parity with the original program, and runs."""
 
 import errno
 import re
@@ -49,7 +49,7 @@ STATES = {"image": "vit_hidden_cls", "text": "bert_hidden_cls"}
 
 @pytest.fixture(scope="module")
 def backbones(backbones, tmp_path_factory):
-    """With a decoder that is wider and deeper than the others."""
+    """The shared backbones, and a decoder that is wider and deeper than the others."""
     wide = tmp_path_factory.mktemp("backbones") / "wide"
     make_text_backbone(wide, hidden_size=48, layers=5, kind="llama")
     return backbones | {"wide": wide}
@@ -75,20 +75,20 @@ def test_side_network_equals_the_original(golden, device, tolerance):
     (fused * torch.from_numpy(io["grad_R"]).to(device)).sum().backward()
     recorded = load_side_gradients(folder / "grads.safetensors")
     for name, parameter in side.named_parameters():
-        # Sums over 20 items of products of that many terms: float32 rounding grows with the gradient.
+        # A gradient is a sum over 20 items of products of as many terms: float32 rounding grows with the gradient.
         gradient = recorded[name].detach()
         bound = tolerance * max(1.0, gradient.abs().max().item())
         np.testing.assert_allclose(parameter.grad.cpu(), gradient, atol=bound, rtol=0, err_msg=name)
 
 
 def load_side_gradients(path):
-    """Gradients are stored under the weights' names, so they load as weights do."""
+    """Load gradients, which are stored under the names of the weights and therefore load as weights do."""
     return dict(load_side(path).named_parameters())
 
 
 @pytest.fixture
 def tiny(golden, tmp_path):
-    """The recorded whole model over a tiny BERT and ViT, as our recommender."""
+    """The recorded complete model over a tiny BERT and ViT, as our recommender."""
     folder = golden / "iisan" / "backbone_tiny" / "IISAN"
     meta, io = read_case(folder)
     sizes = {"hidden_size": meta["D"], "num_hidden_layers": meta["layers"], "num_attention_heads": meta["heads"]}
@@ -117,7 +117,7 @@ def test_a_whole_model_equals_the_original(tiny, device, tolerance):
         "text": encoder.encoders["text"].reader.read(encoder.encoders["text"].read_out, ids, mask),
         "image": encoder.encoders["image"].reader.read(encoder.encoders["image"].encode, pixels),
     }
-    # Item 0 is padding, of which the record has whatever the original computed.
+    # Item 0 is padding, for which the record holds whatever the original program computed.
     np.testing.assert_allclose(every["text"][1:].cpu(), io["bert_hidden_cls"][1:], atol=tolerance, rtol=0)
     np.testing.assert_allclose(every["image"][1:].cpu(), io["vit_hidden_cls"][1:], atol=tolerance, rtol=0)
 
@@ -141,7 +141,7 @@ def test_a_whole_model_equals_the_original(tiny, device, tolerance):
 
 
 def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
-    """It holds the same but the backbones, and names the last projections its own way."""
+    """A cached checkpoint has the same tensors except the backbones, but other names for the last projections."""
     _, io, whole = tiny
     state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
     projections = {
@@ -163,7 +163,7 @@ def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
 
 
 def by_hand(state, image, text):
-    """Item embeddings of an original checkpoint of equal widths, of kept states [N, K, D], by the paper's formulas."""
+    """Return an original checkpoint's item embeddings by the paper's formulas, from states [N, K, D] of equal width."""
 
     def linear(name, x):
         return F.linear(x, state[f"mm_encoder.{name}.weight"].float(), state[f"mm_encoder.{name}.bias"].float())
@@ -206,7 +206,7 @@ def test_a_checkpoint_with_adapter_sizes_of_each_modalitys_own(golden, tiny, tmp
             state[f"{adapter}.fc_down.weight"] = torch.randn(size, meta["D"]) * 0.3
             state[f"{adapter}.fc_down.bias"] = torch.randn(size)
             state[f"{adapter}.fc_up.weight"] = torch.randn(meta["D"], size) * 0.3
-    # As left by a program that makes inter-modal parts for the longer of two layer lists, and reads the first of them.
+    # As saved by a program that creates inter-modal parts for the longer of two layer lists, and reads only the first.
     for name in [name for name in state if re.search(r"mm_adapter_list\.0\.|side_gate_params_mm\.0", name)]:
         state[name.replace(".0", ".3", 1)] = state[name].clone()
     path = tmp_path / "epoch-1.pt"
@@ -221,7 +221,7 @@ def test_a_checkpoint_with_adapter_sizes_of_each_modalitys_own(golden, tiny, tmp
 
 @pytest.mark.parametrize(("method", "tensors"), [("full", 172), ("houlsby", 97), ("lora", 81), ("bitfit", 100)])
 def test_checkpoints_of_the_baselines(golden, tiny, tmp_path, method, tensors):
-    """The same backbones without a side network, under the names that the original program's adapters give them."""
+    """The same backbones without a side network load under the names of the original program's adapters."""
     meta, io, _ = tiny
     state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
     state = {k: t for k, t in state.items() if not re.search(r"adapter_list|mm_encoder\.fc_|side_gate", k)}
@@ -243,7 +243,7 @@ def test_checkpoints_of_the_baselines(golden, tiny, tmp_path, method, tensors):
     encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
     loaded = load_original(tmp_path / "epoch-1.pt", **encoders, method=method, objective="in_batch")
     trained = {name for name, p in loaded.named_parameters() if p.requires_grad}
-    # As recorded at 12 layers (428, 225, 177, 229 with BERT's pooler, which nothing reads), here at 4.
+    # As recorded at 12 layers (428, 225, 177, 229 with BERT's pooler, which is not used), here at 4.
     assert len(trained) == tensors
     assert {"item_encoder.fusion.weight", "item_encoder.text.projection.bias"} <= trained
     if method == "houlsby":
@@ -257,7 +257,7 @@ def test_checkpoints_of_the_baselines(golden, tiny, tmp_path, method, tensors):
 
 
 def original_names(side):
-    """A side network's state under the names of the original programs."""
+    """Return a side network's state under the names of the original programs."""
     modality = {"image": "cv", "text": "bert"}
     state = {}
     for name, tensor in side.state_dict().items():
@@ -299,7 +299,7 @@ def original_names(side):
     ids=str,
 )
 def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths, steps, narrow, sizes):
-    """Each equals a plain reading of the papers, and is read back from a checkpoint with the original names."""
+    """Each equals a plain implementation of the papers, and loads from a checkpoint with the original names."""
     torch.manual_seed(0)
     kinds = dict(zip(("image", "text"), widths, strict=True))
     counts = dict(zip(("image", "text"), steps, strict=True))
@@ -346,7 +346,7 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
         return
     state = original_names(side)
     if parts == "intra_inter" and steps[0] != steps[1]:
-        # The original programs make one for each step of the deeper tower, and leave the last ones unread.
+        # The original programs create one part for each step of the deeper tower, and leave the last ones unused.
         more = {key.replace(".0.", ".9."): t for key, t in state.items() if key.startswith("mm_encoder.mm_adapter")}
         state |= {key: tensor for key, tensor in more.items() if ".9." in key}
     if parts == "inter":
@@ -360,7 +360,10 @@ def test_side_networks_of_every_kind(tmp_path, parts, gated, keeps_first, widths
 
 @pytest.mark.parametrize(("towers", "expected"), [("intra_inter", 4_113_877), ("inter", 1_438_151)])
 def test_parameters_at_base_size(towers, expected):
-    """As the original programs count them, at BERT-base and ViT-base with a 64-wide user encoder of 10 positions."""
+    """Parameter counts equal those of the original programs.
+
+    The sizes are BERT-base and ViT-base with a 64-wide user encoder of 10 positions.
+    """
     options = IISANOptions(side_towers=towers)
     with torch.device("meta"):
         encoder = FusedItemEncoder(
@@ -381,7 +384,8 @@ def test_adapter_sizes():
     assert IISANOptions().as_dict()["side_size"] == IISANOptions(side_size=[64]).side_size == 64
     assert sizes(8, text=4, image=4) == {"text": 8, "image": 8, "inter": 8}
     assert sizes([8, 6, 3], text=4, image=4) == {"text": 8, "image": 6, "inter": 3}
-    # Without one of its own the inter-modal tower takes the narrower modality's, of equal ones text's.
+    # Without a size of its own, the inter-modal tower takes that of the narrower modality; if both are equally wide,
+    # that of text.
     assert sizes([6, 8], image=4, text=4)["inter"] == 8
     assert sizes([6, 8], image=3, text=4)["inter"] == 6
     assert sizes([6, 8, 9], image=3, text=4, vector=2)["inter"] == 9
@@ -392,7 +396,7 @@ def test_adapter_sizes():
 
 
 def test_an_inter_modal_tower_of_three_modalities():
-    """Its weights are a softmax over all, the last logit fixed; a single state takes part in every step."""
+    """The gates are a softmax over modalities with the last logit fixed; a single state is used in every step."""
     torch.manual_seed(0)
     widths, steps = {"vector": 6, "text": 12, "image": 9}, {"vector": 1, "text": 4, "image": 3}
     options = IISANOptions(side_size=5, side_towers="inter")
@@ -422,7 +426,7 @@ def test_which_states_are_read():
 
     every_second = [0, 2, 4, 6, 8, 10, 12]
     assert states(12, 12) == (every_second, every_second)
-    # The lists that the papers' scripts name for 24, 32, 28 and 80 layers beside 12.
+    # The lists that the papers' scripts use for 24, 32, 28 and 80 layers next to 12.
     assert states(24, 12) == ([0, 4, 8, 12, 16, 20, 24], every_second)
     assert states(32, 12) == ([0, 2, 8, 14, 20, 26, 32], every_second)
     assert states(28, 12) == ([0, 3, 8, 13, 18, 23, 28], every_second)
@@ -436,7 +440,7 @@ def test_which_states_are_read():
 @pytest.mark.parametrize("pooling", ["cls", "last", "mean"])
 @pytest.mark.parametrize("kind", ["bert", "wide"])
 def test_where_texts_are_read(backbones, kind, pooling):
-    """States equal what transformers calls hidden states, whatever padding stands behind a text."""
+    """States equal the hidden states of transformers, whatever padding follows a text."""
     tower = TextTower(load_backbone(backbones[kind]), 8, pooling).eval()
     ids = torch.randint(5, 40, (3, 7))
     mask = (torch.arange(7) < torch.tensor([[7], [3], [1]])).long()
@@ -459,7 +463,7 @@ def test_where_texts_are_read_by_default(backbones):
 
 
 def test_a_text_without_tokens(backbones):
-    """Of a tokenizer that puts nothing in front, an empty title has none."""
+    """A tokenizer that adds no special tokens gives no tokens for an empty title."""
     tokenizer = load_tokenizer(backbones["wide"])
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     tokens = tokenise(["red lamp", ""], tokenizer, 6)
@@ -512,7 +516,7 @@ def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
 
 
 def state_file(folder: Path, modality: str) -> Path:
-    """The only file of hidden states of that modality in folder/states."""
+    """Return the only file of hidden states of that modality in folder/states."""
     (found,) = (folder / "states").glob(f"states-{modality}-*")
     return found
 
@@ -547,7 +551,7 @@ def test_cached_and_uncached_training_give_the_same_losses(flags, backbones, tmp
 
 @pytest.mark.long
 def test_a_compiled_run_gives_the_same_losses(flags, tmp_path):
-    """Dropout included: a compiled model draws the same numbers."""
+    """Also with dropout: a compiled model draws the same numbers."""
     try:
         check_compiler(torch.device("cpu"))
     except TransrecError as error:
@@ -570,7 +574,7 @@ def test_no_compiler(cached_flags, tmp_path, monkeypatch):
 
 
 def test_a_failure_of_the_compiler_is_told_in_one_line(monkeypatch, tmp_path):
-    """A run that was killed while it compiled leaves a part of a file in torch's cache."""
+    """A run that was killed while compiling leaves a partial file in torch's cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     reasons = [f"{tmp_path}/aq/caq.main.so: file too short", "CppCompileError: C++ compile error"]
 
@@ -595,7 +599,7 @@ def test_fp16_states_are_near(both_flags, tmp_path):
         more = ["--cached", "--state_dtype", dtype, "--state_cache", str(tmp_path / dtype)]
         run([*both_flags, *more, "--output", str(tmp_path / f"run-{dtype}")], "iisan")
     half, full = (numbers(tmp_path / f"run-{dtype}")["epochs"] for dtype in ("fp16", "fp32"))
-    # float16 keeps 11 bits of mantissa.
+    # float16 has 11 bits of mantissa.
     assert half[-1]["train_loss"] == pytest.approx(full[-1]["train_loss"], rel=5e-3)
     sizes = [sum(file.stat().st_size for file in (tmp_path / dtype).iterdir()) for dtype in ("fp16", "fp32")]
     assert sizes[1] > 1.8 * sizes[0] - 8192
@@ -613,7 +617,7 @@ def test_a_cached_run_is_saved_loaded_and_resumed(cached_flags, tmp_path):
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
 def test_states_that_are_not_finite(cached_flags, domain, tmp_path, place):
-    """Found before training where they are held, and in any case before they are used."""
+    """NaN is found before training if the states are held in memory, and otherwise before it is used."""
     run([*cached_flags, "--output", str(tmp_path / "run"), "--epochs", "1"], "iisan")
     path = state_file(tmp_path, "text")
     row = int(load_dataset(domain, 6, 5).split.item_rows[50])
@@ -631,7 +635,7 @@ def test_states_that_are_not_finite(cached_flags, domain, tmp_path, place):
 
 @pytest.mark.parametrize("kind", ["bert", BOTH])
 def test_cached_states_of_a_pretrained_recommender(flags, backbones, tmp_path, kind):
-    """Its backbones make the states, its projections and user encoder go on training: as without a cache."""
+    """The pretrained backbones compute the states; projections and user encoder train on, as without a cache."""
     flags = [*flags, *encoder_flags(kind, backbones), "--objective", "in_batch", "--lr", "1e-2"]
     run([*flags, "--backbone_lr", "1e-2", "--output", str(tmp_path / "source"), "--epochs", "1"])
     cached = ["--cached", "--state_dtype", "fp32", "--state_cache", str(tmp_path / "states")]
@@ -661,7 +665,7 @@ def test_states_are_what_the_backbones_give(cached_flags, domain, tmp_path):
 
 
 def test_filling_goes_on_after_a_kill(tmp_path):
-    """A block has its digest once it is on disk: what has one is not made again, what has not, is."""
+    """A block has a digest once it is on disk: blocks with a digest are kept, and the others are computed again."""
     made_of, values = {"a": 1}, torch.randn(600, 2, 4)
 
     def builder():
@@ -681,7 +685,7 @@ def test_filling_goes_on_after_a_kill(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.safetensors"]
     with safe_open(tmp_path / "s.safetensors", "pt") as file:
         assert torch.equal(file.get_tensor("states"), values)
-    # Other settings, and half a file, are begun anew.
+    # A file with other settings, or half a file, is started again from the beginning.
     builder().begin()
     assert StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp16", made_of).begin() == 0
     (tmp_path / ".s.safetensors.partial").write_bytes(b"half")
@@ -744,7 +748,7 @@ def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
 
 
 def on_a_small_disk(folder, command):
-    """Run a command while `folder` is a disk of 48 KiB; returns its output, and below it the names of what it left."""
+    """Run a command while `folder` is a disk of 48 KiB; return its output and the names of the files left there."""
     inside = f'mount -t tmpfs -o size=48k tmpfs "{folder}" && echo keep > "{folder}/other"; {command}; ls -A "{folder}"'
     done = subprocess.run(
         ["unshare", "--map-root-user", "--mount", "sh", "-c", inside], capture_output=True, text=True, env=ENVIRONMENT
@@ -770,7 +774,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(cached_flags, tmp_path)
 
 
 def test_a_disk_that_fills_up_while_states_are_written(tmp_path, monkeypatch):
-    """Some file systems promise room that they do not have: what is written counts, the rest is made later."""
+    """Some file systems promise space that they do not have: written blocks count, the others are computed later."""
     values = torch.randn(600, 2, 4)
     builder = StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", {})
     builder.begin()

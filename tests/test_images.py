@@ -1,4 +1,4 @@
-"""The image store: building it, reading it, and taking over the original programs' LMDBs."""
+"""The image store: building and reading it, and importing the original programs' LMDBs."""
 
 import io
 import multiprocessing
@@ -50,7 +50,7 @@ def encoded(picture: Image.Image, form: str = "PNG", **more) -> bytes:
 
 
 def png(width: int, height: int, depth: int, pixels: np.ndarray) -> bytes:
-    """An RGB PNG that may be 16-bit, which Pillow does not write, or lie about its size."""
+    """Return an RGB PNG that may be 16-bit, which Pillow does not write, or claim a false size."""
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
 
     def chunk(name: bytes, data: bytes) -> bytes:
@@ -86,7 +86,7 @@ def pixels_of(picture: Image.Image, size: int) -> torch.Tensor:
 
 
 def report_of(out: Path) -> dict[str, tuple[str, str, str]]:
-    """Outcome, reason and file by item id."""
+    """Return outcome, reason and file by item id."""
     lines = out.with_name(f"{out.name}.report.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[0].split("\t") == ["item_id", "outcome", "reason", "file"]
     return {item: tuple(rest) for item, *rest in (line.split("\t") for line in lines[1:])}
@@ -94,7 +94,7 @@ def report_of(out: Path) -> dict[str, tuple[str, str, str]]:
 
 @pytest.fixture
 def ten(tmp_path) -> tuple[Path, Path, Path]:
-    """Ten noise PNGs: the items file, the image folder, and where a store may go."""
+    """Ten noise PNGs: the items file, the image folder, and a path for a store."""
     ids = [f"item{k}" for k in range(10)]
     images = write_images(tmp_path, {f"{item}.png": encoded(noise(k)) for k, item in enumerate(ids)})
     return write_items(tmp_path, ids), images, tmp_path / "set.lmdb"
@@ -217,7 +217,7 @@ def test_a_killed_build_continues(tmp_path, monkeypatch):
     ids = [f"i{k}" for k in range(120)]
     images = write_images(tmp_path, {f"{item}.png": encoded(noise(k)) for k, item in enumerate(ids)})
     items, out, unbroken = write_items(tmp_path, ids), tmp_path / "set.lmdb", tmp_path / "unbroken.lmdb"
-    # Its workers hold its output open: this returns only when they have left too.
+    # The workers keep the output pipe open: this call returns only after they have ended too.
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, items, images, out], capture_output=True, timeout=60, cwd=REPOSITORY
     )
@@ -550,7 +550,7 @@ def test_an_encrypted_zip_is_listed(tmp_path):
 
 @pytest.fixture
 def record_class(monkeypatch):
-    """Makes a class LMDB_Image that pickles as one of the module of the given name."""
+    """Return a function that makes a class LMDB_Image which pickles as a class of the named module."""
 
     def make(name: str) -> type:
         class LMDB_Image:
@@ -601,7 +601,7 @@ def test_original_stores_pixel_for_pixel(record_class, tmp_path, folder):
 
 
 class Call:
-    """Pickles as a call."""
+    """An object that pickles as a function call."""
 
     def __init__(self, function, *arguments):
         self.called = function, arguments
@@ -654,7 +654,7 @@ def test_malicious_pickles_run_nothing(record_class, tmp_path):
 
 
 def test_a_pickle_cannot_prepare_the_next(record_class):
-    """Attributes that it sets on what it names are gone with it."""
+    """Attributes that a pickle sets on the objects it names do not outlive that pickle."""
     good = pickle.dumps(record_class("lib")(np.asarray(noise(1))), protocol=1)
     name, rebuild = b"clib\nLMDB_Image\n", b"ccopy_reg\n_reconstructor\n"
     for target in (name, rebuild, b"c_codecs\nencode\n"):

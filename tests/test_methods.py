@@ -1,7 +1,8 @@
-"""Every method over every backbone and place: what trains, what it changes, what is saved.
+"""Every method over every backbone and place: what trains, what insertion changes, what is saved.
 
-The first half runs over all methods that are registered, and over those that the files of docs/adding register: a new
-one is tested for all that its kind promises, and no table names it. The second half are single methods' own properties.
+The first half runs over all registered methods and over those that the files of docs/adding register. A new method is
+tested for everything that a method promises, without being listed here. The second half tests properties of single
+methods.
 """
 
 import copy
@@ -73,7 +74,7 @@ from transrec.training.trainer import Trainer
 
 RATES = methods.Rates(recommender=1e-3, backbone=1e-4)
 WHERE = ["item", "user", "user_first", "user_last", "all"]
-# Modules whose classes are defined there were inserted.
+# Modules whose classes are defined in these packages were inserted.
 OURS = ("transrec.", "transrec_plugin_")
 
 
@@ -140,7 +141,7 @@ ROOTS = {
     "user_last": ["user_encoder.blocks.1"],
     "all": ["user_encoder"],
 }
-# What `Method.trains_existing` may say, and which parameters of a module that is.
+# The values of `Method.trains_existing`, and the parameters of a module that each stands for.
 EXISTING = {
     "biases": lambda module: ["bias"] if isinstance(getattr(module, "bias", None), nn.Parameter) else [],
     "LayerNorms": lambda module: [n for n, _ in module.named_parameters(recurse=False)] if is_norm(module) else [],
@@ -148,13 +149,13 @@ EXISTING = {
 
 
 def backbones_of(recommender):
-    """Paths of the backbones, and what each reads."""
+    """Return the towers that run a backbone, by the path of the backbone."""
     path_of = {module: path for path, module in recommender.named_modules()}
     return {f"{path_of[tower]}.backbone": tower for tower in recommender.item_encoder.towers}
 
 
 def promised_existing(recommender, name, options):
-    """Of a recommender without a method: those of its parameters that the method says it trains."""
+    """Return the existing parameters that the method declares it trains, of a recommender without the method."""
     method, towers = methods.get(name), backbones_of(recommender)
     every = dict(recommender.named_parameters())
     found = set()
@@ -179,18 +180,19 @@ def promised_existing(recommender, name, options):
     return {every[n] for n in found if n in every}
 
 
-# Kinds of backbone that stand for all where a method's place is the user encoder, and for what no kind changes.
+# Kinds of backbone that represent all kinds if a method is inserted into the user encoder only, or if the kind of
+# backbone has no influence.
 FIRST = TEXT_KINDS[0]
 FEW = (FIRST, IMAGE_KINDS[0])
 NAMES = sorted({*PACKAGED, *EXAMPLES})
-# Examples show what they show on one backbone of either sort.
+# One backbone per modality is enough for the examples.
 OVER = [(kind, name) for name in NAMES for kind in ((*TEXT_KINDS, *IMAGE_KINDS, BOTH) if name in PACKAGED else FEW)]
 OVER_FEW = [(kind, name) for kind, name in OVER if kind in FEW]
 
 
 @pytest.fixture(autouse=True)
 def examples(request):
-    """The example that a test is about is registered as long as the test runs."""
+    """Register the example that a test is about while the test runs."""
     parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     with registered([parameters["name"]] if parameters.get("name") in EXAMPLES else []):
         yield
@@ -216,7 +218,7 @@ def cases():
 
 @pytest.mark.parametrize("kind,name,options", cases(), ids=str)
 def test_exactly_what_should_train_trains(kind, recommender, batch, name, options):
-    """What is new, and what the method says of the rest: these are in the groups, and these two steps move."""
+    """Exactly the new parameters and the declared existing ones are in the groups and change in two steps."""
     if name == "bitfit" and options.get("insert") == "item" and kind == DECODER:
         with pytest.raises(TransrecError, match="--method bitfit --insert item: nothing there trains"):
             apply(recommender, name, **options)
@@ -225,7 +227,7 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
         with pytest.raises(TransrecError, match="needs a LayerNorm behind each block; use --variant paper"):
             apply(recommender, name, **options)
         options = options | {"insert": "user"}
-    # That of a MAE nobody trained is zero, and what reads nothing else learns nothing.
+    # The [CLS] of an untrained MAE is zero, and a layer that reads only zeros does not learn.
     for tower_name, parameter in recommender.item_encoder.named_parameters():
         if tower_name.endswith("cls_token"):
             nn.init.normal_(parameter)
@@ -241,7 +243,7 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
     in_groups = [n for group in groups for n in group.parameters]
     assert sorted(in_groups) == sorted(expected)
 
-    # Nothing may hide behind a zero gradient: adapters start with zero biases, so two steps are taken.
+    # Adapters start with zero biases, so a single step could leave parameters behind a zero gradient: take two steps.
     before = {n: p.detach().clone() for n, p in recommender.named_parameters()}
     optimizer = torch.optim.Adam([p for p in recommender.parameters() if p.requires_grad], lr=1e-2)
     recommender.train()
@@ -252,14 +254,14 @@ def test_exactly_what_should_train_trains(kind, recommender, batch, name, option
     moved = {n for n, p in recommender.named_parameters() if not torch.equal(p, before[n])}
     never_read = {n for n in expected if before[n].numel() and recommender.get_parameter(n).grad is None}
     assert not never_read
-    # RoBERTa's padding row and the unused word rows stay, but no whole tensor does, save one: a key's bias shifts
-    # every logit of a query alike, so its gradient is zero up to rounding.
+    # Single rows may stay (RoBERTa's padding row, unused words), but every tensor moves, with one exception: a key's
+    # bias shifts all logits of a query equally, so its gradient is zero up to rounding.
     assert moved <= expected
     assert {n for n in expected - moved if not n.endswith(("key.bias", "k_proj.bias"))} == set()
 
 
 def published_names(recommender, name):
-    """What must train of methods whose released programs leave new weights frozen, or train old ones."""
+    """Return the names that must train in variants whose programs freeze new weights or train existing ones."""
     every = {name for name, _ in recommender.named_parameters()}
     if issubclass(methods.get(name), PromptMethod):
         images = [path for path, tower in backbones_of(recommender).items() if tower.modality == "image"]
@@ -275,7 +277,7 @@ def published_names(recommender, name):
 
 
 def encode(recommender, batch):
-    """Item embeddings [U, d] of the batch and user vectors of random sequences with padding [4, 6, d]."""
+    """Return item embeddings [U, d] of the batch and user vectors of random padded sequences [4, 6, d]."""
     recommender.eval()
     torch.manual_seed(1)
     mask = torch.arange(6) >= torch.tensor([0, 1, 3, 5])[:, None]
@@ -323,7 +325,7 @@ def test_what_can_be_merged_computes_the_same_and_the_rest_says_why_not(kind, re
 
 
 def test_lora_keeps_the_pretrained_weights(recommender, batch):
-    """What a LoRA that draws query and value anew would not survive."""
+    """A LoRA layer that redraws the query and value weights would fail this test."""
     before = {n: p.detach().clone() for n, p in recommender.named_parameters()}
     apply(recommender, "lora")
     layers = [m for m in recommender.modules() if isinstance(m, loralib.Linear)]
@@ -368,7 +370,7 @@ def test_lora_equals_peft(kind, backbones, batch):
 
 @pytest.mark.parametrize("name", ["houlsby", "parallel", "pfeiffer", "pfeiffer_attention", "compacter"])
 def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
-    """With its last layer zeroed an adapter adds nothing: the residual around it is whole."""
+    """With its last layer zeroed, an adapter adds nothing: the residual connection around it is complete."""
     before = encode(recommender, batch)
     apply(recommender, name)
     with torch.no_grad():
@@ -390,7 +392,7 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
     ],
 )
 def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, kind, name, objective):
-    """What an item shows moves no user vector before that item; padding of any content moves none at all."""
+    """A change of an item affects no user vector before that item; the content of padding affects none at all."""
     features, split = features_and_split
     recommender.objective = OBJECTIVES.get(objective)()
     apply(recommender, name)
@@ -415,7 +417,7 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
         (encoder_inputs,) = batch.inputs.groups
 
         def encoded(items):
-            """Item embeddings, those items changed: of each a word, or all of an image."""
+            """Return item embeddings after changing the items: one word of a text, or all of an image."""
             changed = [encoder_inputs[0].clone(), *encoder_inputs[1:]]
             here = items - 1 if kind in IMAGE_KINDS else (items - 1, 1)
             changed[0][here] = (changed[0][here] + 1) % 20 + 10
@@ -434,7 +436,7 @@ def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_sp
             torch.testing.assert_close(seen["vectors"][earlier], before[earlier], atol=1e-5, rtol=0)
             assert (seen["vectors"][reached] - before[reached]).abs().max() > 1e-4, "the change is seen where it may be"
 
-        # Padding: the user encoder may be handed anything there.
+        # Padding: the user encoder may receive arbitrary values there.
         x = torch.randn(*batch.mask.shape, 16)
         other = torch.where(batch.mask[..., None], x, torch.randn_like(x))
         first, second = (recommender.user_encoder(given, batch.mask) for given in (x, other))
@@ -480,7 +482,7 @@ def test_a_rank_that_is_no_low_rank(recommender):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_below_the_least(name):
-    """Sizes of nothing, rates below zero."""
+    """Sizes of zero and negative rates are refused."""
     options = methods.get(name).Options
     for owner in options.__mro__:
         for flag, least in vars(owner).get("_minimum", {}).items():
@@ -499,10 +501,10 @@ def test_a_layer_outside_the_backbone(recommender):
 
 @pytest.mark.parametrize("where", WHERE)
 def test_houlsby_starts_close_to_the_identity(recommender, batch, where):
-    """Both weight matrices are N(0, 0.01), so an adapter adds about 0.01^2 sqrt(D r) of its input's size.
+    """Both weight matrices are N(0, 0.01), so an adapter adds about 0.01^2 sqrt(D r) times the size of its input.
 
-    With D = 32, r = 64 that is 0.005 a sub-layer; over the four of two blocks, and LayerNorms that rescale, 0.05 of an
-    embedding's scale bounds it with room. The same adapters with their up-projection zeroed change nothing at all.
+    With D = 32 and r = 64, this is 0.005 per sub-layer. Two blocks have four sub-layers and LayerNorms that rescale, so
+    0.05 of an embedding's scale is a safe bound. The same adapters with a zeroed up-projection change nothing at all.
     """
     recommender.eval()
     with torch.no_grad():
@@ -525,7 +527,7 @@ def test_houlsby_starts_close_to_the_identity(recommender, batch, where):
         assert torch.equal(recommender.user_encoder(embeddings, mask), users)
 
 
-# As the original programs count them.
+# As counted by the original programs.
 COUNTS = {
     ("bert", "full", False): 109_041_728,
     ("bert", "houlsby", False): 2_387_776,
@@ -536,7 +538,7 @@ COUNTS = {
     ("bert", "parallel", False): 2_387_776,
     ("bert", "pfeiffer_attention", False): 1_193_888,
     ("bert", "pfeiffer_attention", True): 1_232_928,
-    # The original count also holds, for each of 56 linear maps, a copy of the 64 numbers that all of them share.
+    # The original count also includes, for each of 56 linear maps, a copy of the 64 numbers that all of them share.
     ("bert", "compacter", False): 64_512 - 56 * 64,
     ("bert", "compacter", True): 103_552 - 56 * 64,
     ("bert", "lora published", False): 463_104,
@@ -558,10 +560,10 @@ COUNTS = {
     (BOTH, "full", False): 194_897_216,
     (BOTH, "houlsby", False): 4_965_440,
     (BOTH, "lora published", False): 833_600,
-    # The original count also holds the bias of BERT's pooler, which nothing reads.
+    # The original count also includes the bias of BERT's pooler, which is not used.
     (BOTH, "bitfit", False): 412_736 - 768,
 }
-# Sizes of the original image scripts where they differ from the defaults.
+# Sizes of the original image scripts if they differ from the defaults.
 IMAGE_SIZES = {"kadapter": {"item_size": 384}, "prompt": {"n_tokens": 10}}
 BASE = {
     "bert": BertConfig(),
@@ -580,7 +582,7 @@ def test_parameters_at_base_size(kind, name, train_layernorm):
     if kind not in TEXT_KINDS:
         options |= IMAGE_SIZES.get(method, {})
     if kind == BOTH and method != "full":
-        # IISAN's baselines adapt the backbones, and train the rest as it is.
+        # IISAN's baselines adapt the backbones and train everything else in full.
         options |= {"insert": "item"} | ({"item_rank": 8} if method == "lora" else {})
 
     def build(one):
@@ -664,7 +666,7 @@ def test_a_name_is_registered_once():
 
 @pytest.fixture(scope="module")
 def source(domain, backbones, tmp_path_factory):
-    """A run over FIRST to start from."""
+    """Folder of a run over FIRST, as a source to start from."""
     folder = tmp_path_factory.mktemp("source")
     run([*run_flags(domain, backbones), *encoder_flags(FIRST, backbones), "--output", str(folder), "--epochs", "1"])
     return folder
@@ -676,7 +678,7 @@ def source(domain, backbones, tmp_path_factory):
 def test_save_and_load_give_the_same_output(
     flags, tmp_path, features_and_split, kind, backbones, name, from_source, source
 ):
-    """A run's checkpoint holds what trained and nothing else, and rebuilds the recommender bit by bit."""
+    """A run's checkpoint holds exactly what trained and the saved buffers, and rebuilds the recommender bit by bit."""
     flags = [*flags, *encoder_flags(kind, backbones), *(["--checkpoint", str(source)] if from_source else [])]
     folder = tmp_path / "run"
     result = run(
@@ -702,7 +704,7 @@ def test_save_and_load_give_the_same_output(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_fell_resumes_to_the_same_numbers(flags, tmp_path, name, monkeypatch):
-    """Whatever the method keeps from step to step is saved: nothing of the run hangs on where it was broken off."""
+    """All state that a method keeps between steps is saved: an interruption at any step does not change the result."""
     flags = [*flags, *FEW_STEPS, "--save_steps", "1", "--lr", "1e-2", *small_flags(name)]
     run([*flags, "--output", str(tmp_path / "whole")], name)
     step = Trainer._step
@@ -724,12 +726,12 @@ def test_what_was_drawn_at_random_and_stayed_frozen_is_drawn_again(flags, tmp_pa
     run([*flags, "--output", str(tmp_path), "--epochs", "1", "--seed", "7", *more], name)
     tensors, _ = checkpoint.read(tmp_path / "checkpoints" / "best.safetensors")
     torch.manual_seed(99)
-    # load_run itself compares the hash of all that the checkpoint does not hold.
+    # load_run itself compares the hash of everything that the checkpoint does not hold.
     assert set(tensors) == trained_names(load_run(tmp_path))
 
 
 def test_a_frozen_run_brings_its_own_base_along(flags, tmp_path):
-    """source -> frozen from it -> full from that: the last start needs both checkpoints, and one flag."""
+    """source -> frozen from source -> full from frozen: the last run needs both checkpoints, but only one flag."""
     source = ["--checkpoint", str(tmp_path / "source")]
     run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
     run([*flags, "--output", str(tmp_path / "frozen"), "--epochs", "1", *source], "frozen")
@@ -772,7 +774,7 @@ def test_an_adapter_checkpoint_refuses_another_base(flags, tmp_path):
 
 
 def test_the_documented_parameter_counts():
-    """docs/methods.md, its table of every method at its defaults."""
+    """Compare the parameter counts in the table of docs/methods.md with every method at its defaults."""
     text = (REPOSITORY / "docs" / "methods.md").read_text()
     documented = dict(re.findall(r"^\| `(\w+)` \| .*? \| ([\d,]+) \|", text, flags=re.MULTILINE))
     assert set(documented) == set(PACKAGED)

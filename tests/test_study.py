@@ -1,4 +1,4 @@
-"""Studies: grids, which runs they make, stopping and going on, tables."""
+"""Studies: grids, the runs that they make, stopping and continuing, tables."""
 
 import csv
 import json
@@ -107,7 +107,7 @@ def test_an_axis_that_does_not_touch_a_method_gives_one_row(domain, encoder, tmp
         "houlsby": {"part"},
         "lora": {"bottleneck", "part"},
     }
-    # With a source, how much of it is trained on matters to all.
+    # With a source, the share of it that is used for training matters to all rows.
     assert len(make(domain, domain, tmp_path, grid, **encoder).rows) == 2 * 7
 
 
@@ -179,7 +179,7 @@ def test_a_value_for_several_flags():
 
 @pytest.fixture
 def dry_run(domain, tmp_path, monkeypatch, capsys):
-    """Has a study's script say in this process what it would run; returns status, output and errors."""
+    """Return a function that dry-runs a study's script in this process; it returns status, output and errors."""
 
     def call(name: str, *words: str):
         command = [name, "--target", str(domain), "--out", str(tmp_path), "--dry_run", *words]
@@ -193,7 +193,7 @@ def dry_run(domain, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
 def test_the_studies_of_the_paper(name, dry_run, domain, backbones, tmp_path):
-    """Every flag of each grid is one that its runs have; what is to be run is said and not run."""
+    """Every flag of each grid exists in its runs; a dry run prints the runs without starting them."""
     chosen = [backbones[kind] for kind in ENCODERS] if name == "study_adapters" else [backbones["bert"]]
     flag = "--encoder" if name == "study_adapters" else "--text_encoder"
     few_tokens = ["--title_tokens", "9", *(["--prompt.n_tokens", "9"] if name == "study_adapters" else [])]
@@ -220,7 +220,7 @@ def test_a_study_over_images(domain, backbones, tmp_path, capsys):
 
 
 def test_a_study_over_titles_and_images(dry_run, domain, backbones, tmp_path):
-    """Its objective is IISAN's, a backbone axis names both backbones, and a source is trained on."""
+    """The objective is IISAN's, an axis of backbones names both backbones, and a source is pretrained on."""
     text, other, image = (str(backbones[kind]) for kind in ("bert", "roberta", "vit"))
     words = ["--modality", "multimodal", "--method", "houlsby", "compacter", "iisan", "--encoder"]
     status, said, errors = dry_run("study_adapters", *words, f"{text},{image}", f"{other},{image}")
@@ -267,7 +267,7 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
     command += ["--layers", "1/1", "0,1/0,1", "--max_seq_len", "6", "--title_tokens", "10", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--dry_run"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    # The base, and one for every other value: modalities, towers, gates, embedding, layers.
+    # The base, and one run for every other value: modalities, towers, gates, embedding, layers.
     runs = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert len(runs) == 1 + 2 + 2 + 1 + 1 + 1
     assert sum("--text_layers 0 1 --image_layers 0 1" in line for line in runs) == 1
@@ -293,7 +293,7 @@ def test_the_ablations_of_iisan(domain, backbones, tmp_path):
 
 
 def test_a_study_over_all_that_decides_cached_states(domain, backbones, tmp_path, capsys):
-    """Its runs share a folder of states, whatever an axis changes, and each finds its own."""
+    """The runs share a folder of states, whatever an axis changes, and each finds its own file."""
     dataset = shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns("images", ".transrec"))
     axes = {"side_layers": ("1", "2"), "text_pooling": ("cls", "mean"), "state_dtype": ("fp16", "fp32")}
     grid = Grid((Axis("method", ("iisan",)), *(Axis(name, values) for name, values in axes.items())))
@@ -326,7 +326,7 @@ def test_the_layers_of_iisan_fit_the_given_backbones(iisan_study, tmp_path):
     assert told == {("1 3 5", "1"), ("0 1 2 3 4 5", "0 1"), ("3 4 5", "1"), ("2 5", "1")}
     twelve = {name: ",".join(map(str, choice(12))) for name, choice in LAYER_CHOICES.items()}
     assert list(twelve.values()) == ["1,3,5,7,9,11", "0,1,2,3,4,5,6,7,8,9,10,11", "6,7,8,9,10,11", "2,5,8,11"]
-    # Choices that mean the same layers are one row.
+    # Choices that select the same layers are one row.
     assert "8 rows" in iisan_study()[1]
 
 
@@ -445,7 +445,7 @@ def test_tables_mark_rows_and_say_how_they_are_tested(domain, encoder, tmp_path)
 
 
 def _by_first_cell(table: str) -> dict[str, dict[str, str]]:
-    """The rows of a text's Markdown table, each by column, by their first cell."""
+    """Return the rows of a Markdown table within a text, by their first cell; each row is a dict by column."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("|")]
     return {line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]}
 
@@ -496,7 +496,7 @@ def test_a_run_that_another_process_runs_is_waited_for(domain, encoder, tmp_path
 
 
 def test_two_processes_share_a_study(domain, backbones, tmp_path, capsys):
-    """Each run is run once, one with a damaged result again, and both processes end well."""
+    """Each run is run once, a run with a damaged result is repeated, and both processes end well."""
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
     words += ["--epochs", "1", "--embedding_dim", "16", "--max_seq_len", "6", "--method", "full", "--seeds"]
     with pytest.raises(SystemExit):
@@ -517,7 +517,7 @@ def test_two_processes_share_a_study(domain, backbones, tmp_path, capsys):
 
 
 def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
-    """Told to stop in mid-run and started again, it ends with the numbers of one that was left alone."""
+    """A study that is stopped during a run and started again ends with the numbers of an uninterrupted study."""
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
     words = ["--source", domain, "--target", domain, "--encoder", backbones["bert"], "--seeds", "0", "1", *sizes]
     words += ["--objective", "in_batch", "--method", "frozen", "houlsby", "--houlsby.epochs", "6", "--epochs", "2"]
@@ -548,7 +548,7 @@ def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
     first = list(csv.DictReader((broken / "table.csv").open()))
     assert {row["stage"] for row in first} == {"source", "target"}, "a table of what is done"
 
-    # A run that cannot go on: its folder is in the way.
+    # A run that cannot start because a file is in the place of its folder.
     second = study_folder(broken, "houlsby-seed1", command)
     second.parent.mkdir(exist_ok=True)
     second.write_text("in the way")
@@ -582,7 +582,7 @@ def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
 
 
 def study_folder(out: Path, name: str, command: list[str]) -> Path:
-    """The run folder that the study means to use for the run of that name."""
+    """Return the run folder that the study plans for the run of that name."""
     said = subprocess.run([*command, "--out", str(out), "--dry_run"], capture_output=True, text=True).stdout
     line = next(line for line in said.splitlines() if f"{name}-" in line)
     return Path(line.split()[-1])

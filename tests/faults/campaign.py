@@ -1,14 +1,14 @@
-"""Faults on purpose, at moments and with files drawn from a seed; prints and writes one table of what came of them.
+"""Injects faults into runs, at moments drawn from a seed; prints and writes one table of the outcomes.
 
     python tests/faults/campaign.py --seed 0 --minutes 20
     python tests/faults/campaign.py --only "full disk" "kill: image" --out runs/faults
 
 Runs over titles, over images, over cached hidden states and in two processes are killed, or asked to end, at random
-moments and continued: the numbers must be those of a run that nobody touched, bit for bit. Disks fill up at chosen
-writes, a rank stops, a launcher dies, three runs share an empty cache, files are not what they should be. Whatever a
-user can cause must end in one line and status 2; the table counts in how many cases it did.
+moments and then continued: the numbers must be those of an undisturbed run, bit for bit. Disks fill up at chosen
+writes, a rank stops, a launcher dies, three runs share an empty cache, files are invalid. Every error that a user can
+cause must end in one line and status 2; the table counts the cases in which it did.
 
-Leaves with status 1 when a case failed. What its processes printed stays below --out, in the folder of each case.
+Exits with status 1 if a case failed. The output of the processes stays below --out, in the folder of each case.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from harness import (
     until_gone,
 )
 
-# What other tests compare runs with, and the hostile files, lie one folder up.
+# The helpers that compare runs, and the hostile files, are in the parent folder.
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 EPOCHS = 5
@@ -57,7 +57,7 @@ STUDY = "scripts/study_adapters.py"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of run: the script, which backbones it reads, and flags besides those of all."""
+    """A kind of run: its script, the backbones that it reads, and its additional flags."""
 
     script: str
     encoders: tuple[str, ...] = ("text",)
@@ -75,13 +75,14 @@ KINDS = {
 
 @dataclass
 class Outcome:
-    """What came of a case.
+    """The outcome of a case.
 
     Attributes:
-        failure: what was wrong; "" when nothing was.
-        skipped: why it was not tried; "" when it was.
-        errors, one_line: runs that had to end in an error message, and those of them that did in one line, status 2.
-        note: what is worth knowing of a case that passed.
+        failure: what was wrong; "" if nothing was.
+        skipped: why the case was not tried; "" if it was.
+        errors, one_line: number of runs that had to end in an error message, and of those that ended in one line,
+            status 2.
+        note: additional information about a case that passed.
     """
 
     kind: str
@@ -96,7 +97,7 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """Where cases are tried: data, backbones, runs that nobody touched, made once each."""
+    """The place where cases are tried: data, backbones and undisturbed runs, each made once."""
 
     out: Path
     epochs: int = EPOCHS
@@ -104,7 +105,7 @@ class Bench:
 
     @cached_property
     def good(self) -> dict[str, Path]:
-        """A dataset, a text and an image backbone."""
+        """A dataset, a text backbone and an image backbone."""
         from transformers.utils.logging import disable_progress_bar
 
         from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
@@ -117,7 +118,7 @@ class Bench:
         return folders
 
     def command(self, kind: str, folder: Path, *more: str, caches: Path | None = None) -> list[str]:
-        """A run of that kind in `folder`; what it caches goes to `caches`, by default beside it."""
+        """Return the command of a run of that kind in `folder`; `caches` is by default a folder next to it."""
         caches = caches or folder.with_name("caches")
         flags = ["--dataset", str(self.good["dataset"]), "--embedding_dim", "16", "--max_seq_len", "6"]
         flags += ["--batch_size", "4", "--epochs", str(self.epochs), "--lr", "1e-2"]
@@ -131,7 +132,7 @@ class Bench:
         return script(KINDS[kind].script, *flags, *KINDS[kind].flags, "--output", str(folder), *more)
 
     def unbroken(self, kind: str) -> tuple[Path, float]:
-        """A run that nobody touched, and the seconds it took."""
+        """Return the folder of an undisturbed run, and the seconds that it took."""
         if kind not in self._unbroken:
             place = self.out / "unbroken" / kind.replace(" ", "-")
             began = time.monotonic()
@@ -147,7 +148,7 @@ class Bench:
 
     @cached_property
     def good_for_hostile_files(self):
-        """What hostile files are made of."""
+        """The inputs that hostile files are made from."""
         import hostile
 
         return hostile.make_good(self.out / "good-for-hostile-files")
@@ -157,7 +158,7 @@ class Bench:
         return Launcher(self.out)
 
     def must_be_one_line(self, ended: Ended) -> str:
-        """The line of an error that a user can cause."""
+        """Check that a run ended as an error that a user can cause must, and return its line."""
         self.outcome.errors += 1
         if not ended.is_one_line:
             raise Failed(f"expected one line `error: ...` and status 2: {ended}")
@@ -165,7 +166,7 @@ class Bench:
         return ended.errors()[0]
 
     def must_go_on(self, kind: str, place: Path, run: Path, caches: Path | None = None) -> None:
-        """The same command with --resume ends well, with the numbers of the run that nobody touched."""
+        """Check that the same command with --resume ends well, with the numbers of the undisturbed run."""
         ended = start(self.command(kind, run, "--resume", caches=caches), place / "resumed").wait()
         if ended.status:
             raise Failed(f"continuing: {ended}")
@@ -177,7 +178,7 @@ class Bench:
         import torch
         from test_training import best, numbers
 
-        # How long a checkpoint's description is depends on where the caches are.
+        # The length of a checkpoint's description depends on the path of the caches.
         one, other = (numbers(folder) | {"checkpoint_bytes": 0} for folder in (self.unbroken(kind)[0], run))
         tensors, others = best(self.unbroken(kind)[0]), best(run)
         different = [name for name in one if one[name] != other.get(name)]
@@ -192,7 +193,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to try; `act(bench, place)` raises Failed or Skipped."""
+    """One thing to try; `act(bench, place)` raises Failed or Skipped."""
 
     kind: str
     name: str
@@ -203,7 +204,7 @@ class Case:
 
 
 def interrupted(kind: str, number: int, share: float) -> Case:
-    """A signal to all processes of a run, after that share of the time that a run takes."""
+    """Return a case that signals all processes of a run, after the given share of the time that a run takes."""
 
     def act(bench: Bench, place: Path) -> None:
         _, seconds = bench.unbroken(kind)
@@ -230,9 +231,9 @@ def interrupted(kind: str, number: int, share: float) -> Case:
 
 
 def _must_have_stopped(ended: Ended, had_state: bool, run: Path) -> None:
-    """Once something was saved, SIGTERM ends a run with the line that says how it goes on; before, it just ends."""
+    """Check the end by SIGTERM: one line says how to continue if a state was saved; otherwise the run just ends."""
     said = [line for line in [*ended.out.splitlines(), *ended.errors()] if "stopped by SIGTERM" in line]
-    # Within a step it says at once that it will.
+    # During a step, the run announces at once that it will stop after the step.
     told = [line for line in ended.errors() if not line.startswith("SIGTERM: stops after this step")]
     if ended.traceback or len(told) > 1 or set(told) - set(said):
         raise Failed(f"more than the line that says how it goes on: {ended}")
@@ -243,7 +244,7 @@ def _must_have_stopped(ended: Ended, had_state: bool, run: Path) -> None:
 
 
 def _progress(out: str) -> str:
-    """How far it had come."""
+    """Return how far the run had come."""
     lines = [line for line in out.splitlines() if line.strip() and "stopped by" not in line]
     return f"behind {lines[-1][:40].split('  ')[0]!r}" if lines else "before its first line"
 
@@ -253,7 +254,7 @@ def _epoch_has_begun(run: Path) -> Callable[[], bool]:
 
 
 def stopped_rank(rank: int) -> Case:
-    """One of two ranks stands still: the other must say which, and end."""
+    """Return a case in which one of two ranks is suspended: the other must name that rank, and end."""
 
     def act(bench: Bench, place: Path) -> None:
         run = place / "run"
@@ -283,7 +284,7 @@ def _kill(pids: list[int]) -> None:
 
 
 def killed_parent(kind: str, *more: str) -> Case:
-    """The process that started the others is killed alone: they must end by themselves, and the run must go on."""
+    """Return a case that kills only the parent process: its children must end, and the run must be resumable."""
 
     def act(bench: Bench, place: Path) -> None:
         run = place / "run"
@@ -302,7 +303,7 @@ def killed_parent(kind: str, *more: str) -> Case:
 
 
 def cold_cache(kind: str) -> Case:
-    """Three runs start at once on an empty cache: all end well, with the same numbers."""
+    """Return a case in which three runs start at once on an empty cache: all end well, with the same numbers."""
 
     def act(bench: Bench, place: Path) -> None:
         bench.unbroken(kind)
@@ -319,7 +320,7 @@ def cold_cache(kind: str) -> Case:
 
 
 def _room_for(kind: str, bench: Bench, before: tuple[str, ...], half: str = "") -> int:
-    """Pages that these files of the unbroken run take, and half of another."""
+    """Return the pages that these files of the undisturbed run take, plus half of another file's."""
     run, _ = bench.unbroken(kind)
 
     def size(pattern: str) -> int:
@@ -330,10 +331,10 @@ def _room_for(kind: str, bench: Bench, before: tuple[str, ...], half: str = "") 
 
 LOG, LAST, BEST = "run/log.txt", "run/checkpoints/last.safetensors", "run/checkpoints/best.safetensors"
 TOKENS, TITLES, IMAGES = "caches/tokens*", "caches/states-text*", "caches/states-image*"
-# Saved within epochs the state would need twice its room before anything else is written.
+# Saving during epochs would need twice the space of the state before anything else is written.
 SELDOM = ("--save_steps", "0")
-# What is written in front of the write that finds no room, and what is half written; what is full from the start has
-# no room at all.
+# By the write that finds no space: the kind of run, the files written before it, and the file that is half written. If
+# there are none, the disk is full from the start.
 WRITES = {
     "log": ("text", (), ""),
     "tokens": ("cached", (LOG,), TOKENS),
@@ -347,7 +348,10 @@ WRITES = {
 
 
 def full_disk(write: str) -> Case:
-    """The disk fills up at that write: one line; with room made the run goes on to the same numbers."""
+    """Return a case in which the disk fills up at that write.
+
+    The run must end in one line; once there is space, it must continue to the same numbers.
+    """
 
     def act(bench: Bench, place: Path) -> None:
         kind, before, half = WRITES[write]
@@ -372,7 +376,7 @@ def _ended_of_no_room(bench: Bench, ended: Ended) -> None:
 
 
 def full_disk_at_the_result() -> Case:
-    """The disk fills up behind the last epoch's metrics, before the result is written."""
+    """Return a case in which the disk fills up after the last epoch's metrics, before the result is written."""
 
     def act(bench: Bench, place: Path) -> None:
         bench.unbroken("image")
@@ -397,7 +401,7 @@ def _epochs_told(run: Path) -> int:
 
 
 def full_disk_at_tables() -> Case:
-    """A finished study finds no room for its tables."""
+    """Return a case in which a finished study has no space for its tables."""
 
     def act(bench: Bench, place: Path) -> None:
         flags = ["--target", str(bench.good["dataset"]), "--encoder", str(bench.good["text"]), "--objective", "bce"]
@@ -422,7 +426,7 @@ def full_disk_at_tables() -> Case:
 
 
 def mistake(name: str, kind: str, *flags: str) -> Case:
-    """A user's mistake, in one process or two."""
+    """Return a case of a user's mistake, in one process or two."""
 
     def act(bench: Bench, place: Path) -> None:
         ended = start(bench.command(kind, place / "run", *flags), place / "first").wait()
@@ -434,7 +438,7 @@ def mistake(name: str, kind: str, *flags: str) -> Case:
 
 
 def hostile_file(case) -> Case:
-    """A file that is not what it should be: one line, in bounded time and memory."""
+    """Return a case of an invalid file: it must end in one line, in bounded time and memory."""
 
     def act(bench: Bench, place: Path) -> None:
         import hostile
@@ -455,7 +459,7 @@ def hostile_file(case) -> Case:
 
 
 def every_case(seed: int) -> dict[str, list[Case]]:
-    """The whole campaign, by kind."""
+    """Return all cases of the campaign, by kind."""
     import hostile
 
     rng = random.Random(seed)
@@ -492,7 +496,7 @@ def every_case(seed: int) -> dict[str, list[Case]]:
 
 
 def short_form(seed: int) -> list[Case]:
-    """A case of each kind that has no test of its own elsewhere, for every change."""
+    """Return a case of each kind that has no test of its own elsewhere; they run for every change."""
     rng = random.Random(seed)
     return [
         interrupted("cached", signal.SIGKILL, rng.uniform(0.5, 0.95)),
@@ -501,7 +505,7 @@ def short_form(seed: int) -> list[Case]:
 
 
 def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str], None]) -> list[Outcome]:
-    """What came of each; those whose turn comes too late are skipped."""
+    """Try the cases and return their outcomes; cases that would start after `until` are skipped."""
     outcomes = []
     for number, case in enumerate(cases, start=1):
         outcome = bench.outcome = Outcome(case.kind, case.name)
@@ -514,7 +518,7 @@ def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str]
         except Skipped as reason:
             outcome.skipped = str(reason)
         except KeyboardInterrupt:
-            # The table of what has been tried is still made.
+            # The table of the cases tried so far is still written.
             break
         except Exception as error:
             outcome.failure = str(error) if isinstance(error, Failed) else repr(error)
@@ -527,7 +531,7 @@ def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str]
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """A row for each kind of case: tried, passed, failed, and how many errors were said in one line with status 2."""
+    """Return the table: for each kind, cases tried, passed, failed, and errors that ended in one line with status 2."""
     from transrec.reports.tables import markdown
 
     rows = []
@@ -550,7 +554,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.short:
         cases = short_form(arguments.seed)
     else:
-        # In turns, so that a campaign that runs out of time has tried some of everything.
+        # Take the kinds alternately, so that a campaign that runs out of time has tried some of each.
         cases = [case for turn in itertools.zip_longest(*every_case(arguments.seed).values()) for case in turn if case]
     if arguments.only:
         cases = [case for case in cases if any(text in str(case) for text in arguments.only)]
@@ -572,10 +576,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
-    parser.add_argument("--minutes", type=float, default=20, help="begin no case later than this (default: 20)")
-    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only cases whose kind and name hold one of these")
-    parser.add_argument("--short", action="store_true", help="a case or two of each kind, over shorter runs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of faults (default: 0)")
+    parser.add_argument("--minutes", type=float, default=20, help="start no case later than this (default: 20)")
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="only cases whose kind and name contain one of these")
+    parser.add_argument("--short", action="store_true", help="only the short form: few cases, over shorter runs")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs" / "faults", help="(default: runs/faults)")
     MARK = "TRANSREC_FAULTS_IN_OWN_MOUNTS"
     if MARK not in os.environ:
