@@ -1,4 +1,4 @@
-"""Backbones of other kinds: each is loaded, read, adapted and its hidden states taken, or refused in one line."""
+"""Other kinds of backbone: each is loaded, read, adapted and its hidden states taken, or refused in one line."""
 
 import copy
 import json
@@ -66,7 +66,7 @@ IMAGE = {
     "dinov2": PATCHES | {"mlp_ratio": 2},
 }
 KINDS = [*TEXT, *IMAGE]
-# Their query, key and value are one projection: nothing is inserted there.
+# Query, key and value are one projection in these models, so nothing can be inserted there.
 FUSED = {"deberta"}
 WITHOUT_CLS = {"siglip_vision_model"}
 
@@ -105,7 +105,7 @@ def recommender(kind, folders):
 
 @pytest.fixture
 def inputs(kind):
-    """Of four items; texts of unlike lengths."""
+    """Inputs of four items; the texts have different lengths."""
     torch.manual_seed(1)
     if kind in IMAGE:
         return (torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8),)
@@ -124,7 +124,7 @@ def encode(recommender, inputs):
 
 
 def test_it_is_read(recommender, inputs, kind):
-    """Finite, another vector for another item, and no trace of padding."""
+    """Embeddings are finite, differ between items, and do not depend on padding."""
     read = encode(recommender, inputs)
     assert read.shape == (4, 16) and torch.isfinite(read).all()
     assert torch.pdist(read).min() > 1e-4
@@ -133,7 +133,7 @@ def test_it_is_read(recommender, inputs, kind):
 
 
 def assert_padding_leaves_no_trace(recommender, inputs):
-    """Each text gives what it gives without padding."""
+    """Check that each text has the same embedding as without padding."""
     read, (ids, mask) = encode(recommender, inputs), inputs
     for number, length in enumerate(mask.sum(1).tolist()):
         alone = encode(recommender, (ids[number : number + 1, :length], mask[number : number + 1, :length]))
@@ -175,7 +175,7 @@ def test_all_that_is_inserted_is_used_or_it_is_refused(recommender, inputs, kind
 
 
 def test_sites_are_where_the_residual_is_added(recommender, inputs, kind):
-    """What the LayerNorm of a post-LN sub-layer is given is what the sub-layer was given plus what it gave."""
+    """The input of the LayerNorm of a post-LN sub-layer is the sub-layer's input plus its output."""
     if kind in FUSED:
         pytest.skip("it has no sites")
     sublayers = [sublayer for block in view(recommender.item_encoder.backbone).blocks for sublayer in block.sublayers]
@@ -197,7 +197,7 @@ def test_sites_are_where_the_residual_is_added(recommender, inputs, kind):
 
 
 def test_hidden_states_are_read(recommender, inputs, kind):
-    """Those that transformers tells of, where an item is read; of an image before the LayerNorm behind the blocks."""
+    """States equal those of transformers, pooled like items; those of images are from before the final LayerNorm."""
     tower = recommender.item_encoder
     states = tower.reader.read(tower.read_out, *inputs)
     layers = tower.backbone.config.num_hidden_layers
@@ -217,7 +217,7 @@ def test_hidden_states_are_read(recommender, inputs, kind):
 
 
 def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
-    """Above the blocks that do not train, an item's embedding and the gradients are those of the whole backbone."""
+    """Resumed above the frozen blocks, item embeddings and gradients equal those of the full backbone."""
     tower = recommender.item_encoder
     before = structure(tower.backbone)
     trained = apply(recommender, "full", train_last=1)[0].parameters.values()
@@ -237,7 +237,7 @@ def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
     whole, expected = encode(recommender, inputs), gradients(*inputs)
     states = tower.token_states(1, *inputs)
     tower.resume_at(found.count, found.besides)
-    # Images have no masks: what runs in front of the blocks runs for the first of them.
+    # Images have no masks: the part before the blocks runs only for the first image.
     resumed = (states, *(inputs if kind in TEXT else found.others(torch.ones(1))))
     assert tower.input_count == len(resumed) and not list(blocks_of(tower.backbone)[0].parameters())
     torch.testing.assert_close(encode(recommender, resumed), whole, atol=1e-6, rtol=0)
@@ -246,7 +246,7 @@ def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
 
 
 def test_no_cls(folders):
-    """An image encoder without [CLS] is read at its own head; its layers, and one without a head, at their mean."""
+    """An image encoder without [CLS] is pooled by its head; its layers, and encoders without a head, by the mean."""
     backbone = load_backbone(folders["siglip_vision_model"], "image").eval()
     tower = ImageTower(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
     pixels = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
@@ -264,7 +264,7 @@ def test_no_cls(folders):
 
 @pytest.mark.parametrize("kind", IMAGE, indirect=True)
 def test_where_states_of_images_are_read(kind, folders):
-    """It is part of what state files are made of."""
+    """The pooling of an image encoder is part of what its state files depend on."""
     expected = "mean" if kind in WITHOUT_CLS else "cls"
     assert image_pooling(load_config(folders[kind], "image")) == expected
 
@@ -303,7 +303,7 @@ def test_layers_that_share_a_block_are_not_told_apart(folders):
 
 @pytest.mark.parametrize("kind", [kind for kind in TEXT if kind not in {*FUSED, "albert"}], indirect=True)
 def test_kadapters_see_no_padding(recommender, inputs):
-    """Whatever form the blocks are given their mask in."""
+    """Padding is masked in whatever form the blocks receive their mask."""
     apply(recommender, "kadapter", item_size=8, item_heads=2, user_size=8, insert="item")
     with torch.no_grad():
         for parameter in recommender.item_encoder.backbone.k_adapter.parameters():
@@ -326,7 +326,7 @@ def test_two_attentions_in_a_block_are_refused():
 
 @pytest.mark.parametrize("kind,longest", [("bert", 40), ("roberta", 38), ("xlm-roberta", 38), ("mpnet", 38)])
 def test_the_longest_text(kind, longest, folders):
-    """It is what the model takes, and the model takes it."""
+    """The longest accepted text is what the model can take, and the model runs on it."""
     config, backbone = load_config(folders[kind]), load_backbone(folders[kind]).eval()
     ids = torch.full((1, longest), 7)
     with torch.no_grad():
@@ -337,7 +337,7 @@ def test_the_longest_text(kind, longest, folders):
 
 
 def declare(folder: Path, stored, modules=None) -> Path:
-    """Make a folder one of sentence-transformers with a pooling module of that configuration."""
+    """Make a folder a sentence-transformers folder with a pooling module of that configuration."""
     kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -405,7 +405,7 @@ def test_a_run_reads_as_its_encoder_declares(flags, sentence_encoder, tmp_path, 
     assert f"read by --text_pooling cls, as this run's options say; {sentence_encoder}" in capsys.readouterr().out
     auto, mean, cls = (embeddings(tmp_path / name) for name in ("auto", "mean", "cls"))
     assert torch.equal(auto, mean) and not torch.allclose(auto, cls)
-    # The same command line may say auto once more.
+    # The same command line may give auto again.
     again = parse(
         [*flags, *encoder, "--text_pooling", "auto", "--output", str(tmp_path / "auto"), "--resume"], "full", {}
     )
@@ -413,7 +413,7 @@ def test_a_run_reads_as_its_encoder_declares(flags, sentence_encoder, tmp_path, 
 
 
 def test_runs_begun_before_declarations_were_read_stay_what_they_were(flags, sentence_encoder, tmp_path, capsys):
-    """Theirs says auto, which meant [CLS]: resumed and loaded so; who starts from them is told."""
+    """Their options say auto, which meant [CLS]: they keep it, and a run that starts from them is asked to set it."""
     declaration = (sentence_encoder / "modules.json").rename(tmp_path / "modules.json")
     encoder = ["--text_encoder", str(sentence_encoder), "--keep_state"]
     run([*flags, *encoder, "--output", str(tmp_path / "whole")])
@@ -456,7 +456,7 @@ def test_a_pooling_that_we_lack(flags, sentence_encoder, tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
 def test_the_image_encoder_of_a_model_of_images_and_texts(kind, tmp_path):
-    """The folder of the whole model serves; SigLIP's texts have no model of their own in transformers."""
+    """The folder of the full model is accepted; SigLIP's text encoder has no model class of its own in transformers."""
     texts = WORDS | {"projection_size": 32, "bos_token_id": 1, "eos_token_id": 2}
     save(tmp_path, kind, {"text_config": texts, "vision_config": PATCHES, "projection_dim": 32})
     whole, part = AutoModel.from_pretrained(tmp_path).eval(), load_backbone(tmp_path, "image").eval()

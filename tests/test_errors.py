@@ -1,4 +1,4 @@
-"""Bad input ends in one clear message, before training starts, through the real command line."""
+"""Invalid input ends in one clear message, before training starts, through the real command line."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ SCRIPT = REPOSITORY / "Downstream" / "Text" / "script" / "adapter_houlsby.py"
 
 @pytest.fixture
 def dataset(domain, tmp_path) -> Path:
-    """A copy of the small dataset, to spoil."""
+    """A copy of the small dataset that a test may spoil."""
     return shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns("images"))
 
 
 @pytest.fixture
 def fails(flags, dataset, tmp_path, monkeypatch, capsys):
-    """Runs a script's entry point on the spoilt dataset; returns the message it printed."""
+    """Return a function that runs a script's entry point on the spoilt dataset and returns the printed message."""
 
     def call(*more: str, method: str = "houlsby") -> str:
         arguments = fitting([*flags, "--dataset", str(dataset), *more])
@@ -50,7 +50,7 @@ def fails(flags, dataset, tmp_path, monkeypatch, capsys):
 
 
 def spoil(path: Path, line: int, text: str | bytes) -> None:
-    """Replace one line (from 1), or append with the number after the last."""
+    """Replace one line (counted from 1); the number after the last line appends."""
     lines = path.read_bytes().split(b"\n")[:-1]
     lines[line - 1 : line] = [text.encode() if isinstance(text, str) else text]
     path.write_bytes(b"\n".join(lines) + b"\n")
@@ -144,7 +144,7 @@ def test_columns_of_an_items_file(fails, dataset, header, row, template, message
 
 
 def retitle(dataset, title) -> None:
-    """Give each item the title (and more columns) that `title(number)` says."""
+    """Give item `number` the title (and further columns) that `title(number)` returns."""
     items = [line.split("\t")[0] for line in (dataset / "items.tsv").read_text().splitlines()]
     (dataset / "items.tsv").write_text("".join(f"{item}{title(number)}\n" for number, item in enumerate(items)))
 
@@ -477,7 +477,7 @@ def test_checkpoint_that_is_none(fails, source, backbones, tmp_path):
 
 
 def test_output_that_cannot_be_written(fails, tmp_path):
-    # Root may write to read-only folders, so the folder is made impossible: below a file.
+    # Root may write to read-only folders, so an impossible path is used: below a file.
     (tmp_path / "file").write_text("")
     message = fails("--output", str(tmp_path / "file" / "run"))
     assert "cannot write there" in message and "--output" in message

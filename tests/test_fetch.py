@@ -1,4 +1,4 @@
-"""Fetching images: a server of this machine that does all that servers do, and what becomes of it."""
+"""Fetching images from a local server that behaves, and misbehaves, like servers on the web."""
 
 import io
 import runpy
@@ -37,7 +37,7 @@ def image(seed: int = 0, form: str = "JPEG", size: tuple[int, int] = (24, 16), m
 
 
 class Server(ThreadingHTTPServer):
-    """Answers a path by the function of its name below; keeps when each path was asked for."""
+    """Answers a path by the method of its name in Handler, and records when each path was requested."""
 
     daemon_threads = True
 
@@ -47,7 +47,7 @@ class Server(ThreadingHTTPServer):
         self.seen: Counter[str] = Counter()
 
     def handle_error(self, request, client_address):
-        """Clients that hang up are part of the tests."""
+        """Ignore clients that hang up, which the tests do on purpose."""
 
     def __call__(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{path}"
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(bytes(3 * 2**20), Content_Length=None)
 
     def bomb(self, *_):
-        # A few hundred bytes that would be 10,000 x 10,000 pixels.
+        # A few hundred bytes that decode to 10,000 x 10,000 pixels.
         file = io.BytesIO()
         Image.new("1", (10_000, 10_000)).save(file, "PNG")
         self.send(file.getvalue())
@@ -187,7 +187,7 @@ def server(everything, monkeypatch):
 
 @pytest.fixture
 def call(server, tmp_path):
-    """Fetches items from paths of the server, or addresses; returns the report's lines by item."""
+    """Return a function that fetches items from addresses or paths of the server, and returns the report by item."""
 
     def fetched(links: dict[str, str | list[str]], limits: Limits = QUICK) -> dict[str, Line]:
         table = tmp_path / "images.tsv"
@@ -334,7 +334,7 @@ def test_what_is_there_and_whole_is_not_fetched_again(call, server, tmp_path):
         "i4.png",
         "i5.webp",
     ]
-    # Without a report, each file is looked at.
+    # Without a report, each file is opened.
     (images / "fetch_report.tsv").unlink()
     server.asked.clear()
     assert Counter(line.status for line in call(links | {"i5": "webp"}).values()) == {"there": 6, "failed": 1}
@@ -384,7 +384,7 @@ def test_private_addresses_are_refused_unless_allowed(call, server, monkeypatch)
     lines = call({"a": "ok/1", "b": f"http://localhost:{server.server_port}/ok/1"}, here)
     assert all(line.reason.startswith("private address: 127.0.0.1; --allow_private") for line in lines.values())
     assert server.asked == []
-    # As if the first server were a public one.
+    # Pretend that the first server is a public one.
     for item, second, status in (("a", False, "fetched"), ("b", True, "failed")):
         answers = iter([False, second])
         monkeypatch.setattr(download, "is_private", lambda peer, answers=answers: next(answers))
@@ -502,7 +502,7 @@ def test_the_script_stopped_and_given_again(server, tmp_path, monkeypatch, capfd
     server.asked.clear()
     status, said, _ = script()
     first, last = said.splitlines()
-    # Not their number: the server may only now read what the first call asked for last.
+    # The number of requests is not compared: the server may read the last request of the first call only now.
     assert status == 0 and {path for path, _ in server.asked} == {f"ok/{k}" for k in range(40)} - set(done)
     assert first == f"{table}: 30 images to fetch from 127.0.0.1:{server.server_port} 30, 10 are there"
     assert last == f"{out}: 30 images fetched, 10 were there, 0 failed"

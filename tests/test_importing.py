@@ -1,4 +1,4 @@
-"""Importing: from files as publishers give them out to sequences, or to the file, line and remedy of a mistake."""
+"""Importing: from files as published to sequences, or to the file, line and remedy of a mistake."""
 
 import gzip
 import json
@@ -23,7 +23,7 @@ pyarrow = pytest.importorskip("pyarrow", reason="importing needs pyarrow: pip in
 
 
 class Importing:
-    """Imports files of a folder into a new one, and reads what came of it."""
+    """Imports files of a folder into a new one, and reads the result."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -56,7 +56,7 @@ class Importing:
         return json.loads((self.out / "dataset.json").read_text())["import"]
 
     def fails(self, kind: str, *words: object, of: object = None) -> str:
-        """The message; nothing may be left behind."""
+        """Return the error message of an import, which must leave nothing behind."""
         before = sorted(self.folder.iterdir())
         with pytest.raises(TransrecError) as error:
             self(kind, *words, of=of)
@@ -107,7 +107,7 @@ def test_a_table_with_every_trap(importing):
         'movieId,title,genres\n007,"Bond, James &amp; Co\r\n (1962)",Action\n8,\t Caf\u00e9  x,\n99,New,\n'.encode()
     )
     sequences = importing("table", "--items", titles, "--item_columns", "genres")
-    # At equal times by id, as texts; of two interactions with an item the earlier.
+    # At equal times, items are ordered by id as text; of two interactions with an item, the earlier one is kept.
     assert sequences == {"1": ["8", "0010", "007"], "2": ["8", "10"]}
     assert importing.items == [
         ["item_id", "title", "genres"],
@@ -395,7 +395,7 @@ events = st.lists(
 
 
 def users_file(folder: Path, rows: list, *flags: str) -> bytes:
-    """users.tsv of an import of (user, item, time, rating)."""
+    """Return users.tsv of an import of rows (user, item, time, rating)."""
     (folder / "rows.csv").write_text(
         "user,item,time,rating\n" + "".join(",".join(map(str, row)) + "\n" for row in rows)
     )

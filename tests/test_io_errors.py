@@ -1,4 +1,4 @@
-"""What the system refuses a run (room, permissions, memory) is one line that says what to do, and the run goes on."""
+"""If the system refuses disk space, permissions or memory, one line says what to do, and the run can continue."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ ADVICE = {
 
 @pytest.fixture
 def refuse(monkeypatch):
-    """Have a system call refuse files of a name, from now on: `refuse("replace", "log.txt", errno.EIO)`."""
+    """Make a system call refuse files of a name from now on: `refuse("replace", "log.txt", errno.EIO)`."""
 
     def patch(call: str, name: str, number: int, when=lambda: True) -> None:
         def guarded(original, path_of, *arguments, **keywords):
@@ -124,7 +124,7 @@ def test_what_cannot_be_written(kind, number, tmp_path, refuse, monkeypatch):
 
 @pytest.fixture
 def small_files():
-    """No file may grow beyond 4 KiB, for Rust and C as for Python, until it is called."""
+    """Limit all files to 4 KiB, for Rust and C as for Python; calling the fixture's value lifts the limit."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -137,7 +137,7 @@ def small_files():
 
 
 def test_a_checkpoint_that_the_system_refuses(tmp_path, small_files):
-    """The Rust below safetensors quotes the system."""
+    """The Rust code below safetensors quotes the system's message."""
     checkpoint.save(tmp_path / "c", {"a": torch.zeros(8)}, DESCRIPTION)
     with pytest.raises(FileError, match=r"/c: cannot be written \(File too large\); allow larger files with ulimit -f"):
         checkpoint.save(tmp_path / "c", {"a": torch.ones(2**14)}, DESCRIPTION)
@@ -146,7 +146,7 @@ def test_a_checkpoint_that_the_system_refuses(tmp_path, small_files):
 
 
 def test_an_image_store_that_the_system_refuses(domain, tmp_path, small_files):
-    """LMDB too; what is in the store stays in it."""
+    """The same holds for LMDB; records already in the store are kept."""
     build = partial(build_store, domain / "items.tsv", domain / "images", tmp_path / "s.lmdb", 32, "raw")
     with pytest.raises(FileError, match=r"s\.lmdb\S*: cannot be written \((File too large|No space left).*\); [^\n]+$"):
         build()
@@ -209,7 +209,7 @@ def test_tokens_go_without_a_cache_but_not_without_the_one_asked_for(domain, bac
         cached_tokens(items, tokenizer, 7, True, tmp_path)
 
 
-# File, system call, error, how often it succeeds first, and whether the run has begun.
+# File, system call, error, number of calls that succeed first, and whether the run has started.
 MOMENTS = [
     ("log.txt", "open", "EACCES", 0, False),
     ("options.json", "replace", "ENOSPC", 0, False),
@@ -245,7 +245,7 @@ def test_a_run_goes_on_after_a_file_failed(name, call, number, spared, begun, co
 
 
 def real_shortage(of):
-    """Raises what torch's or numpy's own allocator raises."""
+    """Raise the error of torch's or numpy's own allocator."""
     return torch.empty(2**50) if of == "torch" else np.empty(2**50)
 
 
@@ -254,7 +254,7 @@ def cuda_shortage():
 
 
 def after(spared: int, original, fail):
-    """`original`, until it was called so often."""
+    """Return a function that calls `original` the first `spared` times, and `fail` afterwards."""
     calls = iter(range(10**6))
     return lambda *arguments: fail() if next(calls) >= spared else original(*arguments)
 
@@ -371,7 +371,7 @@ if __name__ == "__main__":
 
 
 def test_a_worker_of_an_image_store_that_is_lost(domain, tmp_path):
-    """The others are ended, and not waited for."""
+    """The other workers are ended, not waited for."""
     (tmp_path / "driver.py").write_text(A_LOST_WORKER)
     files = [domain / "items.tsv", domain / "images", tmp_path / "s.lmdb"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

@@ -1,4 +1,4 @@
-"""Objectives against a few plain lines each, values and gradients, and how negatives are drawn."""
+"""Objectives against plain implementations, values and gradients, and how negatives are drawn."""
 
 import math
 from collections.abc import Callable
@@ -33,14 +33,14 @@ class Example:
     encoder: SASRec
 
     def positions(self) -> list[tuple[int, int, torch.Tensor, int]]:
-        """User, place, user vector and the target's item number from 0, of each position that predicts."""
+        """Return user, position, user vector and target item (from 0) of each position that predicts."""
         numbers = torch.cat([torch.zeros(1, dtype=torch.long), self.batch.items])[self.batch.sequences]
         inputs = F.pad(self.items, (0, 0, 1, 0))[numbers[:, :-1]]
         vectors = self.encoder(inputs, self.batch.mask)
         return [(u, t, vectors[u, t], int(numbers[u, t + 1]) - 1) for u, t in self.batch.mask.nonzero().tolist()]
 
     def drawn(self, codes: torch.Tensor) -> list[int]:
-        """Item numbers from 0 of what a batch codes, without what is none."""
+        """Return the item numbers (from 0) that codes of a batch stand for, without padding."""
         return [int(self.batch.items[code - 1]) - 1 for code in codes.flatten().tolist() if code]
 
     def own(self, user: int) -> set[int]:
@@ -96,7 +96,7 @@ def softmax(given: Example, temperature: float = 1.0, normalise: bool = False) -
 
 
 def sampled(given: Example, chances: torch.Tensor | None, temperature: float = 1.0, normalise: bool = False):
-    """`chances` float64 [n]: of each item, that a draw gives it; None: no correction."""
+    """Return the loss of `sampled_softmax`, given the items' probabilities float64 [n], or None for no correction."""
     scale = (lambda x: x / x.norm(dim=-1, keepdim=True)) if normalise else (lambda x: x)
     items, loss = scale(given.items), 0.0
     for u, t, user, target in given.positions():
@@ -118,7 +118,7 @@ def sampled(given: Example, chances: torch.Tensor | None, temperature: float = 1
 
 
 def popularity(domain, power: float) -> torch.Tensor:
-    """Chances by interactions to a power, rounded as whole numbers are drawn."""
+    """Return drawing probabilities by interactions to a power, rounded like the weights of the sampler."""
     weights = torch.from_numpy(load_dataset(domain, 6, 5).split.train_counts()[1:]).double() ** power
     weights = (weights * STEPS_OF_ONE).round()
     return weights / weights.sum()
@@ -160,7 +160,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_value_and_gradients_are_those_of_plain_lines(example, domain, name, monkeypatch):
-    # The objectives compute in float32; here they are held to their formula, not to its rounding.
+    # The objectives compute in float32; here they are compared with their formula, not with its rounding.
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     objective, flags, plain = CASES[name]
     loss_of = OBJECTIVES.get(objective)(**flags)
@@ -216,7 +216,7 @@ def test_softmax_of_large_scores_is_finite():
 @pytest.mark.parametrize("per", ["batch", "position"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_corrected_negatives_estimate_the_sum_over_all_items(per, weighted):
-    """Averaged over samples, what a sample's corrected scores add up to is the sum over items outside the sequence."""
+    """Averaged over samples, the sum of a sample's corrected scores equals the sum over items outside the sequence."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     items, user = torch.randn(40, 4), 0.7 * torch.randn(4)
@@ -259,7 +259,7 @@ def test_weighted_negatives_are_drawn_by_their_weights():
     sequences = np.repeat(np.array([[0, 5, 3, 5]]), 20_000, axis=0)
     drawn = Sampler(8, weights).outside(np.random.default_rng(0), sequences)
     allowed = np.array([5, 0, 0, 2, 0, 4, 0, 3])
-    # 60,000 draws: a share's standard deviation is at most 0.002.
+    # 60,000 draws: the standard deviation of a share is at most 0.002.
     np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=9)[1:] / drawn.size, allowed / 14, atol=0.01)
     alone = Sampler(8, weights)
     shares = np.bincount(alone.draw(np.random.default_rng(0), 60_000), minlength=9)[1:] / 60_000
@@ -315,7 +315,7 @@ def test_softmax_over_a_constant_backbone(flags, tmp_path):
 
 
 def test_normalised_scores_rank_by_cosine():
-    """A long item embedding wins a product and not a cosine."""
+    """A long item embedding has the higher product but not the higher cosine."""
     items = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
     by_cosine = OBJECTIVES.get("softmax")(normalise=True).scored(items)
     user = torch.tensor([1.0, 0.0])
@@ -356,7 +356,10 @@ def test_mistakes_are_one_line(command, words, told):
 
 @pytest.mark.parametrize("memory", [1, 4 * 40 * 7, 4 * 40 * 10**4])
 def test_in_batch_piecewise(memory):
-    """As with all scores at once, but for float32's rounding; whose sequence holds every item has only its targets."""
+    """Piecewise loss and gradients equal those of all scores at once, up to float32's rounding.
+
+    This includes a user whose sequence holds every item, so that only the targets remain.
+    """
     torch.manual_seed(0)
     items, users, length = 60, 10, 4
     sequences = torch.randint(0, 20, (users, length + 1)).sort(dim=1).values

@@ -1,6 +1,6 @@
-"""Searches: spaces, which trials they make, stopping and going on, two processes, failures, the best settings.
+"""Searches: spaces, the trials that they make, stopping and continuing, two processes, failures, the best settings.
 
-Where what is tested is the search, a script stands for training that takes its metrics from the learning rate.
+Tests of the search itself replace training by a script that computes its metrics from the learning rate.
 """
 
 import json
@@ -28,7 +28,7 @@ from transrec.studies.trials import Outcome, Rules, Trials, open_storage
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna, of the extra search")
 
-# Stands for scripts/train.py: the best learning rate is 1e-3, and each epoch comes nearer to what it gives.
+# Replaces scripts/train.py: the best learning rate is 1e-3, and each epoch comes closer to the final metric.
 STUB = """
 import fcntl, json, math, os, sys, time
 words = sys.argv[1:]
@@ -63,7 +63,7 @@ write("result.json", json.dumps({"validation": scores, "phase_seconds": {}, **te
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch) -> Path:
-    """Has runs train by the script above."""
+    """Make runs use the script above."""
     path = tmp_path / "stub.py"
     path.write_text(STUB)
     monkeypatch.setattr(studies, "SCRIPT", path)
@@ -78,7 +78,7 @@ def words(domain, backbones) -> list[str]:
 
 @pytest.fixture
 def search(words, tmp_path, capsys):
-    """Runs the command in this process; returns status, output and errors."""
+    """Return a function that runs the command in this process; it returns status, output and errors."""
 
     def call(*more: str, out: str = "out", over: str = "text"):
         with pytest.raises(SystemExit) as left:
@@ -89,7 +89,7 @@ def search(words, tmp_path, capsys):
 
 
 def kept(folder: Path) -> dict[str, list[tuple]]:
-    """All that the file of trials says of each method's trials, times left out."""
+    """Return everything that the file of trials holds for each method's trials, except times."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}")
     return {
         study.study_name: [
@@ -111,7 +111,7 @@ def objective(params: dict, epoch: int) -> float:
 
 
 def work_off(trials: Trials) -> None:
-    """Do what a search does, with a formula in the place of training."""
+    """Work off all trials as a search does, with a formula instead of training."""
     trials.refresh()
     while not trials.is_waiting or not all(trial.state.is_finished() for trial in trials.all):
         trials.extend()
@@ -138,7 +138,7 @@ def trials_in(folder: Path, trials: int | None = 11, **rules) -> Trials:
 
 
 def test_killed_at_any_step_and_resumed_equals_unbroken(tmp_path, monkeypatch):
-    """Each call that writes trials falls in turn, before or behind what it writes; the budget comes in two parts."""
+    """The search is killed at several writes, before or after each; the budget comes in two parts."""
     whole = trials_in(tmp_path / "whole")
     work_off(whole)
     (expected,) = kept(tmp_path / "whole").values()
@@ -215,11 +215,11 @@ def test_a_file_of_another_search_is_refused(tmp_path):
 
 
 def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
-    """As presets by method and modality, with what else the command line says; and tested once, over seeds."""
+    """The best settings are written as presets with the command line's other settings, and tested once, over seeds."""
     call = ["--method", "lora:published", "full@id", "bitfit", "--trials", "2", "--workers", "2"]
     call += ["--space", "lora.item_rank=2,4", "--batch_size", "24", "--refit_seeds", "0", "1"]
     status, said, errors = search(*call)
-    # A method that always fails is told, and does not stop the others.
+    # A method whose trials all fail is reported, and does not stop the others.
     assert status == 1 and "error: no trial of text-bitfit went to its end, see above" in errors
     assert "text-bitfit: every trial failed, the last one with: out of memory while training; free some" in said
     out = tmp_path / "out"
@@ -236,21 +236,21 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     header, _, lora, *_ = said[said.rindex("| method") :].splitlines()
     assert "test HR@10" in header and f"{value:.4f}" in lora and "Budget of each method: 2 trials" in said
-    # Trials leave the test targets alone, and the refit takes the file.
+    # Trials do not rank the test targets, and the final runs use the file of presets.
     results = [json.loads(path.read_text()) for path in out.glob("trials/*/result.json")]
     assert len(results) == 4 and not any("test" in result for result in results)
     assert not any(out.glob("trials/text-lora*/checkpoints")), "nobody needs the weights"
     runs = [line for line in said.splitlines() if line.startswith("$ ") and "--test false" not in line]
     assert len(runs) == 4 and all(f"--presets {out / 'best.json'}" in line for line in runs)
     assert len(list(out.glob("runs/*/result.json"))) == 4
-    # After that no trial is added.
+    # After the test targets were ranked, no trial is added.
     call[call.index("2")] = "3"
     status, said, errors = search(*call)
     assert status == 2 and "its test targets were ranked after 2 trials; more would choose by them" in errors
 
 
 def test_hours_are_a_budget_too(stub, search, tmp_path):
-    """Of 0.06 hours a trial; the next round is not drawn once they are spent, until there are more."""
+    """A trial takes 0.06 hours; when the hours are spent, no further round is drawn until there are more."""
     call = ["--method", "full@id", "--together", "2", "--prune_after", "0", "--hours"]
     status, said, errors = search(*call, "0.2", over="id")
     assert status == 0, errors
@@ -271,7 +271,7 @@ main("")
 
 @pytest.fixture
 def start(stub, words, tmp_path, quick_starts):
-    """Starts the command in a process of its own."""
+    """Return a function that starts the command in a separate process."""
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
 
@@ -285,7 +285,7 @@ def start(stub, words, tmp_path, quick_starts):
 
 @pytest.mark.long
 def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_path):
-    """The other one goes on, with the orphaned run too, and makes the trials of an unbroken search."""
+    """The other process continues, also with the orphaned run, and makes the trials of an uninterrupted search."""
     call = ["--method", "full@id", "--trials", "5", "--together", "2"]
     assert search(*call, out="whole", over="id")[0] == 0
     other = start(tmp_path / "shared", *call)
@@ -338,7 +338,7 @@ def test_mistakes_are_told_before_the_first_trial(search, tmp_path, more, messag
 
 @pytest.fixture
 def searched(domain, backbones, tmp_path):
-    """The searches of methods that are given flags."""
+    """Return a function that makes the search of a method with the given flags."""
 
     def make(method: str, *space: str, source=None, **given: str) -> Search:
         flags = {("", name): [value] for name, value in {"text_encoder": str(backbones["bert"]), **given}.items()}
@@ -416,7 +416,7 @@ def test_without_optuna_the_extra_is_named(search, monkeypatch):
 
 
 def test_a_search_trains(search, tmp_path, quick_starts, monkeypatch):
-    """The whole of it, with nothing in training's place: an ID baseline and two methods, and then tested."""
+    """A complete search with real training: an ID baseline and two methods, which are then tested."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     call = ["--method", "full@id", "frozen", "houlsby", "--trials", "1", "--epochs", "1", "--refit_seeds", "0"]
     status, said, errors = search(*call, "--workers", "2")
@@ -445,7 +445,7 @@ def test_tables_escape_what_runs_said():
 
 @pytest.mark.long
 def test_trials_are_jobs_of_a_cluster(stub, search, tmp_path):
-    """By submitit's executor of this machine: they are those of a search whose trials are processes."""
+    """With submitit's local executor, the trials equal those of a search that runs them as processes."""
     pytest.importorskip("submitit", reason="needs submitit, of the extra cluster")
     call = ["--method", "full@id", "--trials", "2", "--refit_seeds", "0"]
     assert search(*call, out="whole", over="id")[0] == 0

@@ -28,7 +28,7 @@ from transrec.training.ranks import read_ranks
 from transrec.training.trainer import Trainer
 
 SCRIPTS = REPOSITORY / "Downstream" / "Text" / "script"
-# One thread each: sums over threads may round otherwise, and these tests compare bit by bit.
+# One thread each: sums over several threads may round differently, and these tests compare bit by bit.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 TIMES = ("seconds", "memory", "environment", "wall")
 
@@ -47,12 +47,12 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 
 
 def finished(script: str, arguments: list[str]) -> str:
-    """What a run of one process prints, which nobody disturbs: started in no time."""
+    """Return what an undisturbed run of one process prints; the script starts at once."""
     return finish(start(script, arguments, python=preloaded.python()))
 
 
 def numbers(folder: Path) -> dict:
-    """Everything of a run that must not depend on when and where it ran."""
+    """Return everything of a run that must not depend on when and where it ran."""
 
     def timeless(entry):
         return {k: v for k, v in entry.items() if not any(word in k for word in TIMES)}
@@ -75,7 +75,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def run_to_the_first_save(monkeypatch, arguments: list[str], method: str = "full") -> None:
-    """A run that falls right behind its first save."""
+    """Run until the first save, and stop right after it."""
 
     class Stopped(Exception):
         pass
@@ -169,7 +169,7 @@ def test_accumulation_changes_memory_not_numbers(flags, tmp_path, objective):
         run([*flags, "--output", str(tmp_path / pieces), "--accumulate", pieces])
     one, three = (numbers(tmp_path / pieces)["epochs"] for pieces in ("1", "3"))
     for a, b in zip(one, three, strict=True):
-        # The order of float sums differs, and Adam's first steps amplify it.
+        # The order of float sums differs, and Adam's first steps amplify the difference.
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
 
@@ -180,7 +180,7 @@ def test_mixed_precision_follows_fp32(flags, tmp_path, precision):
     for name in ("fp32", precision):
         run([*standing, "--output", str(tmp_path / name), "--precision", name])
         results[name] = numbers(tmp_path / name)["epochs"][-1]["train_loss"]
-    # bf16 keeps 8 bits of mantissa: a relative error of 0.4 % a product, less on a mean over hundreds.
+    # bf16 keeps 8 bits of mantissa: a relative error of 0.4 % per product, and less for a mean over hundreds.
     assert results[precision] == pytest.approx(results["fp32"], rel=0.02)
     assert results[precision] != results["fp32"]
 
@@ -246,7 +246,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags
 
     def poisoned(self, *arguments):
         calls["count"] += 1
-        # 60 users in batches of 8 make 8 steps an epoch: this is step 3 of epoch 2.
+        # 60 users in batches of 8 make 8 steps per epoch: this is step 3 of epoch 2.
         return original(self, *arguments) * (float("nan") if calls["count"] == 11 else 1.0)
 
     monkeypatch.setattr(BCEObjective, "__call__", poisoned)
@@ -259,7 +259,7 @@ def test_divergence_stops_with_the_step_and_keeps_the_last_good_checkpoint(flags
 
 
 def test_a_gradient_that_spoils_the_weights_never_reaches_a_checkpoint(flags, tmp_path, monkeypatch):
-    """The loss of the last step before a save is finite, what its gradient makes of the weights is not."""
+    """The loss of the last step before a save is finite, but the weights after this step are not."""
     from transrec.training.trainer import Trainer
 
     original = Trainer._step
@@ -286,7 +286,7 @@ def test_any_script_resumes_any_run(flags, tmp_path):
 
 @pytest.fixture(scope="module")
 def long_flags(tmp_path_factory, backbones):
-    """Flags of a run whose epochs take long enough to be killed in."""
+    """Flags of a run with epochs long enough to be killed in."""
     folder = tmp_path_factory.mktemp("data") / "long"
     make_domain(folder, Domain("long", users=300, items=150, longest=9, seed=3))
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "4"]
@@ -301,12 +301,12 @@ def unbroken(tmp_path_factory, long_flags):
 
 
 def wait_for_state(folder: Path, reached) -> None:
-    """Until last.safetensors holds a state for which `reached(epoch, step)`."""
+    """Wait until last.safetensors holds a state for which `reached(epoch, step)` is true."""
     path = folder / "checkpoints" / "last.safetensors"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if path.exists():
-            # Through one open file: the path may be replaced between two looks at it.
+            # Read through one open file: the path may be replaced between two reads.
             with open(path, "rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             state = json.loads(header["__metadata__"]["transrec"])["state"]
@@ -325,7 +325,7 @@ def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_
     process.send_signal(signal.SIGKILL)
     finish(process, -signal.SIGKILL)
     assert not (folder / "result.json").exists()
-    # What a kill in the middle of writing leaves, ours and that of safetensors.
+    # Temporary files that a kill during writing leaves: ours and that of safetensors.
     for name in (".last.safetensors.1.tmp", ".tmpAbCdEf"):
         (folder / "checkpoints" / name).write_bytes(b"half")
 
@@ -371,7 +371,7 @@ def test_resuming_a_finished_run_with_more_epochs(flags, tmp_path):
 
 
 def test_a_finished_run_keeps_no_optimiser_state_unless_told(flags, tmp_path):
-    """It is resumed to the same result, and refuses to train on; an unfinished one trains on."""
+    """A finished run resumes to the same result, but cannot train on; an unfinished run can."""
     run([*flags, "--output", str(tmp_path / "kept"), "--keep_state"])
     run([*flags, "--output", str(tmp_path / "dropped")])
     kept, dropped = (tmp_path / name / "checkpoints" / "last.safetensors" for name in ("kept", "dropped"))
@@ -407,7 +407,7 @@ def test_a_finished_run_resumes_to_the_same_result(flags, tmp_path):
 
 
 def test_a_run_may_leave_the_test_targets_alone(flags, unbroken_run, tmp_path, monkeypatch):
-    """What it writes and prints says nothing of them; told so later, it tests as if it always had."""
+    """Files and output say nothing of the test targets; tested later with --test, the run equals one tested at once."""
     ranked = []
     rank = Evaluator.rank
     monkeypatch.setattr(Evaluator, "rank", lambda *of: ranked.append(of[-1]) or rank(*of))
@@ -455,7 +455,7 @@ def test_nproc_starts_itself_and_trains_to_the_same_numbers(flags, tmp_path):
     assert output.count("epoch   1") == 1, "only the main rank may report"
     one, two = (numbers(tmp_path / n) for n in "12")
     for a, b in zip(one["epochs"], two["epochs"], strict=True):
-        # Gradients agree to 1e-6 a step; sixteen steps of Adam amplify that.
+        # Gradients agree to 1e-6 per step; sixteen steps of Adam amplify the difference.
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
     assert one["trainable_parameters"] == two["trainable_parameters"]
 
@@ -482,6 +482,6 @@ def test_a_script_runs_from_its_own_folder_with_relative_paths(flags, tmp_path):
         str(tmp_path / "r"),
     ]
     finish(start("frozen.py", [*arguments, "--keep_state"], cwd=SCRIPTS))
-    # Paths are kept absolute: the run means the same from any other folder.
+    # Paths are stored as absolute paths: the run can be resumed from any other folder.
     finish(start("frozen.py", ["--resume", str(tmp_path / "r"), "--epochs", "3"], cwd=tmp_path))
     assert len(numbers(tmp_path / "r")["epochs"]) == 3

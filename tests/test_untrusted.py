@@ -1,4 +1,4 @@
-"""Files that anybody may have written: none of them runs, none takes more than it may, none writes to a terminal."""
+"""Untrusted files: no code in them runs, none takes more memory than allowed, none writes to a terminal."""
 
 import ast
 import io
@@ -64,7 +64,7 @@ CODE = {
 
 @pytest.fixture(params=["nobody answers", "somebody answers y"])
 def asked(request, monkeypatch):
-    """Standard input: closed, or one that agrees to whatever is asked."""
+    """Standard input that is closed, or that agrees to every question."""
     answers = io.StringIO("y\n" * 9)
     if request.param == "nobody answers":
         answers.close()
@@ -76,7 +76,7 @@ def asked(request, monkeypatch):
 
 @pytest.fixture
 def with_code(backbones, tmp_path):
-    """A copy of a backbone whose files are changed, and which brings Python that writes a file when it runs."""
+    """Return a function that copies a backbone, changes its files, and adds code that writes a file if it is run."""
 
     def make(kind: str, **changes: dict) -> Path:
         folder = shutil.copytree(backbones[kind], tmp_path / "own")
@@ -132,7 +132,7 @@ def test_a_model_built_from_a_configuration_runs_no_code(with_code, backbones, a
 
 
 def test_a_folder_that_transformers_knows_without_its_code_is_loaded_without_it(with_code, backbones, asked):
-    """Many published models keep their code beside what transformers has had since."""
+    """Many published models keep their own code although transformers has included it since."""
     changes = {"config": {"auto_map": CODE}, "tokenizer_config": {"auto_map": CODE}}
     folder = with_code("bert", **changes)
     expected = backbone.load_backbone(backbones["bert"]).state_dict()
@@ -151,7 +151,7 @@ def test_an_image_folder_that_transformers_knows_without_its_code_is_loaded_with
 
 
 def test_a_hub_model_that_needs_its_own_code_is_refused(with_code, asked, tmp_path, monkeypatch):
-    """From the hub's cache, where what was downloaded lies."""
+    """The model is read from the hub's cache, where downloads are stored."""
     folder = with_code("bert", config=UNKNOWN)
     cached = tmp_path / "hub" / "models--some--model"
     (cached / "refs").mkdir(parents=True)
@@ -174,7 +174,7 @@ def test_code_named_for_a_part_of_a_configuration_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("quick_starts")
 def test_a_program_over_a_folder_with_code_asks_nothing(with_code, flags, tmp_path):
-    """Through the shell, where somebody types y."""
+    """Through the shell, with a user who types y."""
     folder = with_code("bert", config=UNKNOWN)
     script = REPOSITORY / "Downstream" / "Text" / "script" / "finetune.py"
     command = [sys.executable, script, *flags, "--text_encoder", folder, "--output", tmp_path / "run"]
@@ -202,7 +202,7 @@ def test_weights_that_are_a_pickle_are_loaded_without_running_it(backbones, tmp_
     with pytest.raises(TransrecError, match="bert"):
         backbone.load_backbone(folder)
     assert not marker.exists()
-    # It would have run.
+    # The code would have run without this protection.
     torch.load(folder / "pytorch_model.bin", weights_only=False)
     assert marker.exists()
 
@@ -267,7 +267,7 @@ def test_what_torch_saves_is_what_it_declares(tmp_path):
 
 @pytest.mark.parametrize("count,fits", [(96, True), (97, False), (2**31 - 1, False)])
 def test_a_storage_larger_than_its_record_is_refused_before_torch_reads_it(tmp_path, count, fits):
-    """Some versions of torch read what lies behind it in memory."""
+    """Some versions of torch read the memory behind the record."""
     (tmp_path / "a.pt").write_bytes(hostile.storage_that_claims(count))
     if fits:
         check_torch_file(tmp_path / "a.pt")
@@ -359,7 +359,7 @@ def test_no_spoilt_page_of_a_store_ends_in_anything_but_one_line(domain, tmp_pat
             spoilt[page * 4096 + random.integers(0, 80)] = random.integers(0, 256)
         path = tmp_path / f"{number}.lmdb"
         path.write_bytes(spoilt)
-        # LMDB may not survive what it reads, and this process should.
+        # LMDB may crash on damaged pages, so it is read in a child process.
         if not (child := os.fork()):
             try:
                 ImageStore(path).read(ids)
@@ -416,7 +416,7 @@ def test_a_table_shows_what_would_be_markdown_html_or_control():
     table = markdown(["a", cell], [[cell, "1"]])
     assert len(table.splitlines()) == 3 and all(letter.isprintable() or letter == "\n" for letter in table)
     assert "&lt;script&gt;&amp;\\|\\`a\\`\\[b\\](c)\\\\" in table and "<" not in table
-    # Its three bars are the only ones.
+    # The only unescaped bars are the table's three own.
     assert all(line.replace("\\|", "").count("|") == 3 for line in table.splitlines())
     assert latex(["a", cell], [[cell, "1"]]).count("\n") == 6
     assert comma_separated([{"a": cell, "b": 1.5}]).count("\n") == 2
@@ -472,7 +472,7 @@ def test_every_loader_of_transformers_is_told_to_run_no_code():
     calls = []
     for path in [path for folder in ("transrec", "scripts", "Dataset") for path in (REPOSITORY / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            # `partial(AutoConfig.from_pretrained, ...)` is one, too.
+            # `partial(AutoConfig.from_pretrained, ...)` counts as a call, too.
             for function in [node.func, *node.args] if isinstance(node, ast.Call) else []:
                 if re.fullmatch(r"Auto\w+\.(from_pretrained|from_config)", ast.unparse(function)):
                     calls.append(f"{path.name}: {ast.unparse(node)}")

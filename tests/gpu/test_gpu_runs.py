@@ -1,6 +1,6 @@
-"""Runs on a GPU: every tower and method in every precision, the same numbers twice, resuming, ranks, compiling, memory.
+"""Runs on a GPU: every tower and method in every precision, determinism, resuming, ranks, compiling, memory.
 
-`make test-gpu` runs all of it; nothing here stops at the first failure. Without CUDA it is skipped.
+`make test-gpu` runs all of them; a failure does not stop the others. Without CUDA they are skipped.
 """
 
 import json
@@ -41,11 +41,11 @@ DEVICE = accelerator.chosen()
 ON_CUDA = DEVICE.type == "cuda"
 needs_cuda = pytest.mark.skipif(not ON_CUDA, reason="means nothing without CUDA")
 PRECISIONS = ("fp32", "bf16", "fp16")
-# How near a first epoch's mean loss is to that of float32 on the CPU: sums are taken in another order, and of fewer
-# bits, which Adam's steps amplify; fp16 leaves out its first steps, until its loss scale fits.
+# Accepted difference between a first epoch's mean loss and that of float32 on the CPU. Sums are taken in another order
+# and with fewer bits, which Adam's steps amplify; fp16 skips its first steps, until its loss scale fits.
 NEAR = {"fp32": 5e-4, "bf16": 0.02, "fp16": 0.1}
 STILL = ["--dropout", "0", "--backbone_dropout", "off"]
-# Width, depth, pixels and patches of the papers' backbones; tiny where a GPU is only played.
+# Width, depth, pixels and patches of the papers' backbones; tiny if the device is not a GPU.
 BASE = (
     {"hidden_size": 768, "layers": 12, "heads": 12, "inner_size": 3072} if ON_CUDA else {"hidden_size": 32, "layers": 2}
 )
@@ -95,7 +95,7 @@ def first_loss(folder: Path) -> float:
 
 @pytest.fixture(scope="module")
 def on_the_cpu(tmp_path_factory):
-    """The first epoch's loss of a run on the CPU in float32, by name; each is made once."""
+    """Return a function that gives the first epoch's loss of a named run on the CPU in float32, run only once."""
     made: dict[str, float] = {}
 
     def of(name: str, arguments: list[str], method: str) -> float:
@@ -129,7 +129,7 @@ def test_a_short_run(flags, backbones, tmp_path, on_the_cpu, report, tower, prec
 @pytest.mark.parametrize("objective", ["bce", "in_batch"])
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_over_titles_and_images(flags, backbones, tmp_path, on_the_cpu, method, objective):
-    """In its own dropout's absence as on the CPU, with deterministic algorithms only."""
+    """Without dropout, the loss equals that on the CPU, with deterministic algorithms only."""
     arguments = [*flags, *encoder_flags(BOTH, backbones), *STILL, *small_flags(method), "--objective", objective]
     run([*arguments, "--epochs", "1", "--output", str(tmp_path / "run")], method)
     expected = on_the_cpu(f"{method} {objective}", arguments, method)
@@ -151,14 +151,14 @@ VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "
     "kind", ["roberta", "llama, mean", "vit", "mae", "mae, masked", "clip", "dinov2", "dinov2, 48"]
 )
 def test_every_backbone_trained_in_full(flags, backbones, jpegs, tmp_path, report, kind):
-    """An operation without a deterministic kernel would be told here; so it must be, in a line that says what to do."""
+    """An operation without a deterministic kernel must fail in one line that says what to do."""
     name, _, special = kind.partition(", ")
     more = {"mean": ["--text_pooling", "mean"], "masked": ["--mask_ratio", "0.75"]}.get(special, [])
     if name in backbones:
         arguments = [*flags, *encoder_flags(name, backbones)]
     else:
         arguments = [*flags, *encoder_flags("vit", backbones), "--image_encoder", str(tmp_path / name)]
-        # Positions for other sizes than that of its configuration are interpolated.
+        # Position embeddings are interpolated for sizes that differ from the configuration's.
         size = int(special or 32)
         if name == "clip":
             text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -209,7 +209,7 @@ def start(script: str, arguments: list[str]) -> subprocess.Popen:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("tower", ["text", "multimodal", "iisan cached, gpu"])
 def test_the_same_numbers_twice(flags, backbones, tmp_path, tower, precision):
-    """Dropout included, bit for bit."""
+    """Two runs are equal bit for bit, also with dropout."""
     kind, method, more = TOWERS[tower]
     states = ["--state_cache", str(tmp_path / "states")] if "--cached" in more else []
     arguments = [*flags, *encoder_flags(kind, backbones), *more, *states, "--precision", precision, "--lr", "1e-2"]
@@ -219,7 +219,7 @@ def test_the_same_numbers_twice(flags, backbones, tmp_path, tower, precision):
 
 
 def test_the_same_numbers_in_two_processes_of_their_own(flags, backbones, tmp_path):
-    """Nothing of the process decides: full fine-tuning of both backbones, images read by workers, `auto` precision."""
+    """Equal across processes: full fine-tuning of both backbones, images read by workers, `auto` precision."""
     arguments = [*flags, *encoder_flags(BOTH, backbones), "--image_workers", "2", "--objective", "in_batch"]
     arguments += ["--precision", "auto", "--backbone_lr", "1e-3"]
     both = [start("../../Multimodal/script/run_fft.py", [*arguments, "--output", str(tmp_path / n)]) for n in "ab"]
@@ -230,7 +230,7 @@ def test_the_same_numbers_in_two_processes_of_their_own(flags, backbones, tmp_pa
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_resuming_after_sigkill(flags, backbones, tmp_path, precision):
-    """fp16's loss scale, which the state holds, included."""
+    """The resumed state includes fp16's loss scale."""
     arguments = [*flags, "--precision", precision, "--batch_size", "2", "--epochs", "4", "--save_steps", "3"]
     arguments += ["--lr", "1e-2"]
     finish(start("finetune.py", [*arguments, "--output", str(tmp_path / "whole")]))
@@ -296,7 +296,7 @@ def test_more_processes_than_cards(flags, tmp_path):
 
 @needs_cuda
 def test_too_little_memory_is_told_in_a_line(flags, tmp_path, monkeypatch, capsys):
-    """As on a card that other programs have filled."""
+    """As on a card whose memory other programs have filled."""
     torch.cuda.empty_cache()
     most = torch.cuda.memory_reserved() + 4 * 2**20
     torch.cuda.set_per_process_memory_fraction(most / torch.cuda.get_device_properties(0).total_memory)
@@ -316,7 +316,7 @@ def on_device(*arrays: torch.Tensor) -> list[torch.Tensor]:
 
 
 def ranking(integers: bool) -> tuple[torch.Tensor, ...]:
-    """Items [2000, 64], users [600, 64], targets, history and the users it is of."""
+    """Return items [2000, 64], users [600, 64], targets, history and the user of each history item."""
     torch.manual_seed(0)
     items, users = torch.randn(2000, 64), torch.randn(600, 64)
     if integers:
@@ -336,7 +336,7 @@ def test_ranks_of_exact_scores_are_the_cpus(mask_history):
 
 
 def test_ranks_of_rounded_scores_are_the_cpus_but_for_near_ties(report):
-    """A rank may differ by the items whose exact score is within a float32 sum's rounding of the target's."""
+    """A rank may differ only by items whose exact score is within a float32 sum's rounding of the target's."""
     items, users, targets, history, owner = ranking(integers=False)
     Precision("fp32", DEVICE)
     ranks = Ranker(items.to(DEVICE), 2**20, "none").ranks(*on_device(users, targets, history, owner)).cpu()
@@ -352,12 +352,12 @@ def test_ranks_of_rounded_scores_are_the_cpus_but_for_near_ties(report):
 
 
 def test_evaluation_is_the_cpus(flags, backbones, tmp_path, monkeypatch, domain, report):
-    """The same weights, in float32: embeddings within 1e-4, ranks but for scores that near each other."""
+    """With equal weights in float32, embeddings agree to 1e-4, and ranks agree except for close scores."""
     run([*flags, *encoder_flags("bert", backbones), "--lr", "1e-2", "--output", str(tmp_path / "run")], "full")
     dataset = load_dataset(domain, 6, 5)
     tokens = cached_tokens(dataset.catalog, load_tokenizer(backbones["bert"]), 10, lower_case=True)
     ranks, items = [], []
-    # What `summarise` is given are the ranks.
+    # Make `summarise` return the ranks.
     monkeypatch.setattr(evaluation, "summarise", lambda ranking, *_: ranking.ranks)
     for device in (DEVICE, torch.device("cpu")):
         features = TextFeatures(tokens, dataset.split.item_rows, device)
@@ -372,7 +372,7 @@ def test_evaluation_is_the_cpus(flags, backbones, tmp_path, monkeypatch, domain,
     reachable = np.isfinite(theirs)
     moved = np.abs(ours[reachable] - theirs[reachable])
     report.find("ranks that evaluation on the device moved", {"share": float((moved > 0).mean()), "by": moved.max()})
-    # A perturbation of 1e-4 in 16 coordinates passes few of 150 scores.
+    # A perturbation of 1e-4 in 16 coordinates moves a target past few of 150 scores.
     assert moved.max(initial=0) <= 2 and (moved > 0).mean() <= 0.05
 
 
@@ -381,7 +381,7 @@ AT_BASE_SIZE = ("full", "houlsby", "frozen", "iisan", "iisan cached")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> list[str]:
-    """Flags of runs over backbones of the papers' sizes, of random weights."""
+    """Flags of runs over backbones of the papers' sizes, with random weights."""
     folder = tmp_path_factory.mktemp("base")
     make_domain_with_store(folder / "set", Domain("base", users=128, items=300, longest=12, seed=5), PIXELS)
     make_text_backbone(folder / "bert", **BASE)
@@ -394,7 +394,7 @@ def base(tmp_path_factory) -> list[str]:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_memory_and_time_at_the_papers_sizes(base, tmp_path, report, precision):
-    """BERT-base and ViT-B/16 over 128 users: what each method takes of the card, which the report tells."""
+    """BERT-base and ViT-B/16 over 128 users: the report states the GPU memory that each method takes."""
     peaks = {}
     for name in AT_BASE_SIZE:
         if ON_CUDA:
