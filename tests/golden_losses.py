@@ -1,14 +1,14 @@
-"""Records the losses and metrics of short runs, which a change of structure must leave as they are, to the last bit.
+"""Records the losses and metrics of short runs, which a refactoring must not change, to the last bit.
 
     python tests/golden_losses.py           compare with tests/losses, name what differs
-    python tests/golden_losses.py --record  write tests/losses anew
+    python tests/golden_losses.py --record  write tests/losses again
     python tests/golden_losses.py --add     record the cases that have no line yet, and run no others
 
-One file for each modality; one line for each method and objective, and for each variant of a method: the losses of an
-epoch of eight steps and the validation metrics after it, on tiny backbones, in fp32 and on one thread. The first line
-of a file names the torch build and the processor whose numbers they are; elsewhere the last digits differ. A commit
-that changes numbers on purpose records them anew and says why. Whatever is registered has a case: what CASES does not
-name trains at sizes cut for tiny models.
+There is one file for each modality, and one line for each method and objective, and for each variant of a method: the
+losses of an epoch of eight steps and the validation metrics after it, on tiny backbones, in fp32 and on one thread. The
+first line of a file names the torch build and the processor on which its numbers were recorded; on others the last
+digits differ. A commit that changes numbers on purpose records them again and gives the reason. Everything that is
+registered has a case: entries that CASES does not name train at sizes for tiny models.
 """
 
 import argparse
@@ -39,15 +39,16 @@ from transrec.training.trainer import Trainer  # noqa: E402
 
 LOSSES = Path(__file__).with_name("losses")
 STEPS = 8
-# Under which every method trains; the others train where items are encoded once, which one of them demands.
+# Every method trains with these objectives. The others are tried on a method that encodes items once, which one of them
+# requires.
 PAPERS = ("bce", "cpc", "in_batch")
-# Of a run on another processor or build of torch.
+# For runs on another processor or build of torch.
 TOLERANCE = 1e-4
 ADAPTERS = "--insert all --adapter_lr 1e-3"
 SIZES = f"{ADAPTERS} --item_bottleneck 8 --user_bottleneck 4"
 SIDE = "--adapter_lr 1e-3 --side_size 8"
 ATTRIBUTES = "--text_attributes title abstract --attribute_tokens 6 9"
-# What a case is called, and its flags: all that a preset could decide is said.
+# The name of a case, and its flags: they set every value that a preset could decide.
 CASES = {
     "full": "--backbone_lr 1e-3",
     "full, normal": "--backbone_lr 1e-3 --init normal",
@@ -92,7 +93,7 @@ CASES |= {
     f"full, {name}": f"{CASES['full']} --user_encoder {name}" for name in USER_ENCODERS.names() if name != "sasrec"
 }
 MODALITIES = ("text", "image", "multimodal", "id", "vector", "text+image+vector")
-# Of every user encoder those that it has.
+# Each user encoder takes those of these flags that it has.
 USER = {"blocks": "2", "heads": "2", "dropout": "0.1"}
 COMMON = (
     "--max_seq_len 6 --title_tokens 10 --embedding_dim 16 --epochs 1 --lr 1e-3 "
@@ -102,12 +103,12 @@ COMMON = (
 
 
 def environment() -> str:
-    """Whose numbers these are: torch, system and processor."""
+    """Return the environment that numbers depend on: torch, system and processor."""
     return f"torch {torch.__version__}, {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def names(modality: str) -> list[str]:
-    """The cases of a modality."""
+    """Return the cases of a modality."""
     if modality == "id":
         return ["full", "full, normal"]
     if modality == "vector":
@@ -122,7 +123,7 @@ def names(modality: str) -> list[str]:
 
 
 def prepare(folder: Path) -> list[str]:
-    """Make the dataset and the backbones that all cases read; returns the flags that name them."""
+    """Make the dataset and the backbones that all cases read; return the flags that name them."""
     make_domain_with_store(folder / "data", Domain("small", users=60, items=150, longest=9, seed=3))
     make_columns(folder / "data", folder / "columns")
     make_text_backbone(folder / "bert", hidden_size=32, layers=2)
@@ -135,7 +136,7 @@ def prepare(folder: Path) -> list[str]:
 
 
 def make_columns(dataset: Path, folder: Path) -> None:
-    """The same users and items, whose titles are told apart into columns; every seventh item has no abstract."""
+    """Write the same users and items with titles divided into columns; every seventh item has no abstract."""
     folder.mkdir()
     (folder / "users.tsv").write_bytes((dataset / "users.tsv").read_bytes())
     lines = ["item_id\tbrand\ttitle\tabstract"]
@@ -147,7 +148,7 @@ def make_columns(dataset: Path, folder: Path) -> None:
 
 
 def numbers(modality: str, name: str, objective: str, given: list[str], output: Path) -> str:
-    """The line of a case: the loss of each step, and each validation metric."""
+    """Return the line of a case: the loss of each step, and each validation metric."""
     losses: list[float] = []
     step = Trainer._step
 
@@ -184,31 +185,31 @@ def _user_encoder_flags(words: list[str]) -> list[str]:
 
 
 def objectives(modality: str, name: str) -> list[str]:
-    """Those under which a case trains: of a variant only one."""
+    """Return the objectives with which a case trains: only one for variants."""
     if (modality, name) == ("text", "frozen, cached"):
         return [PAPERS[-1], *(other for other in OBJECTIVES.names() if other not in PAPERS)]
     return list(PAPERS if name in PACKAGED else PAPERS[-1:])
 
 
 def line(modality: str, name: str, objective: str, given: list[str], folder: Path) -> str:
-    """The line of a case under an objective."""
+    """Return the line of a case with an objective."""
     return numbers(modality, name, objective, given, folder / f"{modality}-{name.replace(' ', '_')}-{objective}")
 
 
 def cases(modality: str, name: str, given: list[str], folder: Path) -> Iterator[str]:
-    """The lines of a case, one for each objective."""
+    """Yield the lines of a case, one for each objective."""
     for objective in objectives(modality, name):
         yield line(modality, name, objective, given, folder)
 
 
 def recorded(modality: str) -> tuple[str, dict[tuple[str, str], str]]:
-    """Whose numbers a file holds, and its lines by case and objective."""
+    """Return the environment that a file names, and its lines by case and objective."""
     first, *lines = (LOSSES / f"{modality}.txt").read_text().splitlines()
     return first, {tuple(line.split(" | ")[:2]): line for line in lines}
 
 
 def differs(now: str, before: str, exact: bool) -> bool:
-    """Whether a line says something else, or, if not `exact`, something that is further off than rounding."""
+    """Return whether two lines differ; if not `exact`, numbers may differ by TOLERANCE."""
     if exact or now == before:
         return now != before
     pairs = zip(now.split(), before.split(), strict=True)
@@ -234,7 +235,7 @@ def add() -> None:
 
 
 def main(record: bool) -> int:
-    """Record, or compare and return how many lines differ."""
+    """Record all lines, or compare them and return how many differ."""
     different = 0
     with tempfile.TemporaryDirectory() as temporary:
         given = prepare(Path(temporary))

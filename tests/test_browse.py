@@ -1,4 +1,4 @@
-"""The pages that are browsed: users, typed histories and items of two runs, over HTTP and in a browser."""
+"""The pages of scripts/browse.py: users, typed histories and items of two runs, over HTTP and in a browser."""
 
 import os
 import re
@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture(scope="module")
 def folders(domain, backbones, tmp_path_factory):
-    """Two runs over item IDs of a dataset with pictures, every fifth of whose titles is hostile."""
+    """Folders of two runs over item IDs of a dataset with pictures, in which every fifth title is hostile."""
     place = tmp_path_factory.mktemp("browse")
     shutil.copytree(domain, place / "films", ignore=shutil.ignore_patterns(".transrec"))
     path = place / "films" / "items.tsv"
@@ -55,7 +55,7 @@ def browser(runs):
 
 @pytest.fixture(scope="module")
 def hit(browser):
-    """A user whose target the first run ranks among the ten best, and the target."""
+    """A user whose target is among the first run's ten best items, the target, and these items."""
     one = browser.first
     found = np.concatenate([items for _, items in one.top_of("test", 10)])
     wanted = one.dataset.split.test.only_last(1).flat() - 1
@@ -237,12 +237,12 @@ def test_ctrl_c_ends_it(folders, monkeypatch, capfd):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_in_a_browser(address, hit, runs, tmp_path):
-    """A user is looked for, the link that is found is followed; hostile titles do nothing, and nothing is fetched."""
+    """A user is searched and the resulting link followed; hostile titles do nothing, and nothing is fetched."""
     user, wanted, found = hit
 
     def see(path: str) -> str:
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-        # Whatever is not of this computer cannot be reached.
+        # Nothing outside this computer can be reached.
         flags += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={tmp_path / 'profile'}"]
         command = [CHROMIUM, *flags, "--dump-dom", address.rstrip("/") + path]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""Finished runs beside each other, by the ranks that they kept: metrics, slices and tests without a model."""
+"""Comparing finished runs by the ranks that they kept: metrics, slices and tests without a model."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ METRICS = ["hr", "ndcg", "mrr", "auc"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, domain, backbones) -> dict[str, Path]:
-    """Two methods, one of them with two seeds."""
+    """Folders of runs of two methods, one of them with two seeds."""
     root = tmp_path_factory.mktemp("runs")
     folders = {}
     for name, method, more in (
@@ -133,7 +133,7 @@ def test_margins_are_kept_and_ranks_of_earlier_releases_read(runs, tmp_path):
         kept = read_ranks(runs["ids"], "test", baseline)
         ranked = np.isfinite(kept["rank"])
         assert ranked.any() and (kept["margin"][~ranked] == -np.inf).all()
-        # The first is ahead, ties are at 0, and who is behind has a higher one.
+        # The margin of rank 1 is positive, that of a tie is 0, and that of lower ranks is negative.
         assert (np.sign(kept["margin"][ranked]) <= 0)[kept["rank"][ranked] > 1].all()
         assert (kept["rank"][ranked] == 1)[kept["margin"][ranked] > 0].all()
     earlier = np.array(kept[["user", "item", "rank"]], WITHOUT_MARGIN)
@@ -194,7 +194,7 @@ def test_unlike_rankings_of_one_baseline_are_told_apart(runs, tmp_path):
 
 
 def test_a_run_is_ranked_anew_as_another_was_that_was_told_so(runs, domain, backbones, tmp_path, monkeypatch, capsys):
-    """The model itself is the same: what is masked and ranked decides nothing in training by in_batch."""
+    """Both models are the same, since masking and catalogue do not affect training with in_batch."""
     plain, told_otherwise = tmp_path / "plain", tmp_path / "otherwise"
     flags = [*flags_of(domain, backbones), "--objective", "in_batch"]
     run([*flags, "--output", str(plain)], "frozen")
@@ -260,7 +260,7 @@ def test_trec_files_are_read_by_an_independent_evaluator(runs, tmp_path, monkeyp
 
 
 def test_queries_are_words_of_their_own(tmp_path, monkeypatch):
-    """Users of several targets, and ids with white space in them."""
+    """Queries are unique words for users with several targets and for ids that contain white space."""
     items = [f"i {number}" for number in range(6)]
     split = leave_one_out(
         Interactions(tmp_path, ["a b", "c%"], sequences_of([np.arange(6), np.arange(6)[::-1]])), 5, 5, 6
@@ -297,7 +297,7 @@ def test_the_script(runs, tmp_path, monkeypatch, capsys):
 
 
 def evaluate(words, monkeypatch) -> int:
-    """The exit status of the script in this process."""
+    """Run the script in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
     space = {"__name__": "__main__", "__file__": str(SCRIPT), "__doc__": "evaluate"}
     try:

@@ -1,4 +1,4 @@
-"""Runs whose files were edited or damaged: each is told in one line, and nothing goes on from wrong numbers."""
+"""Runs whose files were edited or damaged: each is reported in one line, and no run continues from wrong numbers."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def spoil(path: Path, tensors=None, description=None) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, domain, backbones) -> Path:
-    """A run that stopped in its second epoch."""
+    """Folder of a run that stopped in its second epoch."""
     folder = tmp_path_factory.mktemp("stopped") / "run"
     sizes = ["--embedding_dim", "16", "--max_seq_len", "6", "--title_tokens", "10", "--batch_size", "8"]
     flags = ["--dataset", str(domain), "--text_encoder", str(backbones["bert"]), *sizes, "--epochs", "3"]
@@ -53,7 +53,7 @@ def stopped(tmp_path_factory, domain, backbones) -> Path:
 
 @pytest.fixture
 def broken(stopped, tmp_path) -> Path:
-    """A copy of it, to spoil. Its options name the folder of the original, which is of no consequence."""
+    """A copy of the stopped run to spoil. Its options name the original's folder, which does not matter."""
     return shutil.copytree(stopped, tmp_path / "run")
 
 
@@ -153,7 +153,7 @@ def test_a_best_checkpoint_that_changes_while_the_run_trains_is_found_before_the
     def finish(self):
         original(self)
         if self.state.finished:
-            # The metrics of this epoch may have made it the best.
+            # The metrics of this epoch may have made it the best one.
             self.state.best_epoch, self.state.best_metrics = 1, self.evaluator.evaluate(self.recommender, "validation")
             spoil(self.run.best, None, put("epoch", value=1))
             spoil(self.run.best, None, put("validation", value=self.state.best_metrics))
@@ -169,7 +169,7 @@ def test_a_best_checkpoint_that_changes_while_the_run_trains_is_found_before_the
 def test_a_damaged_state_is_told_in_one_line(broken, tensors, description, told):
     spoil(broken / "checkpoints" / "last.safetensors", tensors, description)
     if told is None:
-        # fp32 scales nothing: what the state says of it is never read.
+        # fp32 scales nothing, so the scale in the state is never read.
         resume(broken)
         return
     with pytest.raises(TransrecError, match=told) as caught:
@@ -188,7 +188,7 @@ def test_edited_options_are_refused_by_name_unless_accepted(broken):
     with pytest.raises(TransrecError, match=r"seed 3 \(was 0\), adapter_lr 0.5 \(was 0.00015\); restore it, or go on"):
         resume(broken)
     assert resume(broken, "--accept_edits")["seed"] == 3
-    # The file is now what the run went on with.
+    # The file now holds the options that the run continued with.
     assert resume(broken)["seed"] == 3
 
 

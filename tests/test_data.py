@@ -68,7 +68,7 @@ def test_a_sample_of_the_users_is_evaluated_and_all_train():
         np.testing.assert_array_equal(some.targets(part)[0], drawn)
         for found, of_all in ((some.upto(part), whole.upto(part)), (some.history(part), whole.history(part))):
             assert [each.tolist() for each in found] == [of_all[user].tolist() for user in drawn]
-    # Of 50 users one alone has a test target.
+    # Only one of 50 users has a test target.
     late = dataclasses.replace(whole, test_starts=np.where(np.arange(50) == 7, whole.test_starts, whole.kept.stops))
     with pytest.raises(TransrecError, match="--eval_users 2: no user of the sample has a test target; give more"):
         evaluate_on(late, names, 2, 0)
@@ -207,7 +207,7 @@ def test_text_features_cut_common_padding():
 
 
 class CountingTokenizer:
-    """Passes calls on and counts them."""
+    """A tokenizer that counts its calls."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.calls = tokenizer, 0
@@ -283,7 +283,7 @@ def test_a_header_names_the_columns_of_an_items_file(tmp_path):
     catalog = read_catalog(path)
     assert (catalog.ids, catalog.columns) == ([*"abcd"], ["item id", "brand", "title"])
     assert catalog.texts == ["Red lamp", "Blue chair", "", ""]
-    # Without anything in its columns an item has no text, whatever else the template says.
+    # An item whose columns are all empty has no text, whatever else the template contains.
     assert catalog.reading("{Title}. By { brand }{{}}").texts == [
         *("Red lamp. By Acme{}", "Blue chair. By {}", ". By Bel{}", ""),
     ]

@@ -34,7 +34,7 @@ def plain_margin(scores, target, seen, mask_history):
 
 
 def plain_rank(scores: np.ndarray, target: int, seen: set[int], mask_history: str) -> float:
-    """One user's rank, item by item."""
+    """Return one user's rank, computed item by item."""
     hidden = {"seen": seen, "none": set(), "seen_but_target": seen - {target}}[mask_history]
     if target in hidden:
         return math.inf
@@ -107,12 +107,12 @@ def test_lists_hold_the_best_items_that_are_not_masked():
 
 @pytest.mark.parametrize("count", [40, 3000])
 def test_of_equal_scores_the_lower_number_is_listed_first(count):
-    """Among few items, and among so many that only some of them are looked at."""
+    """With few items, and with so many that only some of them are examined."""
     rng = np.random.default_rng(2)
     scores = rng.integers(0, 3, (16, count)).astype(np.float32)
     scores[0] = 1
     nothing, targets = torch.zeros(0, dtype=torch.long), torch.ones(16, dtype=torch.long)
-    # Of unit vectors the products are the entries themselves.
+    # The products with unit vectors are the entries themselves.
     ranker = Ranker(torch.from_numpy(scores.T.copy()), 2**20, "seen", length=7)
     lists = ranker.rank(torch.eye(16), targets, nothing, nothing).lists
     assert np.array_equal(lists, np.argsort(-scores, axis=1, kind="stable")[:, :7] + 1)
@@ -136,7 +136,7 @@ def test_metrics_of_what_is_recommended_equal_their_definitions():
     chosen = [[item - 1 for item in row[:5] if item] for row in lists.tolist()]
     shown = [item for row in chosen for item in row]
     of_each = np.bincount(shown, minlength=12)
-    cosine = np.corrcoef(np.hstack([embeddings, -embeddings]))  # Of vectors of mean zero it is the cosine.
+    cosine = np.corrcoef(np.hstack([embeddings, -embeddings]))  # Equal to the cosine for vectors with mean zero.
     unlike = [np.mean([1 - cosine[a, b] for a in row for b in row if a != b]) for row in chosen]
     expected = {
         "coverage": len(set(shown)) / 12,
@@ -263,7 +263,7 @@ def test_embeddings_that_are_not_finite_are_refused(split, recommender):
 
 
 def test_intervals_of_a_sample_hold_the_value_of_all_users():
-    """Of 600 samples 95 % do, give or take 2.5 standard deviations; a user's targets are alike, and count together."""
+    """95 % of 600 samples do, within 2.5 standard deviations; a user's targets are similar and count as one unit."""
     rng = np.random.default_rng(0)
     users, drawn = 2000, 500
     owners = np.repeat(np.arange(users), rng.integers(1, 6, users))
@@ -275,6 +275,6 @@ def test_intervals_of_a_sample_hold_the_value_of_all_users():
         assert list(found) == list(whole)
         held.append([low <= whole[name] <= high for name, (low, high) in found.items()])
     assert np.all(np.abs(np.mean(held, axis=0) - 0.95) < 2.5 * math.sqrt(0.95 * 0.05 / 600))
-    # Who has drawn all users has nothing left to guess.
+    # A sample of all users leaves no uncertainty.
     everyone = intervals(Ranking(ranks), owners, users, [10])
     assert everyone == {name: pytest.approx((value, value)) for name, value in whole.items()}

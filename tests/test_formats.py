@@ -1,4 +1,4 @@
-"""Formats: small files in exactly their publishers' layouts, with the traps that lie in them."""
+"""Formats: small files in exactly their publishers' layouts, including their pitfalls."""
 
 import io
 from itertools import groupby
@@ -38,7 +38,7 @@ def counts(importing: Importing) -> dict[str, int]:
     return {one["what"]: one["difference"] for one in importing.card["published"]}
 
 
-# User, item, rating, time: ties, several users, not in order.
+# User, item, rating, time: with ties, several users, unordered.
 RATINGS = [
     *(("1", "31", "2.5", 1260759144), ("2", "10", "4", 835355493), ("1", "1029", "3", 1260759179)),
     *(("1", "10", "1", 1260759144), ("2", "17", "5", 835355681), ("1", "5", "4", 1260759205)),
@@ -47,7 +47,7 @@ RATINGS = [
 
 
 def expected(rows: list[tuple] = RATINGS) -> dict[str, list[str]]:
-    """Sequences by time, at equal times by item id, as text."""
+    """Return sequences by time, and at equal times by item id as text."""
     by_user = sorted((user, time, item) for user, item, _, time in rows)
     return {user: [item for *_, item in of] for user, of in groupby(by_user, key=lambda row: row[0])}
 
@@ -115,7 +115,7 @@ INTER = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
 
 
 def test_recbole(importing):
-    # The times of MovieLens-100k are written as RecBole writes them, as floats; ids keep their zeros.
+    # The times of MovieLens-100k are floats, as RecBole writes them; ids keep their zeros.
     rows = [(user, f"0{item}", rating, f"{time}.0") for user, item, rating, time in RATINGS]
     importing.write("ml-100k.inter", "\ufeff" + lines([INTER, *rows]))
     items = [
@@ -137,7 +137,7 @@ def test_recbole(importing):
 
 
 def test_recbole_equals_pandas(importing):
-    """A sample of MovieLens' shape: most times occur several times, some items are rated twice."""
+    """A sample in the shape of MovieLens: most times occur several times, some items are rated twice."""
     import pandas
 
     draw = np.random.default_rng(0)
@@ -205,7 +205,7 @@ def baby(importing) -> Importing:
     importing.write("baby.inter", lines(LABELLED))
     importing.write("image_feat.npy", npy(IMAGE))
     importing.write("text_feat.npy", npy(TEXT))
-    # A pickled dict, which is never opened.
+    # A pickled dict, which must never be opened.
     importing.write("user_graph_dict.npy", npy(np.array({"evil": 1}, dtype=object)))
     return importing
 

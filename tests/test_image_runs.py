@@ -1,4 +1,4 @@
-"""Runs over images: reading ahead, resuming, several processes, image encoders, bad input."""
+"""Runs over images: reading ahead, resuming, several processes, image encoders, invalid input."""
 
 import shutil
 import signal
@@ -90,7 +90,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 
 
 def save_vision_transformer(kind: str, folder: Path) -> None:
-    """A tiny CLIP, of which the image encoder is to be taken, or DINOv2."""
+    """Save a tiny CLIP, whose image encoder is to be extracted, or a tiny DINOv2."""
     torch.manual_seed(0)
     if kind == "clip":
         text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -150,7 +150,7 @@ def test_two_processes_over_images(vit_flags, tmp_path):
     finish(start(script, [*flags, "--nproc", "2", "--output", str(tmp_path / "2")]))
     one, two = (numbers(tmp_path / processes)["epochs"] for processes in "12")
     for a, b in zip(one, two, strict=True):
-        # Gradients agree to 1e-6 a step; sixteen steps of Adam amplify that.
+        # Gradients agree to 1e-6 per step; sixteen steps of Adam amplify the difference.
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-4)
 
 

@@ -32,7 +32,7 @@ BLOCK_NAMES = {
 
 
 def original_name(name: str) -> str:
-    """The original program's key for one of our parameters, written down apart from the rules under test."""
+    """Return the original program's key for one of our parameters, written independently of the rules under test."""
     if name.startswith("item_encoder.backbone."):
         return PREFIX + "bert_model." + name.removeprefix("item_encoder.backbone.")
     if name.startswith("item_encoder.projection."):
@@ -54,7 +54,7 @@ def recommender(backbones):
 
 @pytest.fixture
 def state(recommender):
-    """model_state_dict as the original program would hold it, pooler included."""
+    """model_state_dict as the original program would hold it, including the pooler."""
     state = {original_name(name): p.detach().clone() for name, p in recommender.named_parameters()}
     state[PREFIX + "bert_model.pooler.dense.weight"] = torch.randn(32, 32)
     state[PREFIX + "bert_model.pooler.dense.bias"] = torch.randn(32)
@@ -132,7 +132,7 @@ def test_a_truncated_file_is_refused(path, keep):
 
 
 class Malice:
-    """Unpickling this writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, target):
         self.target = target
@@ -185,7 +185,7 @@ def compacter(name, width, size):
 
 
 def wrapped(state, wraps_output, wraps_attention=True):
-    """Original names of an image recommender whose blocks and SASRec blocks adapters wrap."""
+    """Return original names of an image recommender in which adapters wrap the blocks of ViT and SASRec."""
     names = {}
     for key, tensor in state.items():
         key = BLOCK.sub(r"\1\2.transformer_block.\3", key)
@@ -198,7 +198,7 @@ def wrapped(state, wraps_output, wraps_attention=True):
 
 
 def with_adapters(state, method):
-    """The state dict that the original image program with that method saves, by its own names."""
+    """Return the state dict that the original image program saves for that method, with its own names."""
     layer = "cv_encoder.image_net.vit.encoder.layer"
     user = "user_encoder.transformer_encoder.transformer_blocks"
     state = dict(state)
@@ -258,7 +258,7 @@ def with_adapters(state, method):
 
 @pytest.mark.parametrize("method", ["parallel", "pfeiffer_attention", "lora", "compacter", "kadapter", "prompt"])
 def test_original_image_checkpoints_of_every_method(golden, tmp_path, method):
-    """Every tensor has a place and every place a tensor, and the values are the checkpoint's."""
+    """Every tensor is loaded, every parameter is set, and the values are those of the checkpoint."""
     from safetensors.torch import load_file
 
     torch.manual_seed(0)

@@ -40,8 +40,8 @@ class Shifted(nn.Module):
 class ShiftOptions(InsertOptions):
     _minimum: ClassVar[dict[str, float]] = {"ratio": 0, "weight": 0}
 
-    ratio: float = flag(3.0, "Learning rate of the scales, in that of the shifts.")
-    weight: float = flag(0.5, "Of the penalty.")
+    ratio: float = flag(3.0, "Learning rate of the scales, as a multiple of that of the shifts.")
+    weight: float = flag(0.5, "Weight of the penalty.")
 
 
 class Shift(Method):

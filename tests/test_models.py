@@ -1,4 +1,4 @@
-"""Backbone view, SASRec, objectives."""
+"""The view of backbones, SASRec, objectives."""
 
 import math
 
@@ -18,7 +18,7 @@ from transrec.models.user_encoders.sasrec import SASRec
 
 
 class Zero(nn.Module):
-    """Erases what the module it wraps gives."""
+    """Replaces the output of the module that it wraps by zeros."""
 
     def __init__(self, inner):
         super().__init__()
@@ -36,7 +36,7 @@ def stack(request, backbones):
 
 
 def block_output(block, x):
-    """A block's output on x [B, L, D] without any mask."""
+    """Return a block's output on x [B, L, D] without any mask."""
     if "SASRec" in type(block.module).__name__:
         length = x.shape[1]
         return block.module(x, torch.zeros(1, 1, length, length))
@@ -45,7 +45,7 @@ def block_output(block, x):
 
 
 def test_sites_are_where_the_residual_is_added(stack):
-    """With both sub-layer outputs erased, a post-LN block is LayerNorm(LayerNorm(x)) and nothing else."""
+    """With both sub-layer outputs erased, a post-LN block is exactly LayerNorm(LayerNorm(x))."""
     x = torch.randn(2, 5, stack.width)
     for block in stack.blocks:
         norms = [m for m in block.module.modules() if isinstance(m, nn.LayerNorm)]
@@ -58,7 +58,7 @@ def test_sites_are_where_the_residual_is_added(stack):
 
 
 def test_projections_are_query_key_value(stack):
-    """Doubling the query or halving the key scales the same logits; a zero value erases what attention gives."""
+    """Doubling the query and halving the key keeps the logits; a zero value erases the output of attention."""
     x = torch.randn(2, 5, stack.width)
     block = stack.blocks[0]
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_projections_are_query_key_value(stack):
 
 
 class OldViTAttention(nn.Module):
-    """The attention of the image backbones' layout before projections were called q_proj, k_proj, v_proj and o_proj."""
+    """The attention of image backbones from before projections were called q_proj, k_proj, v_proj and o_proj."""
 
     def __init__(self, width):
         super().__init__()
@@ -125,7 +125,7 @@ def pre_ln_stack(request, backbones):
 
 
 def test_sites_of_pre_ln_blocks(pre_ln_stack):
-    """The residual stream alone is left when both outputs are erased; what reads it is seen at `stream`."""
+    """With both outputs erased, only the residual stream is left; `stream` is the module that reads the stream."""
     x = torch.randn(2, 5, 32)
 
     def give(block):
@@ -208,7 +208,7 @@ def test_cpc_objective(example):
 
 
 def test_in_batch_objective_equals_its_definition_over_slots(example):
-    """Every slot a column, slot by slot as docs/protocol.md puts it, with -1e4 for what takes no part."""
+    """Each slot is a column, as in docs/protocol.md, with -1e4 for masked slots."""
     batch, embeddings, encoder = example
     users = vectors(batch, embeddings, encoder)
     slots = batch.sequences.flatten().tolist()
@@ -237,7 +237,7 @@ def test_in_batch_loss_of_a_lone_user_is_zero(example):
 
 
 def test_objectives_start_near_chance():
-    """Untrained, orthogonal-ish embeddings: BCE is near 2 log 2, softmax near the log of the candidates."""
+    """Untrained, almost orthogonal embeddings: BCE is near 2 log 2, softmax near the log of the candidates."""
     torch.manual_seed(0)
     batch = Batch(
         torch.arange(1, 41), torch.arange(1, 41).view(8, 5), torch.ones(8, 4).long(), torch.zeros(40), predictions=32

@@ -1,7 +1,8 @@
-"""Our numbers against those recorded from the original programs (eval mode, float32).
+"""Parity with numbers recorded from the original programs (eval mode, float32).
 
-1e-5 is the tolerance the records suggest: they were computed by other releases of torch and transformers with another
-attention kernel, which moves the last bits. A GPU adds in another order still. Integers and hashes are exact.
+The tolerance of 1e-5 is what the records allow: they were computed by other releases of torch and transformers with
+another attention kernel, which changes the last bits. A GPU sums in yet another order. Integers and hashes are compared
+exactly.
 """
 
 import copy
@@ -43,7 +44,7 @@ IMAGE_CASES = [("base_sasrec", None), ("houslby_serial", "houlsby"), ("mae_base"
 
 
 def batch_of(item_ids, log_mask) -> Batch:
-    """The recorded slots [B, L + 1, 2] of positives and negatives as a batch; slot order is item order."""
+    """Return the recorded slots [B, L + 1, 2] of positives and negatives as a batch; slot order is item order."""
     item_ids, mask = torch.from_numpy(item_ids), torch.from_numpy(log_mask) > 0
     slots = 1 + torch.arange(item_ids.numel()).view(item_ids.shape)
     positives, negatives = slots[..., 0], slots[:, :-1, 1]
@@ -65,7 +66,7 @@ def text_case(request, golden, tmp_path, device):
     BertConfig(**config).save_pretrained(tmp_path / "bert")
     weights = golden / "text" / name / "weights.safetensors"
     recommender = load_original(weights, tmp_path / "bert", method=method, objective=objective)
-    # As recorded: other kernels disagree on what attention over nothing but padding gives.
+    # As recorded: other kernels differ in the result of attention over padding only.
     recommender.item_encoder.backbone.set_attn_implementation("eager")
     return meta, io, recommender.to(device)
 
@@ -90,7 +91,7 @@ def device_of(module) -> torch.device:
 
 
 def encode(recommender, io, catalogue=False):
-    """Item embeddings [slots, 64] of the recorded batch, or of the catalogue less its padding."""
+    """Return item embeddings [slots, 64] of the recorded batch, or of the catalogue without its padding."""
     encoder = recommender.item_encoder
     device = device_of(recommender)
     if encoder.modality == "text":
@@ -104,10 +105,10 @@ def encode(recommender, io, catalogue=False):
 
 
 def loss_of(recommender, io, meta):
-    """The recorded batch's loss, real item embeddings [slots, 64], and user vectors [B, L, 64].
+    """Return the recorded batch's loss, real item embeddings [slots, 64], and user vectors [B, L, 64].
 
-    Padding is encoded as the original programs do: to the user encoder it makes no difference, but for the K-Adapter
-    they published, which masks nothing.
+    Padding is encoded, as in the original programs. This makes no difference to the user encoder, except for the
+    published K-Adapter, which masks nothing.
     """
     device = device_of(recommender)
     log_mask = torch.from_numpy(io["log_mask"]).to(device)
@@ -129,7 +130,7 @@ def check_recommender(meta, io, recommender, real, tolerance, expected=""):
 
 
 def test_embeddings_of_attributes_are_averaged(text_case, tolerance):
-    """As the original programs do of titles, abstracts and bodies: behind the projection and GELU."""
+    """Titles, abstracts and bodies are averaged after the projection and GELU, as in the original programs."""
     _, io, recommender = text_case
     content = torch.from_numpy(io["item_content"][1:]).long().to(device_of(recommender))
     title, abstract = content.chunk(2, dim=1), content.flip(0).chunk(2, dim=1)
@@ -154,7 +155,7 @@ def test_image_recommender(image_case, tolerance):
 
 
 def test_padding_need_not_be_encoded(text_case, device, tolerance):
-    """Ours never encodes it; with zeros in its place nothing changes where masks are respected."""
+    """transrec never encodes padding; with zeros in its place nothing changes, provided that masks are respected."""
     meta, io, recommender = text_case
     if any(isinstance(module, KAdapter) for module in recommender.modules()):
         pytest.skip("the published K-Adapter lets padding leak into user vectors")
@@ -194,7 +195,7 @@ def test_what_trains_and_its_gradients_over_images(image_case, tolerance):
 
 
 def check_gradients(meta, io, recommender, tolerance):
-    """The same tensors train, name for name, and get the same gradients (train mode, every dropout 0)."""
+    """Check that the same named tensors train and get the same gradients (train mode, every dropout 0)."""
     recommender.train()
     for module in recommender.modules():
         for name in ("p", "dropout", "dropout_prob"):
@@ -205,7 +206,7 @@ def check_gradients(meta, io, recommender, tolerance):
     loss.backward()
 
     statistics = meta["grad_stats_train_mode_dropout_zero"]
-    # Before the method was applied, the backbone's blocks were where they are in one without it.
+    # The records use the names of blocks before a method was applied, so places are taken from a plain backbone.
     encoder = recommender.item_encoder
     plain = copy.copy(encoder)
     plain._modules = encoder._modules | {"backbone": build_backbone(encoder.backbone.config, encoder.modality)}
@@ -235,7 +236,7 @@ def test_in_batch_loss_and_gradients(golden, device, tolerance):
     user_encoder = SASRec(meta["embedding_dim"], meta["max_seq_len"], meta["blocks"], meta["heads"], 0.0).eval()
     user_encoder.load_state_dict(_user_encoder_state(load_file(folder / "weights.safetensors")))
     user_encoder.to(device)
-    # The record gives each slot's embedding; slots of one item share it, so one of them stands for the item.
+    # The record gives the embedding of each slot; slots of one item share it, so one slot per item is enough.
     ids = torch.from_numpy(io["sample_items_id"])
     real = torch.cat([torch.from_numpy(io["log_mask"]) > 0, torch.ones(len(ids), 1, dtype=torch.bool)], dim=1)
     items, first = np.unique(ids[real], return_index=True)
@@ -258,7 +259,7 @@ def test_in_batch_loss_and_gradients(golden, device, tolerance):
 
 
 def _user_encoder_state(state):
-    """Tensors of an original user encoder under our names."""
+    """Return the tensors of an original user encoder under our names."""
     prefix = "user_encoder."
     named = {name: state[key] for key, name in our_names(state).items()}
     return {key.removeprefix(prefix): tensor.float() for key, tensor in named.items() if key.startswith(prefix)}

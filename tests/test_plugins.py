@@ -1,4 +1,4 @@
-"""Plugins: entries from outside the package, what is told of bad ones, and that none runs unless its user names it."""
+"""Plugins: entries from outside the package, errors of invalid plugins, and that none runs unless its user names it."""
 
 import json
 import re
@@ -34,7 +34,7 @@ class Doubled(BCEObjective):
 
 @pytest.fixture
 def plugin(tmp_path):
-    """Writes a plugin file; what it registers is taken back after the test."""
+    """Return a function that writes a plugin file; its entries are unregistered after the test."""
     written = []
 
     def write(text: str = PLAIN, name: str = "mine.py") -> Path:
@@ -51,7 +51,7 @@ def plugin(tmp_path):
 
 @pytest.fixture
 def finished(plugin, flags, tmp_path):
-    """A plugin and the folder of a run with it, the plugin as unknown as in a new process."""
+    """A plugin and the folder of a run with it; the plugin is unloaded, as in a new process."""
     path, folder = plugin(), tmp_path / "run"
     more = [*FEW_STEPS, "--epochs", "1", "--objective", "doubled"]
     run([*flags, *more, "--plugin", str(path), "--output", str(folder), "--keep_state"])
@@ -69,7 +69,7 @@ def test_a_run_is_resumed_and_loaded_where_its_plugin_is_given_again(finished, t
             act(folder)
     assert not path.with_name("ran").exists(), "it ran although nobody asked for it"
     assert run(["--resume", str(folder), "--epochs", "2", "--plugin", str(path)])["epochs_trained"] == 2
-    # What counts is what the file holds, wherever it is.
+    # Only the content of the file counts, wherever it is.
     copy = path.rename(path.with_name("elsewhere.py"))
     plugins.unload(path)
     assert load_run(folder, plugins=[copy]).objective.__class__.__name__ == "Doubled"
@@ -262,7 +262,7 @@ def test_all_trackers_are_closed_and_the_first_error_is_told(plugin, tmp_path, c
     with pytest.raises(TransrecError, match=f"tracker other {refused}"), Trackers(tmp_path) as trackers:
         trackers.open(chosen)
     assert "tracker one failed" in capsys.readouterr().err
-    # A library's failure names the tracker's line, not the library's, and goes before those of closing.
+    # A library's failure names the tracker's line, not the library's, and precedes the failures of closing.
     logged = rf"tracker one failed at {path}:10 \(JSONDecodeError: "
     with pytest.raises(TransrecError, match=logged), Trackers(tmp_path) as trackers:
         trackers.open(chosen)

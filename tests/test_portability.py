@@ -1,4 +1,4 @@
-"""Where transrec runs: the CPUs it may use, and systems that lack what Linux has."""
+"""Portability: the CPUs that transrec may use, and systems that lack features of Linux."""
 
 import importlib.util
 import multiprocessing
@@ -31,7 +31,7 @@ from transrec.training.precision import Precision
 
 @pytest.fixture
 def sixteen_cpus(monkeypatch, tmp_path):
-    """A machine of 16 CPUs whose control groups lie in the returned folder; `own` in it names this process's."""
+    """A machine of 16 CPUs; its control groups are in the returned folder, where `own` names this process's group."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(cpus, "CONTROL_GROUPS", tmp_path)
@@ -57,10 +57,10 @@ def test_cpus_are_those_of_the_affinity(sixteen_cpus, monkeypatch):
         ("0::/", {"cpu.max": "9900000 100000"}, 16),
         ("0::/job/step", {"job/step/cpu.max": "max 100000", "job/cpu.max": "300000 100000"}, 3),
         ("0::/job/step", {"job/step/cpu.max": "200000 100000", "job/cpu.max": "300000 100000"}, 2),
-        # In a container: the host's name of the group that is the root here.
+        # In a container, the file holds the host's name of the group that is the root inside the container.
         ("0::/docker/1f2e", {"cpu.max": "500000 100000"}, 5),
         ("0::/../other", {"cpu.max": "600000 100000"}, 6),
-        # Version 1.
+        # Control groups version 1.
         ("3:cpuset:/\n1:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
         ("4:cpu,cpuacct:/a", {"cpu/a/cpu.cfs_quota_us": "700000", "cpu/a/cpu.cfs_period_us": "100000"}, 7),
         ("0::/", {"cpu.max": "nonsense"}, 16),
@@ -103,7 +103,7 @@ print(runner.execute(settings)["test"]["HR@10"])
 
 
 def test_without_what_linux_has(flags, tmp_path):
-    """Every module can be imported, and a run gives the same, where fcntl, resource and their like are missing."""
+    """Without fcntl, resource and the like, every module can be imported and a run gives the same numbers."""
     ids = fitting([*flags, "--item_tower", "id", "--epochs", "1"])
     command = [sys.executable, "-c", ELSEWHERE, *ids, "--output", str(tmp_path / "elsewhere")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -114,7 +114,7 @@ def test_without_what_linux_has(flags, tmp_path):
 
 
 def holding(path) -> subprocess.Popen:
-    """A process that holds a lock file."""
+    """Start a process that holds a lock file."""
     code = "import sys, time, pathlib; from transrec.locks import Lock; lock = Lock(pathlib.Path(sys.argv[1]))\n"
     code += "print('held', flush=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
@@ -134,7 +134,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
 
 
 def test_one_process_at_a_time(tmp_path):
-    """Whoever waits opened a file that its holder removes: nobody may take that for the lock."""
+    """A waiting process may have opened a file that the holder removes; it must not take that file for the lock."""
     count = tmp_path / "count"
     count.write_text("0")
     code = """
@@ -160,7 +160,7 @@ def test_a_lock_that_cannot_be_made(tmp_path):
 
 
 def locks_of(monkeypatch, **modules):
-    """transrec.locks as a system imports it that has these modules for locking, and no others."""
+    """Return transrec.locks as imported on a system that has only these modules for locking."""
     for name in ("fcntl", "msvcrt"):
         monkeypatch.setitem(sys.modules, name, modules.get(name))
     spec = importlib.util.spec_from_file_location("locks_elsewhere", locks.__file__)
@@ -198,7 +198,7 @@ def test_where_no_locks_are_known_none_is_held(tmp_path, monkeypatch, error):
 
 
 def test_workers_that_are_not_forked_read_the_same(domain, monkeypatch):
-    """macOS and Windows start workers anew and send them the features: none but what reads, and nothing of a GPU."""
+    """Workers that are spawned (macOS and Windows) receive only the features that read, and nothing of a GPU."""
     store = find_images(domain)
     ids = load_dataset(domain, 6, 5).catalog.ids[:6]
     tokens = Tokens(np.ones((6, 4), np.int32), np.full(6, 4, np.int32))
@@ -215,7 +215,7 @@ def test_workers_that_are_not_forked_read_the_same(domain, monkeypatch):
 
 @pytest.fixture
 def apple(monkeypatch):
-    """A machine with an Apple GPU, as far as torch tells; nothing can be computed on it."""
+    """A machine on which torch reports an Apple GPU; nothing can be computed on it."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch, "empty", lambda *size, **named: None)
@@ -255,7 +255,7 @@ def test_a_device_that_is_not_there_is_told_in_a_line(device):
 
 
 class NoDoubles(TorchDispatchMode):
-    """Refuses float64, which Apple's GPU does not know."""
+    """Refuses float64, which Apple's GPU does not support."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -282,7 +282,7 @@ def test_a_run_computes_nothing_in_float64(flags, backbones, tmp_path, method, k
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_asking_for_the_commit_writes_nothing(tmp_path, monkeypatch):
-    """`git describe` would refresh the index under index.lock, and a `git commit` at that moment would fail."""
+    """`git describe` would refresh the index under index.lock, so that a simultaneous `git commit` would fail."""
 
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
@@ -294,7 +294,7 @@ def test_asking_for_the_commit_writes_nothing(tmp_path, monkeypatch):
     git("commit", "-m", "first")
     monkeypatch.setattr(profiler, "REPOSITORY", tmp_path)
     index = tmp_path / ".git" / "index"
-    # Unchanged, but no longer as old as the index says.
+    # Unchanged, but with a time that differs from the index.
     os.utime(tmp_path / "file", (1e9, 1e9))
     before = index.stat()
     commit = profiler._commit()

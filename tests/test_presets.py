@@ -1,4 +1,4 @@
-"""Presets: scripts, methods and studies take the papers' settings from one place, and say who sets a value."""
+"""Presets: scripts, methods and studies take the papers' settings from one place, and record who sets a value."""
 
 import json
 import runpy
@@ -15,15 +15,15 @@ from transrec.studies import Axis, Grid, Study
 
 RECORDED = json.loads((REPOSITORY / "tests" / "script_options.json").read_text())
 FOLDERS = {"text": "Text", "image": "CV", "multimodal": "Multimodal"}
-# What says where a run keeps things, and, decided by the scripts of IISAN, whether it computes hidden states once.
+# Flags for where a run stores files, and whether hidden states are computed once, which IISAN's scripts decide.
 PLACES = {"output", "state_cache", "cached"}
-# Scripts that set more than a method and a modality: they decide it alone.
+# Scripts that set more than a method and a modality; only the script decides these settings.
 OF_THEIR_OWN = {"run_IISAN_cached.py", "run_IISAN_versa.py", "id_baseline.py"}
 
 
 @pytest.fixture
 def call_of(monkeypatch):
-    """The method and the defaults that a script gives in its one call."""
+    """Return a function that gives the method and the defaults of a script's one call."""
 
     def call(script: Path) -> tuple[str, dict]:
         calls = []
@@ -69,7 +69,7 @@ def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of,
     given = dict(zip((word[2:] for word in words[::2]), ([value] for value in words[1::2]), strict=True))
     grid = Grid((Axis("method", tuple(methods.names())),))
     study = Study(None, domain, tmp_path, grid, [0], {("", name): value for name, value in given.items()}, modality)
-    # With --method, scripts that say the same are the same call.
+    # With --method, scripts that set the same values are the same call.
     unlike = {json.dumps(script_says): (method, script_says) for method, script_says in calls}
     for point, (job,) in study.rows:
         name = point["method"]
@@ -83,7 +83,7 @@ def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of,
 
 
 def test_no_method_runs_at_settings_unlike_its_siblings():
-    """Each had a script's or another modality's settings in a study, because a script of its own was lacking."""
+    """Each once had the settings of a script or of another modality in a study, for lack of a script of its own."""
 
     def of(method: str, modality: str, *names: str) -> tuple:
         options = parse("--method", method, "--item_tower", modality).as_dict()
@@ -121,7 +121,7 @@ def test_who_decides_a_value_and_in_which_order(tmp_path, domain, backbones):
     several = parse("--modalities", "image", "text", "id", method="houlsby", item_tower="text")
     assert several.set_by["adapter_lr"] == "preset of several modalities" and several.model.objective == "in_batch"
     assert several.set_by["item_tower"] == "command line"
-    # What a preset says of a flag that the run does not have is passed over; what the command line chooses counts.
+    # A preset for a flag that the run does not have is ignored; the method chosen on the command line counts.
     assert "insert" not in parse("--item_tower", "multimodal", method="full").as_dict()
     assert parse("--method", "lora", method="houlsby", item_tower="multimodal").as_dict()["item_rank"] == 8
 
@@ -151,7 +151,7 @@ def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_p
 
 @pytest.fixture
 def presets_file(tmp_path):
-    """Writes a file of presets."""
+    """Return a function that writes a file of presets."""
 
     def write(content) -> str:
         (tmp_path / "best.json").write_text(content if isinstance(content, str) else json.dumps(content))
@@ -176,7 +176,7 @@ def test_a_file_of_presets_goes_before_scripts_and_papers(presets_file, domain, 
     without = Study(None, domain, tmp_path, grid, [0], {("", "text_encoder"): [str(backbones["bert"])]})
     (lora, houlsby), (other_lora, same_houlsby) = with_file.jobs, without.jobs
     assert lora.folder != other_lora.folder and houlsby.folder == same_houlsby.folder
-    # A run says in its options.json what it took: it is resumed without the file.
+    # The options.json of a run holds the values that it used, so the run is resumed without the file.
     run = tmp_path / "run"
     run.mkdir()
     made = parse(*words, "--text_encoder", str(backbones["bert"]), method="lora")

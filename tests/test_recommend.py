@@ -1,4 +1,4 @@
-"""Finished runs that are asked: recommendations, embeddings, metrics, items that came after training."""
+"""Using finished runs: recommendations, embeddings, metrics, items that appeared after training."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def flags(domain, backbones) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(flags, tmp_path_factory):
-    """A run over titles that ranks every listed item."""
+    """Folder of a run over titles that ranks every listed item."""
     folder = tmp_path_factory.mktemp("recommend") / "run"
     metrics = ["--metrics", "hr", "ndcg", "coverage"]
     run([*flags, "--catalogue", "all", "--lr", "1e-2", *metrics, "--output", str(folder)], "full")
@@ -43,7 +43,7 @@ def asked(folder):
 
 @pytest.fixture
 def longer(domain, tmp_path):
-    """The same dataset with new titles behind the others, and the new ones alone."""
+    """The same dataset with new titles after the others, and a file with only the new ones."""
     shutil.copytree(domain, tmp_path / "longer", ignore=shutil.ignore_patterns(".transrec"))
     lines = "".join(f"new{number}\tnewest {word} of number {number}\n" for number, word in enumerate(["lamp"] * NEW))
     with open(tmp_path / "longer" / "items.tsv", "a", encoding="utf-8") as file:
@@ -54,7 +54,7 @@ def longer(domain, tmp_path):
 
 @pytest.fixture
 def script(folder, monkeypatch, capfd):
-    """Runs scripts/recommend.py; returns its exit status, what it prints, and its last line of errors."""
+    """Return a function that runs scripts/recommend.py; it returns exit status, output and the last line of errors."""
 
     def call(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["recommend.py", "--run", str(folder), "--device", "cpu", *map(str, words)])
@@ -82,7 +82,7 @@ def test_evaluation_gives_the_numbers_of_the_result(asked, folder):
     with pytest.raises(TransrecError, match="'train': must be validation or test"):
         asked.top_of("train", 3)
     assert np.array_equal(asked.ranks(), read_ranks(folder, "test"))
-    # The same targets as histories that end in them, of a split that hides the last item.
+    # The same targets as the last items of histories, for a split that hides the last item.
     sequences = asked.dataset.interactions.sequences
     users = asked.dataset.split.user_rows
     histories = [[asked.dataset.catalog.ids[row] for row in sequences[user]] for user in users]
@@ -255,7 +255,7 @@ def test_titles_of_others_are_printed_as_text(script, asked, tmp_path):
 @pytest.mark.parametrize("count", [5, 40, 1000])
 @pytest.mark.parametrize("memory", [1, 2**13, 2**30])
 def test_the_best_equal_a_stable_sort(count, memory):
-    """With many equal scores, whatever the chunks, and with items left out."""
+    """With many equal scores, with all chunk sizes, and with items left out."""
     generator = torch.Generator().manual_seed(count)
     for levels in (2, 5, 1000):
         users = torch.randint(0, levels, (7, 2), generator=generator).float()

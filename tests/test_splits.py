@@ -30,7 +30,7 @@ def interactions_of(users: list[list[tuple[int, int]]], parts: list[list[int]] |
 
 
 def ranked(split, part: str) -> list[tuple[int, list[int], list[int], int]]:
-    """User's row, context, history and target of each target, items by catalogue row."""
+    """Return user row, context, history and target of each target, with items by catalogue row."""
     rows = [-1, *split.item_rows.tolist()]
     users, _ = split.targets(part)
     cases, history = getattr(split, part), split.history(part)
@@ -47,7 +47,7 @@ def ranked(split, part: str) -> list[tuple[int, list[int], list[int], int]]:
 
 
 def expected(kept: dict[int, tuple[list, list, list]], part: int, length: int) -> list:
-    """The same of lists of items by part."""
+    """Return the same as `ranked` from lists of items by part."""
     cases = []
     for user, parts in kept.items():
         before = [*parts[0][-(length + 1) :], *(parts[1] if part == 2 else [])]
@@ -158,7 +158,7 @@ def test_parquet_alone_is_read_as_users_tsv_beside_it(folder):
     (folder / "items.tsv").unlink()
     titles = {"item_id": [f"i{item}" for item in range(7)], "Title": [f"title {item}" for item in range(7)]}
     parquet.write_table(pyarrow.table(titles | {"year": [1990, None] * 3 + [1991]}), folder / "items.parquet")
-    # At equal times the order is that of the rows.
+    # At equal times, the order is that of the rows.
     shuffled = [int(row) for row in np.random.default_rng(0).permutation(15)]
     shuffled.sort(key=lambda row: row == 7)
     for order in (None, shuffled):
@@ -250,7 +250,7 @@ def test_a_damaged_file_and_one_that_pyarrow_would_be_needed_for(folder, monkeyp
 
 
 def test_targets_before_the_end_of_training_are_those_of_leave_one_out_alone(folder):
-    # Trained on until 45, by the second user; targets of the others at 40, 50 and 7, 8.
+    # Training lasts until 45, by the second user; the targets of the others are at 40, 50 and 7, 8.
     left = load_dataset(folder, 3, 4, with_times=True).split
     assert early_targets(left, "validation").tolist() == [0, 2] and early_targets(left, "test").tolist() == [2]
     in_time = load_dataset(folder, 3, 4, splitting=Splitting("time", "45", "30")).split

@@ -1,4 +1,4 @@
-"""What check_dataset.py tells of a dataset, against slow and obvious Python."""
+"""The numbers of check_dataset.py, against slow and obvious Python."""
 
 import json
 import subprocess
@@ -113,7 +113,7 @@ def check(*arguments) -> subprocess.CompletedProcess:
 
 
 def cells(printed: str) -> dict[str, list[str]]:
-    """The table's cells by the first of each row."""
+    """Return the table's cells by the first cell of each row."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
     return {name: values for name, *values in rows}
 
@@ -168,7 +168,7 @@ def test_a_store_lacks_the_images_that_it_was_made_without(domain, tmp_path):
     for item in ids[:90]:
         copyfile(domain / "images" / f"{item}.png", images / f"{item}.png")
     build_store(some, images, tmp_path / "small.lmdb", size=8, allow_missing=True)
-    # Grey stand-ins are no images either.
+    # Grey placeholders do not count as images either.
     assert open_gallery(tmp_path, None, ids).missing == set(ids[90:])
     gallery = open_gallery(domain, str(tmp_path / "small.lmdb"), ids)
     assert gallery.missing == set(ids[90:])
@@ -211,7 +211,7 @@ EMPTY = {"meta", "br", "img", "input"}
 
 
 class Page(HTMLParser):
-    """The tags, addresses and text of a page; every tag that is opened must be closed in turn."""
+    """The tags, addresses and text of a page; checks that every opened tag is closed in order."""
 
     def __init__(self, text: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What faults are tried with: runs in processes of their own, signals to all of them, small disks, bounded memory."""
+"""Tools to inject faults: runs in separate processes, signals to all of them, small disks, bounded memory."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# One thread each: sums over threads may round otherwise, and runs are compared bit by bit.
+# One thread each: sums over several threads may round differently, and runs are compared bit by bit.
 ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -43,8 +43,8 @@ class Ended:
     """How a process ended.
 
     Attributes:
-        status: as subprocess gives it: negative after a signal that it did not catch.
-        out, err: what it printed.
+        status: as in subprocess: negative after a signal that the process did not catch.
+        out, err: standard output and standard error.
     """
 
     status: int
@@ -52,13 +52,13 @@ class Ended:
     err: str
 
     def errors(self) -> list[str]:
-        """The lines of standard error, without bars and warnings."""
+        """Return the lines of standard error, without progress bars and warnings."""
         lines = [line.strip() for line in re.split(r"[\r\n]", self.err)]
         return [line for line in lines if line and not PROGRESS_BAR.search(line) and not line.startswith("warning: ")]
 
     @property
     def is_one_line(self) -> bool:
-        """Whether it ended as a user's mistake must: one line `error: ...`, status 2."""
+        """Whether the process ended as a user's mistake must: one line `error: ...`, status 2."""
         errors = self.errors()
         return self.status == 2 and len(errors) == 1 and errors[0].startswith("error: ") and not self.traceback
 
@@ -73,13 +73,13 @@ class Ended:
 
 @dataclass
 class Running:
-    """A process in a session of its own, and all that it starts."""
+    """A process in its own session, with all processes that it starts."""
 
     process: subprocess.Popen
     folder: Path
 
     def family(self) -> list[int]:
-        """It and its descendants that live, whatever session they are in."""
+        """Return the process and its living descendants, in whatever session they are."""
         parents: dict[int, list[int]] = {}
         for pid, parent in _living():
             parents.setdefault(parent, []).append(pid)
@@ -89,13 +89,13 @@ class Running:
         return found
 
     def ranks(self) -> dict[int, int]:
-        """Process number of each rank that was started."""
+        """Return the process id of each rank that was started."""
         found: dict[int, int] = {}
         for pid in self.family()[1:]:
             if (match := re.search(rb"(?:^|\0)RANK=(\d+)", _read(f"/proc/{pid}/environ"))) and b"LOCAL_RANK" in _read(
                 f"/proc/{pid}/environ"
             ):
-                # Its own workers have its environment, and come later.
+                # A rank's own workers share its environment, but come later.
                 found.setdefault(int(match[1]), pid)
         return found
 
@@ -114,13 +114,13 @@ class Running:
                 continue
 
     def kill(self) -> None:
-        """End all of it at once."""
+        """Kill all processes of the family at once."""
         while self.process.poll() is None:
             self.signal(signal.SIGKILL)
             time.sleep(0.01)
 
     def wait(self, seconds: float = SECONDS_FOR_A_RUN) -> Ended:
-        """Until it has ended. Raises Failed when it has not by then."""
+        """Wait until the process has ended. Raises Failed if it takes longer than `seconds`."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -129,7 +129,7 @@ class Running:
         return Ended(status, *((self.folder / name).read_text(errors="replace") for name in ("out", "err")))
 
     def until(self, reached: Callable[[], bool], seconds: float = SECONDS_FOR_A_RUN) -> None:
-        """Until something is so. Raises Failed when the process ends before, or it takes too long."""
+        """Wait until a condition is true. Raises Failed if the process ends before, or if it takes too long."""
         deadline = time.monotonic() + seconds
         while not reached():
             if self.process.poll() is not None:
@@ -141,7 +141,7 @@ class Running:
 
 
 def start(command: list[str], folder: Path, cwd: Path | None = None) -> Running:
-    """Start a command; what it prints goes to files in `folder`."""
+    """Start a command; its output goes to files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
         (folder / "command").write_text(" ".join(command) + "\n")
@@ -153,7 +153,7 @@ def start(command: list[str], folder: Path, cwd: Path | None = None) -> Running:
 
 
 def end_all() -> None:
-    """End what was started and still runs, when the campaign itself is told to stop."""
+    """End all started processes that still run, when the campaign itself is asked to stop."""
     for running in STARTED:
         running.kill()
 
@@ -163,13 +163,13 @@ def script(path: str, *flags: str) -> list[str]:
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Which of these processes still run."""
+    """Return those of the processes that still run."""
     living = {pid for pid, _ in _living()}
     return [pid for pid in pids if pid in living]
 
 
 def until_gone(pids: list[int], seconds: float = SECONDS_TO_END) -> None:
-    """Raises Failed when one of these processes still runs after so many seconds, and ends it."""
+    """Wait until all processes have ended; after `seconds`, kill the remaining ones and raise Failed."""
     deadline = time.monotonic() + seconds
     while left := alive(pids):
         if time.monotonic() > deadline:
@@ -183,7 +183,7 @@ def until_gone(pids: list[int], seconds: float = SECONDS_TO_END) -> None:
 
 
 def _living() -> Iterator[tuple[int, int]]:
-    """(process, parent) of all that are no zombies."""
+    """Yield (process, parent) of all processes except zombies."""
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (stat := _read(f"/proc/{entry}/stat")):
             state, parent = stat.rpartition(b")")[2].split()[:2]
@@ -200,7 +200,7 @@ def _read(path: str) -> bytes:
 
 @contextmanager
 def small_disk(folder: Path, pages: int):
-    """`folder` as a disk of so many pages. Raises Skipped where none can be mounted."""
+    """Make `folder` a disk of `pages` pages within the context. Raises Skipped if no disk can be mounted."""
     folder.mkdir(parents=True, exist_ok=True)
     _mount("-t", "tmpfs", "-o", f"size={max(1, pages) * PAGE}", "tmpfs", str(folder))
     try:
@@ -210,7 +210,7 @@ def small_disk(folder: Path, pages: int):
 
 
 def make_room(folder: Path) -> None:
-    """A small disk becomes a large one."""
+    """Turn a small disk into a large one."""
     (folder / "ballast").unlink(missing_ok=True)
     _mount("-o", "remount,size=256m", str(folder))
 
@@ -230,12 +230,12 @@ def _mount(*arguments: str) -> None:
 
 
 def pages(path: Path) -> int:
-    """Pages that a file takes."""
+    """Return the number of pages that a file takes."""
     return -(-path.stat().st_size // PAGE)
 
 
 def in_own_mounts(command: list[str]) -> list[str]:
-    """The command where it may mount disks that nothing else sees; itself where that is not to be had."""
+    """Return the command in its own mount namespace, or unchanged if the system has none."""
     wrapper = ["unshare", "--map-root-user", "--mount"]
     possible = shutil.which("unshare") and subprocess.run([*wrapper, "true"], capture_output=True).returncode == 0
     return [*wrapper, *command] if possible else command
@@ -243,10 +243,10 @@ def in_own_mounts(command: list[str]) -> list[str]:
 
 @dataclass
 class Launcher:
-    """Runs scripts in copies of a process that has imported all they need: a tenth of a second each, not five.
+    """Runs scripts in copies of a process with all imports done: a tenth of a second each instead of five.
 
-    Memory that a copy may take beyond that process is bounded, so that a file that lies about its size cannot take the
-    machine's.
+    The memory that a copy may take in addition to that process is bounded, so that a file with a false size cannot
+    exhaust the machine's memory.
     """
 
     folder: Path
@@ -266,7 +266,7 @@ class Launcher:
             )
 
     def run(self, command: list[str], folder: Path, seconds: float) -> tuple[Ended, float]:
-        """A command of `script`; how it ended, and MiB that it took. Raises Failed when it takes longer."""
+        """Run a command of `script`; return how it ended and the MiB it took. Raises Failed if it exceeds `seconds`."""
         folder.mkdir(parents=True, exist_ok=True)
         out, err = folder / "out", folder / "err"
         (folder / "command").write_text(" ".join(command) + "\n")
