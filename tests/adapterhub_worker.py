@@ -1,9 +1,10 @@
-"""Run by another interpreter: what the `adapters` package gives, over the weights and inputs of a folder.
+"""Run by another interpreter: the output of the `adapters` package for the weights and inputs of a folder.
 
     python tests/adapterhub_worker.py FOLDER
 
-FOLDER holds `backbone/`, `case.json` (a configuration by name, its options, and where each tensor goes) and
-`tensors.safetensors` (adapter tensors by number, `input_ids`, `attention_mask`). It writes `output.safetensors`.
+FOLDER holds `backbone/`, `case.json` (a configuration by name, its options, and the place of each tensor) and
+`tensors.safetensors` (adapter tensors by number, `input_ids`, `attention_mask`). The script writes
+`output.safetensors`.
 """
 
 import json
@@ -23,7 +24,7 @@ adapters.init(model)
 model.add_adapter("ours", config=getattr(adapters, case["config"])(**case["options"]))
 model.set_active_adapters("ours")
 parameters = dict(model.named_parameters())
-# A parameter that layers share stands in none of them.
+# A parameter that layers share is not in any layer.
 added = {name for name in parameters if ".ours." in name or "shared_parameters" in name}
 filled = set()
 with torch.no_grad():

@@ -1,9 +1,10 @@
-"""A Python that has imported already what scripts import, for tests that start many of them and not to see them start.
+"""A Python that has already imported the modules of scripts, for tests that start many scripts.
 
-`python()` is the path of an executable that is called like `sys.executable` and gives the same, ten seconds earlier: it
-has its command line run in a copy of a server process. Working directory, environment, standard streams, exit status,
-SIGINT and SIGTERM pass through; the copy, and whatever it starts as `sys.executable`, ends with the caller. Between the
-two stands a process of the server's, so that a rank would not find its launcher: --nproc needs the real thing.
+`python()` is the path of an executable that is called like `sys.executable` and gives the same results, ten seconds
+earlier: a copy of a server process runs its command line. Working directory, environment, standard streams, exit
+status, SIGINT and SIGTERM pass through; the copy, and every process that it starts as `sys.executable`, ends with the
+caller. A process of the server is between the caller and the copy, so a rank would not find its launcher: --nproc needs
+the real executable.
 """
 
 import atexit
@@ -22,7 +23,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMPORTED = ("transrec.runner", "torch._dynamo", "transformers.models.bert.modeling_bert", "transformers.models.vit")
-# Runs without site and environment, so that it starts in no time.
+# Runs without site and environment, so that it starts at once.
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 connection = socket.socket(socket.AF_UNIX)
@@ -42,7 +43,7 @@ sys.exit(status)
 
 @cache
 def python() -> str:
-    """Start the server, once in this process and until its end, and return the path of the executable."""
+    """Start the server, once per process and until the process ends, and return the path of the executable."""
     folder = tempfile.TemporaryDirectory()
     client, address = Path(folder.name) / "python", Path(folder.name) / "socket"
     client.write_text(CLIENT.format(python=sys.executable, address=str(address)))
@@ -63,7 +64,7 @@ def python() -> str:
 
 
 def _serve(listener: socket.socket, parent: int) -> None:
-    """Answer every caller from a process of its own, as long as the parent lives."""
+    """Answer every caller in a separate process, as long as the parent lives."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while os.getppid() == parent:
         if not select.select([listener], [], [], 1)[0]:
@@ -77,7 +78,7 @@ def _serve(listener: socket.socket, parent: int) -> None:
 
 
 def _answer(connection: socket.socket) -> None:
-    """Run what the caller asks for in a copy of this process, and tell how it ended; ends this process."""
+    """Run the caller's command in a copy of this process and report how it ended; ends this process."""
     head, streams, _, _ = socket.recv_fds(connection, 8, 3)
     length, text = int.from_bytes(head, "little"), b""
     while len(text) < length:
@@ -89,7 +90,7 @@ def _answer(connection: socket.socket) -> None:
     ended = os.pidfd_open(pid)
     while ended not in (ready := select.select([connection, ended], [], [])[0]):
         if connection in ready:
-            # Nothing more comes from a caller that was killed.
+            # A connection without further data belongs to a caller that was killed.
             numbers = connection.recv(16) or [signal.SIGKILL]
             for number in numbers:
                 os.kill(pid, number)
@@ -101,7 +102,7 @@ def _answer(connection: socket.socket) -> None:
 
 
 def _become(told: dict, streams: list[int]) -> None:
-    """Run a command line of Python's: a script, -m MODULE or -c CODE; ends this process."""
+    """Run a Python command line: a script, -m MODULE or -c CODE; ends this process."""
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -113,7 +114,7 @@ def _become(told: dict, streams: list[int]) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     sys.executable, sys.orig_argv = told["python"], [told["python"], *told["argv"]]
-    # Output that is not to be buffered never is: streams are flushed at the end, and nobody looks before.
+    # -u is ignored: streams are flushed at the end, and nobody reads them before.
     first, *rest = [word for word in told["argv"] if word != "-u"]
     for folder in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         sys.path.insert(0, folder)

@@ -1,7 +1,7 @@
-"""Run under torchrun: what a step of training gives for every method, and an evaluation, saved by the main rank.
+"""Run under torchrun: a training step of every method, and an evaluation, saved by the main rank.
 
 torchrun --nproc_per_node N rank_worker.py DATASET BACKBONE OUT
-torchrun --nproc_per_node 2 rank_worker.py DATASET BACKBONE     # alone that every method can be split (--shard)
+torchrun --nproc_per_node 2 rank_worker.py DATASET BACKBONE     # only checks that every method can be split (--shard)
 """
 
 import json
@@ -34,13 +34,13 @@ from transrec.training.evaluation import Evaluator
 from transrec.training.sharding import is_sharded, is_split, shard
 from transrec.training.trainer import Optimization, Records, Trainer
 
-# Objectives that are tried under every method.
+# Objectives that are tried with every method.
 PAPERS = ("bce", "cpc", "in_batch")
 NAMES = sorted({*PACKAGED, *EXAMPLES})
 
 
 class Work:
-    """A small recommender's step and evaluation, on the ranks of a world."""
+    """A step and an evaluation of a small recommender, on the ranks of a world."""
 
     def __init__(self, folder: Path, backbone: Path):
         self.world, self.backbone = distributed.start("cpu"), backbone
@@ -51,14 +51,14 @@ class Work:
         self.evaluator = Evaluator(self.dataset.split, features, options, self.world)
 
     def step(self, loss_of, method: str, users: int, pieces: int, sharded: bool = False) -> dict[str, torch.Tensor]:
-        """What a step of training gives, whole, by name: gradients, the method's buffers and the loss."""
+        """Take a training step and return its full tensors by name: gradients, the method's buffers and the loss."""
         torch.manual_seed(0)
         model = Recommender(TextTower(load_backbone(self.backbone), 16), SASRec(16, 6, 2, 2, 0.0), loss_of)
         with registered([method]):
             options = methods.get(method).Options(**small(method))
             groups = methods.apply(model, method, options, methods.Rates(1e-3, 1e-4), train_recommender=True)
         model.train()
-        # Each rank draws its own dropout, which leaves nothing to compare.
+        # Each rank draws its own dropout, so there would be nothing to compare.
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
@@ -74,7 +74,7 @@ class Work:
         gradients = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
         made = {name: tensor.full_tensor() if is_split(tensor) else tensor for name, tensor in gradients.items()}
         made |= {name: trainer.trained[name] for name in model.saved_buffers}
-        # Sums of what the ranks hold alike, and of their parts of the loss.
+        # The ranks hold equal tensors; of the loss, each holds a part.
         for name, tensor in made.items():
             mean = world.sum(tensor.double()) / world.size
             assert torch.equal(mean, tensor.double()), f"{method}: the ranks differ in {name}"
@@ -100,11 +100,11 @@ def save_steps(work: Work, out: Path) -> None:
         # Fewer than the small dataset has items.
         fewer = {"negatives": 8} if entry.Options.defaults().get("negatives", 0) > 8 else {}
         loss_of = entry(**fewer)
-        # What the papers do not train by is tried on two methods alone.
+        # Objectives that the papers do not use are tried with only two methods.
         for method in NAMES if objective in PAPERS else ("full", "houlsby"):
-            # 7 users over 2 ranks and 2 pieces are shared unevenly; 1 user leaves a rank without any.
+            # 7 users over 2 ranks and 2 pieces are divided unevenly; 1 user leaves a rank without any.
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
-                # Pieces of a batch are batches of their own to in_batch, so only the sums over slots stay comparable.
+                # in_batch treats the pieces of a batch as separate batches, so only sums over slots are comparable.
                 pieces = 1 if objective == "in_batch" else pieces
                 made = work.step(loss_of, method, users, pieces)
                 gradients |= {f"{objective} {method} {users} {pieces} {name}": made[name] for name in made}
@@ -117,11 +117,11 @@ def save_steps(work: Work, out: Path) -> None:
 
 
 def check_split(work: Work, names: Iterable[str]) -> None:
-    """Split over the ranks, every method has the gradients, and gives the evaluation, that it has and gives whole."""
+    """Check that every method has the same gradients and evaluation whether or not it is split over the ranks."""
     keep_together(work.evaluator.features)
     loss_of = OBJECTIVES.get("bce")()
     for method in names:
-        # Of two pieces each adds its part to gradients that are split already.
+        # With two pieces, each adds its part to gradients that are already split.
         case = (loss_of, method, 7, 2 if method in ("full", "houlsby") else 1)
         whole, evaluated = work.step(*case), work.evaluate()
         if type(work.model.method).after_step is not methods.Method.after_step:

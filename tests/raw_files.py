@@ -1,4 +1,4 @@
-"""Files as the publishers of each kind of dataset give them out, made of interactions that a test chooses."""
+"""Files in the layout of each published dataset format, made from interactions that a test chooses."""
 
 import io
 import json
@@ -18,9 +18,9 @@ Event = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind: what users and items are called there, and its files, by their names, of some interactions.
+    """A format: its files for given interactions, and how it names users and items.
 
-    The lines of interactions are in `interactions`, beneath `header`; `items` are the other files, which tell of ITEMS.
+    `file` has one `line` per interaction below `header`; `items` makes the other files, by name, which describe ITEMS.
     """
 
     file: str
@@ -31,7 +31,7 @@ class Kind:
     item: str = "{}"
 
     def write(self, folder: Path, events: list[Event], end: str = "\n") -> Path:
-        """Write all files of the kind into a folder."""
+        """Write all files of the format into a folder."""
         lines = [*filter(None, [self.header]), *map(self.line, events)]
         texts = {self.file: "".join(line + end for line in lines), **self.items()}
         for name, content in texts.items():
@@ -41,7 +41,7 @@ class Kind:
         return folder
 
     def expected(self, events: list[Event]) -> dict[str, list[str]]:
-        """Sequences by time, at equal times by item id, of several interactions with an item the earliest."""
+        """Return sequences by time, and at equal times by item id; repeated interactions count at their earliest."""
         first: dict[tuple[int, int], int] = {}
         for user, item, _, day in events:
             first[user, item] = min(day, first.get((user, item), day))
@@ -58,7 +58,7 @@ def told(day: int, form: str) -> str:
 
 
 def titles(line: str, head: str = "") -> str:
-    """A line for each of ITEMS, in which {0} is its number."""
+    """Return a line for each of ITEMS, with {0} replaced by its number."""
     return head + "".join(line.format(item) + "\n" for item in ITEMS)
 
 
@@ -69,7 +69,10 @@ def npy(rows: int, width: int) -> bytes:
 
 
 def objects(**keys: str) -> Callable[[Event], str]:
-    """Lines of JSON of user, item, rating and time, by their keys there; a time by what it is called and its unit."""
+    """Return a function that writes an interaction as a line of JSON with these keys.
+
+    The values are "user", "item", "rating", the time in "s" or "ms", or a template of these.
+    """
 
     def line(event: Event) -> str:
         user, item, rating, day = event

@@ -1,4 +1,4 @@
-"""The examples of docs/adding: each works from its file alone, together with the others."""
+"""The examples of docs/adding: each works from its file alone, and together with the others."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ ALL = [
 
 @pytest.fixture(autouse=True)
 def loaded():
-    """The plugins, taken back after the test."""
+    """The example plugins, unloaded after the test."""
     plugins.load_plugins(FILES)
     yield
     for path in FILES:
@@ -73,7 +73,7 @@ def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_p
 
 
 def test_two_processes_give_the_metrics_of_one(words, tmp_path):
-    # Without dropout, whose draws depend on how users are shared out.
+    # Without dropout, whose draws depend on how users are divided among processes.
     words = [*words, "--backbone_dropout", "off", "--epochs", "1"]
     alone = run([*words, "--output", str(tmp_path / "one")], "frozen")
     script = str(REPOSITORY / "Downstream" / "Text" / "script" / "frozen.py")
@@ -175,9 +175,9 @@ def test_a_modality_with_a_backbone_and_flags_of_its_own(flags, audio, tmp_path,
     assert result["item_tower"] == "+".join(modality) and result["name"].endswith("sounds")
     stored = json.loads((tmp_path / "run" / "options.json").read_text())
     assert stored["audio_encoder"] == str(tmp_path / "ast")
-    # Hidden states that are read from files name what they were made of themselves.
+    # A file of hidden states itself names what the states were computed from.
     assert (stored["spectrograms"] in stored["files"]) == (method != "iisan")
-    # Whether what the backbone gives is kept in files decides nothing, and neither does where a run is loaded.
+    # Neither the use of cached states nor the place where a run is loaded changes a number.
     uncached = [*given, "--cached", "no", "--output", str(tmp_path / "uncached")]
     if "--cached" in more:
         assert run(uncached, method)["test"] == pytest.approx(result["test"], abs=1e-4)

@@ -1,4 +1,4 @@
-"""Imports run one way: docs/architecture.md says of every module whether it is core, an entry or periphery."""
+"""Imports go one way: docs/architecture.md declares every module as core, an entry or periphery."""
 
 import ast
 import re
@@ -16,13 +16,13 @@ MAY_IMPORT = {"core": {"core"}, "entry": {"core", "entry"}, "periphery": {"core"
 
 
 def row_of(module: str) -> str | None:
-    """The row of a module: its own, or that of the innermost folder that has one."""
+    """Return the row of a module: its own, or that of the innermost folder that has one."""
     places = [module, *(f"{folder.as_posix()}/" for folder in Path(module).parents)]
     return next((place for place in places if place in ROWS), None)
 
 
 def imported_by(module: str) -> Iterator[str]:
-    """The modules that one imports, wherever in it."""
+    """Yield the modules that a module imports, anywhere in it."""
     for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -54,7 +54,8 @@ def test_imports_run_one_way(kind):
     assert wrong == []
 
 
-# What takes more arguments: a class made of its flags by their names, and a call that is options by name throughout.
+# Functions with more arguments: classes made from their flags by name, and functions whose arguments are all named
+# options.
 MORE_ARGUMENTS = {
     ("data/batches.py", "__init__"),
     ("data/demo.py", "make_text_backbone"),
@@ -77,7 +78,7 @@ def test_functions_take_at_most_six_arguments():
 
 
 def test_who_sees_all_settings():
-    """Whatever else the runner calls takes narrow arguments."""
+    """Everything else that the runner calls takes only the arguments that it needs."""
     seeing = {module for module in MODULES if "settings.py" in imported_by(module)}
     assert {row_of(module) for module in seeing} == {"finished.py", "runner.py", "studies/", "reports/"}
 

@@ -1,4 +1,4 @@
-"""Command lines: what flags mean, what help says of them, and mistakes told in one line."""
+"""Command lines: the meaning of flags, their help, and mistakes reported in one line."""
 
 import dataclasses
 import re
@@ -26,7 +26,7 @@ def parse(*words: str, method: str = "houlsby", **defaults) -> dict:
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """Runs a script in this process; returns its exit status, what it printed, and what it printed as errors."""
+    """Return a function that runs a script in this process; it returns exit status, output and errors."""
 
     def call(script: str, *words: str) -> tuple[int | str | None, str, str]:
         monkeypatch.setattr(sys, "argv", [script, *words])

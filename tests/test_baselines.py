@@ -1,4 +1,4 @@
-"""Rankings without training against plain loops, and what runs and tables make of them."""
+"""Rankings without training against plain loops, and their use in runs and tables."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def scores_of(scorer, given: torch.Tensor, count: int) -> np.ndarray:
 
 
 def plain_votes(split, part: str, count: int, shrinkage: float) -> np.ndarray:
-    """Scores [T, n] of item-kNN, pair by pair."""
+    """Return scores [T, n] of item-kNN, computed pair by pair."""
     users = [{*split.train[user].tolist()} for user in range(len(split.train))]
     items = range(1, split.item_count + 1)
     near = {}

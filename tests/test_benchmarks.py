@@ -1,4 +1,4 @@
-"""bench.py: rows one by one, finished ones kept, failed ones told; and a step of ours beside a straightforward one."""
+"""bench.py: rows are measured one by one, finished ones kept, failures reported; our step next to a plain one."""
 
 import json
 import shlex

@@ -1,6 +1,7 @@
-"""Studies by --cluster local, submitit's executor of this machine; tests/slurm has a real SLURM.
+"""Studies by --cluster local, submitit's local executor; tests/slurm has a real SLURM.
 
-A script that writes a result at once stands for training; by its seed it is preempted, fails, or goes on for a minute.
+Training is replaced by a script that writes a result at once; depending on its seed, it is preempted, fails, or runs
+for a minute.
 """
 
 import os
@@ -53,7 +54,7 @@ GRID = Grid((Axis("method", ("frozen",)),))
 
 @pytest.fixture
 def words(domain, backbones, tmp_path, monkeypatch) -> Iterator[list[str]]:
-    """The flags of a study whose runs train by the script above."""
+    """The flags of a study whose runs use the script above."""
     path = tmp_path / "stub.py"
     path.write_text(STUB)
     monkeypatch.setattr(studies, "SCRIPT", path)
@@ -65,7 +66,7 @@ def words(domain, backbones, tmp_path, monkeypatch) -> Iterator[list[str]]:
 
 
 def numbers(out: Path) -> list[str]:
-    """Of the jobs of a study that are on this machine."""
+    """Return the numbers of the jobs of a study that are on this machine."""
     return [number for name, (number, _) in CLUSTERS["local"].jobs().items() if (out / "cluster" / name).is_dir()]
 
 
@@ -94,7 +95,7 @@ def test_each_run_is_a_job_that_goes_on_when_it_is_preempted(words, tmp_path, ca
 
 
 def test_a_stopped_study_finds_its_jobs_again(words, tmp_path, capfd):
-    """Stopped while a run trains; the same command waits for the same job, which is then cancelled, and saves."""
+    """After a stop during a run, the same command waits for the same job; the job, then cancelled, saves."""
     out = tmp_path / "out"
 
     def interrupt_once(bar, text: str) -> None:
@@ -141,7 +142,7 @@ def test_mistakes_are_told_before_anything_is_submitted(words, tmp_path, capsys,
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """Has commands of SLURM do what scripts of this test do."""
+    """Return a function that replaces commands of SLURM by scripts of the test."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -171,7 +172,7 @@ def test_what_a_cluster_does_not_have_or_take_is_told(words, capsys, commands):
 
 
 def test_a_cluster_that_takes_no_more_is_asked_again_later(words, tmp_path, capsys, commands, monkeypatch):
-    """It takes the first job and no second one while that is there, then does not answer for a while."""
+    """The cluster refuses a second job while the first is there, and then does not answer for a while."""
     queue = tmp_path / "queue"
     commands(
         srun="",

@@ -1,4 +1,4 @@
-"""Every command ends with one line and an exit status, whatever happened to it."""
+"""Every command ends with one line and an exit status, whatever happens to it."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHON
 
 
 def leaves(act, capfd) -> tuple[int, str]:
-    """Exit status and standard error of a command that does `act`."""
+    """Return exit status and standard error of a command that does `act`."""
     with pytest.raises(SystemExit) as exit_, reporting():
         act()
     return exit_.value.code, capfd.readouterr().err
@@ -99,7 +99,7 @@ def test_an_ignored_signal_stays_ignored():
 
 
 def test_a_signal_to_a_command_that_is_done_makes_no_failure_of_it():
-    """Taking torch down may last a second."""
+    """Shutting torch down may take a second."""
     program = (
         "import atexit, time; from transrec.command import reporting\n"
         "atexit.register(lambda: (print('done', flush=True), time.sleep(1)))\n"
@@ -153,7 +153,7 @@ def test_the_command_that_continues(monkeypatch):
 
 
 def test_a_script_that_is_stopped_may_save_first(tmp_path):
-    """Whoever runs it waits for it, although it is the one who was told to stop."""
+    """The parent waits for the script, although only the parent received the signal."""
     inner = f"""
 import os, signal, sys, time
 from transrec.command import reporting

@@ -1,4 +1,4 @@
-"""What is constant is computed once: which backbones are, and that the numbers are those of running them every step."""
+"""Constant outputs are computed once: which backbones are constant, and that numbers equal those of every-step runs."""
 
 import json
 
@@ -74,7 +74,7 @@ LAST_BLOCKS = {
 
 @pytest.mark.parametrize("case", LAST_BLOCKS)
 def test_blocks_below_those_that_change_run_once(flags, backbones, tmp_path, case):
-    """The numbers are those of running them in every step, and a run that was stopped goes on to the same."""
+    """Numbers equal those of running the blocks in every step, and a stopped run resumes to the same numbers."""
     method, kind, more = LAST_BLOCKS[case]
     flags = [*flags, *encoder_flags(kind, backbones), *more, "--lr", "1e-2", "--state_cache", str(tmp_path / "states")]
     run([*flags, "--cached", "no", "--output", str(tmp_path / "no")], method)
@@ -100,7 +100,7 @@ def test_blocks_below_those_that_change_run_once(flags, backbones, tmp_path, cas
 
 
 def test_states_of_tokens_in_fp16_and_on_disk(flags, tmp_path):
-    """Blocks of 256 items end at any token; what is listed of the file, tells how many items it is of."""
+    """Blocks of 256 items may end at any token; the listing reports how many items a file holds."""
     more = ["--train_last", "1", "--state_cache", str(tmp_path / "states"), "--epochs", "1"]
     for place in ("cpu", "disk"):
         run([*flags, *more, "--state_dtype", "fp16", "--cache_device", place, "--output", str(tmp_path / place)])
@@ -155,7 +155,7 @@ def test_what_changes_a_backbone_without_training_in_it_is_found(flags, tmp_path
 
 
 def test_what_is_frozen_beside_what_is_stored_does_not_hinder_resuming(flags, tmp_path):
-    """Over a source checkpoint the projection stays frozen, and is no part of a run's state."""
+    """With a source checkpoint the projection stays frozen, and is not part of a run's state."""
     flags = [*flags, "--state_cache", str(tmp_path / "states"), "--epochs", "1"]
     run([*flags, "--output", str(tmp_path / "source")])
     more = ["--insert", "user", "--checkpoint", str(tmp_path / "source"), "--keep_state"]
@@ -166,7 +166,7 @@ def test_what_is_frozen_beside_what_is_stored_does_not_hinder_resuming(flags, tm
 
 
 def test_a_run_of_before_goes_on_as_it_began(flags, tmp_path):
-    """Without --cached in its options, it ran the backbone in every step."""
+    """A run without --cached in its options ran the backbone in every step."""
     flags = [*flags, "--state_cache", str(tmp_path / "states")]
     run([*flags, "--cached", "no", "--output", str(tmp_path / "run"), "--epochs", "1", "--keep_state"], "frozen")
     path = tmp_path / "run" / "options.json"

@@ -1,7 +1,7 @@
-"""What a step computes on an accelerator, tried without one: tensors that have a device and a shape but no values.
+"""Steps on an accelerator, tried without one: the tensors have a device and a shape but no values.
 
-A step that asks such a tensor for a value stops there, as the host would wait for the accelerator; and so does one that
-joins tensors of two devices.
+A step fails if it reads a value of such a tensor, because the host would wait for the accelerator, or if it combines
+tensors of two devices.
 """
 
 from dataclasses import fields, replace
@@ -29,11 +29,11 @@ TOWERS = ("text", "image", "multimodal")
 
 
 class _Reached(Exception):
-    """The first step, and nothing of it was computed yet."""
+    """The first step is reached, and none of it was computed."""
 
 
 class NoCopyToHost(TorchDispatchMode):
-    """Fails where a tensor of the accelerator is copied to the host."""
+    """Fails if a tensor of the accelerator is copied to the host."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -44,7 +44,7 @@ class NoCopyToHost(TorchDispatchMode):
 
 
 def first_step(words: list[str], method: str, monkeypatch) -> tuple[Recommender, Batch]:
-    """The recommender and the first piece of the first step of a run on the CPU."""
+    """Return the recommender and the first piece of the first step of a run on the CPU."""
     caught: list[tuple[Recommender, Batch]] = []
 
     def catch(trainer: Trainer, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
@@ -59,7 +59,7 @@ def first_step(words: list[str], method: str, monkeypatch) -> tuple[Recommender,
 
 
 def loss_without_values(recommender: Recommender, batch: Batch) -> Tensor:
-    """Forward and loss of a recommender on the accelerator that is not there."""
+    """Run forward pass and loss of a recommender on the fake accelerator."""
     with FakeTensorMode() as mode:
 
         def there(tensor: Tensor, device: torch.device = DEVICE) -> Tensor:
@@ -82,7 +82,7 @@ def loss_without_values(recommender: Recommender, batch: Batch) -> Tensor:
 
 @pytest.fixture
 def first(domain, backbones, tmp_path, monkeypatch):
-    """Gives the first step of a run over an item tower, by a method under an objective, with flags besides."""
+    """Return a function that gives the first step of a run with an item tower, a method, an objective and flags."""
 
     def of(tower: str, method: str, objective: str, *more: str) -> tuple[Recommender, Batch]:
         encoders = ["--text_encoder", str(backbones["bert"]), "--image_encoder", str(backbones["vit"])]

@@ -1,4 +1,4 @@
-"""--device_map: a frozen backbone spread over host memory and disk gives the states that it gives as a whole."""
+"""--device_map: a frozen backbone spread over host memory and disk gives the same states as in one place."""
 
 import shutil
 
@@ -16,7 +16,7 @@ from transrec.models.spread import bounds, is_spread
 
 @pytest.fixture(scope="module")
 def encoder(backbones, tmp_path_factory):
-    """A Llama whose file is in bfloat16."""
+    """Folder of a Llama whose file is in bfloat16."""
     folder = tmp_path_factory.mktemp("spread") / "llama"
     shutil.copytree(backbones["llama"], folder)
     AutoModel.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""--encoder_dtype: weights of frozen backbones in fewer bytes, and the numbers of the same weights in float32."""
+"""--encoder_dtype: weights of frozen backbones in fewer bytes, with the numbers of the same weights in float32."""
 
 import copy
 import json

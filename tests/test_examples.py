@@ -1,4 +1,4 @@
-"""The methods that docs/adding adds, against their papers' formulas and, where it is installed, against peft."""
+"""The methods of docs/adding, against their papers' formulas and, if it is installed, against peft."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def examples():
 
 
 def adapted(folder, name, **options):
-    """A recommender over that backbone, and the layers that the method put into the backbone, by path."""
+    """Return a recommender over a backbone, and the layers that the method inserted into it, by path."""
     torch.manual_seed(0)
     recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
     chosen = methods.get(name).Options(insert="item", **options)
@@ -40,7 +40,7 @@ def hidden(backbone):
 
 
 def draw(layers):
-    """Other values for everything that the layers train."""
+    """Change everything that the layers train at random."""
     with torch.no_grad():
         for parameter in (p for layer in layers.values() for p in layer.parameters() if p.requires_grad):
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -61,7 +61,7 @@ def test_lora_plus_trains_b_at_a_rate_of_its_own(flags, tmp_path):
 
 
 def test_dora_is_magnitude_times_direction(backbones):
-    """Equation 5 on one layer, by hand: every row of the merged weight has the magnitude as its norm."""
+    """Equation 5 on one layer, by hand: the norm of every row of the merged weight is the magnitude."""
     _, layers = adapted(backbones["bert"], "dora", item_rank=3, scaling=2.0)
     draw(layers)
     layer = next(iter(layers.values()))
@@ -119,7 +119,7 @@ def test_adalora_penalty_and_importance(backbones):
 
 
 def test_adalora_allocates_as_peft(backbones):
-    """The same weights and gradients over a run of twenty steps: the same output, scores and kept triplets."""
+    """With equal weights and gradients over a run of twenty steps, output, scores and kept triplets are equal."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     shares = {"warm_up_share": 0.1, "final_share": 0.3, "surplus": 2.0}
     recommender, layers = adapted(backbones["bert"], "adalora", item_rank=2, **shares)
@@ -137,7 +137,7 @@ def test_adalora_allocates_as_peft(backbones):
         with torch.no_grad():
             for weight, part in zip((layer.left, layer.values[:, None], layer.right), parts, strict=True):
                 part.copy_(weight)
-            # They divide by the rank, 4 to begin with and a little.
+            # peft divides by the rank, which is 4 at first, plus a small constant.
             module.scaling["default"] = 4 + 1e-5
     assert len(pairs) == 12
     torch.testing.assert_close(hidden(recommender.item_encoder.backbone), hidden(theirs), atol=2e-6, rtol=1e-5)
@@ -155,7 +155,7 @@ def test_adalora_allocates_as_peft(backbones):
         ours = torch.cat([layer.values for layer, _ in pairs])
         assert torch.equal(ours, torch.cat([parts[1].flatten() for _, parts in pairs])), f"step {step}"
         with torch.no_grad():
-            # As a step of the optimiser would: what was dropped comes back with a gradient.
+            # Simulate a step of the optimiser: dropped triplets come back with a gradient.
             for layer, parts in pairs:
                 layer.values += 0.1
                 parts[1].add_(0.1)

@@ -36,7 +36,7 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
         before = TextTower(AutoModel.from_pretrained(backbones["bert"]).eval(), 16).eval()
         before.projection.load_state_dict(recommender.item_encoder.projection.state_dict())
         assert (before(*inputs) - ours).abs().max() > 1e-3, "training changed nothing, so nothing was shown"
-    # Merging adds B A to W once instead of at every forward pass: a rounding apart.
+    # Merging adds B A to W once instead of in every forward pass, which differs by rounding.
     torch.testing.assert_close(exported, ours, atol=1e-5, rtol=0)
     with pytest.raises(TransrecError, match="exists already"):
         export_backbone(recommender.item_encoder, tmp_path / "out")
@@ -75,7 +75,7 @@ def test_what_cannot_be_merged_is_refused(flags, tmp_path):
 
 @pytest.mark.parametrize("tower", ["text", "id", "multimodal"])
 def test_a_run_without_a_backbone_of_its_own(flags, backbones, tmp_path, monkeypatch, capsys, tower):
-    """What there is to export instead, if anything."""
+    """A run without a backbone of its own reports what can be exported instead, if anything."""
     flags = [*flags, "--image_encoder", str(backbones["vit"]), "--item_tower", tower, "--epochs", "1"]
     cached = [] if tower == "id" else ["--cached", "--state_cache", str(tmp_path / "states")]
     run([*flags, *cached, "--output", str(tmp_path / "run")], "full" if tower == "id" else "iisan")
@@ -95,13 +95,13 @@ def test_a_run_without_a_backbone_of_its_own(flags, backbones, tmp_path, monkeyp
 
 @pytest.fixture
 def ia3():
-    """The method of docs/adding/ia3.py."""
+    """Register the method of docs/adding/ia3.py."""
     with registered(["ia3"]):
         yield "ia3"
 
 
 def test_the_documented_method_works(ia3, flags, tmp_path):
-    """From its file alone: it starts as the identity, trains three vectors a block, is saved and loaded."""
+    """Loaded from its file, it starts as the identity, trains three vectors per block, is saved and loaded."""
     run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
     start = ["--checkpoint", str(tmp_path / "source"), "--output", str(tmp_path / "run")]
     result = run([*flags, *start, "--adapter_lr", "0.1", *plugin_flags(ia3)], ia3)

@@ -1,4 +1,4 @@
-"""What a stranger meets first: the package's public names, its licence and its citation."""
+"""The first things that a new user meets: the package's public names, its licence and its citation."""
 
 import inspect
 import json

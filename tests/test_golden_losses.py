@@ -1,4 +1,4 @@
-"""No change of structure changes a number: short runs of everything against their record (golden_losses.py)."""
+"""No refactoring changes a number: short runs of everything against their record (golden_losses.py)."""
 
 import golden_losses
 import pytest

@@ -1,4 +1,4 @@
-"""Blocks that are computed again in the backward pass: the same gradients from fewer tensors that are kept."""
+"""Blocks that are recomputed in the backward pass: the same gradients with fewer tensors kept."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def inputs_of(kind):
 
 
 def gradients(encoder, inputs):
-    """Of everything that trains, and how many numbers were kept for the backward pass."""
+    """Return the gradients of all trained parameters, and how many numbers were kept for the backward pass."""
     kept = []
     encoder.zero_grad(set_to_none=True)
     torch.manual_seed(2)
@@ -42,7 +42,7 @@ def test_gradients_are_the_same(kind, method, backbones):
     else:
         apply(recommender, method, True, **options)
     encoder, inputs = recommender.train().item_encoder, inputs_of(kind)
-    # What starts at zero would hide what lies before it.
+    # Parameters that start at zero would hide the gradients of those before them.
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))

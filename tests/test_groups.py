@@ -1,4 +1,4 @@
-"""Items in groups by length: of all groupings the cheapest, and the numbers of one padded batch."""
+"""Items in groups by length: the cheapest of all groupings, with the numbers of one padded batch."""
 
 import itertools
 from types import SimpleNamespace

@@ -1,6 +1,6 @@
-"""Methods against independent implementations of them; what is not installed is skipped.
+"""Methods against independent implementations; tests whose implementation is not installed are skipped.
 
-AdapterHub's `adapters` needs a transformers of its own, so it runs under another interpreter:
+AdapterHub's `adapters` needs its own version of transformers, so it runs under another interpreter:
 
     python -m venv /tmp/adapterhub && /tmp/adapterhub/bin/pip install 'adapters[torch]'
     TRANSREC_ADAPTERHUB_PYTHON=/tmp/adapterhub/bin/python python -m pytest tests/test_independent.py
@@ -26,7 +26,8 @@ from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
 
 INTERPRETER = "TRANSREC_ADAPTERHUB_PYTHON"
-# Ours, and AdapterHub's configuration of the same: with relu, bottlenecks of 8 at a width of 32, and no other scaling.
+# Our method and the equivalent configuration of AdapterHub: relu, bottlenecks of 8 at a width of 32, no scaling unless
+# set.
 RELU = {"reduction_factor": 4, "non_linearity": "relu"}
 CASES = {
     "houlsby": ("houlsby", {}, "DoubleSeqBnConfig", RELU),
@@ -55,7 +56,7 @@ def their_name(name, method):
 
 
 def adapted(folder, method, options):
-    """Our recommender over that backbone, and by name what the method trains, drawn anew."""
+    """Return our recommender over a backbone, and the parameters that the method trains, by name, randomly changed."""
     torch.manual_seed(0)
     recommender = Recommender(TextTower(load_backbone(folder), 16), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
     sizes = {"item_bottleneck": 8} if "item_bottleneck" in methods.get(method).Options.__dataclass_fields__ else {}
@@ -105,7 +106,7 @@ def test_equal_to_adapterhub(case, kind, backbones, tokens, tmp_path):
     difference = (ours - expected)[real].abs().max().item()
     print(f"{case} {kind}: {difference:.1e}")
     assert difference <= (1e-6 if case == "pfeiffer adapterhub" else 2e-6)
-    # Of a model without the adapters it differs.
+    # The output differs from that of a model without the adapters.
     assert (hidden_without(backbones[kind], *tokens) - expected)[real].abs().max() > 1e-2
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM at any moment: one line says what is kept and how to go on; going on gives the same numbers."""
+"""Ctrl-C and SIGTERM at any moment: one line says what is kept and how to continue, to the same numbers."""
 
 import os
 import runpy
@@ -22,7 +22,7 @@ AGAIN = "nothing is lost, the same command starts again"
 
 
 def stopped_at(monkeypatch, place, name: str | None, spared: int, *numbers: signal.Signals) -> None:
-    """Signals arrive in the call of a function that follows `spared` others."""
+    """Raise signals in one call of a function, after `spared` earlier calls."""
     calls = iter(range(10**6))
 
     def interrupted(original: Callable) -> Callable:
@@ -75,7 +75,7 @@ def test_before_training(command, tmp_path, monkeypatch, place, name, number):
     ids=["first epoch", "while saving", "while evaluating", "between epochs", "second epoch", "in the test", "result"],
 )
 def test_in_training(command, unbroken_run, tmp_path, monkeypatch, place, name, spared, saved, noted):
-    """`noted`: what is under way is finished first, and that is said."""
+    """If `noted` is true, the current step is finished first, and a message says so."""
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         stopped_at(patched, place, name, spared, signal.SIGINT)
@@ -91,7 +91,7 @@ def test_in_training(command, unbroken_run, tmp_path, monkeypatch, place, name, 
 
 def test_twice_acts_at_once(command, unbroken_run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        # Two that come together count as one otherwise.
+        # Two signals in quick succession would otherwise count as one.
         patched.setattr("transrec.training.trainer.SECONDS_OF_ONE_SIGNAL", -1)
         stopped_at(patched, Trainer, "_step", 1, signal.SIGINT, signal.SIGINT)
         status, told = command()
@@ -172,7 +172,7 @@ if __name__ == "__main__":
 
 
 def test_while_the_workers_of_an_image_store_start(domain, tmp_path):
-    """Ctrl-C reaches them too, before they could arrange to ignore it."""
+    """Ctrl-C reaches the workers too, before they could arrange to ignore it."""
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs to see when a process takes signals")
     driver = tmp_path / "driver.py"

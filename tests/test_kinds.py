@@ -1,4 +1,4 @@
-"""What holds for every kind of raw dataset: recognised, read in whatever order, exported and read again, and faults."""
+"""Every raw dataset format: recognition, reading in any order, export and reading it again, and errors."""
 
 import gzip
 import zlib
@@ -19,19 +19,19 @@ each_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def some_events() -> list[Event]:
-    """Ties in time, items that a user meets twice, users and items of few interactions, in no order."""
+    """Return unordered events with ties in time, repeated items, and rare users and items."""
     random = Random(0)
     places = [(int(8 * random.random() ** 2), ITEMS[int(10 * random.random() ** 2)]) for _ in range(60)]
     return [(user, item, random.randint(1, 5), random.randint(0, 4)) for user, item in places]
 
 
 EVENTS = some_events()
-# Of which what was imported is imported once more.
+# Formats in which an imported dataset is exported and imported once more.
 AGAIN = ("hm", "mind", "mmrec", "recbole")
 
 
 def core(sequences: dict[str, list[str]], least: int) -> dict[str, list[str]]:
-    """What is left when users and items of fewer interactions are taken out again and again."""
+    """Return the sequences left after repeatedly removing users and items with fewer than `least` interactions."""
     while True:
         items = Counter(item for of in sequences.values() for item in of)
         kept = {user: [item for item in of if items[item] >= least] for user, of in sequences.items()}

@@ -1,4 +1,4 @@
-"""The Makefile: which Python it takes, what it says where there is none, and what it removes."""
+"""The Makefile: the Python that it selects, its message if there is none, and the files that it removes."""
 
 import os
 import re
@@ -23,7 +23,7 @@ PYTHONS = {
 
 @pytest.fixture
 def make(tmp_path):
-    """Runs make in a copy of the repository's top, on a machine with no other Pythons than those given by name."""
+    """Return a function that runs make in a copy of the repository's top, with only the given Pythons on the path."""
     for name in ("Makefile", "requirements.txt", "setup.py"):
         shutil.copy(REPOSITORY / name, tmp_path)
 

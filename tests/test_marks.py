@@ -1,4 +1,4 @@
-"""What tables say of their rows: the best, the second, and what differs from the best, by the ranks that runs kept."""
+"""Marks for the rows of tables: the best, the second, and significant differences from the best, by kept ranks."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ TARGETS = 300
 
 
 def ranks_around(middle: float, seed: int) -> np.ndarray:
-    """Made-up ranks float [TARGETS]: the smaller the middle, the better."""
+    """Return artificial ranks float [TARGETS]: the smaller the middle, the better."""
     return np.ceil(np.random.default_rng(seed).exponential(middle, TARGETS)).clip(1)
 
 
@@ -24,7 +24,7 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 
 def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True, first_user: int = 0) -> Row:
-    """A row of runs with these ranks by seed."""
+    """Return a row of runs with these ranks by seed."""
     found = {}
     for seed, ranks in runs.items():
         folder = root / f"{name}-{seed}"
@@ -39,7 +39,7 @@ def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True
 
 
 def baseline_of(root: Path, name: str, ranks: np.ndarray, kept: bool = True) -> Row:
-    """A baseline beside a run of these ranks, in a folder of its own."""
+    """Return the row of a baseline with these ranks, ranked in a run with its own folder."""
     row = row_of(root, name, {0: ranks}, kept)
     (folder, result) = row.runs[0]
     if kept:
@@ -80,7 +80,7 @@ def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
 
 
 def test_several_seeds_are_paired_by_seed(tmp_path):
-    """Of one seed beside three, that seed's runs are compared; their means are over all that each has."""
+    """If one row has one seed and the other three, the runs of the shared seed are compared; means use all runs."""
     strong = {seed: ranks_around(8, seed) for seed in range(3)}
     single = {2: ranks_around(12, 7)}
     rows = [row_of(tmp_path, "strong", strong), row_of(tmp_path, "single", single)]

@@ -1,4 +1,4 @@
-"""What a method does besides being inserted: groups of parameters, a penalty, steps, buffers that are saved."""
+"""What a method may do in addition to insertion: groups of parameters, a penalty, steps, saved buffers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from transrec.training.trainer import Trainer
 
 
 class Shifted(nn.Module):
-    """inner(x) + shift, and scaled after training steps."""
+    """scale * inner(x) + shift + mean, where `mean` is updated after training steps."""
 
     def __init__(self, inner: nn.Linear):
         super().__init__()
@@ -45,7 +45,7 @@ class ShiftOptions(InsertOptions):
 
 
 class Shift(Method):
-    """Two groups, a penalty on one, and a mean of the other's gradients that the next step's output depends on."""
+    """A method with two groups, a penalty on one group, and a mean of gradients on which the next output depends."""
 
     Options = ShiftOptions
 
@@ -103,7 +103,7 @@ def test_groups_have_rates_of_their_own(flags, tmp_path, shift):
         "recommender": 1e-4,
     }
     assert "scales" in (tmp_path / "log.txt").read_text()
-    # Two blocks of width 32 and two of width 16, a shift and a scale each.
+    # Two blocks of width 32 and two of width 16, with a shift and a scale each.
     assert [row["parameters"] for row in result["parameters"] if row["what"] in ("shifts", "scales")] == [
         64,
         64,
@@ -119,7 +119,7 @@ def test_a_group_without_a_rate_is_told(flags, tmp_path, shift, monkeypatch):
 
 
 def test_each_group_moves_at_its_rate(flags, tmp_path, shift, trainers):
-    """The first step of Adam moves every weight by its rate, whatever the gradient, where its eps is far smaller."""
+    """Adam's first step moves every weight by its rate, whatever the gradient, if its eps is much smaller."""
     words = ["--epochs", "1", "--batch_size", "60", "--adapter_lr", "1e-2", "--init", "xavier"]
     run([*flags, *words, "--output", str(tmp_path)], shift)
     layer = trainers[0].recommender.user_encoder.blocks[0].attention.query
@@ -129,7 +129,7 @@ def test_each_group_moves_at_its_rate(flags, tmp_path, shift, trainers):
 
 @pytest.mark.parametrize("pieces", ["1", "3"])
 def test_the_penalty_counts_once(flags, tmp_path, shift, trainers, pieces):
-    """The gradient of a step is that of the loss and, once, that of the penalty, however many pieces a batch has."""
+    """A step's gradient is that of the loss plus once that of the penalty, for any number of pieces of a batch."""
     still = ["--epochs", "1", "--batch_size", "60", "--adapter_lr", "0", "--lr", "0", "--dropout", "0"]
     for weight in ("0", "0.5"):
         run([*flags, *still, "--accumulate", pieces, "--weight", weight, "--output", str(tmp_path / weight)], shift)
@@ -160,7 +160,7 @@ def test_buffers_are_saved_and_loaded(flags, tmp_path, shift, trainers):
     assert layer.steps == 8 * description.epoch and layer.mean.abs().max() > 0
     for name in buffers:
         assert torch.equal(loaded.get_buffer(name), tensors[name])
-        # After its test the trainer holds the best epoch, too.
+        # After its test, the trainer holds the best epoch, too.
         assert torch.equal(trainers[0].recommender.get_buffer(name), tensors[name])
 
 

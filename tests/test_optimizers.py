@@ -48,7 +48,7 @@ def test_sgd_by_hand():
 
 
 def test_adamw_decays_weights_alone():
-    """At a learning rate that only decays, LayerNorms, biases and embeddings stay what they were."""
+    """In a step with zero gradients, which only decays, LayerNorms, biases and embeddings do not change."""
     model = torch.nn.ModuleDict(
         {"layer": torch.nn.Linear(3, 3), "norm": torch.nn.LayerNorm(3), "table": torch.nn.Embedding(4, 3)}
     )
@@ -72,7 +72,7 @@ def rates(monkeypatch):
 
     def note(trainer):
         original(trainer)
-        # Each group of the method's is two of the optimiser's: what decays, and what does not.
+        # Each group of the method is two groups of the optimiser: with and without decay.
         rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
         noted.append([rates[group.name] for group in trainer.groups])
 

@@ -1,4 +1,4 @@
-"""Processes that belong together: a run's ranks and their launcher, and the workers that read its images."""
+"""Groups of processes: a run's ranks and their launcher, and the workers that read its images."""
 
 import json
 import os
@@ -20,7 +20,7 @@ IMAGE_SCRIPT = REPOSITORY / "Downstream" / "CV" / "script" / "sm_vit_frozen.py"
 
 
 def children(pid: int) -> list[int]:
-    """The processes that `pid` started itself."""
+    """Return the processes that `pid` itself started."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(word) for word in listed.split()]
 
@@ -33,7 +33,7 @@ def is_alive(pid: int) -> bool:
 
 
 def until(reached, seconds: float = 120):
-    """What `reached()` gives once that is true."""
+    """Wait until `reached()` is true, and return its value."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := reached():
@@ -43,7 +43,7 @@ def until(reached, seconds: float = 120):
 
 
 def launched(flags: list[str], folder: Path, *more: str) -> subprocess.Popen:
-    """A run of two ranks that has saved a state and goes on for long."""
+    """Start a long run of two ranks, and wait until it has saved a state."""
     long = ["--epochs", "500", "--patience", "500", "--save_steps", "1"]
     process = group([str(SCRIPTS / "frozen.py"), *flags, *long, "--nproc", "2", *more, "--output", str(folder)])
     until((folder / "checkpoints" / "last.safetensors").exists)
@@ -51,7 +51,7 @@ def launched(flags: list[str], folder: Path, *more: str) -> subprocess.Popen:
 
 
 def group(command: list[str]) -> subprocess.Popen:
-    """A script in a process group of its own."""
+    """Start a script in its own process group."""
     return subprocess.Popen(
         [sys.executable, *command],
         env=ENVIRONMENT,
@@ -63,7 +63,7 @@ def group(command: list[str]) -> subprocess.Popen:
 
 
 def messages(process: subprocess.Popen) -> list[str]:
-    """The lines on a process's standard error, progress bars aside."""
+    """Return the lines of a process's standard error without progress bars."""
     _, text = process.communicate(timeout=120)
     return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
 
@@ -175,7 +175,7 @@ def test_a_run_resumes_after_its_launcher_was_killed(flags, tmp_path):
 
 
 def test_a_signal_to_processes_that_are_done_makes_no_failure_of_it(tmp_path):
-    """The launcher hears it while its processes, which heed none any more, take torch down."""
+    """The launcher receives the signal while its processes, which ignore it by then, shut torch down."""
     program = (
         "import os, signal, sys, time\n"
         "from pathlib import Path\n"

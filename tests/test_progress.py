@@ -12,7 +12,7 @@ from transrec.progress import Bar
 
 @pytest.fixture
 def seconds(monkeypatch):
-    """A clock that stands still until it is set."""
+    """A clock that does not advance until it is set."""
     now = [0.0]
     monkeypatch.setattr("transrec.progress.monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""What the papers' protocol sets, how weights start, and what the best epoch is chosen by."""
+"""The settings of the papers' protocol, initial weights, and the metric that chooses the best epoch."""
 
 import json
 
@@ -71,7 +71,7 @@ STANDING = ("--lr", "0", "--backbone_lr", "0", "--epochs", "9", "--patience", "1
 
 @pytest.mark.parametrize("steps,epochs", [(0, 2), (6, 3), (7, 4), (1000, 9)])
 def test_patience_waits_for_a_number_of_steps(flags, tmp_path, steps, epochs):
-    """Of three steps an epoch, without any change; the first epoch is the best."""
+    """An epoch has three steps and nothing changes, so the first epoch is the best."""
     words = [*flags, *FEW_STEPS, *STANDING, "--patience_steps", str(steps), "--output", str(tmp_path)]
     assert run(words, "frozen")["epochs_trained"] == epochs
 

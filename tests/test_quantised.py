@@ -1,4 +1,4 @@
-"""Backbones whose weights are quantised already: refused clearly, or run by their library."""
+"""Backbones whose weights are already quantised: refused clearly, or run by the library for them."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 
 @pytest.fixture
 def told(backbones, tmp_path):
-    """Gives a backbone whose config.json tells of a quantisation."""
+    """Return a function that makes a backbone whose config.json declares a quantisation."""
 
     def write(quantization_config):
         folder = tmp_path / "quantised"
@@ -54,7 +54,7 @@ def test_other_quantisations_are_refused(told, kind):
 
 
 def test_a_library_that_is_there_is_asked(told, monkeypatch):
-    """transformers is given the weights as they come, and the folder's own code stays unasked."""
+    """transformers receives the weights as they are, and the folder's own code does not run."""
     asked = {}
 
     def from_pretrained(place, **options):

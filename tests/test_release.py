@@ -1,4 +1,4 @@
-"""Runs that are given away: what is read back by load_run, by torch alone, and by peft."""
+"""Exported runs: reading them by load_run, by torch alone, and by peft."""
 
 import json
 import runpy
@@ -33,7 +33,7 @@ def source(flags, tmp_path_factory):
 
 @pytest.fixture
 def exported(flags, tmp_path, monkeypatch, capfd):
-    """Trains a method and gives the run away; returns the run and the folder of what was given."""
+    """Return a function that trains a method and exports the run; it returns the run and the exported folder."""
 
     def call(method: str, *more: str):
         run([*flags, *more, "--output", str(tmp_path / "run")], method)
@@ -48,12 +48,12 @@ def exported(flags, tmp_path, monkeypatch, capfd):
 
 @pytest.fixture
 def no_user_encoder(monkeypatch):
-    """torch.export takes seconds, where a test is not about it."""
+    """Skip torch.export, which takes seconds, in tests that are not about it."""
     monkeypatch.setattr(release, "export_user_encoder", lambda *of: None)
 
 
 def moved(folder, to):
-    """What is given away means the same wherever it lies."""
+    """Move the export and return its new path; it must work from any path."""
     folder.rename(to)
     return to
 
@@ -68,7 +68,7 @@ def test_load_run_reads_it_back(exported, backbones, domain, tmp_path, method, k
     before, out = exported(method, *encoder_flags(kind, backbones), *more)
     out = moved(out, tmp_path / "elsewhere")
     options = (out / "options.json").read_text()
-    # Of the dataset's name no path is left, nor of any other.
+    # No absolute path is left, of the dataset or of anything else.
     assert str(tmp_path) not in options + (out / "README.md").read_text() and str(domain) not in options
     after = transrec.load_run(out, dataset=domain)
     assert after.evaluate() == before.evaluate()

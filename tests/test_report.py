@@ -1,4 +1,4 @@
-"""The page of finished runs: made of made-up runs, read as HTML, and driven in a browser."""
+"""The page of finished runs: made from artificial runs, read as HTML, and used in a browser."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ CHROMIUM = shutil.which("chromium")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A dataset of 40 users with a data card."""
+    """Folder of a dataset of 40 users with a data card."""
     folder = tmp_path_factory.mktemp("data") / "films"
     folder.mkdir()
     items = [f"i{number}" for number in range(30)]
@@ -40,7 +40,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def make_run(folder: Path, data: Path, score: float, **more) -> Path:
-    """A finished run of made-up numbers; `words` are its flags, `result` is what its result.json holds else."""
+    """Make a finished run of artificial numbers; `words` are its flags, `result` further content of its result.json."""
     words = ["--dataset", str(data), "--max_seq_len", "6", *more.get("words", [])]
     given = settings.parse(words, more.get("method", "frozen"), {"item_tower": "id"})
     folder.mkdir(parents=True)
@@ -70,7 +70,7 @@ def make_run(folder: Path, data: Path, score: float, **more) -> Path:
 
 @pytest.fixture(scope="module")
 def study(data, tmp_path_factory) -> Path:
-    """Two methods, one of them with two seeds and a hostile name."""
+    """Folder of a study of two methods, one of them with two seeds and a hostile name."""
     folder = tmp_path_factory.mktemp("study") / "study"
     for seed in ("0", "1"):
         make_run(
@@ -116,7 +116,7 @@ def test_a_page_of_a_study(source):
 
 
 def test_baselines_are_rows_like_others(data, tmp_path):
-    """They may be the best of a column, are in the slices, and every row is tested against them."""
+    """Baselines may be the best of a column, appear in the slices, and every row is tested against them."""
     scores = {"popularity": {"HR@10": 0.05, "NDCG@10": 0.02}, "item_knn": {"HR@10": 0.95, "NDCG@10": 0.1, "MRR": 0.25}}
     told = {"popularity": scores.pop("popularity"), "baselines": scores}
     folders = [

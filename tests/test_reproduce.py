@@ -1,4 +1,4 @@
-"""The papers' tables as commands: what is planned and run, and published figures beside ours."""
+"""The papers' tables as commands: planning and running them, and published figures next to ours."""
 
 import csv
 import runpy
@@ -16,7 +16,7 @@ from transrec.studies import Axis, Grid, Study
 from transrec.studies.grids import METHODS
 from transrec.studies.papers import ADAPTER4REC, IISAN
 
-# By script: rows, and source runs, over the paper's first modality.
+# By script: numbers of rows and of source runs, over the paper's first modality.
 TABLES = {
     "adapter4rec_full": (8, 4),
     "adapter4rec_methods": (12, 2),
@@ -29,13 +29,13 @@ TABLES = {
     "iisan_backbones": (8, 0),
     "iisan_versa": (2, 0),
 }
-# Those whose grid is another over images.
+# Tables whose grid differs over images.
 OVER_IMAGES = ("adapter4rec_full", "adapter4rec_methods")
 
 
 @pytest.fixture
 def reproduce(monkeypatch, capsys):
-    """Runs a table's script in this process; returns its exit status, what it printed, and what it told as errors."""
+    """Return a function that runs a table's script in this process; it returns exit status, output and errors."""
 
     def call(name: str, *words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
@@ -49,7 +49,7 @@ def reproduce(monkeypatch, capsys):
 
 @pytest.fixture
 def own(tmp_path):
-    """Writes a file of figures of the given lines; returns its path."""
+    """Return a function that writes a file of figures with the given lines and returns its path."""
 
     def write(*lines: str, header: str = ",".join(COLUMNS)) -> Path:
         path = tmp_path / "own.csv"
@@ -85,7 +85,7 @@ def test_a_quick_form_runs_and_shows_published_figures_beside_ours(reproduce, ow
 
 
 def test_every_table_has_a_grid_that_its_runs_know(reproduce, tmp_path, monkeypatch):
-    """Every flag of each grid is one that its runs have. Whether sizes fit backbones, running them all shows."""
+    """Every flag of each grid exists in its runs. Only running them shows whether sizes fit backbones."""
     monkeypatch.setattr(assembly, "check_fit", lambda plan: None)
     scripts = {path.stem for path in (REPOSITORY / "scripts" / "reproduce").glob("*.py")}
     assert scripts == TABLES.keys()
@@ -138,7 +138,7 @@ def test_the_papers_sets_are_where_the_page_of_datasets_puts_them(reproduce, mon
 
 
 def test_values_that_set_flags_by_name(domain, backbones, tmp_path):
-    """What is said beside a method is for its runs alone."""
+    """Flags set by a value of the method axis apply only to the runs of that value."""
     bert = str(backbones["bert"])
     named = {"twice": {"method": "lora:published", "adapter_lr": "1e-2", "cached": "no"}}
     grid = Grid((Axis("method", ("houlsby", "twice"), named=named), Axis("text_encoder", (bert,))))

@@ -52,7 +52,7 @@ def test_split_users_makes_two_datasets(domain, tmp_path):
     assert users[0] | users[1] == set(load_dataset(domain, 6, 5).interactions.users)
     assert not users[0] & users[1]
     assert [len(u) for u in users] == list(counts.values()) and min(counts.values()) > 15
-    # Fewer users are a subset of more.
+    # Smaller samples of users are subsets of larger ones.
     split_users(domain, tmp_path / "part", share=0.5)
     part = set(load_dataset(tmp_path / "part" / "source", 6, 5).interactions.users)
     assert part < users[0]
@@ -96,7 +96,7 @@ def test_split_users_keeps_the_rows_of_its_users(domain, tmp_path):
     counts = split_users(both, tmp_path / "halves", share=0.8)
     assert split_users(alone, tmp_path / "rows", share=0.8) == counts
     for half, count in counts.items():
-        # Times are read where a row of each of users.tsv's interactions is there, in their order.
+        # Times are read if there is a row for each interaction of users.tsv, in the same order.
         with_times = load_dataset(tmp_path / "halves" / half, 6, 5, with_times=True).interactions
         assert with_times.times is not None and len(with_times.users) == count > 10
         kept = parquet.read_table(tmp_path / "halves" / half / "interactions.parquet")

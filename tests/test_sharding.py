@@ -48,7 +48,7 @@ def test_a_split_run_equals_a_whole_one_and_resumes(flags, tmp_path):
     assert tensors.keys() == parts.keys()
     for name in tensors:
         torch.testing.assert_close(parts[name], tensors[name], atol=1e-5, rtol=1e-5, msg=name)
-    # Begun split: gone on with split, and whole.
+    # A run that was started split continues split, and also unsplit.
     finish(start("finetune.py", ["--resume", str(tmp_path / "begun"), "--epochs", "2", "--nproc", "2"]))
     assert_same_run(tmp_path / "split", tmp_path / "begun")
     words = ["--resume", str(tmp_path / "alike"), "--epochs", "2", "--shard", "false", "--nproc", "2"]

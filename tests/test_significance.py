@@ -1,4 +1,4 @@
-"""Tests between methods: equal to scipy's on the same values, honest about chance, and corrected over a table."""
+"""Tests between methods: equal to scipy's on the same values, correct error rates, and corrected over a table."""
 
 import numpy as np
 import pytest
@@ -64,14 +64,14 @@ def test_a_method_beside_itself_differs_by_nothing():
 
 
 def test_methods_that_do_not_differ_are_told_apart_as_rarely_as_chance_says():
-    # 5 % of 300 are 15, and more than 27 come once in a thousand times.
+    # 5 % of 300 are 15; more than 27 have a probability of one in a thousand.
     p_values = [compare(hits(0.2, users=150), hits(0.2, users=150)).p_values for _ in range(300)]
     for test in ("McNemar", "Wilcoxon", "paired t"):
         assert sum(of[test] < 0.05 for of in p_values) <= 27, test
 
 
 def test_the_interval_over_users_holds_the_true_mean_as_often_as_it_says():
-    # Of 300 samples 95 % are 285; 268 or fewer come less than once in a thousand times, if the interval is right.
+    # 95 % of 300 samples are 285; 268 or fewer have a probability below one in a thousand if the interval is right.
     covered = 0
     for number in range(300):
         found = spread(RANDOM.exponential(size=(1, 200)), seed=number).users

@@ -1,4 +1,4 @@
-"""Whole runs over other splits than leave-one-out: each test interaction is ranked once, in whatever way a run goes."""
+"""Complete runs over splits other than leave-one-out: each test interaction is ranked once, however a run goes."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ AT = {"time": 0.8, "ratio": 0.7}
 
 @pytest.fixture
 def timed(domain, tmp_path) -> Path:
-    """The small dataset with times: users begin one after the other, and go on side by side."""
+    """The small dataset with times: users start one after another, and then continue in parallel."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     folder = tmp_path / "timed"
@@ -40,7 +40,7 @@ def timed(domain, tmp_path) -> Path:
 
 
 def expected(folder: Path, kind: str) -> list[tuple[int, int]]:
-    """User and item of each test interaction by slow Python, rows of the two files, in order."""
+    """Return user and item of each test interaction, as rows of the two files in order, by slow Python."""
     read = load_dataset(folder, 6, 5, with_times=True).interactions
     times = np.split(read.times, read.sequences.stops[:-1])
     users = {user: [*zip(times[user], read.sequences[user], strict=True)] for user in range(len(read.users))}

@@ -1,4 +1,4 @@
-"""Files of hidden states in a folder: one for each meaning, made once; listing them and removing some."""
+"""Files of hidden states in a folder: one for each combination of settings, made once; listing and removing them."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ from transrec.locks import Lock
 
 
 def cache_ahead(monkeypatch, capsys, *flags: str) -> tuple[list[Path], str]:
-    """Run the caching script here; the files that it names, and all that it printed."""
+    """Run the caching script in this process; return the files that it names, and all that it printed."""
     monkeypatch.setattr(sys, "argv", ["cache_features.py", *fitting(flags)])
     capsys.readouterr()
     runner.cache()
@@ -28,7 +28,7 @@ def cache_ahead(monkeypatch, capsys, *flags: str) -> tuple[list[Path], str]:
 
 
 def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp_path, monkeypatch, capsys):
-    """No choice finds what another one made, whatever it is that differs; the same choice finds its own again."""
+    """No two different choices share a file, whatever differs; the same choice finds its own file again."""
     dataset = shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns("images"))
     flags = [*flags, "--dataset", str(dataset)]
     run([*flags, "--output", str(tmp_path / "source"), "--epochs", "1"])
@@ -66,7 +66,7 @@ def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp
     assert sorted(files) == sorted((tmp_path / "states").iterdir())
     again, told = cache_ahead(monkeypatch, capsys, *flags, *choices[3])
     assert again == found[3] and "caching" not in told
-    # Where a backbone lies, and how long titles may be that are shorter, decides nothing.
+    # The path of a backbone does not matter, nor does a larger limit on titles that are all shorter.
     elsewhere = shutil.copytree(backbones["bert"], tmp_path / "elsewhere")
     again, told = cache_ahead(monkeypatch, capsys, *flags, "--text_encoder", str(elsewhere), "--title_tokens", "30")
     assert again == found[len(axes) ** 2] and "caching" not in told
@@ -98,7 +98,7 @@ def test_damaged_states_are_made_again(flags, tmp_path, monkeypatch, capsys, dam
 
 @pytest.fixture
 def script(monkeypatch, capsys):
-    """Runs scripts/states.py here; its exit status and all that it printed."""
+    """Return a function that runs scripts/states.py in this process; it returns exit status and all output."""
 
     def call(*words) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["states.py", *map(str, words)])
@@ -115,7 +115,7 @@ def script(monkeypatch, capsys):
 
 
 def used_on(path: Path, day: str) -> None:
-    """Have a file last used on that day."""
+    """Set the date on which a file was last used."""
     seconds = np.datetime64(day, "s").astype(int)
     os.utime(path, (seconds, seconds))
 

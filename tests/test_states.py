@@ -1,4 +1,4 @@
-"""The file of hidden states in the making: whatever is left of one, what comes of it is right."""
+"""Creating a file of hidden states: whatever an interruption leaves, the finished file is right."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ KILLED = 99
 
 
 def finished(path, values):
-    """The states in a file that is begun, or continued, and finished now; all that is left in its folder."""
+    """Begin or continue a file, finish it and return its states; nothing else may be left in its folder."""
     builder = StateBuilder(path, tuple(values.shape), "fp32", MADE_OF)
     builder.begin()
     for row in builder.waiting(0, 1):
@@ -37,7 +37,7 @@ def test_a_kill_at_any_line_of_filling_is_made_good(tmp_path):
         lines = iter(range(kills))
 
         def kill(frame, event, _):
-            # Leaves as a killed process does: what Python holds in buffers is lost.
+            # End like a killed process: the contents of Python's buffers are lost.
             writes = frame.f_code.co_filename == states.__file__ or frame.f_code is Path.write_bytes.__code__
             if writes and next(lines, None) is None:  # noqa: B023
                 os._exit(KILLED)
@@ -63,7 +63,7 @@ def test_a_kill_at_any_line_of_filling_is_made_good(tmp_path):
     begun_as=st.sampled_from([{"dtype": "fp32"}, {"dtype": "fp16"}, {"made_of": {"a": 2}}]),
 )
 def test_any_leftover_is_continued_or_begun_anew(done, length, garbage, begun_as):
-    """Cut, lengthened, full of garbage or of other states: what comes of it is right."""
+    """A leftover may be cut, lengthened, full of garbage or of other states: the finished file is right."""
     values = torch.arange(1200.0).reshape(600, 1, 2)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "s.safetensors")

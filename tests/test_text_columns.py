@@ -1,4 +1,4 @@
-"""What is read of an item's text: columns of its items file, joined by a template or encoded one by one."""
+"""An item's text: columns of its items file, joined by a template or encoded separately."""
 
 from pathlib import Path
 from shutil import copyfile
@@ -15,7 +15,7 @@ from transrec.runner import parse
 
 
 def described(domain: Path, folder: Path, lines: list[str]) -> Path:
-    """The dataset with another items file."""
+    """Copy the dataset with another items file."""
     folder.mkdir()
     copyfile(domain / "users.tsv", folder / "users.tsv")
     (folder / "items.tsv").write_text("\n".join(lines) + "\n")
@@ -23,7 +23,7 @@ def described(domain: Path, folder: Path, lines: list[str]) -> Path:
 
 
 def columns(domain: Path) -> list[tuple[str, str, str]]:
-    """Id, brand and what else is in the title of each item; every tenth has no brand."""
+    """Return id, brand and the rest of the title of each item; every tenth item has no brand."""
     rows = []
     for number, line in enumerate((domain / "items.tsv").read_text().splitlines()):
         item, title = line.split("\t")
@@ -51,7 +51,7 @@ def test_a_template_makes_the_text_that_a_title_would_be(flags, domain, tmp_path
 
 
 def apart(domain: Path, folder: Path) -> list[str]:
-    """Flags of a run over titles and brands, as two attributes."""
+    """Return flags of a run over titles and brands, as two attributes."""
     rows = ["item_id\tbrand\ttitle", *map("\t".join, columns(domain))]
     attributes = ["--text_attributes", "Title", "brand", "--attribute_tokens", "6", "4"]
     return ["--dataset", str(described(domain, folder, rows)), *attributes]

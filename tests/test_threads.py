@@ -1,4 +1,4 @@
-"""Threads that sleep instead of spin while others want the cores: when they do, and that no number changes."""
+"""Threads that sleep instead of spinning while other programs want the cores: when they do, with the same numbers."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_more_threads_than_cores_are_managed_while_others_want_the_cores(two_thr
     watcher.start()
     before = count()
     for _ in range(4):
-        # The process's own threads wait for one another, on cores that nobody else wants.
+        # The process's own threads wait for one another, on cores that no other program wants.
         told[0] += 0.1
         time.sleep(0.06)
     assert count() == before
@@ -77,5 +77,5 @@ def test_what_others_take_of_the_cores():
         for program in counting:
             program.kill()
             program.wait()
-    # All of the cores' time but what this process had itself.
+    # All of the cores' time except what this process itself had.
     assert 0.4 * seconds * cores < taken < seconds * cores + 0.05

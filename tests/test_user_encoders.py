@@ -1,4 +1,4 @@
-"""Every user encoder of the package: causality, padding, runs, and what methods make of it."""
+"""All user encoders of the package: causality, padding, runs, and methods inserted into them."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_sites_of_ligr_are_those_of_pre_ln_blocks():
         assert attention.norm is None and feed_forward.norm is None and feed_forward.entry.module is inside.up
 
 
-# The published variants of pfeiffer, and AdapterHub's, need post-LN blocks.
+# Methods run with their default variants: pfeiffer's published and adapterhub variants need post-LN blocks.
 USER_METHODS = [name for name in methods.names() if issubclass(methods.get(name).Options, methods.InsertOptions)]
 
 
@@ -148,7 +148,7 @@ def test_a_run_of_each_over_ids_and_fused_items(name, tower, flags, backbones, t
 
 @pytest.fixture
 def recbole():
-    """RecBole's sequential recommenders, over a data set of 20 items that is only a count."""
+    """RecBole's sequential recommenders, over a stub dataset that only reports 20 items."""
     pytest.importorskip("recbole", reason="RecBole is not installed")
     from recbole.model.sequential_recommender import gru4rec, sasrec
 
@@ -179,7 +179,7 @@ def test_sasrec_of_recbole(recbole, length):
         for module in theirs.modules():
             if isinstance(module, nn.Linear):
                 module.bias.zero_()
-        # Their positions count from the first item, ours from the last.
+        # RecBole's positions count from the first item, ours from the last.
         ours.position_embedding.weight.copy_(theirs.position_embedding.weight.roll(LENGTH - length, 0))
         ours.layer_norm.load_state_dict(theirs.LayerNorm.state_dict())
         for block, layer in zip(ours.blocks, theirs.trm_encoder.layer, strict=True):
@@ -200,7 +200,7 @@ def test_sasrec_of_recbole(recbole, length):
 
 
 def test_ligr_of_rectools():
-    """The blocks that eSASRec's authors published; a LayerNorm behind the last and no biases in front are ours."""
+    """The blocks equal those that eSASRec's authors published; the final LayerNorm and the missing biases are ours."""
     theirs = pytest.importorskip("rectools.models.nn.transformers.ligr", reason="RecTools is not installed")
     stack, ours = theirs.LiGRLayers(2, 16, 2, 0.0).eval(), LiGR(16, LENGTH, 2, 2, 0.0).eval()
     with torch.no_grad():

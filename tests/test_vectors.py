@@ -1,4 +1,4 @@
-"""Vectors computed elsewhere: what a file may be, what is refused, and training on them."""
+"""Vectors computed elsewhere: accepted files, refused files, and training on vectors."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ VECTOR = ["--modalities", "vector"]
 
 @pytest.fixture
 def vectors(domain, tmp_path):
-    """A copy of the dataset's own vectors: the file's path."""
+    """Path of a copy of the dataset's own vectors."""
     for name in ("features.npy", "ids.txt"):
         shutil.copy(domain / name, tmp_path / name)
     return tmp_path / "features.npy"
@@ -125,7 +125,7 @@ def test_a_safetensors_file_that_is_cut_off(vectors, of):
 
 
 def test_methods_over_vectors_alone(flags, tmp_path, vectors):
-    """Whatever inserts into a backbone says that there is none; the others train, and load without the file."""
+    """Methods that need a backbone report that there is none; the others train, and load without the file."""
     flags = [*flags, *VECTOR, "--vectors", str(vectors), "--epochs", "1", "--objective", "in_batch"]
     for method, more in (("full", []), ("iisan", []), ("houlsby", ["--insert", "user"])):
         result = run([*flags, *more, "--output", str(tmp_path / method)], method)

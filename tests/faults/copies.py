@@ -1,7 +1,7 @@
-"""Run scripts as told on standard input, each in a copy of this process, which has imported all they need.
+"""Runs scripts as ordered on standard input, each in a copy of this process, which has all imports done.
 
-A line {"argv", "out", "err", "seconds"} is answered with {"status", "mebibytes"}: a status of null when it took longer,
-and the memory that it took beyond this process's.
+A line {"argv", "out", "err", "seconds"} is answered with {"status", "mebibytes"}: the status is null if the script took
+longer than `seconds`, and the memory is what it took in addition to this process.
 """
 
 import json
@@ -43,12 +43,12 @@ def run(order: dict) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def wait(pid: int, seconds: float) -> dict:
-    """How the copy ended; after so many seconds it is ended."""
+    """Return how the copy ended; it is killed after `seconds`."""
     deadline = time.monotonic() + seconds
     late = False
     while True:

@@ -1,4 +1,4 @@
-"""A short form of the campaign of faults: what campaign.py tries at length."""
+"""A short form of the campaign of faults in campaign.py."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
-"""The device that these tests are of, and the report that they leave of it.
+"""The device under test, and the report that the tests write about it.
 
-TRANSREC_TEST_DEVICE=cpu runs all of them that mean anything there, to try the tests themselves.
+With TRANSREC_TEST_DEVICE=cpu, all tests that make sense on a CPU run there, to try the tests themselves.
 """
 
 import json
@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-# Before CUDA starts: its matrix products give the same numbers each time only with such a workspace.
+# To be set before CUDA starts: only with such a workspace are its matrix products deterministic.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
@@ -22,7 +22,7 @@ COLUMNS = ("run", "precision", "loss", "HR@10", "seconds per epoch", "peak memor
 
 
 def chosen() -> torch.device:
-    """The device to test. Skips the module that asks where it is not there."""
+    """Return the device to test. Skips the calling module if the device is not available."""
     name = os.environ.get("TRANSREC_TEST_DEVICE", "cuda")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device", allow_module_level=True)
@@ -30,7 +30,7 @@ def chosen() -> torch.device:
 
 
 def facts(device: torch.device) -> dict:
-    """What the device is and what drives it."""
+    """Return the facts about the device and its software."""
     told = {"device": str(device), "python": platform.python_version(), "torch": torch.__version__}
     told |= {"transformers": transformers.__version__, "cpu_count": os.cpu_count()}
     if device.type == "cuda":
@@ -49,7 +49,7 @@ def facts(device: torch.device) -> dict:
 
 
 class Report:
-    """Rows of what runs cost, printed and written when the tests have ended, whatever became of them.
+    """Rows of what runs cost, printed and written after the tests, even if some failed.
 
     The file is report.json in the folder that TRANSREC_GPU_REPORT names, runs/gpu by default.
     """
@@ -60,11 +60,11 @@ class Report:
         self.findings: dict[str, object] = {}
 
     def add(self, name: str, result: dict, first_loss: float) -> None:
-        """A run's result, and the training loss of its first epoch."""
+        """Add a run's result, and the training loss of its first epoch."""
         self.results.append({"run": name, "train_loss": first_loss} | result)
 
     def find(self, name: str, value: object) -> None:
-        """Something worth knowing that no assertion is about."""
+        """Record an observation that no assertion checks."""
         self.findings[name] = value
 
     def table(self) -> str:

@@ -1,4 +1,4 @@
-"""Run under torchrun: what ranks tell each other, over NCCL on GPUs and gloo elsewhere; prints what it tried.
+"""Run under torchrun: communication between ranks, over NCCL on GPUs and gloo elsewhere; prints the result.
 
 torchrun --nproc_per_node N nccl_worker.py DEVICE
 """
@@ -25,7 +25,7 @@ def main(kind: str) -> None:
     world = World(rank, size, device)
 
     world.barrier()
-    # A world of one says nothing to anybody: the calls are made as `World` makes them for more.
+    # A `World` of one rank skips communication, so the calls are made here as it makes them for several.
     for values in (torch.ones(3, device=device), torch.ones(3, dtype=torch.float64, device=device), torch.tensor(1)):
         distributed.all_reduce(values)
         assert (values == size).all()

@@ -1,4 +1,4 @@
-"""The records of the original programs, computed on a GPU in float32: within 1e-4 of what is recorded."""
+"""The records of the original programs, computed on a GPU in float32: within 1e-4 of the recorded numbers."""
 
 from inspect import signature
 
@@ -13,7 +13,7 @@ from transrec.training.precision import Precision
 DEVICE = accelerator.chosen()
 text_case, image_case, tiny = test_parity.text_case, test_parity.image_case, test_iisan.tiny
 
-# Every test of a record that computes something on a device is one of this module's too.
+# Every test of a record that computes something on a device is also a test of this module.
 for module in (test_parity, test_iisan):
     for name, value in vars(module).items():
         if name.startswith("test_") and {"device", "tolerance"} & set(signature(value).parameters):

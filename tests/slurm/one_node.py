@@ -1,8 +1,8 @@
-"""A SLURM of one node on this machine, made for a test and gone after it.
+"""A SLURM of one node on this machine, created for a test and removed after it.
 
-Debian's slurm-wlm and munge are enough: key, configuration, state and sockets lie in a folder of their own, the ports
-are free ones, and nothing of the system's own SLURM is read or written. It works as root, and without control groups:
-processes are followed by their parents, and no job is held to its CPUs or memory.
+Debian's slurm-wlm and munge are enough: key, configuration, state and sockets are in a separate folder, the ports are
+free ones, and nothing of the system's own SLURM is read or written. It runs as root, and without control groups:
+processes are tracked by their parents, and no job is limited to its CPUs or memory.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SECONDS_TO_START = 30
-# Jobs wait for nothing but CPUs, and a job that is queued again may start as soon as its credential is void.
+# Jobs wait only for CPUs, and a job that is queued again may start as soon as its credential is void.
 CONFIGURATION = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -48,8 +48,8 @@ MailProg=/bin/true
 
 
 def missing() -> str:
-    """Why there can be no SLURM here; nothing where there can."""
-    # Where Debian puts them, which is not on everybody's path.
+    """Return why SLURM cannot run here; "" if it can."""
+    # Debian's folder of these programs, which is not on everybody's path.
     os.environ["PATH"] += f"{os.pathsep}/usr/sbin"
     absent = [name for name in (*DAEMONS, "sinfo") if shutil.which(name) is None]
     if absent:
@@ -59,8 +59,8 @@ def missing() -> str:
 
 @contextmanager
 def slurm(cpus: int) -> Iterator[dict[str, str]]:
-    """Within, a SLURM runs; yields what the environment of its users says."""
-    # A path of a socket is short.
+    """Run SLURM within the context; yields the environment for its users."""
+    # The path of a socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -95,7 +95,7 @@ def slurm(cpus: int) -> Iterator[dict[str, str]]:
 
 
 def said(environment: dict[str, str], *command: str) -> str:
-    """What a command of SLURM prints."""
+    """Return the output of a SLURM command."""
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
 
 

@@ -1,4 +1,4 @@
-"""Studies in a real SLURM of one node: every run ends with the numbers of --workers 1, whatever befalls its job."""
+"""Studies in a real SLURM of one node: every run ends with the numbers of --workers 1, whatever happens to its job."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SEEDS = ("0", "1", "2", "3")
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """Of the users of a SLURM."""
+    """The environment of users of the SLURM."""
     with slurm(cpus=2) as of_slurm:
         yield of_slurm | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
@@ -43,7 +43,7 @@ def words(backbones, tmp_path_factory) -> list[str]:
 
 
 class Studies:
-    """Starts studies, and reads what came of them."""
+    """Starts studies, and reads their results."""
 
     def __init__(self, words: list[str], environment: dict[str, str]):
         self.words, self.environment = words, environment
@@ -61,12 +61,12 @@ class Studies:
         return output
 
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Id and state of each job by its name."""
+        """Return id and state of each job by its name."""
         lines = said(self.environment, "squeue", "--noheader", "--format=%j %A %T").splitlines()
         return {words[0]: (words[1], words[2]) for words in map(str.split, lines)}
 
     def wait_for_epoch(self, out: Path, seed: str, epochs: int = 1) -> Path:
-        """The folder of a run that has ended so many epochs."""
+        """Wait for a run to finish a number of epochs, and return its folder."""
         deadline = time.monotonic() + SECONDS
         while True:
             for path in out.glob(f"runs/*seed{seed}-*/metrics.jsonl"):
@@ -91,7 +91,7 @@ def unbroken(words, environment, tmp_path_factory) -> dict[str, dict]:
 
 
 def results(out: Path) -> dict[str, dict]:
-    """What decides a table, of each run, to the last bit."""
+    """Return the parts of each run's result that determine the tables, to the last bit."""
     read = {path.parent.name: json.loads(path.read_text()) for path in out.glob("runs/*/result.json")}
     kept = ("test", "validation", "best_epoch", "trainable_parameters")
     return {name: {key: result[key] for key in kept} for name, result in read.items()}
@@ -119,7 +119,7 @@ def test_jobs_that_are_requeued_preempted_or_killed_go_on(studies, unbroken, tmp
         return next(number for name, (number, _) in studies.jobs().items() if name.startswith(run.name))
 
     def kill(run: Path) -> None:
-        """SIGKILL to all processes of a job, which SLURM then holds to have failed."""
+        """Kill all processes of a job by SIGKILL, which SLURM regards as a failure."""
         for command in Path("/proc").glob("[0-9]*/cmdline"):
             if run.name.encode() in command.read_bytes() and b"slurmstepd" not in command.read_bytes():
                 os.kill(int(command.parent.name), signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_a_cancelled_job_is_not_submitted_again(studies, tmp_path):
 
 
 def test_a_run_longer_than_its_time_limit_goes_on(studies, tmp_path):
-    """Of three minutes, of which it is told to save after half a minute at the earliest, and in time."""
+    """The limit is three minutes; the run is asked to save in time, and after half a minute at the earliest."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     long = ["--houlsby.epochs", str(EPOCHS * 14), "--seeds", "0"]
     beside = [*studies.words, *long, "--out", str(whole), "--workers", "1"]
