@@ -153,17 +153,17 @@ def fitting(words: Sequence[str], item_tower: str = "text") -> list[str]:
     parser = Parser(add_help=False)
     parser.add_argument("--item_tower", default=item_tower)
     parser.add_argument("--modalities", nargs="+", default=[])
-    given = parser.parse_known_args(words)[0]
-    read_by = given.modalities or ModelOptions(item_tower=given.item_tower).read_by
+    parsed = parser.parse_known_args(words)[0]
+    read_by = parsed.modalities or ModelOptions(item_tower=parsed.item_tower).read_by
     others = [modalities.get(name).Options for name in modalities.names() if name not in read_by]
     lacking = {f"--{flag}" for options in others for flag in options.defaults()}
-    kept, keep = [], True
+    fitted, keep = [], True
     for word in words:
         if word.startswith("--"):
             keep = word not in lacking
         if keep:
-            kept.append(word)
-    return kept
+            fitted.append(word)
+    return fitted
 
 
 def run(arguments: list[str], method: str = "full", **defaults) -> dict:

@@ -226,29 +226,29 @@ def _near(one: str, other: str) -> bool:
 def add() -> None:
     """Record the cases that have no line yet; the others keep theirs."""
     with tempfile.TemporaryDirectory() as temporary:
-        given = prepare(Path(temporary))
+        flags = prepare(Path(temporary))
         for modality in MODALITIES:
-            of, before = recorded(modality)
+            origin, before = recorded(modality)
             keys = [(name, objective) for name in names(modality) for objective in objectives(modality, name)]
-            lines = [before.get(key) or line(modality, *key, given, Path(temporary) / "run") for key in keys]
-            (LOSSES / f"{modality}.txt").write_text("\n".join([of, *lines]) + "\n")
+            lines = [before.get(key) or line(modality, *key, flags, Path(temporary) / "run") for key in keys]
+            (LOSSES / f"{modality}.txt").write_text("\n".join([origin, *lines]) + "\n")
 
 
 def main(record: bool) -> int:
     """Record all lines, or compare them and return how many differ."""
     different = 0
     with tempfile.TemporaryDirectory() as temporary:
-        given = prepare(Path(temporary))
+        flags = prepare(Path(temporary))
         for modality in MODALITIES:
-            lines = [one for name in names(modality) for one in cases(modality, name, given, Path(temporary) / "run")]
+            lines = [one for name in names(modality) for one in cases(modality, name, flags, Path(temporary) / "run")]
             if record:
                 LOSSES.mkdir(exist_ok=True)
                 (LOSSES / f"{modality}.txt").write_text("\n".join([environment(), *lines]) + "\n")
                 continue
-            of, before = recorded(modality)
+            origin, before = recorded(modality)
             for now in lines:
                 key = tuple(now.split(" | ")[:2])
-                if key not in before or differs(now, before[key], of == environment()):
+                if key not in before or differs(now, before[key], origin == environment()):
                     different += 1
                     print(f"{modality}: was {before.get(key)}\n{modality}: now {now}")
     return different

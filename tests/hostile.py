@@ -167,8 +167,8 @@ def _peak_mebibytes(anew: bool = False) -> float:
     try:
         if anew:
             Path("/proc/self/clear_refs").write_text("5")
-        told = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(told[1]) / 1024
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(match[1]) / 1024
     except OSError:
         return 0.0
 
@@ -256,8 +256,8 @@ def as_checkpoint(name: str, says: str, make: Spoil, suffix: str) -> Case:
     """Return a case in which `make` makes the file that --checkpoint names."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
-        make(given := folder / f"given{suffix}")
-        return [*text_flags(folder, good), "--checkpoint", str(given)]
+        make(path := folder / f"given{suffix}")
+        return [*text_flags(folder, good), "--checkpoint", str(path)]
 
     return Case(name, TEXT, says, prepare)
 

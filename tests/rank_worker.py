@@ -65,20 +65,20 @@ class Work:
         if sharded:
             groups = shard(model, groups, self.world)
         world, self.model = self.world, model
-        mine = (world.rank, world.size, pieces, loss_of.sampling)
-        batches = TrainingBatches(self.dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *mine)
+        share = (world.rank, world.size, pieces, loss_of.sampling)
+        batches = TrainingBatches(self.dataset.split, users, loss_of.negatives, loss_of.last_only, 0, *share)
         standing = [replace(group, lr=0.0) for group in groups]
         records = Records(None, {}, Trackers(Path()))
         trainer = Trainer(model, standing, batches, self.evaluator, Optimization(TrainingOptions()), records)
         loss = trainer._step(*next(trainer._epoch()))
         gradients = {f"{name} gradient": tensor.grad for name, tensor in trainer.parameters.items()}
-        made = {name: tensor.full_tensor() if is_split(tensor) else tensor for name, tensor in gradients.items()}
-        made |= {name: trainer.trained[name] for name in model.saved_buffers}
+        tensors = {name: tensor.full_tensor() if is_split(tensor) else tensor for name, tensor in gradients.items()}
+        tensors |= {name: trainer.trained[name] for name in model.saved_buffers}
         # The ranks hold equal tensors; of the loss, each holds a part.
-        for name, tensor in made.items():
+        for name, tensor in tensors.items():
             mean = world.sum(tensor.double()) / world.size
             assert torch.equal(mean, tensor.double()), f"{method}: the ranks differ in {name}"
-        return made | {"loss": world.sum(loss)}
+        return tensors | {"loss": world.sum(loss)}
 
     def evaluate(self) -> dict[str, dict[str, float]]:
         return {part: self.evaluator.evaluate(self.model, part) for part in ("validation", "test")}
@@ -106,8 +106,8 @@ def save_steps(work: Work, out: Path) -> None:
             for users, pieces in ((7, 1), (7, 2), (1, 1)) if method in ("full", "houlsby") else ((7, 1),):
                 # in_batch treats the pieces of a batch as separate batches, so only sums over slots are comparable.
                 pieces = 1 if objective == "in_batch" else pieces
-                made = work.step(loss_of, method, users, pieces)
-                gradients |= {f"{objective} {method} {users} {pieces} {name}": made[name] for name in made}
+                by_name = work.step(loss_of, method, users, pieces)
+                gradients |= {f"{objective} {method} {users} {pieces} {name}": by_name[name] for name in by_name}
         metrics[objective] = work.evaluate()
     if work.world.size > 1:
         check_split(work, ("adalora", "compacter", "full"))

@@ -33,8 +33,8 @@ def imported_by(module: str) -> Iterator[str]:
             continue
         for name in names:
             path = "/".join(name.split(".")[1:])
-            if name.startswith("transrec.") and (found := {f"{path}.py", f"{path}/__init__.py"} & {*MODULES}):
-                yield found.pop()
+            if name.startswith("transrec.") and (paths := {f"{path}.py", f"{path}/__init__.py"} & {*MODULES}):
+                yield paths.pop()
 
 
 def test_every_module_has_a_row_and_every_row_a_module():

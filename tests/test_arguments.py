@@ -229,8 +229,8 @@ def test_quickstart_prints_help_instead_of_running(run_script, monkeypatch):
 )
 def test_a_mistake_is_told_in_one_line(run_script, monkeypatch, script, words, message):
     monkeypatch.setattr("transrec.data.demo.make_demo", lambda *_: pytest.fail("it ran"))
-    status, said, errors = run_script(script, *words)
-    assert status == 2 and not said
+    status, output, errors = run_script(script, *words)
+    assert status == 2 and not output
     assert errors.startswith("error: ") and errors.count("\n") == 1
     assert message in errors
 

@@ -208,8 +208,8 @@ def test_hidden_states_are_read(recommender, inputs, kind):
         if kind == "vit_mae":
             given["noise"] = torch.arange(16).expand(4, -1)
     with torch.no_grad():
-        told = tower.backbone(**given, output_hidden_states=True).hidden_states
-    pooled = [tower.pool(hidden, *inputs) for hidden in told]
+        expected = tower.backbone(**given, output_hidden_states=True).hidden_states
+    pooled = [tower.pool(hidden, *inputs) for hidden in expected]
     for number in range(layers + (kind in TEXT)):
         torch.testing.assert_close(states[:, number], pooled[number], atol=1e-5, rtol=1e-4)
     apply(recommender, "iisan")
@@ -434,8 +434,8 @@ def test_runs_begun_before_declarations_were_read_stay_what_they_were(flags, sen
         "--output",
         str(tmp_path / "new"),
     ]
-    told = "was trained with --text_pooling cls, this run has text_pooling mean; give --text_pooling cls"
-    with pytest.raises(TransrecError, match=re.escape(told)):
+    message = "was trained with --text_pooling cls, this run has text_pooling mean; give --text_pooling cls"
+    with pytest.raises(TransrecError, match=re.escape(message)):
         run(start, "houlsby")
     run([*start, "--text_pooling", "cls"], "houlsby")
     capsys.readouterr()
@@ -462,8 +462,8 @@ def test_the_image_encoder_of_a_model_of_images_and_texts(kind, tmp_path):
     whole, part = AutoModel.from_pretrained(tmp_path).eval(), load_backbone(tmp_path, "image").eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        told = whole.vision_model(pixel_values=pixels).last_hidden_state
-        torch.testing.assert_close(part(pixel_values=pixels).last_hidden_state, told)
+        expected = whole.vision_model(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(part(pixel_values=pixels).last_hidden_state, expected)
     if kind == "clip":
         text = load_backbone(tmp_path, "text")
         assert (text.config.hidden_size, pooling(text.config, "auto")) == (32, "last")

@@ -24,8 +24,8 @@ def test_what_a_script_tells_adds_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
     tell(["a"], [["1"]], {"seconds": 2.0})
     tell(["b"], [["2"]])
-    told = json.loads((tmp_path / "figures.json").read_text())
-    assert told["figures"] == {"seconds": 2.0} and "\n\n".join(told["tables"]) in capsys.readouterr().out.replace(
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["figures"] == {"seconds": 2.0} and "\n\n".join(figures["tables"]) in capsys.readouterr().out.replace(
         "|\n| b", "|\n\n| b"
     )
 

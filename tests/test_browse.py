@@ -157,13 +157,13 @@ def test_runs_that_do_not_stand_side_by_side(runs, folders, tmp_path):
     whole = other.dataset
     other.__dict__["dataset"] = transrec.load_run(folders[1]).dataset
     Browser([runs[0], other])
-    for change, said in (
+    for change, message in (
         (lambda old: {"split": replace(old.split, test_starts=old.split.test_starts - 1)}, "the split"),
         (lambda old: {"split": replace(old.split, item_rows=old.split.item_rows[:-1])}, "what is ranked"),
         (lambda old: {"interactions": replace(old.interactions, users=old.interactions.users[:-1])}, "the dataset"),
     ):
         other.__dict__["dataset"] = replace(whole, **change(whole))
-        with pytest.raises(TransrecError, match=f"other: {said} is not that of .*one; only runs"):
+        with pytest.raises(TransrecError, match=f"other: {message} is not that of .*one; only runs"):
             Browser([runs[0], other])
 
 
@@ -208,14 +208,16 @@ def _script(monkeypatch, capfd, *words: str) -> tuple[int, str]:
 def test_where_it_cannot_listen(folders, monkeypatch, capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        status, said = _script(monkeypatch, capfd, "--run", str(folders[0]), "--port", port)
-    assert status == 2 and said == f"error: --port {port}: is taken; give another, or 0 for any that is free\n"
-    status, said = _script(monkeypatch, capfd, "--run", str(folders[0]), "--port", "70000")
-    assert status == 2 and "--port 70000: must be from 0" in said
-    status, said = _script(monkeypatch, capfd, "--run", str(folders[0]), "--host", "not a host")
-    assert status == 2 and "--host not a host: is no name or address of this computer" in said
-    status, said = _script(monkeypatch, capfd, "--run", "nowhere", "--host", "0.0.0.0", "--port", "0")
-    assert status == 2 and "--host 0.0.0.0: anyone who can reach this computer at port" in said and "nowhere" in said
+        status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--port", port)
+    assert status == 2 and output == f"error: --port {port}: is taken; give another, or 0 for any that is free\n"
+    status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--port", "70000")
+    assert status == 2 and "--port 70000: must be from 0" in output
+    status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--host", "not a host")
+    assert status == 2 and "--host not a host: is no name or address of this computer" in output
+    status, output = _script(monkeypatch, capfd, "--run", "nowhere", "--host", "0.0.0.0", "--port", "0")
+    assert (
+        status == 2 and "--host 0.0.0.0: anyone who can reach this computer at port" in output and "nowhere" in output
+    )
 
 
 def test_ctrl_c_ends_it(folders, monkeypatch, capfd):
@@ -230,9 +232,9 @@ def test_ctrl_c_ends_it(folders, monkeypatch, capfd):
         serve(server)
 
     monkeypatch.setattr(Server, "serve_forever", looked_at)
-    status, said = _script(monkeypatch, capfd, "--run", str(folders[0]), "--run", str(folders[1]), "--port", "0")
+    status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--run", str(folders[1]), "--port", "0")
     assert status == 130 and "Type a history" in seen[0]
-    assert said.splitlines()[-1] == "stopped by SIGINT: nothing is lost, the same command starts again"
+    assert output.splitlines()[-1] == "stopped by SIGINT: nothing is lost, the same command starts again"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

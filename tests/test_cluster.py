@@ -84,10 +84,10 @@ def test_each_run_is_a_job_that_goes_on_when_it_is_preempted(words, tmp_path, ca
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     out = tmp_path / "out"
     assert call(words, "--cluster", "local", "--job_cpus", "3", "--seeds", "0", "1", "2") == 1
-    said = capfd.readouterr().out
-    assert "cluster     local: each run is a job of 1 GPU, 3 CPUs, 24 hours at a time\n" in said
-    assert len(re.findall(r"^job \d+ +\$ .* --output ", said, re.MULTILINE)) == 3
-    assert "failed      frozen-seed2 (status 1), " in said and "  error: out of memory while training" in said
+    output = capfd.readouterr().out
+    assert "cluster     local: each run is a job of 1 GPU, 3 CPUs, 24 hours at a time\n" in output
+    assert len(re.findall(r"^job \d+ +\$ .* --output ", output, re.MULTILINE)) == 3
+    assert "failed      frozen-seed2 (status 1), " in output and "  error: out of memory while training" in output
     log = next(out.glob("logs/frozen-seed1-*.txt")).read_text()
     assert re.fullmatch(r"(?s)(job         \d+ of local\n|--output 3\n|saved\n){3}--resume 3\n", log)
     assert ended(out) == ["frozen-seed0", "frozen-seed1"] and "1.0000 ± 0.7071" in (out / "table.md").read_text()
@@ -106,8 +106,8 @@ def test_a_stopped_study_finds_its_jobs_again(words, tmp_path, capfd):
         patch.setattr("transrec.studies.workers.Bar.set_postfix_str", interrupt_once)
         assert call(words, "--cluster", "local", "--seeds", "3") == 128 + signal.SIGINT
     (number,) = numbers(out)
-    told = "its jobs go on in the cluster, where the same command finds them; to cancel them: "
-    assert capfd.readouterr().err.splitlines()[-1] == f"stopped by SIGINT: {told}kill {number}"
+    message = "its jobs go on in the cluster, where the same command finds them; to cancel them: "
+    assert capfd.readouterr().err.splitlines()[-1] == f"stopped by SIGINT: {message}kill {number}"
 
     def cancel(bar, text: str) -> None:
         with suppress(ProcessLookupError):
@@ -116,9 +116,9 @@ def test_a_stopped_study_finds_its_jobs_again(words, tmp_path, capfd):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transrec.studies.workers.Bar.set_postfix_str", cancel)
         assert call(words, "--cluster", "local", "--seeds", "3") == 1
-    said = capfd.readouterr().out
-    assert f"job {number:<8}frozen-seed3: is in the cluster already\n" in said
-    assert "failed      frozen-seed3 (status 143), " in said and "\n  saved\n" in said
+    output = capfd.readouterr().out
+    assert f"job {number:<8}frozen-seed3: is in the cluster already\n" in output
+    assert "failed      frozen-seed3 (status 143), " in output and "\n  saved\n" in output
     assert not numbers(out) and next(out.glob("logs/*.txt")).read_text().count("--output") == 1
 
 
@@ -197,11 +197,11 @@ def test_a_cluster_that_takes_no_more_is_asked_again_later(words, tmp_path, caps
 
     monkeypatch.setattr("transrec.studies.workers.Bar.set_postfix_str", befall)
     assert call(words, "--cluster", "slurm", "--job_gpus", "0", "--seeds", "0", "1") == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         "waiting     frozen-seed1: the cluster does not take a job of 0 GPUs, 24 hours at a time (limit of jobs)"
-        in said
+        in output
     )
-    assert said.count("waiting     --cluster slurm: squeue fails (timed out)") == 1
-    assert len(re.findall(r"^job 7 +\$ ", said, re.MULTILINE)) == 2, said
-    assert said.count("  job         7 was ended by the cluster, or by whoever cancelled it") == 2
+    assert output.count("waiting     --cluster slurm: squeue fails (timed out)") == 1
+    assert len(re.findall(r"^job 7 +\$ ", output, re.MULTILINE)) == 2, output
+    assert output.count("  job         7 was ended by the cluster, or by whoever cancelled it") == 2

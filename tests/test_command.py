@@ -70,8 +70,8 @@ def raises(error: BaseException):
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
 def test_one_line_and_a_status(error, status, line, capfd):
-    code, told = leaves(raises(error), capfd)
-    assert code == status and told.startswith(line) and told.count("\n") == 1
+    code, errors = leaves(raises(error), capfd)
+    assert code == status and errors.startswith(line) and errors.count("\n") == 1
 
 
 def test_cuda_out_of_memory(capfd):
@@ -84,8 +84,8 @@ def test_cuda_out_of_memory(capfd):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_anywhere(number, capfd):
     before = signal.getsignal(number)
-    told = f"stopped by {number.name}: nothing is lost, the same command starts again\n"
-    assert leaves(lambda: signal.raise_signal(number), capfd) == (128 + number, told)
+    message = f"stopped by {number.name}: nothing is lost, the same command starts again\n"
+    assert leaves(lambda: signal.raise_signal(number), capfd) == (128 + number, message)
     assert signal.getsignal(number) is before
 
 

@@ -146,13 +146,13 @@ def test_metrics_of_what_is_recommended_are_computed_by_the_models(runs, domain,
     names = [name for name in ENTRIES.names() if ENTRIES.get(name).needs_lists]
     assert {"coverage", "gini", "diversity"} <= set(names)
     flags = [*flags_of(domain, backbones), "--item_tower", "id", "--metrics", "hr", *names, "--output", str(tmp_path)]
-    told = run(flags, "full")["test"]
+    expected = run(flags, "full")["test"]
     comparison = Comparison([tmp_path, runs["first"]])
     with_slices = comparison.rows(wanted(["hr", *names], [5, 10]), ["popularity"])
     (own, _), of_slices = with_slices[:2], with_slices[2:]
     for name in names:
         label = ENTRIES.get(name).label
-        assert own[f"{label}@10"] == pytest.approx(told[f"{label}@10"], abs=1e-12)
+        assert own[f"{label}@10"] == pytest.approx(expected[f"{label}@10"], abs=1e-12)
         assert any(row[f"{label}@10"] != own[f"{label}@10"] for row in of_slices if row["method"] == own["method"])
     assert capsys.readouterr().err.count("ranks anew: ") == 2, "once each"
 
@@ -286,12 +286,12 @@ def test_the_script(runs, tmp_path, monkeypatch, capsys):
         str(tmp_path / "rows.csv"),
     ]
     assert evaluate(words, monkeypatch) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "frozen over titles" in told
-        and "item-kNN" in told
-        and "target: head" in told
-        and "differs from the best" in told
+        "frozen over titles" in output
+        and "item-kNN" in output
+        and "target: head" in output
+        and "differs from the best" in output
     )
     assert (tmp_path / "rows.csv").read_text().startswith("slice,targets,method,seeds,HR@10,HR@10 deviation,")
 

@@ -61,14 +61,14 @@ def test_weights_that_stay_on_disk_are_checked(encoder, tmp_path):
     ],
 )
 def test_what_trains_or_runs_in_steps_is_refused(command, method, more, says):
-    status, told = command("--device_map", "auto", *more, method=method)
-    assert status == 2 and "--device_map auto: spreads" in told and says in told
+    status, message = command("--device_map", "auto", *more, method=method)
+    assert status == 2 and "--device_map auto: spreads" in message and says in message
 
 
 def test_accelerate_is_named_where_it_is_missing(command, monkeypatch):
     monkeypatch.setattr(spread, "find_spec", lambda name: None)
-    status, told = command("--device_map", "auto", "--cached", "yes", method="iisan")
-    assert status == 2 and "pip install 'transrec[large]'" in told
+    status, message = command("--device_map", "auto", "--cached", "yes", method="iisan")
+    assert status == 2 and "pip install 'transrec[large]'" in message
 
 
 def test_bounds_of_devices(command):

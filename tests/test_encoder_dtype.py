@@ -109,8 +109,8 @@ def test_weights_that_fp16_cannot_hold(backbones):
 
 def result_of(flags, folder, *more, method="frozen"):
     run([*flags, *more, "--output", str(folder)], method)
-    told = json.loads((folder / "result.json").read_text())
-    return [*(json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").open()), told["test"]]
+    result = json.loads((folder / "result.json").read_text())
+    return [*(json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").open()), result["test"]]
 
 
 def test_auto_changes_no_number_and_another_format_is_another_file(flags, stored, tmp_path):
@@ -139,5 +139,5 @@ def test_a_run_over_held_weights_is_resumed_and_given_away(flags, tmp_path):
 
 
 def test_what_trains_is_refused(command):
-    status, told = command("--encoder_dtype", "fp16", method="full")
-    assert status == 2 and "--encoder_dtype fp16" in told and "--precision fp16 to compute" in told
+    status, message = command("--encoder_dtype", "fp16", method="full")
+    assert status == 2 and "--encoder_dtype fp16" in message and "--precision fp16 to compute" in message

@@ -426,9 +426,9 @@ def test_what_is_private(peer, private):
     ],
 )
 def test_what_is_no_web_address(text):
-    with pytest.raises(Failure, match="not an http or https address") as told:
+    with pytest.raises(Failure, match="not an http or https address") as caught:
         web_address(text)
-    assert not told.value.again
+    assert not caught.value.again
 
 
 def test_letters_of_addresses_are_escaped():

@@ -583,12 +583,14 @@ def test_a_failure_of_the_compiler_is_told_in_one_line(monkeypatch, tmp_path):
 
     module = torch.nn.Linear(2, 2)
     module.compile(backend=broken)
-    told = rf"--compile: failed \({reasons[0]}\); remove the folder {tmp_path}, in which a killed run left it damaged$"
-    with pytest.raises(FileError, match=told), about_compiler():
+    message = (
+        rf"--compile: failed \({reasons[0]}\); remove the folder {tmp_path}, in which a killed run left it damaged$"
+    )
+    with pytest.raises(FileError, match=message), about_compiler():
         module(torch.ones(1, 2))
     del reasons[0]
-    told = r"failed \(CppCompileError: C\+\+ compile error\); leave --compile out$"
-    with pytest.raises(TransrecError, match=told), about_compiler():
+    message = r"failed \(CppCompileError: C\+\+ compile error\); leave --compile out$"
+    with pytest.raises(TransrecError, match=message), about_compiler():
         module(torch.ones(1, 2))
     with pytest.raises(ImportError, match="of another kind"), about_compiler():
         raise ImportError("of another kind")
@@ -713,13 +715,15 @@ def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
 
 
 def test_states_made_ahead(cached_flags, tmp_path):
-    told = finished("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"])
-    made = [state_file(tmp_path, kind) for kind in ("image", "text")]
-    assert sorted((tmp_path / "states").iterdir()) == sorted(made)
-    assert all(f"cached      {path}" in told for path in made) and "caching     text: 2 states of 150 items" in told
-    before = [path.stat() for path in made]
+    output = finished("../../../scripts/cache_features.py", [*cached_flags, "--dtype", "fp16"])
+    files = [state_file(tmp_path, kind) for kind in ("image", "text")]
+    assert sorted((tmp_path / "states").iterdir()) == sorted(files)
+    assert (
+        all(f"cached      {path}" in output for path in files) and "caching     text: 2 states of 150 items" in output
+    )
+    before = [path.stat() for path in files]
     run([*cached_flags, "--state_dtype", "fp16", "--output", str(tmp_path / "run")], "iisan")
-    for path, was in zip(made, before, strict=True):
+    for path, was in zip(files, before, strict=True):
         assert path.stat().st_ino == was.st_ino and path.stat().st_mtime_ns > was.st_mtime_ns, "used, not made"
     assert "caching" not in (tmp_path / "run" / "log.txt").read_text()
 

@@ -55,8 +55,8 @@ def stopped_at(monkeypatch, place, name: str | None, spared: int, *numbers: sign
 )
 def test_before_training(command, tmp_path, monkeypatch, place, name, number):
     stopped_at(monkeypatch, place, name, 0, number)
-    status, told = command("--cache_dir", str(tmp_path / "tokens"))
-    assert (status, told) == (128 + number, f"stopped by {number.name}: {AGAIN}")
+    status, message = command("--cache_dir", str(tmp_path / "tokens"))
+    assert (status, message) == (128 + number, f"stopped by {number.name}: {AGAIN}")
     assert not (tmp_path / "run").exists()
     assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == [], "nothing half-written"
 
@@ -79,9 +79,9 @@ def test_in_training(command, unbroken_run, tmp_path, monkeypatch, place, name, 
     folder = tmp_path / "run"
     with monkeypatch.context() as patched:
         stopped_at(patched, place, name, spared, signal.SIGINT)
-        status, told = command()
+        status, message = command()
     line = f"stopped by SIGINT: {saved} is saved; continue with: python adapter.py --resume {folder}"
-    assert (status, told) == (130, line)
+    assert (status, message) == (130, line)
     assert (folder / "log.txt").read_text().splitlines()[-1].endswith(line)
     soon = "SIGINT: stops after this step and saves; the same again stops at once"
     assert (soon in command.errors) == noted
@@ -94,8 +94,8 @@ def test_twice_acts_at_once(command, unbroken_run, tmp_path, monkeypatch):
         # Two signals in quick succession would otherwise count as one.
         patched.setattr("transrec.training.trainer.SECONDS_OF_ONE_SIGNAL", -1)
         stopped_at(patched, Trainer, "_step", 1, signal.SIGINT, signal.SIGINT)
-        status, told = command()
-    assert status == 130 and "no step is saved yet; continue with: python adapter.py --resume" in told
+        status, message = command()
+    assert status == 130 and "no step is saved yet; continue with: python adapter.py --resume" in message
     assert command("--resume", str(tmp_path / "run"))[0] == 0
     assert_same_run(unbroken_run, tmp_path / "run")
 
@@ -107,8 +107,8 @@ def test_while_a_resumed_run_starts(command, unbroken_run, tmp_path, monkeypatch
         command()
     with monkeypatch.context() as patched:
         stopped_at(patched, "transrec.models.backbone.load_backbone", None, 0, signal.SIGINT)
-        status, told = command("--resume", str(folder))
-    assert status == 130 and told.endswith(f"; continue with: python adapter.py --resume {folder}")
+        status, message = command("--resume", str(folder))
+    assert status == 130 and message.endswith(f"; continue with: python adapter.py --resume {folder}")
     assert command("--resume", str(folder))[0] == 0
     assert_same_run(unbroken_run, folder)
 
@@ -120,9 +120,9 @@ def test_while_hidden_states_are_cached(command, backbones, tmp_path, monkeypatc
     flags += ["--text_layers", "0", "1", "--image_layers", "0", "1"]
     with monkeypatch.context() as patched:
         stopped_at(patched, StateBuilder, "put", 2, signal.SIGINT)
-        status, told = command(*flags, method="iisan")
+        status, message = command(*flags, method="iisan")
     kept = "2 of 3 blocks of text states are kept, the same command continues"
-    assert (status, told) == (130, f"stopped by SIGINT: {kept}") and not (tmp_path / "run").exists()
+    assert (status, message) == (130, f"stopped by SIGINT: {kept}") and not (tmp_path / "run").exists()
     begun, begin = [], StateBuilder.begin
     monkeypatch.setattr(StateBuilder, "begin", lambda self: begun.append(begin(self)) or begun[-1])
     assert command(*flags, method="iisan")[0] == 0 and begun == [2, 0]
@@ -214,8 +214,8 @@ def test_a_process_leaves_without_a_traceback(flags, tmp_path):
         timeout=120,
     )
     assert done.returncode == 130
-    told = f"continue with: {sys.executable} {script} --resume {folder}"
+    message = f"continue with: {sys.executable} {script} --resume {folder}"
     assert [line for line in done.stderr.splitlines() if line.strip() and "epoch 1:" not in line] == [
         "SIGINT: stops after this step and saves; the same again stops at once",
-        f"stopped by SIGINT: epoch 1, step 1 of 3 is saved; {told}",
+        f"stopped by SIGINT: epoch 1, step 1 of 3 is saved; {message}",
     ]

@@ -114,11 +114,13 @@ def test_what_cannot_be_written(kind, number, tmp_path, refuse, monkeypatch):
     refuse(call, name, getattr(errno, number))
     with pytest.raises(TransrecError) as caught:
         write(tmp_path)
-    told = str(caught.value)
-    assert re.search(name.strip("$/"), told) and "\n" not in told and os.strerror(getattr(errno, number)) in told
-    assert ADVICE[number] in told
-    assert ("make room" in told) == (number in ("ENOSPC", "EDQUOT"))
-    assert ("permissions" in told) == (number in ("EACCES", "EROFS"))
+    message = str(caught.value)
+    assert (
+        re.search(name.strip("$/"), message) and "\n" not in message and os.strerror(getattr(errno, number)) in message
+    )
+    assert ADVICE[number] in message
+    assert ("make room" in message) == (number in ("ENOSPC", "EDQUOT"))
+    assert ("permissions" in message) == (number in ("EACCES", "EROFS"))
     assert not list(tmp_path.rglob("*.tmp")), "no half-written file stays"
 
 
@@ -231,14 +233,14 @@ def test_a_run_goes_on_after_a_file_failed(name, call, number, spared, begun, co
         return failing[0] and (not begun or (folder / "options.json").exists()) and next(calls) >= spared
 
     refuse(call, re.escape(name), getattr(errno, number), due)
-    status, told = command()
-    assert status == 2 and told.startswith(f"error: {folder}") and name in told and ADVICE[number] in told
+    status, message = command()
+    assert status == 2 and message.startswith(f"error: {folder}") and name in message and ADVICE[number] in message
     failing[0] = False
     if begun:
-        assert told.endswith(f"; the run continues with: python adapter.py --resume {folder}")
+        assert message.endswith(f"; the run continues with: python adapter.py --resume {folder}")
         assert command("--resume", str(folder))[0] == 0
     else:
-        assert "continues" not in told and not folder.exists()
+        assert "continues" not in message and not folder.exists()
         assert command()[0] == 0
     assert_same_run(unbroken_run, folder)
     assert not list(folder.rglob(".*"))
@@ -262,15 +264,16 @@ def after(spared: int, original, fail):
 def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", after(1, Trainer._step, cuda_shortage))
-        status, told = command()
-    assert status == 2 and told.startswith(
+        status, message = command()
+    assert status == 2 and message.startswith(
         "error: out of memory while training (CUDA out of memory. Tried to allocate 2.00 GiB.); "
     )
-    assert "or resume with --gradient_checkpointing, or start a new run with a larger --accumulate than 1 or" in told
+    assert "or resume with --gradient_checkpointing, or start a new run with a larger --accumulate than 1 or" in message
     assert (
-        all(flag in told for flag in ("--precision bf16", "--title_tokens", "--batch_size")) and "--cache" not in told
+        all(flag in message for flag in ("--precision bf16", "--title_tokens", "--batch_size"))
+        and "--cache" not in message
     )
-    assert told.endswith(f"; the run continues with: python adapter.py --resume {tmp_path / 'run'}")
+    assert message.endswith(f"; the run continues with: python adapter.py --resume {tmp_path / 'run'}")
     assert command("--resume", str(tmp_path / "run"), "--gradient_checkpointing")[0] == 0
     assert_same_run(unbroken_run, tmp_path / "run")
     assert "changes nothing" not in (tmp_path / "run" / "log.txt").read_text()
@@ -286,8 +289,8 @@ def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch)
 def test_what_helps_in_a_run_over_a_frozen_backbone(command, tmp_path, monkeypatch, more, told):
     monkeypatch.setattr(Trainer, "_step", lambda *_: cuda_shortage())
     more = [*more, "--gradient_checkpointing", "--state_cache", str(tmp_path / "states")]
-    status, said = command(*more, method="frozen")
-    assert status == 2 and told in said and "--gradient_checkpointing" not in said
+    status, message = command(*more, method="frozen")
+    assert status == 2 and told in message and "--gradient_checkpointing" not in message
     assert "--gradient_checkpointing changes nothing" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -297,8 +300,8 @@ def test_what_helps_in_a_run_over_a_frozen_backbone(command, tmp_path, monkeypat
 def test_out_of_memory_in_evaluation(command, unbroken_run, tmp_path, monkeypatch, owner, name, flag):
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, lambda *_: real_shortage("torch"))
-        status, told = command()
-    assert status == 2 and "DefaultCPUAllocator" in told and f"give a smaller {flag} than" in told
+        status, message = command()
+    assert status == 2 and "DefaultCPUAllocator" in message and f"give a smaller {flag} than" in message
     assert command("--resume", str(tmp_path / "run"), flag, "32")[0] == 0
     assert_same_run(unbroken_run, tmp_path / "run")
 
@@ -308,15 +311,15 @@ def test_out_of_memory_while_a_backbone_is_loaded(command, tmp_path, monkeypatch
     from transformers import AutoModel
 
     monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: real_shortage(of))
-    status, told = command()
-    assert status == 2 and told.startswith("error: out of memory while preparing the run (")
-    assert "fetch it again" not in told and "smaller backbone" in told and not (tmp_path / "run").exists()
+    status, message = command()
+    assert status == 2 and message.startswith("error: out of memory while preparing the run (")
+    assert "fetch it again" not in message and "smaller backbone" in message and not (tmp_path / "run").exists()
 
 
 def test_a_backbone_that_cannot_be_read_just_now(command, backbones, refuse):
     refuse("open", rf"{backbones['bert']}/config\.json", errno.EIO)
-    status, told = command()
-    assert status == 2 and "Input/output error" in told and "fetch it again" not in told
+    status, message = command()
+    assert status == 2 and "Input/output error" in message and "fetch it again" not in message
 
 
 def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_path, monkeypatch):
@@ -326,9 +329,9 @@ def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_
     flags += ["--text_layers", "0", "1", "--image_layers", "0", "1", "--adapter_lr", "1e-3"]
     with monkeypatch.context() as patched:
         patched.setattr(StateBuilder, "put", after(1, StateBuilder.put, lambda: real_shortage("numpy")))
-        status, told = command(*flags, method="iisan")
-    assert status == 2 and told.startswith("error: out of memory while computing hidden states (Unable to allocate")
-    assert "--precision bf16" in told and not (tmp_path / "run").exists()
+        status, message = command(*flags, method="iisan")
+    assert status == 2 and message.startswith("error: out of memory while computing hidden states (Unable to allocate")
+    assert "--precision bf16" in message and not (tmp_path / "run").exists()
     kept, begin = [], StateBuilder.begin
     monkeypatch.setattr(StateBuilder, "begin", lambda self: kept.append(begin(self)) or kept[-1])
     assert command(*flags, method="iisan")[0] == 0
@@ -341,15 +344,17 @@ def test_what_fails_in_a_worker_is_told_alike(command, backbones, domain, tmp_pa
         raise self._damaged(ids[0], "its bytes are gone")
 
     monkeypatch.setattr(ImageStore, "read", damaged)
-    status, told = command(*encoder_flags("vit", backbones), "--image_workers", str(workers))
-    assert status == 2 and re.match(r"error: \S*images\.lmdb: the image of \S+ is damaged \(its bytes are gone\)", told)
+    status, message = command(*encoder_flags("vit", backbones), "--image_workers", str(workers))
+    assert status == 2 and re.match(
+        r"error: \S*images\.lmdb: the image of \S+ is damaged \(its bytes are gone\)", message
+    )
 
 
 def test_a_worker_that_is_lost(command, backbones, monkeypatch):
     monkeypatch.setattr(ImageStore, "read", lambda self, ids: os.kill(os.getpid(), 9))
-    status, told = command(*encoder_flags("vit", backbones), "--image_workers", "1")
-    assert status == 2 and "a process that reads images was lost, perhaps for lack of memory" in told
-    assert "give fewer --image_workers; the run continues with: " in told
+    status, message = command(*encoder_flags("vit", backbones), "--image_workers", "1")
+    assert status == 2 and "a process that reads images was lost, perhaps for lack of memory" in message
+    assert "give fewer --image_workers; the run continues with: " in message
 
 
 A_LOST_WORKER = """

@@ -74,9 +74,9 @@ def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
             differs = adjusted.get(name, 1) < 0.05
             assert column.cell(number, "0.1") == ("0.1†" if differs else "0.1")
         assert adjusted["weak"] < 0.05 and not column.untested
-    said = told(rows)
-    assert "Seeds per row: 1." in said and "McNemar" in said and "paired t-test" in said and "No test" not in said
-    assert "0.05 level" in said and "Holm" in said and said.count("3 comparisons") == 2
+    text = told(rows)
+    assert "Seeds per row: 1." in text and "McNemar" in text and "paired t-test" in text and "No test" not in text
+    assert "0.05 level" in text and "Holm" in text and text.count("3 comparisons") == 2
 
 
 def test_several_seeds_are_paired_by_seed(tmp_path):
@@ -113,8 +113,8 @@ def test_baselines_are_tested_by_themselves_and_not_marked(tmp_path):
 
     single = mark([rows[0], *beside], "NDCG@10")
     assert single.places == ["", "", ""] and single.p_values[1:] == column.p_values[2:]
-    said = told([rows[0], *beside])
-    assert "Seeds per row: 3." in said and "bold" not in said and "2 comparisons with baselines" in said
+    text = told([rows[0], *beside])
+    assert "Seeds per row: 3." in text and "bold" not in text and "2 comparisons with baselines" in text
     unkept = baseline_of(tmp_path, "unkept", ranks_around(9, 1), kept=False)
     assert "No test of HR@10: no ranks that can be read are kept (the unkept)." in told([*rows, unkept])
 
@@ -148,9 +148,9 @@ def test_rows_that_cannot_be_tested_are_told(tmp_path):
     assert [p is None for p in column.p_values] == [True, False, True, True, True]
     alone = mark([best, weak], "HR@10")
     assert column.p_values[1] == alone.p_values[1], "corrected over the tests that were made"
-    said = told(rows)
-    assert "HR@10: no ranks that can be read are kept (older, spoilt)." in said
-    assert "NDCG@10: other targets than those of the best row (others)." in said
+    text = told(rows)
+    assert "HR@10: no ranks that can be read are kept (older, spoilt)." in text
+    assert "NDCG@10: other targets than those of the best row (others)." in text
 
     rows = [row_of(tmp_path, "unkept", {0: ranks_around(2, 5)}, kept=False), weak]
     assert mark(rows, "HR@10").places == [BEST, SECOND]

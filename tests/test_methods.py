@@ -158,14 +158,14 @@ def promised_existing(recommender, name, options):
     """Return the existing parameters that the method declares it trains, of a recommender without the method."""
     method, towers = methods.get(name), backbones_of(recommender)
     every = dict(recommender.named_parameters())
-    found = set()
+    promised = set()
     if method.trains_backbone:
-        found |= {n for n in every if ".backbone." in n}
-        found -= {f"{path}.{n}" for path, tower in towers.items() for n in tower.constants}
+        promised |= {n for n in every if ".backbone." in n}
+        promised -= {f"{path}.{n}" for path, tower in towers.items() for n in tower.constants}
     if method.trains_recommender:
-        found |= {n for n in every if ".backbone." not in n and not n.startswith("backbone.")}
+        promised |= {n for n in every if ".backbone." not in n and not n.startswith("backbone.")}
     if not has(name, "insert"):
-        return {every[n] for n in found}
+        return {every[n] for n in promised}
     chosen = methods.get(name).Options(**options)
     kinds = ["LayerNorms"] if getattr(chosen, "train_layernorm", False) else []
     kinds += [method.trains_existing] if method.trains_existing else []
@@ -176,8 +176,8 @@ def promised_existing(recommender, name, options):
         of_backbones = [paths[blocks_of(tower.backbone)[-1]] for tower in towers.values()]
     for root in [*ROOTS[whole], *of_backbones]:
         for path, module in recommender.get_submodule(root).named_modules(prefix=root):
-            found |= {f"{path}.{n}" for kind in kinds for n in EXISTING[kind](module)}
-    return {every[n] for n in found if n in every}
+            promised |= {f"{path}.{n}" for kind in kinds for n in EXISTING[kind](module)}
+    return {every[n] for n in promised if n in every}
 
 
 # Kinds of backbone that represent all kinds if a method is inserted into the user encoder only, or if the kind of
@@ -267,13 +267,13 @@ def published_names(recommender, name):
         images = [path for path, tower in backbones_of(recommender).items() if tower.modality == "image"]
         projections = tuple(path.replace("backbone", "projection.") for path in images)
         return {n for n in every if n.endswith("prompt.vectors") or (images and n.startswith(projections))}
-    found = set()
+    expected = set()
     for path, module in recommender.named_modules():
         if isinstance(module, loralib.Linear):
-            found |= {f"{path}.lora_A", f"{path}.lora_B", f"{path}.bias"}
+            expected |= {f"{path}.lora_A", f"{path}.lora_B", f"{path}.bias"}
     if recommender.item_encoder.modality == "image":
-        found |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
-    return found
+        expected |= {n for n in every if re.fullmatch(r"user_encoder\.blocks\.\d\.attention\.value\.(weight|bias)", n)}
+    return expected
 
 
 def encode(recommender, batch):
@@ -291,13 +291,13 @@ def encode(recommender, batch):
 def test_what_insertion_changes_is_what_the_method_says(kind, recommender, batch, name):
     before = encode(recommender, batch)
     apply(recommender, name)
-    after, said = encode(recommender, batch), methods.get(name).changes_at_insertion
+    after, changes = encode(recommender, batch), methods.get(name).changes_at_insertion
     assert all(torch.isfinite(new).all() for new in after)
-    if said in ("", ROUNDING):
+    if changes in ("", ROUNDING):
         for old, new in zip(before, after, strict=True):
-            torch.testing.assert_close(new, old, atol=1e-6 if said else 0, rtol=1e-6 if said else 0)
+            torch.testing.assert_close(new, old, atol=1e-6 if changes else 0, rtol=1e-6 if changes else 0)
     else:
-        assert not all(map(torch.equal, before, after)), f"{name} says that it changes something: {said}"
+        assert not all(map(torch.equal, before, after)), f"{name} says that it changes something: {changes}"
 
 
 @pytest.mark.parametrize("kind,name", OVER_FEW)

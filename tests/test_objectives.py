@@ -306,8 +306,10 @@ def test_a_run_over_ids_repeats_itself(flags, tmp_path, name):
 def test_softmax_over_a_constant_backbone(flags, tmp_path):
     words = [*flags, "--objective", "softmax", "--batch_size", "20", "--epochs", "1"]
     assert run([*words, "--output", str(tmp_path / "frozen")], "frozen")["test"]
-    told = r"--objective softmax: scores all 131 items in every step, and the text backbone would have to encode them"
-    with pytest.raises(TransrecError, match=told):
+    message = (
+        r"--objective softmax: scores all 131 items in every step, and the text backbone would have to encode them"
+    )
+    with pytest.raises(TransrecError, match=message):
         run([*words, "--output", str(tmp_path / "full")], "full")
     with pytest.raises(TransrecError, match=r"each time \(--cached no\)"):
         run([*words, "--cached", "no", "--output", str(tmp_path / "uncached")], "frozen")
@@ -350,8 +352,8 @@ def test_the_former_name_of_bce_goes_on_working(flags):
     ],
 )
 def test_mistakes_are_one_line(command, words, told):
-    status, said = command(*words, method="frozen")
-    assert status == 2 and told in said, said
+    status, message = command(*words, method="frozen")
+    assert status == 2 and told in message, message
 
 
 @pytest.mark.parametrize("memory", [1, 4 * 40 * 7, 4 * 40 * 10**4])

@@ -143,8 +143,8 @@ def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_p
     runner.execute(made)
     stored = json.loads((tmp_path / "options.json").read_text())
     assert stored["set_by"]["train_recommender"] == "script" and stored["set_by"]["epochs"] == "command line"
-    said = capsys.readouterr().out
-    assert "script: train_recommender yes" in said and "command line: " in said
+    output = capsys.readouterr().out
+    assert "script: train_recommender yes" in output and "command line: " in output
     assert "set_by" not in settings.deciding(stored)
     assert settings.digest(stored) == stored["digest"] == settings.digest(stored | {"set_by": {}})
 

@@ -98,8 +98,8 @@ def test_the_best_epoch_is_chosen_by_any_computed_metric(flags, tmp_path, metric
     ],
 )
 def test_mistakes_are_one_line(command, words, told):
-    status, said = command(*words, method="full")
-    assert status == 2 and told in said, said
+    status, message = command(*words, method="full")
+    assert status == 2 and told in message, message
 
 
 def test_what_does_not_decay_in_a_recommender(flags):

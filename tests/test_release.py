@@ -99,8 +99,8 @@ def test_the_parts_are_read_without_transrec(exported, tmp_path, monkeypatch, ca
 
     _, metadata, text = (out / "README.md").read_text().split("---\n", 2)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    (told,) = yaml.safe_load(metadata)["model-index"][0]["results"]
-    assert {one["type"]: one["value"] for one in told["metrics"]} == pytest.approx(result["test"], abs=1e-6)
+    (entry,) = yaml.safe_load(metadata)["model-index"][0]["results"]
+    assert {one["type"]: one["value"] for one in entry["metrics"]} == pytest.approx(result["test"], abs=1e-6)
     assert f"{result['trainable_parameters']:,}" in text and "60 users of 60" in text
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(REPOSITORY / "scripts" / "export_model.py"), run_name="__main__")

@@ -145,7 +145,7 @@ def test_what_is_missing_is_said(study, data, tmp_path):
     result = json.loads((lone / "result.json").read_text())
     (lone / "result.json").write_text(json.dumps({k: v for k, v in result.items() if k not in ("test", "popularity")}))
     text = Page(report([lone], title="T & T")).text
-    for said in (
+    for sentence in (
         "T & T",
         "Without test metrics",
         "metrics.jsonl: is not there",
@@ -155,7 +155,7 @@ def test_what_is_missing_is_said(study, data, tmp_path):
         "Tests need runs",
         "one row whose settings are known",
     ):
-        assert said in text, said
+        assert sentence in text, sentence
     other = tmp_path / "other"
     shutil.copytree(data, other / "films")
     (other / "films" / "dataset.json").unlink()

@@ -67,10 +67,10 @@ def _rows(folder: Path) -> list[dict[str, str]]:
 def test_a_quick_form_runs_and_shows_published_figures_beside_ours(reproduce, own, quick_starts, tmp_path):
     figures = own("IISAN,performance,target,,in_batch,iisan_cached,HR@10,0.9,made up for a test")
     words = ["--method", "iisan_cached", "iisan_uncached", "--published", str(figures), "--out", str(tmp_path)]
-    status, said, errors = reproduce("iisan_performance", "--quick", *words)
+    status, output, errors = reproduce("iisan_performance", "--quick", *words)
     assert status == 0, errors
-    assert said.startswith("table       IISAN, performance, by the authors' settings (") and "quick       " in said
-    assert "iisan_cached: peak_memory_gb 3 and seconds_per_epoch 22; hours in all and the GPU: not known" in said
+    assert output.startswith("table       IISAN, performance, by the authors' settings (") and "quick       " in output
+    assert "iisan_cached: peak_memory_gb 3 and seconds_per_epoch 22; hours in all and the GPU: not known" in output
     cached, uncached = _rows(tmp_path)
     assert (cached["published seconds_per_epoch"], cached["published HR@10"]) == ("22", "0.9")
     assert float(cached["HR@10 less published"]) == pytest.approx(float(cached["HR@10"]) - 0.9)
@@ -81,7 +81,7 @@ def test_a_quick_form_runs_and_shows_published_figures_beside_ours(reproduce, ow
     assert 0 <= float(cached["TPME"]) < float(uncached["TPME"]) <= 1
     table = (tmp_path / "table.md").read_text()
     assert TO_FILL_IN in table and "IISAN: made up for a test" in table and "TPME: IISAN's composite" in table
-    assert "--protocol published" in said and "--cached yes" in said
+    assert "--protocol published" in output and "--cached yes" in output
 
 
 def test_every_table_has_a_grid_that_its_runs_know(reproduce, tmp_path, monkeypatch):
@@ -91,11 +91,11 @@ def test_every_table_has_a_grid_that_its_runs_know(reproduce, tmp_path, monkeypa
     assert scripts == TABLES.keys()
     asked = [(name, []) for name in TABLES] + [(name, ["--modality", "image"]) for name in OVER_IMAGES]
     for name, words in asked:
-        status, said, errors = reproduce(name, "--quick", "--dry_run", "--out", str(tmp_path), *words)
+        status, output, errors = reproduce(name, "--quick", "--dry_run", "--out", str(tmp_path), *words)
         assert status == 0, errors
         rows, sources = TABLES[name]
-        assert f"{rows} rows, {rows + sources} runs of which 0 are done" in said, name
-        runs = [line for line in said.splitlines() if line.startswith("$ ")]
+        assert f"{rows} rows, {rows + sources} runs of which 0 are done" in output, name
+        runs = [line for line in output.splitlines() if line.startswith("$ ")]
         assert len(runs) == rows + sources and all("--protocol published --epochs 1 " in line for line in runs), name
     assert not (tmp_path / "runs").exists()
 
@@ -105,8 +105,8 @@ def test_every_table_has_a_grid_that_its_runs_know(reproduce, tmp_path, monkeypa
 def test_the_quick_form_of_every_table(name, reproduce, quick_starts, tmp_path):
     for modality in ("text", "image") if name.startswith("adapter4rec") else ("multimodal",):
         out = tmp_path / modality
-        status, said, errors = reproduce(name, "--quick", "--modality", modality, "--out", str(out))
-        assert status == 0, said + errors
+        status, output, errors = reproduce(name, "--quick", "--modality", modality, "--out", str(out))
+        assert status == 0, output + errors
         assert len([row for row in _rows(out) if row["stage"] == "target"]) == TABLES[name][0]
 
 
@@ -127,10 +127,10 @@ def test_mistakes_are_told(reproduce, words, message):
 def test_the_papers_sets_are_where_the_page_of_datasets_puts_them(reproduce, monkeypatch, tmp_path):
     monkeypatch.setattr("transrec.paths.REPOSITORY", tmp_path)
     monkeypatch.chdir(tmp_path)
-    status, said, errors = reproduce("adapter4rec_full", "--modality", "image")
+    status, output, errors = reproduce("adapter4rec_full", "--modality", "image")
     assert status == 2 and "Dataset/HM: no such dataset folder" in errors
-    assert "datasets    Dataset/HM to pretrain on, Dataset/Amazon;" in said
-    assert "backbones   google/vit-base-patch16-224, facebook/vit-mae-base\n" in said
+    assert "datasets    Dataset/HM to pretrain on, Dataset/Amazon;" in output
+    assert "backbones   google/vit-base-patch16-224, facebook/vit-mae-base\n" in output
     page = (REPOSITORY / "Dataset" / "README.md").read_text(encoding="utf-8")
     papers = (ADAPTER4REC, IISAN)
     folders = {name for paper in papers for pair in paper.domains.values() for name in pair if name}

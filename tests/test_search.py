@@ -218,15 +218,15 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     """The best settings are written as presets with the command line's other settings, and tested once, over seeds."""
     call = ["--method", "lora:published", "full@id", "bitfit", "--trials", "2", "--workers", "2"]
     call += ["--space", "lora.item_rank=2,4", "--batch_size", "24", "--refit_seeds", "0", "1"]
-    status, said, errors = search(*call)
+    status, output, errors = search(*call)
     # A method whose trials all fail is reported, and does not stop the others.
     assert status == 1 and "error: no trial of text-bitfit went to its end, see above" in errors
-    assert "text-bitfit: every trial failed, the last one with: out of memory while training; free some" in said
+    assert "text-bitfit: every trial failed, the last one with: out of memory while training; free some" in output
     out = tmp_path / "out"
     best = json.loads((out / "best.json").read_text())
     trials = kept(out)
     assert [len(of) for of in trials.values()] == [2, 2, 2]
-    assert [(state, told) for state, *_, told in trials["text-bitfit"]] == [
+    assert [(state, reason) for state, *_, reason in trials["text-bitfit"]] == [
         ("FAIL", {"reason": "out of memory while training; free some"})
     ] * 2
     params, value = max(((trial[1], trial[2]) for trial in trials["text-lora-published"]), key=lambda of: of[1])
@@ -234,29 +234,29 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     assert {*best} == {"lora", "full"} and "item_rank" not in best["full"]["id"]
     for name in ("history.png", "importance.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    header, _, lora, *_ = said[said.rindex("| method") :].splitlines()
-    assert "test HR@10" in header and f"{value:.4f}" in lora and "Budget of each method: 2 trials" in said
+    header, _, lora, *_ = output[output.rindex("| method") :].splitlines()
+    assert "test HR@10" in header and f"{value:.4f}" in lora and "Budget of each method: 2 trials" in output
     # Trials do not rank the test targets, and the final runs use the file of presets.
     results = [json.loads(path.read_text()) for path in out.glob("trials/*/result.json")]
     assert len(results) == 4 and not any("test" in result for result in results)
     assert not any(out.glob("trials/text-lora*/checkpoints")), "nobody needs the weights"
-    runs = [line for line in said.splitlines() if line.startswith("$ ") and "--test false" not in line]
+    runs = [line for line in output.splitlines() if line.startswith("$ ") and "--test false" not in line]
     assert len(runs) == 4 and all(f"--presets {out / 'best.json'}" in line for line in runs)
     assert len(list(out.glob("runs/*/result.json"))) == 4
     # After the test targets were ranked, no trial is added.
     call[call.index("2")] = "3"
-    status, said, errors = search(*call)
+    status, output, errors = search(*call)
     assert status == 2 and "its test targets were ranked after 2 trials; more would choose by them" in errors
 
 
 def test_hours_are_a_budget_too(stub, search, tmp_path):
     """A trial takes 0.06 hours; when the hours are spent, no further round is drawn until there are more."""
     call = ["--method", "full@id", "--together", "2", "--prune_after", "0", "--hours"]
-    status, said, errors = search(*call, "0.2", over="id")
+    status, output, errors = search(*call, "0.2", over="id")
     assert status == 0, errors
     (first,) = kept(tmp_path / "out").values()
     assert [trial[0] for trial in first] == ["COMPLETE"] * 4
-    assert "Budget of each method: 0.2 hours of training and validation" in said
+    assert "Budget of each method: 0.2 hours of training and validation" in output
 
 
 DRIVER = """
@@ -301,11 +301,11 @@ def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_pat
     while not any((tmp_path / "shared").glob("trials/*/metrics.jsonl")):
         assert other.poll() is None, other.communicate()[0]
         time.sleep(0.01)
-    status, said, errors = search(*call, out="shared", over="id")
+    status, output, errors = search(*call, out="shared", over="id")
     assert status == 0, errors
     killer.join(timeout=60)
     assert other.wait(timeout=60) == -signal.SIGKILL
-    by_each = [[line for line in text.splitlines() if line.startswith("$ ")] for text in (said, other.stdout.read())]
+    by_each = [[line for line in text.splitlines() if line.startswith("$ ")] for text in (output, other.stdout.read())]
     assert all(by_each) and len(by_each[0] + by_each[1]) <= 6, "at most the orphan's trial is taken up twice"
     assert kept(tmp_path / "shared") == kept(tmp_path / "whole")
 
@@ -398,13 +398,13 @@ def test_settings_that_do_not_fit_together_fail_before_they_run(searched, tmp_pa
 def test_a_file_gives_spaces_and_a_dry_run_writes_nothing(search, tmp_path):
     path = tmp_path / "space.json"
     path.write_text(json.dumps({"dropout": [0.1, 0.2], "houlsby": {"item_bottleneck": "8..64:log"}}))
-    status, said, _ = search("--method", "houlsby", "full@id", "--space", str(path), "--dry_run")
+    status, output, _ = search("--method", "houlsby", "full@id", "--space", str(path), "--dry_run")
     assert status == 0 and not (tmp_path / "out").exists()
     assert (
         "text-houlsby: lr 1e-5..1e-2:log, adapter_lr 1e-5..1e-2:log, dropout 0.1,0.2, item_bottleneck 8..64:log;"
-        in said
+        in output
     )
-    assert "id-full: lr 1e-5..1e-2:log, dropout 0.1,0.2;" in said
+    assert "id-full: lr 1e-5..1e-2:log, dropout 0.1,0.2;" in output
     path.write_text("{")
     assert "space.json: is not JSON" in search("--method", "houlsby", "--space", str(path))[2]
 
@@ -419,8 +419,8 @@ def test_a_search_trains(search, tmp_path, quick_starts, monkeypatch):
     """A complete search with real training: an ID baseline and two methods, which are then tested."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     call = ["--method", "full@id", "frozen", "houlsby", "--trials", "1", "--epochs", "1", "--refit_seeds", "0"]
-    status, said, errors = search(*call, "--workers", "2")
-    assert status == 0, said + errors
+    status, output, errors = search(*call, "--workers", "2")
+    assert status == 0, output + errors
     for name, ((_, _, value, *_),) in kept(tmp_path / "out").items():
         (refit,) = (tmp_path / "out" / "runs").glob(f"{name}-seed0-*/result.json")
         assert json.loads(refit.read_text())["validation"]["HR@10"] == value, "the same run, tested too"
@@ -449,6 +449,6 @@ def test_trials_are_jobs_of_a_cluster(stub, search, tmp_path):
     pytest.importorskip("submitit", reason="needs submitit, of the extra cluster")
     call = ["--method", "full@id", "--trials", "2", "--refit_seeds", "0"]
     assert search(*call, out="whole", over="id")[0] == 0
-    status, said, errors = search(*call, "--cluster", "local", over="id")
-    assert status == 0 and said.count("\njob ") == 3, said + errors
+    status, output, errors = search(*call, "--cluster", "local", over="id")
+    assert status == 0 and output.count("\njob ") == 3, output + errors
     assert kept(tmp_path / "out") == kept(tmp_path / "whole")

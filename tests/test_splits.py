@@ -70,7 +70,7 @@ def try_split(splitting: Splitting, interactions: Interactions, length: int):
     try:
         return splitting.split(interactions, ITEMS, length, 3)
     except TransrecError as error:
-        assert any(told in str(error) for told in ("no target", "to train on", "min_seq_len", "would start")), error
+        assert any(words in str(error) for words in ("no target", "to train on", "min_seq_len", "would start")), error
         assume(False)
 
 

@@ -64,12 +64,12 @@ def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp
     files = [file for files in found for file in files]
     assert len(set(files)) == len(files) == len(choices) + 1
     assert sorted(files) == sorted((tmp_path / "states").iterdir())
-    again, told = cache_ahead(monkeypatch, capsys, *flags, *choices[3])
-    assert again == found[3] and "caching" not in told
+    again, output = cache_ahead(monkeypatch, capsys, *flags, *choices[3])
+    assert again == found[3] and "caching" not in output
     # The path of a backbone does not matter, nor does a larger limit on titles that are all shorter.
     elsewhere = shutil.copytree(backbones["bert"], tmp_path / "elsewhere")
-    again, told = cache_ahead(monkeypatch, capsys, *flags, "--text_encoder", str(elsewhere), "--title_tokens", "30")
-    assert again == found[len(axes) ** 2] and "caching" not in told
+    again, output = cache_ahead(monkeypatch, capsys, *flags, "--text_encoder", str(elsewhere), "--title_tokens", "30")
+    assert again == found[len(axes) ** 2] and "caching" not in output
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_damaged_states_are_made_again(flags, tmp_path, monkeypatch, capsys, dam
     before = in_use.copy()
     file.unlink()
     file.write_bytes(damage(content))
-    again, said = cache_ahead(monkeypatch, capsys, *flags)
+    again, output = cache_ahead(monkeypatch, capsys, *flags)
     assert again == [file] and file.read_bytes() == content
-    assert f"warning: {file}: " in said and told in said and "; it is made again" in said
+    assert f"warning: {file}: " in output and told in output and "; it is made again" in output
     assert np.array_equal(in_use, before), "a run that has the old file open goes on"
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
@@ -108,8 +108,8 @@ def script(monkeypatch, capsys):
             runpy.run_path(str(REPOSITORY / "scripts" / "states.py"), run_name="__main__")
         except SystemExit as exit_:
             status = exit_.code
-        told = capsys.readouterr()
-        return status, told.out + told.err
+        captured = capsys.readouterr()
+        return status, captured.out + captured.err
 
     return call
 
@@ -130,9 +130,9 @@ def test_files_are_listed_and_removed(flags, tmp_path, monkeypatch, capsys, scri
     (states / "states-image-vit.safetensors").write_bytes(b"of no release")
     for path in (old, begun.partial, states / "states-image-vit.safetensors"):
         used_on(path, "2026-01-10")
-    status, said = script(tmp_path)
-    assert status == 0 and said.startswith("4 files of hidden states, 0.0 MiB, below ")
-    lines = {word: line for line in said.splitlines() for word in line.split() if word.startswith("states-")}
+    status, output = script(tmp_path)
+    assert status == 0 and output.startswith("4 files of hidden states, 0.0 MiB, below ")
+    lines = {word: line for line in output.splitlines() for word in line.split() if word.startswith("states-")}
     made_of = "bert; states 0, 2; pooling cls; dtype fp16; precision fp32; 150 items of small"
     assert lines[old.name].endswith(f"0.0 MiB  last used 2026-01-10 00:00  {made_of}")
     assert "bert drawn by seed 3; states 0, 2; pooling mean" in lines[new.name]
@@ -142,26 +142,26 @@ def test_files_are_listed_and_removed(flags, tmp_path, monkeypatch, capsys, scri
 
     before = sorted(states.iterdir())
     since = ("--remove_unused_since", "2026-01-11")
-    status, said = script(states, *since)
-    assert status == 0 and said.count("would be removed\n") == 3 and new.name not in said
+    status, output = script(states, *since)
+    assert status == 0 and output.count("would be removed\n") == 3 and new.name not in output
     assert sorted(states.iterdir()) == before, "nothing is removed unless --yes says so"
     in_use, making = StateFile(old, {}), Lock(states / f".{begun.path.name}.lock")
-    status, said = script(states, *since, "--yes")
-    assert said.count("stays, a run is using it") == 2 and said.count("; removed\n") == 1
+    status, output = script(states, *since, "--yes")
+    assert output.count("stays, a run is using it") == 2 and output.count("; removed\n") == 1
     assert sorted(states.glob("*states*safetensors*")) == sorted({old, new, begun.partial, making.path})
     del in_use
     making.close()
-    status, said = script(states, *since, "--yes")
+    status, output = script(states, *since, "--yes")
     assert status == 0 and sorted(states.iterdir()) == [new]
     assert script(states, "--remove", new.name)[1].count("would be removed\n") == 1
     assert script(states, "--remove", new.name, "--yes")[0] == 0 and not list(states.iterdir())
 
 
 def test_what_cannot_be_listed_or_removed(tmp_path, script):
-    for words, told in (
+    for words, message in (
         (["nowhere"], "nowhere: no such folder"),
         ([tmp_path, "--remove", "x"], "--remove x: no such file of hidden states"),
         ([tmp_path, "--remove_unused_since", "May"], "--remove_unused_since May: not a date like 2026-06-01"),
     ):
-        status, said = script(*words)
-        assert status == 2 and f"error: {told}" in said.replace(f"{Path.cwd()}/", "")
+        status, output = script(*words)
+        assert status == 2 and f"error: {message}" in output.replace(f"{Path.cwd()}/", "")

@@ -257,8 +257,8 @@ def test_a_page_of_hostile_titles_holds_them_as_text(domain, tmp_path):
         "time": [1_500_000_000 + 86_400 * place for place in range(len(owners))],
     }
     parquet.write_table(table(columns), folder / "interactions.parquet")
-    told = {"format": HOSTILE, "notes": [HOSTILE, {"a": [[[[[[1]]]]]]}], "counts": {"users": 1234}}
-    (folder / "dataset.json").write_text(json.dumps({"import": told}))
+    card = {"format": HOSTILE, "notes": [HOSTILE, {"a": [[[[[[1]]]]]]}], "counts": {"users": 1234}}
+    (folder / "dataset.json").write_text(json.dumps({"import": card}))
     for item in ids[1:]:
         copyfile(domain / "images" / f"{item}.png", folder / "images" / f"{item}.png")
     (folder / "images" / f"{ids[0]}.png").write_bytes((domain / "images" / f"{ids[0]}.png").read_bytes()[:60])

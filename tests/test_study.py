@@ -197,10 +197,10 @@ def test_the_studies_of_the_paper(name, dry_run, domain, backbones, tmp_path):
     chosen = [backbones[kind] for kind in ENCODERS] if name == "study_adapters" else [backbones["bert"]]
     flag = "--encoder" if name == "study_adapters" else "--text_encoder"
     few_tokens = ["--title_tokens", "9", *(["--prompt.n_tokens", "9"] if name == "study_adapters" else [])]
-    status, said, errors = dry_run(name, "--source", str(domain), flag, *map(str, chosen), *few_tokens)
+    status, output, errors = dry_run(name, "--source", str(domain), flag, *map(str, chosen), *few_tokens)
     assert status == 0, errors
     rows, sources = {"study_adapters": (52, 4), "study_insertion": (60, 1), "study_scaling": (24, 4)}[name]
-    assert f"{rows} rows, {rows + sources} runs of which 0 are done" in said
+    assert f"{rows} rows, {rows + sources} runs of which 0 are done" in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -223,20 +223,20 @@ def test_a_study_over_titles_and_images(dry_run, domain, backbones, tmp_path):
     """The objective is IISAN's, an axis of backbones names both backbones, and a source is pretrained on."""
     text, other, image = (str(backbones[kind]) for kind in ("bert", "roberta", "vit"))
     words = ["--modality", "multimodal", "--method", "houlsby", "compacter", "iisan", "--encoder"]
-    status, said, errors = dry_run("study_adapters", *words, f"{text},{image}", f"{other},{image}")
+    status, output, errors = dry_run("study_adapters", *words, f"{text},{image}", f"{other},{image}")
     assert status == 0, errors
-    runs = [line for line in said.splitlines() if line.startswith("$ ")]
+    runs = [line for line in output.splitlines() if line.startswith("$ ")]
     assert len({line.partition(" --output ")[0] for line in runs}) == len(runs) == 2 * 3
     assert sum(f"--text_encoder {other} --image_encoder {image} --objective in_batch" in line for line in runs) == 3
-    status, said, errors = dry_run("study_adapters", *words, text, other)
+    status, output, errors = dry_run("study_adapters", *words, text, other)
     assert status == 2 and f"--encoder {text}: give TEXT_ENCODER,IMAGE_ENCODER" in errors
-    status, said, errors = dry_run("study_adapters", *words, f"{text},{image}", "--text_encoder", text)
+    status, output, errors = dry_run("study_adapters", *words, f"{text},{image}", "--text_encoder", text)
     assert status == 2 and "--text_encoder: is an axis of this study; give its values with --encoder" in errors
 
     words = ["--modality", "multimodal", "--source", str(domain), "--text_encoder", text, "--image_encoder", image]
-    status, said, errors = dry_run("study_scaling", *words, "--method", "houlsby", "--target_fraction", "1")
+    status, output, errors = dry_run("study_scaling", *words, "--method", "houlsby", "--target_fraction", "1")
     assert status == 0, errors
-    runs = [line for line in said.splitlines() if line.startswith("$ ")]
+    runs = [line for line in output.splitlines() if line.startswith("$ ")]
     sources = [line for line in runs if "--checkpoint" not in line and "--method full" in line]
     targets = [line for line in runs if "--method houlsby" in line]
     starts = {line.partition("--checkpoint ")[2].split()[0] for line in targets if "--checkpoint" in line}
@@ -316,14 +316,14 @@ def iisan_study(dry_run, backbones):
 
 def test_the_layers_of_iisan_fit_the_given_backbones(iisan_study, tmp_path):
     make_text_backbone(tmp_path / "deep", hidden_size=32, layers=6)
-    status, said, _ = iisan_study("--text_encoder", str(tmp_path / "deep"))
+    status, output, _ = iisan_study("--text_encoder", str(tmp_path / "deep"))
     assert status == 0
-    runs = [line for line in said.splitlines() if line.startswith("$ ")]
-    told = {
+    runs = [line for line in output.splitlines() if line.startswith("$ ")]
+    layers = {
         (line.split("--text_layers ")[1].split(" --")[0], line.split("--image_layers ")[1].split(" --")[0])
         for line in runs
     }
-    assert told == {("1 3 5", "1"), ("0 1 2 3 4 5", "0 1"), ("3 4 5", "1"), ("2 5", "1")}
+    assert layers == {("1 3 5", "1"), ("0 1 2 3 4 5", "0 1"), ("3 4 5", "1"), ("2 5", "1")}
     twelve = {name: ",".join(map(str, choice(12))) for name, choice in LAYER_CHOICES.items()}
     assert list(twelve.values()) == ["1,3,5,7,9,11", "0,1,2,3,4,5,6,7,8,9,10,11", "6,7,8,9,10,11", "2,5,8,11"]
     # Choices that select the same layers are one row.
@@ -331,8 +331,8 @@ def test_the_layers_of_iisan_fit_the_given_backbones(iisan_study, tmp_path):
 
 
 def test_layers_that_a_backbone_does_not_have_are_told_before_anything_starts(iisan_study):
-    status, said, errors = iisan_study("--layers", "1/1", "1,3/1")
-    assert status == 2 and "$ " not in said
+    status, output, errors = iisan_study("--layers", "1/1", "1,3/1")
+    assert status == 2 and "$ " not in output
     assert "error: --text_layers [1, 3]: the text encoder has layers 0 to 1 (run " in errors
 
 
@@ -431,10 +431,10 @@ def test_tables_mark_rows_and_say_how_they_are_tested(domain, encoder, tmp_path)
             kept["rank"] = np.where(np.arange(100) < 20, 1, 50)
             write_ranks(job.folder, "test", kept, "popularity")
     tables = made.tables()
-    of = _by_first_cell(tables["table.md"])
-    assert of["full"]["HR@10"] == "**0.5000 ± 0.0000**" and of["houlsby"]["HR@10"] == "<u>0.4800 ± 0.0000</u>"
-    assert of["lora"]["HR@10"] == "0.1000 ± 0.0000 (below)†" and of["frozen"]["HR@10"] == "0.4000 ± 0.0000"
-    assert of["popularity"]["HR@10"] == "0.2000†"
+    rows = _by_first_cell(tables["table.md"])
+    assert rows["full"]["HR@10"] == "**0.5000 ± 0.0000**" and rows["houlsby"]["HR@10"] == "<u>0.4800 ± 0.0000</u>"
+    assert rows["lora"]["HR@10"] == "0.1000 ± 0.0000 (below)†" and rows["frozen"]["HR@10"] == "0.4000 ± 0.0000"
+    assert rows["popularity"]["HR@10"] == "0.2000†"
     assert "Seeds per row: 2." in tables["table.md"] and "are kept (frozen)." in tables["table.md"]
     full, houlsby, lora, frozen = csv.DictReader(tables["table.csv"].splitlines())
     assert full["HR@10 p"] == frozen["HR@10 p"] == frozen["NDCG@10 p"] == ""
@@ -481,8 +481,8 @@ def test_a_damaged_result_is_named_and_not_counted(domain, backbones, encoder, t
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
     with pytest.raises(SystemExit):
         main("", grid, [*words, "--max_seq_len", "6", "--seeds", "0", "1", "--dry_run"])
-    said = capsys.readouterr().out
-    assert "2 runs of which 1 are done" in said and f"again       {spoilt}/result.json: damaged, {why}\n" in said
+    output = capsys.readouterr().out
+    assert "2 runs of which 1 are done" in output and f"again       {spoilt}/result.json: damaged, {why}\n" in output
 
 
 def test_a_run_that_another_process_runs_is_waited_for(domain, encoder, tmp_path):
@@ -583,8 +583,8 @@ def test_a_study_goes_on_where_it_was_stopped(domain, backbones, tmp_path):
 
 def study_folder(out: Path, name: str, command: list[str]) -> Path:
     """Return the run folder that the study plans for the run of that name."""
-    said = subprocess.run([*command, "--out", str(out), "--dry_run"], capture_output=True, text=True).stdout
-    line = next(line for line in said.splitlines() if f"{name}-" in line)
+    output = subprocess.run([*command, "--out", str(out), "--dry_run"], capture_output=True, text=True).stdout
+    line = next(line for line in output.splitlines() if f"{name}-" in line)
     return Path(line.split()[-1])
 
 

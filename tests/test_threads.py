@@ -31,23 +31,23 @@ def until(reached) -> None:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux tells how long a thread waits for a core")
 def test_more_threads_than_cores_are_managed_while_others_want_the_cores(two_threads, monkeypatch):
     monkeypatch.setattr(threads, "POLL_SECONDS", 0.05)
-    told, leave = [0.0, 0.0], threading.Event()
+    counters, leave = [0.0, 0.0], threading.Event()
     x = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
     expected = (x @ x).softmax(-1).sum(0)
 
     def count() -> int:
         return len(list(Path("/proc/self/task").iterdir()))
 
-    watcher = threading.Thread(target=threads._watch, args=(lambda: tuple(told), leave))
+    watcher = threading.Thread(target=threads._watch, args=(lambda: tuple(counters), leave))
     watcher.start()
     before = count()
     for _ in range(4):
         # The process's own threads wait for one another, on cores that no other program wants.
-        told[0] += 0.1
+        counters[0] += 0.1
         time.sleep(0.06)
     assert count() == before
     for _ in range(4):
-        told[:] = [told[0] + 0.1, told[1] + 0.1]
+        counters[:] = [counters[0] + 0.1, counters[1] + 0.1]
         time.sleep(0.06)
     until(lambda: count() > before)
     assert torch.equal((x @ x).softmax(-1).sum(0), expected)

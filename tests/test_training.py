@@ -106,8 +106,8 @@ def test_a_run_learns_and_leaves_its_folder(flags, tmp_path):
     for key in ("test", "popularity", "trainable_parameters", "peak_memory_mib", "environment", "seed"):
         assert key in result
     log = (tmp_path / "log.txt").read_text()
-    for said in ("60 users", "cpu", "fp32", "item_encoder.projection", "0.01", str(tmp_path)):
-        assert said in log
+    for text in ("60 users", "cpu", "fp32", "item_encoder.projection", "0.01", str(tmp_path)):
+        assert text in log
 
 
 def test_a_run_that_evaluates_a_sample_tells_intervals(flags, tmp_path):

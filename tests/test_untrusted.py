@@ -306,9 +306,9 @@ def test_hidden_states_in_the_making_that_are_no_files_are_begun_anew(tmp_path, 
 
 @pytest.mark.parametrize("shape", [[2**32, 2**32, 1], [-1, 2, 3], ["a", 2, 3], [1.5, 2, 2], 7, None])
 def test_hidden_states_of_an_absurd_shape(tmp_path, shape):
-    told = {"transrec": json.dumps({"format": 1, "a": 1})}
+    metadata = {"transrec": json.dumps({"format": 1, "a": 1})}
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
-    header = json.dumps({"__metadata__": told, "states": entry}).encode()
+    header = json.dumps({"__metadata__": metadata, "states": entry}).encode()
     (tmp_path / "states").write_bytes(hostile.tensors(header))
     with pytest.raises(TransrecError, match="states: "):
         StateFile(tmp_path / "states", {"a": 1})

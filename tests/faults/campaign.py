@@ -232,12 +232,14 @@ def interrupted(kind: str, number: int, share: float) -> Case:
 
 def _must_have_stopped(ended: Ended, had_state: bool, run: Path) -> None:
     """Check the end by SIGTERM: one line says how to continue if a state was saved; otherwise the run just ends."""
-    said = [line for line in [*ended.out.splitlines(), *ended.errors()] if "stopped by SIGTERM" in line]
+    stop_lines = [line for line in [*ended.out.splitlines(), *ended.errors()] if "stopped by SIGTERM" in line]
     # During a step, the run announces at once that it will stop after the step.
-    told = [line for line in ended.errors() if not line.startswith("SIGTERM: stops after this step")]
-    if ended.traceback or len(told) > 1 or set(told) - set(said):
+    messages = [line for line in ended.errors() if not line.startswith("SIGTERM: stops after this step")]
+    if ended.traceback or len(messages) > 1 or set(messages) - set(stop_lines):
         raise Failed(f"more than the line that says how it goes on: {ended}")
-    if had_state and (ended.status != 128 + signal.SIGTERM or len(said) != 1 or f"--resume {run}" not in said[0]):
+    if had_state and (
+        ended.status != 128 + signal.SIGTERM or len(stop_lines) != 1 or f"--resume {run}" not in stop_lines[0]
+    ):
         raise Failed(f"does not say in one line that it was saved, and how it goes on: {ended}")
     if ended.status not in (128 + signal.SIGTERM, -signal.SIGTERM):
         raise Failed(str(ended))
@@ -463,11 +465,11 @@ def every_case(seed: int) -> dict[str, list[Case]]:
     import hostile
 
     rng = random.Random(seed)
-    made: dict[str, list[Case]] = {}
+    by_kind: dict[str, list[Case]] = {}
 
     def add(cases: Iterator[Case] | list[Case]) -> None:
         for case in cases:
-            made.setdefault(case.kind, []).append(case)
+            by_kind.setdefault(case.kind, []).append(case)
 
     add(interrupted(kind, signal.SIGKILL, rng.random()) for _ in range(5) for kind in KINDS)
     add(interrupted(kind, signal.SIGTERM, rng.random()) for kind in itertools.islice(itertools.cycle(KINDS), 10))
@@ -492,7 +494,7 @@ def every_case(seed: int) -> dict[str, list[Case]]:
             ]
         )
     add(map(hostile_file, hostile.cases()))
-    return made
+    return by_kind
 
 
 def short_form(seed: int) -> list[Case]:
@@ -525,8 +527,8 @@ def try_cases(cases: list[Case], bench: Bench, until: float, say: Callable[[str]
         outcome.seconds = time.monotonic() - began
         outcomes.append(outcome)
         state = f"FAILED, {outcome.failure}" if outcome.failure else f"skipped, {outcome.skipped}"
-        told = state if outcome.failure or outcome.skipped else f"ok  {outcome.note}"
-        say(f"{number:3d}/{len(cases)}  {case}  ({outcome.seconds:.0f} s)  {told}")
+        text = state if outcome.failure or outcome.skipped else f"ok  {outcome.note}"
+        say(f"{number:3d}/{len(cases)}  {case}  ({outcome.seconds:.0f} s)  {text}")
     return outcomes
 
 
@@ -540,8 +542,8 @@ def table(outcomes: list[Outcome]) -> str:
         tried = [outcome for outcome in of if not outcome.skipped]
         failed = sum(bool(outcome.failure) for outcome in tried)
         errors, one_line = sum(o.errors for o in tried), sum(o.one_line for o in tried)
-        said = f"{one_line} of {errors}" if errors else "-"
-        rows.append([name, *map(str, (len(of), len(tried), len(tried) - failed, failed)), said])
+        share = f"{one_line} of {errors}" if errors else "-"
+        rows.append([name, *map(str, (len(of), len(tried), len(tried) - failed, failed)), share])
     header = ["case", "cases", "tried", "passed", "failed", "errors in one line, status as said"]
     failures = [f"- {o.kind}: {o.name}: {o.failure}" for o in outcomes if o.failure]
     return "\n".join([markdown(header, rows), *(["", *failures] if failures else [])])

@@ -83,21 +83,21 @@ class Running:
         parents: dict[int, list[int]] = {}
         for pid, parent in _living():
             parents.setdefault(parent, []).append(pid)
-        found = [self.process.pid]
-        for pid in found:
-            found += parents.get(pid, [])
-        return found
+        pids = [self.process.pid]
+        for pid in pids:
+            pids += parents.get(pid, [])
+        return pids
 
     def ranks(self) -> dict[int, int]:
         """Return the process id of each rank that was started."""
-        found: dict[int, int] = {}
+        pids: dict[int, int] = {}
         for pid in self.family()[1:]:
             if (match := re.search(rb"(?:^|\0)RANK=(\d+)", _read(f"/proc/{pid}/environ"))) and b"LOCAL_RANK" in _read(
                 f"/proc/{pid}/environ"
             ):
                 # A rank's own workers share its environment, but come later.
-                found.setdefault(int(match[1]), pid)
-        return found
+                pids.setdefault(int(match[1]), pid)
+        return pids
 
     def signal(self, number: int) -> None:
         """Send a signal to every process group of the family, as a cluster's scheduler does."""

@@ -31,11 +31,11 @@ def chosen() -> torch.device:
 
 def facts(device: torch.device) -> dict:
     """Return the facts about the device and its software."""
-    told = {"device": str(device), "python": platform.python_version(), "torch": torch.__version__}
-    told |= {"transformers": transformers.__version__, "cpu_count": os.cpu_count()}
+    values = {"device": str(device), "python": platform.python_version(), "torch": torch.__version__}
+    values |= {"transformers": transformers.__version__, "cpu_count": os.cpu_count()}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        told |= {
+        values |= {
             "name": properties.name,
             "cards": torch.cuda.device_count(),
             "capability": f"{properties.major}.{properties.minor}",
@@ -45,7 +45,7 @@ def facts(device: torch.device) -> dict:
             "nccl": ".".join(map(str, torch.cuda.nccl.version())),
             "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
         }
-    return told
+    return values
 
 
 class Report:

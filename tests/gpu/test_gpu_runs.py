@@ -57,11 +57,17 @@ RUN_ENVIRONMENT = ENVIRONMENT | {
 
 @pytest.fixture(scope="module")
 def report(request):
-    made = accelerator.Report(DEVICE)
-    yield made
-    folder = made.write()
+    device_report = accelerator.Report(DEVICE)
+    yield device_report
+    folder = device_report.write()
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
-    for line in ("", json.dumps(accelerator.facts(DEVICE)), made.table(), json.dumps(made.findings), f"in {folder}"):
+    for line in (
+        "",
+        json.dumps(accelerator.facts(DEVICE)),
+        device_report.table(),
+        json.dumps(device_report.findings),
+        f"in {folder}",
+    ):
         terminal.write_line(line)
 
 
@@ -96,16 +102,16 @@ def first_loss(folder: Path) -> float:
 @pytest.fixture(scope="module")
 def on_the_cpu(tmp_path_factory):
     """Return a function that gives the first epoch's loss of a named run on the CPU in float32, run only once."""
-    made: dict[str, float] = {}
+    losses: dict[str, float] = {}
 
     def of(name: str, arguments: list[str], method: str) -> float:
-        if name not in made:
+        if name not in losses:
             folder = tmp_path_factory.mktemp("cpu") / "run"
             run(
                 [*arguments, "--device", "cpu", "--precision", "fp32", "--epochs", "1", "--output", str(folder)], method
             )
-            made[name] = first_loss(folder)
-        return made[name]
+            losses[name] = first_loss(folder)
+        return losses[name]
 
     return of
 
@@ -194,9 +200,9 @@ def test_states_are_those_of_the_cpu(flags, backbones, tmp_path):
     for name, device in places.items():
         more = ["--device", device, "--state_cache", str(tmp_path / name), "--output", str(tmp_path / f"run-{name}")]
         run([*arguments, *more], "iisan")
-    made = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
-    assert len(made) == 2
-    for file in made:
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) == 2
+    for file in files:
         ours, theirs = (load_file(tmp_path / name / file)["states"] for name in places)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -238,8 +244,8 @@ def test_resuming_after_sigkill(flags, backbones, tmp_path, precision):
     wait_for_state(tmp_path / "parts", lambda epoch, step: epoch == 2 and step >= 3)
     process.send_signal(signal.SIGKILL)
     finish(process, -signal.SIGKILL)
-    told = finish(start("finetune.py", ["--resume", str(tmp_path / "parts")]))
-    assert re.search(r"resumed +epoch [23]", told)
+    output = finish(start("finetune.py", ["--resume", str(tmp_path / "parts")]))
+    assert re.search(r"resumed +epoch [23]", output)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -264,8 +270,8 @@ def test_what_ranks_tell_each_other_in_a_world_of_one():
 
 @needs_two_cards
 def test_what_two_ranks_tell_each_other():
-    told = torchrun(2, WORKER, [DEVICE.type])
-    assert "rank 0 of 2" in told and "rank 1 of 2" in told
+    output = torchrun(2, WORKER, [DEVICE.type])
+    assert "rank 0 of 2" in output and "rank 1 of 2" in output
 
 
 def test_a_run_in_a_world_of_one(flags, tmp_path):
@@ -290,8 +296,8 @@ def test_two_ranks_train_to_the_numbers_of_one(flags, tmp_path, report, objectiv
 @needs_cuda
 def test_more_processes_than_cards(flags, tmp_path):
     cards = torch.cuda.device_count()
-    told = finish(start("finetune.py", [*flags, "--nproc", str(cards + 1), "--output", str(tmp_path / "run")]), 2)
-    assert told.count("error: ") == 1 and f"this machine has {cards} GPUs" in told and "Traceback" not in told
+    output = finish(start("finetune.py", [*flags, "--nproc", str(cards + 1), "--output", str(tmp_path / "run")]), 2)
+    assert output.count("error: ") == 1 and f"this machine has {cards} GPUs" in output and "Traceback" not in output
 
 
 @needs_cuda
@@ -307,8 +313,8 @@ def test_too_little_memory_is_told_in_a_line(flags, tmp_path, monkeypatch, capsy
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    told = capsys.readouterr().err
-    assert stop.value.code == 2 and told.count("error: out of memory") == 1, told
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2 and errors.count("error: out of memory") == 1, errors
 
 
 def on_device(*arrays: torch.Tensor) -> list[torch.Tensor]:

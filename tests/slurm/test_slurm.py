@@ -93,8 +93,8 @@ def unbroken(words, environment, tmp_path_factory) -> dict[str, dict]:
 def results(out: Path) -> dict[str, dict]:
     """Return the parts of each run's result that determine the tables, to the last bit."""
     read = {path.parent.name: json.loads(path.read_text()) for path in out.glob("runs/*/result.json")}
-    kept = ("test", "validation", "best_epoch", "trainable_parameters")
-    return {name: {key: result[key] for key in kept} for name, result in read.items()}
+    keys = ("test", "validation", "best_epoch", "trainable_parameters")
+    return {name: {key: result[key] for key in keys} for name, result in read.items()}
 
 
 def log_of(out: Path, run: Path) -> str:
@@ -172,8 +172,8 @@ def test_a_run_longer_than_its_time_limit_goes_on(studies, tmp_path):
     """The limit is three minutes; the run is asked to save in time, and after half a minute at the earliest."""
     out, whole = tmp_path / "out", tmp_path / "whole"
     long = ["--houlsby.epochs", str(EPOCHS * 14), "--seeds", "0"]
-    beside = [*studies.words, *long, "--out", str(whole), "--workers", "1"]
-    with subprocess.Popen(beside, env=studies.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+    command = [*studies.words, *long, "--out", str(whole), "--workers", "1"]
+    with subprocess.Popen(command, env=studies.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         studies.finish(studies.start(out, "--job_hours", "0.05", *long))
     (log,) = (path.read_text() for path in out.glob("logs/*.txt"))
     assert "resumed     " in log
