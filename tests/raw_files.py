@@ -46,7 +46,7 @@ class Kind:
         for user, item, _, day in events:
             first[user, item] = min(day, first.get((user, item), day))
         rows = sorted((self.user.format(user), day, self.item.format(item)) for (user, item), day in first.items())
-        return {user: [item for *_, item in of] for user, of in groupby(rows, key=lambda row: row[0])}
+        return {user: [item for *_, item in group] for user, group in groupby(rows, key=lambda row: row[0])}
 
 
 def seconds(day: int) -> int:

@@ -57,10 +57,10 @@ def browser(runs):
 def hit(browser):
     """A user whose target is among the first run's ten best items, the target, and these items."""
     one = browser.first
-    found = np.concatenate([items for _, items in one.top_of("test", 10)])
+    lists = np.concatenate([items for _, items in one.top_of("test", 10)])
     wanted = one.dataset.split.test.only_last(1).flat() - 1
-    target = int(np.flatnonzero((found == wanted[:, None]).any(1))[0])
-    return browser.users[int(one.dataset.split.targets("test")[0][target])], one.ids[wanted[target]], found[target]
+    target = int(np.flatnonzero((lists == wanted[:, None]).any(1))[0])
+    return browser.users[int(one.dataset.split.targets("test")[0][target])], one.ids[wanted[target]], lists[target]
 
 
 def test_a_user_with_the_lists_of_both_runs(browser, hit, runs):

@@ -95,13 +95,13 @@ def test_lists_hold_the_best_items_that_are_not_masked():
     history = [rng.choice(40, size, replace=False) + 1 for size in (*range(8), 37)]
     targets, owner = rng.integers(1, 41, 9), np.repeat(np.arange(9), [len(seen) for seen in history])
     arrays = [torch.from_numpy(a) for a in (users, targets, np.concatenate(history), owner)]
-    made = [Ranker(torch.from_numpy(items), memory, "seen", length=5).rank(*arrays) for memory in (1, 2**20)]
+    rankings = [Ranker(torch.from_numpy(items), memory, "seen", length=5).rank(*arrays) for memory in (1, 2**20)]
     scores = users @ items.T
     for user, seen in enumerate(history):
         scores[user, seen - 1] = -np.inf
     expected = np.argsort(-scores, axis=1)[:, :5] + 1
     expected[8, 3:] = 0
-    for *_, lists in made:
+    for *_, lists in rankings:
         assert lists.dtype == torch.int32 and np.array_equal(lists, expected)
 
 

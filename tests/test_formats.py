@@ -49,7 +49,7 @@ RATINGS = [
 def expected(rows: list[tuple] = RATINGS) -> dict[str, list[str]]:
     """Return sequences by time, and at equal times by item id as text."""
     by_user = sorted((user, time, item) for user, item, _, time in rows)
-    return {user: [item for *_, item in of] for user, of in groupby(by_user, key=lambda row: row[0])}
+    return {user: [item for *_, item in group] for user, group in groupby(by_user, key=lambda row: row[0])}
 
 
 def u_item(item: str, title: str, released: str, *genres: int) -> tuple:

@@ -33,9 +33,9 @@ AGAIN = ("hm", "mind", "mmrec", "recbole")
 def core(sequences: dict[str, list[str]], least: int) -> dict[str, list[str]]:
     """Return the sequences left after repeatedly removing users and items with fewer than `least` interactions."""
     while True:
-        items = Counter(item for of in sequences.values() for item in of)
-        kept = {user: [item for item in of if items[item] >= least] for user, of in sequences.items()}
-        kept = {user: of for user, of in kept.items() if len(of) >= least}
+        items = Counter(item for sequence in sequences.values() for item in sequence)
+        kept = {user: [item for item in sequence if items[item] >= least] for user, sequence in sequences.items()}
+        kept = {user: sequence for user, sequence in kept.items() if len(sequence) >= least}
         if kept == sequences:
             return kept
         sequences = kept

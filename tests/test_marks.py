@@ -25,17 +25,17 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
 
 def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True, first_user: int = 0) -> Row:
     """Return a row of runs with these ranks by seed."""
-    found = {}
+    by_seed = {}
     for seed, ranks in runs.items():
         folder = root / f"{name}-{seed}"
         folder.mkdir()
         if kept:
-            of = np.zeros(len(ranks), RANK)
-            of["user"] = np.arange(len(ranks)) + first_user
-            of["rank"] = ranks
-            write_ranks(folder, "test", of)
-        found[seed] = folder, {"test": {metric: float(values_of(metric, ranks).mean()) for metric in METRICS}}
-    return Row(name, found)
+            kept_ranks = np.zeros(len(ranks), RANK)
+            kept_ranks["user"] = np.arange(len(ranks)) + first_user
+            kept_ranks["rank"] = ranks
+            write_ranks(folder, "test", kept_ranks)
+        by_seed[seed] = folder, {"test": {metric: float(values_of(metric, ranks).mean()) for metric in METRICS}}
+    return Row(name, by_seed)
 
 
 def baseline_of(root: Path, name: str, ranks: np.ndarray, kept: bool = True) -> Row:

@@ -119,7 +119,9 @@ def work_off(trials: Trials) -> None:
             if not trial.state.is_finished():
                 epochs = {epoch: objective(trial.params, epoch) for epoch in range(1, 7)}
                 if (pruned := trials.pruned_at(trial.number, epochs)) is not None:
-                    trials.tell(trial.number, Outcome("pruned", {e: of for e, of in epochs.items() if e <= pruned}))
+                    trials.tell(
+                        trial.number, Outcome("pruned", {e: value for e, value in epochs.items() if e <= pruned})
+                    )
                 elif trial.params["blocks"] == 3:
                     trials.tell(trial.number, Outcome("failed", reason="too deep"))
                 else:

@@ -44,14 +44,14 @@ def expected(folder: Path, kind: str) -> list[tuple[int, int]]:
     read = load_dataset(folder, 6, 5, with_times=True).interactions
     times = np.split(read.times, read.sequences.stops[:-1])
     users = {user: [*zip(times[user], read.sequences[user], strict=True)] for user in range(len(read.users))}
-    users = {user: of for user, of in users.items() if len(of) >= 5}
-    every = sorted(time for of in users.values() for time, _ in of)
+    users = {user: events for user, events in users.items() if len(events) >= 5}
+    every = sorted(time for events in users.values() for time, _ in events)
     cut = every[int(AT[kind] * len(every))]
     starts = {
-        user: sum(time < cut for time, _ in of) if kind == "time" else round(AT[kind] * len(of))
-        for user, of in users.items()
+        user: sum(time < cut for time, _ in events) if kind == "time" else round(AT[kind] * len(events))
+        for user, events in users.items()
     }
-    return [(user, int(item)) for user, of in users.items() for _, item in of[max(1, starts[user]) :]]
+    return [(user, int(item)) for user, events in users.items() for _, item in events[max(1, starts[user]) :]]
 
 
 def ranked(folder: Path) -> list[tuple[int, int]]:

@@ -58,7 +58,7 @@ class Ended:
 
     @property
     def is_one_line(self) -> bool:
-        """Whether the process ended as a user's mistake must: one line `error: ...`, status 2."""
+        """True if the process ended as a user's mistake must: one line `error: ...`, status 2."""
         errors = self.errors()
         return self.status == 2 and len(errors) == 1 and errors[0].startswith("error: ") and not self.traceback
 
