@@ -1,7 +1,7 @@
-"""AdaLoRA: low-rank updates that share a budget of ranks by their importance (Zhang et al., ICLR 2023).
+"""AdaLoRA: low-rank updates that share a budget of ranks according to their importance (Zhang et al., ICLR 2023).
 
-A method with a penalty, a step of its own after each of the optimiser's, and a memory: buffers, which are saved in
-checkpoints and resumed.
+An example of a method with a penalty, a step of its own after each optimiser step, and state: buffers that are saved
+in checkpoints and restored when a run is resumed.
 """
 
 import math
@@ -20,12 +20,12 @@ INIT_STD = 0.02
 
 
 class SingularLinear(nn.Module):
-    """W x + b + P diag(l) Q x (equation 3): P [out, r], l [r], Q [r, in]; l starts at zero.
+    """Computes W x + b + P diag(l) Q x (equation 3), with P [out, r], l [r] and Q [r, in]; l starts at zero.
 
-    Entry i of l, column i of P and row i of Q are a triplet, which is kept or dropped as a whole.
+    Entry i of l, column i of P and row i of Q form a triplet, which is kept or dropped as a unit.
 
     Attributes:
-        kept: bool [r], the triplets that the budget reached when it was last shared out.
+        kept: bool [r], the triplets within the budget when it was last allocated.
     """
 
     def __init__(self, inner: nn.Linear, rank: int):
@@ -36,22 +36,22 @@ class SingularLinear(nn.Module):
         self.right = nn.Parameter(INIT_STD * torch.randn(rank, inner.in_features))
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool))
         for name in ("left", "values", "right"):
-            # Running means of each entry's sensitivity and of how much that varies.
+            # Running means of each entry's sensitivity, and of the variation of its sensitivity.
             self.register_buffer(f"{name}_sensitivity", torch.zeros_like(getattr(self, name)))
             self.register_buffer(f"{name}_uncertainty", torch.zeros_like(getattr(self, name)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Apply the layer: [..., in] -> [..., out]."""
         return self.inner(x) + F.linear(F.linear(x, self.right) * self.values, self.left)
 
     def distance_from_orthogonal(self) -> Tensor:
-        """|P^T P - I|^2 + |Q Q^T - I|^2, a scalar (equation 4)."""
-        one = torch.eye(len(self.values), device=self.values.device)
-        left, right = self.left.T @ self.left - one, self.right @ self.right.T - one
+        """Return |P^T P - I|^2 + |Q Q^T - I|^2, a scalar (equation 4)."""
+        identity = torch.eye(len(self.values), device=self.values.device)
+        left, right = self.left.T @ self.left - identity, self.right @ self.right.T - identity
         return left.square().sum() + right.square().sum()
 
     def observe(self, beta1: float, beta2: float) -> None:
-        """Add the step's sensitivities |w dL/dw| to the running means (equations 8 to 10)."""
+        """Update the running means with the sensitivities |w dL/dw| of the step (equations 8 to 10)."""
         for name in ("left", "values", "right"):
             weight = getattr(self, name)
             mean, uncertainty = self.get_buffer(f"{name}_sensitivity"), self.get_buffer(f"{name}_uncertainty")
@@ -60,7 +60,7 @@ class SingularLinear(nn.Module):
             uncertainty.mul_(beta2).add_((sensitivity - mean).abs(), alpha=1 - beta2)
 
     def importance(self) -> Tensor:
-        """Of each triplet, [r]: of its value, plus the means over its column and its row (equation 7)."""
+        """Return each triplet's importance, [r]: that of its value plus its column's and its row's means (equation 7)."""
         left, values, right = (
             self.get_buffer(f"{name}_sensitivity") * self.get_buffer(f"{name}_uncertainty")
             for name in ("left", "values", "right")
@@ -68,7 +68,7 @@ class SingularLinear(nn.Module):
         return values + left.mean(dim=0) + right.mean(dim=1)
 
     def merge(self) -> nn.Linear:
-        """The linear layer that computes the same."""
+        """Return a linear layer that computes the same."""
         return plain_linear(self.inner.weight + (self.left * self.values) @ self.right, self.inner.bias)
 
 
@@ -87,14 +87,14 @@ class AdaLoRAOptions(InsertOptions):
     _below: ClassVar[dict[str, float]] = {"sensitivity_decay": 1, "uncertainty_decay": 1}
 
     adapter_lr: float = flag(1e-3, "Learning rate of the updates.")
-    item_rank: int = flag(8, "Rank of an update in the item encoder at the end, on average.")
-    user_rank: int = flag(4, "Rank of an update in the user encoder at the end, on average.")
-    surplus: float = flag(1.5, "Rank of every update at the start, in that of the end.")
+    item_rank: int = flag(8, "Average rank of the updates in the item encoder at the end.")
+    user_rank: int = flag(4, "Average rank of the updates in the user encoder at the end.")
+    surplus: float = flag(1.5, "Rank of every update at the start, as a multiple of the final average rank.")
     orthogonality: float = flag(0.1, "Weight of the penalty that keeps P and Q orthogonal.")
-    warm_up_share: float = flag(0.1, "Share of the run, of --epochs, before the ranks are lowered.")
-    final_share: float = flag(0.3, "Share of the run at its end in which they stay as they are.")
+    warm_up_share: float = flag(0.1, "Share of the run (of --epochs) before the ranks are lowered.")
+    final_share: float = flag(0.3, "Share of the run at its end in which the ranks stay as they are.")
     sensitivity_decay: float = flag(0.85, "Decay of the running mean of an entry's sensitivity, beta_1.")
-    uncertainty_decay: float = flag(0.85, "Decay of the running mean of its uncertainty, beta_2.")
+    uncertainty_decay: float = flag(0.85, "Decay of the running mean of an entry's uncertainty, beta_2.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -102,14 +102,14 @@ class AdaLoRAOptions(InsertOptions):
             raise TransrecError(f"--warm_up_share and --final_share: are {share} together; they must be below 1")
 
     def share_left(self, step: int, steps: int) -> float:
-        """Of what the budget is lowered by, the share that it still holds after a step: a cubic (section 3.3)."""
+        """Return the share of the surplus budget that is left after a step, a cubic function (section 3.3)."""
         begin, end = self.warm_up_share * steps, (1 - self.final_share) * steps
         return (1 - min(1.0, max(0.0, (step - begin) / (end - begin)))) ** 3
 
 
 @register("adalora")
 class AdaLoRA(Method):
-    """All projections of each block; the triplets of all layers of both encoders compete for the budget."""
+    """Updates all projections of each block; the triplets of all layers in both encoders compete for the budget."""
 
     Options = AdaLoRAOptions
 
@@ -120,16 +120,16 @@ class AdaLoRA(Method):
     def insert(self, place: Place, options: AdaLoRAOptions) -> list[nn.Parameter]:
         self.options = options
         rank = options.item_rank if place.tower == "item" else options.user_rank
-        new = []
+        layers = []
         for block in place.blocks:
             parts = (block.attention.projection, block.feed_forward.entry, block.feed_forward.projection)
             for site in (block.query, block.key, block.value, *parts):
                 layer = SingularLinear(site.module, math.ceil(options.surplus * rank))
                 site.replace(layer)
-                new.append(layer)
-        self.layers += new
-        self.last += rank * len(new)
-        return [parameter for layer in new for parameter in (layer.left, layer.values, layer.right)]
+                layers.append(layer)
+        self.layers += layers
+        self.last += rank * len(layers)
+        return [parameter for layer in layers for parameter in (layer.left, layer.values, layer.right)]
 
     def penalty(self) -> Tensor:
         return self.options.orthogonality * sum(layer.distance_from_orthogonal() for layer in self.layers)
@@ -141,11 +141,11 @@ class AdaLoRA(Method):
         scores = torch.cat([layer.importance() for layer in self.layers])
         left = options.share_left(step, steps)
         if left == 0:
-            # What was dropped by now stays so.
+            # Triplets that are dropped by now stay dropped.
             scores[~torch.cat([layer.kept for layer in self.layers])] = -1
         budget = self.last + int((sum(ranks) - self.last) * left)
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.topk(budget).indices] = True
-        for layer, own in zip(self.layers, kept.split(ranks), strict=True):
-            layer.kept.copy_(own)
-            layer.values.mul_(own)
+        for layer, layer_kept in zip(self.layers, kept.split(ranks), strict=True):
+            layer.kept.copy_(layer_kept)
+            layer.values.mul_(layer_kept)

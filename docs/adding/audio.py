@@ -1,9 +1,9 @@
-"""Sounds of items, read by a spectrogram transformer (`audio`; AST, Gong et al., Interspeech 2021).
+"""Sounds of items, encoded by a spectrogram transformer (`audio`; AST, Gong et al., Interspeech 2021).
 
 python finetune.py --plugin docs/adding/audio.py --modalities audio --audio_encoder FOLDER ...
 
-A modality with flags and a backbone of its own: it works alone or beside others, under every method, and its states are
-computed once where nothing in the backbone trains, all as for texts and images.
+An example of a modality with its own flags and its own backbone. As with texts and images, it works alone or together
+with other modalities, under every method, and its states are computed once if nothing in the backbone is trained.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ DEFAULT = "spectrograms.npy"
 
 
 class AudioTower(BackboneTower):
-    """Runs a spectrogram transformer, read at the mean of its tokens [CLS] and [DISTILLATION]."""
+    """Runs a spectrogram transformer and pools its output as the mean of the tokens [CLS] and [DISTILLATION]."""
 
     modality = "audio"
 
     def read_out(self, spectrograms: Tensor) -> Tensor:
-        """float16 or float32 [N, frames, mels] -> [N, D]."""
+        """Encode spectrograms: float16 or float32 [N, frames, mels] -> [N, D]."""
         return self.pool(self.backbone(input_values=spectrograms.float()).last_hidden_state)
 
     def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class AudioFeatures(StateFeatures):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file, and of which of its rows the items are."""
+        """SHA-256 of the file and of the rows that belong to the items."""
         return hashlib.sha256(file_sha256(self.file.path).encode() + self.rows.tobytes()).hexdigest()
 
 
@@ -86,21 +86,26 @@ class Audio(BackboneModality):
 
     @cached_property
     def file(self) -> VectorFile:
-        """The file of --spectrograms, or the dataset folder's own. Raises TransrecError where it does not fit."""
-        given = self.options.spectrograms
-        file = VectorFile(Path(given) if given else self.dataset / DEFAULT)
-        shape, fits = (
+        """The file given by --spectrograms, or that of the dataset folder.
+
+        Raises TransrecError if its shape does not fit the backbone.
+        """
+        path = self.options.spectrograms
+        file = VectorFile(Path(path) if path else self.dataset / DEFAULT)
+        shape, expected = (
             file.states.shape[1:],
             [getattr(self.config, name, None) for name in ("max_length", "num_mel_bins")],
         )
-        # A backbone that reads something else is told when it is loaded.
-        if None not in fits and list(shape) != fits:
-            raise TransrecError(f"{file.path}: is of {list(shape)} frames and mels, and {self.encoder} takes {fits}")
+        # A backbone that reads something other than spectrograms is reported when it is loaded.
+        if None not in expected and list(shape) != expected:
+            raise TransrecError(
+                f"{file.path}: is of {list(shape)} frames and mels, and {self.encoder} takes {expected}"
+            )
         return file
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> AudioFeatures:
-        places = self.file.rows_of([dataset.catalog.ids[row] for row in rows])
-        return AudioFeatures(self.file, places, world.device)
+        file_rows = self.file.rows_of([dataset.catalog.ids[row] for row in rows])
+        return AudioFeatures(self.file, file_rows, world.device)
 
     def files(self, features: AudioFeatures) -> dict[str, str]:
         paths = (features.file.path, features.file.path.with_name(IDS))

@@ -2,7 +2,7 @@
 
     python finetune.py --plugin docs/adding/causal_convolution.py --user_encoder causal_convolution --kernel 3 ...
 
-It has no transformer blocks: methods that insert into those say so, and take --insert item.
+It has no transformer blocks, so methods that insert into blocks report an error unless they are given --insert item.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from transrec.options import Options, flag
 class ConvolutionOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"kernel": 2, "dilations": 1}
 
-    kernel: int = flag(3, "Positions that a convolution sees, the last of them its own.")
-    dilations: list[int] = flag([1, 2, 4], "For each residual layer, how far apart these positions are.")
+    kernel: int = flag(3, "Number of positions that a convolution sees, the last of which is its own.")
+    dilations: list[int] = flag([1, 2, 4], "Distance between these positions, for each residual layer.")
 
 
 @register("causal_convolution")
 class CausalConvolution(UserEncoder):
-    """x <- x + ReLU(LayerNorm(convolution of x)), for each dilation."""
+    """Applies x <- x + ReLU(LayerNorm(convolution of x)) for each dilation."""
 
     Options = ConvolutionOptions
     sizes = ("kernel", "dilations")
@@ -41,6 +41,6 @@ class CausalConvolution(UserEncoder):
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             before = convolution.dilation[0] * (convolution.kernel_size[0] - 1)
             read = convolution(F.pad(x.transpose(1, 2), (before, 0))).transpose(1, 2)
-            # What lies in front of the first item must be zeros for the next layer too.
+            # Positions before the first item must be zero for the next layer too.
             x = (x + norm(read).relu()).masked_fill(padding, 0.0)
         return x

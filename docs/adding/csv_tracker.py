@@ -1,4 +1,4 @@
-"""Metrics as a table: RUN/metrics.csv, a row per epoch (`csv`).
+"""Writes metrics as a table, RUN/metrics.csv, with a row per epoch (`csv`).
 
 python finetune.py --plugin docs/adding/csv_tracker.py --tracker csv --csv_separator ";" ...
 """
@@ -17,7 +17,7 @@ from transrec.tracking import Tracker, register
 
 @dataclass(frozen=True)
 class CSVOptions(Options):
-    csv_separator: str = flag(",", "What stands between the cells of RUN/metrics.csv.", decides=False)
+    csv_separator: str = flag(",", "Separator between the cells of RUN/metrics.csv.", decides=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -27,7 +27,7 @@ class CSVOptions(Options):
 
 @register("csv")
 class CSV(Tracker):
-    """Rewritten as a whole after each epoch, so that a resumed run leaves none of its past behind."""
+    """Rewrites the file after each epoch, so that no rows of epochs that a resumed run repeats are left in it."""
 
     Options = CSVOptions
 

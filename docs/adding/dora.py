@@ -1,6 +1,6 @@
 """DoRA: weights split into magnitude and direction, the direction updated by LoRA (Liu et al., ICML 2024).
 
-A method with a layer of its own that can be merged into the weight it stands for: the layer has `merge`.
+An example of a method with a layer that can be merged into the weight that it replaces: the layer has `merge`.
 """
 
 import math
@@ -16,10 +16,10 @@ from transrec.options import flag
 
 
 class MagnitudeDirection(nn.Module):
-    """m V / |V| x + b with V = W + scaling B A (equation 5); m [out] starts as |W| and B as zero.
+    """Computes m V / |V| x + b with V = W + scaling B A (equation 5); m [out] starts as |W| and B as zero.
 
-    |V| [out] is the norm of each output's row, as in the authors' program and in peft. Its gradient is left out
-    (section 4.3), which saves memory.
+    |V| [out] is the norm of each output's row, as in the authors' program and in peft. |V| is treated as a constant in
+    the backward pass (section 4.3), which saves memory.
     """
 
     def __init__(self, inner: nn.Linear, rank: int, scaling: float):
@@ -32,8 +32,8 @@ class MagnitudeDirection(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        # In mixed precision a norm of rounded weights would be off by more than a step changes it.
+        """Apply the layer: [..., in] -> [..., out]."""
+        # In mixed precision, the norm of rounded weights would be off by more than a training step changes it.
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             norm = self._direction().norm(dim=1)
         y = F.linear(x, self.inner.weight) + self.scaling * F.linear(F.linear(x, self.down), self.up)
@@ -44,7 +44,7 @@ class MagnitudeDirection(nn.Module):
         return self.inner.weight + self.scaling * self.up @ self.down
 
     def merge(self) -> nn.Linear:
-        """The linear layer that computes the same."""
+        """Return a linear layer that computes the same."""
         direction = self._direction()
         scale = self.magnitude / direction.norm(dim=1)
         return plain_linear(scale.unsqueeze(1) * direction, self.inner.bias)
@@ -54,18 +54,18 @@ class MagnitudeDirection(nn.Module):
 class DoRAOptions(InsertOptions):
     _minimum: ClassVar[dict[str, float]] = {"item_rank": 1, "user_rank": 1, "scaling": 0}
 
-    adapter_lr: float = flag(1e-3, "Learning rate of the magnitudes and of what updates the directions.")
+    adapter_lr: float = flag(1e-3, "Learning rate of the magnitudes and of the low-rank updates of the directions.")
     item_rank: int = flag(12, "Rank of the updates in the item encoder.")
     user_rank: int = flag(4, "Rank of the updates in the user encoder.")
-    scaling: float = flag(1.0, "What B A is multiplied by.")
+    scaling: float = flag(1.0, "Factor by which B A is multiplied.")
 
 
 @register("dora")
 class DoRA(Method):
-    """The query and value projections of each block."""
+    """Replaces the query and value projections of each block."""
 
     Options = DoRAOptions
-    # m / |V| is one, and the bias is added apart.
+    # At insertion m / |V| is 1, but the bias is added separately.
     changes_at_insertion = ROUNDING
 
     def insert(self, place: Place, options: DoRAOptions) -> list[nn.Parameter]:

@@ -1,4 +1,4 @@
-"""IA3: learned scales of keys, values and feed-forward activations (Liu et al., NeurIPS 2022) (`ia3`).
+"""IA3: learned scales of keys, values and feed-forward activations (`ia3`; Liu et al., NeurIPS 2022).
 
 python adapter_houlsby.py --plugin docs/adding/ia3.py --method ia3 ...
 """
@@ -13,7 +13,7 @@ from transrec.options import flag
 
 
 class ScaledOutput(nn.Module):
-    """scale * inner(x), the scale starting at one."""
+    """Computes scale * inner(x); the scale starts at one."""
 
     def __init__(self, inner: nn.Linear):
         super().__init__()
@@ -24,13 +24,13 @@ class ScaledOutput(nn.Module):
         return self.inner(x) * self.scale
 
     def merge(self) -> nn.Linear:
-        """The linear layer that computes the same."""
+        """Return a linear layer that computes the same."""
         bias = self.inner.bias
         return plain_linear(self.scale.unsqueeze(1) * self.inner.weight, None if bias is None else self.scale * bias)
 
 
 class ScaledInput(nn.Module):
-    """inner(scale * x), the scale starting at one."""
+    """Computes inner(scale * x); the scale starts at one."""
 
     def __init__(self, inner: nn.Linear):
         super().__init__()
@@ -41,7 +41,7 @@ class ScaledInput(nn.Module):
         return self.inner(x * self.scale)
 
     def merge(self) -> nn.Linear:
-        """The linear layer that computes the same."""
+        """Return a linear layer that computes the same."""
         return plain_linear(self.inner.weight * self.scale, self.inner.bias)
 
 
@@ -52,7 +52,7 @@ class IA3Options(InsertOptions):
 
 @register("ia3")
 class IA3(Method):
-    """Three learned vectors a block."""
+    """Adds three learned vectors to each block."""
 
     Options = IA3Options
 

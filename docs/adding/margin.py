@@ -2,7 +2,7 @@
 
     python finetune.py --plugin docs/adding/margin.py --objective margin --negatives 8 --margin 0.5 ...
 
-The hardest negatives matter most: a negative that the target outscores by the margin already adds nothing.
+Only hard negatives contribute: a negative that the target already outscores by the margin adds nothing to the loss.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from transrec.options import Options, flag
 class MarginOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"negatives": 1, "margin": 0}
 
-    negatives: int = flag(8, "K, the sampled negatives of each position; each is an item more to encode.")
-    margin: float = flag(1.0, "By how much a target must outscore a negative.")
+    negatives: int = flag(8, "K, the number of sampled negatives per position; each is one more item to encode.")
+    margin: float = flag(1.0, "Amount by which a target must outscore each negative.")
 
 
 @register("margin")
 class Margin(Objective):
-    """Each position against K random negatives: the mean of max(0, margin - <h, e> + <h, e_negative>)."""
+    """Loss of a position with K random negatives: the mean of max(0, margin - <h, e> + <h, e_negative>)."""
 
     Options = MarginOptions
 
@@ -34,7 +34,7 @@ class Margin(Objective):
         self.negatives, self.margin = negatives, margin
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
-        # [B, L] and [B, L, K].
+        # Scores [B, L] of targets and [B, L, K] of negatives.
         targets, negatives = pair_scores(embeddings, batch, user_encoder)
         losses = (self.margin - targets.unsqueeze(-1) + negatives).relu().mean(-1)
         return (losses * batch.mask).sum()

@@ -16,12 +16,14 @@ from transrec.training.metrics import ListMetric, Ranking, RankMetric, register
 class RBPOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"rbp_persistence": 0}
 
-    rbp_persistence: float = flag(0.8, "p of rank-biased precision: how likely a reader goes on to the next item.")
+    rbp_persistence: float = flag(
+        0.8, "p of rank-biased precision: the probability that a user goes on to the next item."
+    )
 
 
 @register("rbp")
 class RankBiasedPrecision(RankMetric):
-    """(1 - p) p^(rank - 1) (Moffat and Zobel, TOIS 2008), 0 behind the cut-off."""
+    """Returns (1 - p) p^(rank - 1) up to the cut-off and 0 after it (Moffat and Zobel, TOIS 2008)."""
 
     Options = RBPOptions
     label = "RBP"
@@ -35,7 +37,7 @@ class RankBiasedPrecision(RankMetric):
 
 @register("top_share")
 class TopShare(ListMetric):
-    """Share of all recommendations that the most recommended item has."""
+    """Share of all recommendations that go to the most recommended item."""
 
     label = "TopShare"
 
