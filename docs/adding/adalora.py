@@ -60,7 +60,7 @@ class SingularLinear(nn.Module):
             uncertainty.mul_(beta2).add_((sensitivity - mean).abs(), alpha=1 - beta2)
 
     def importance(self) -> Tensor:
-        """Return each triplet's importance, [r]: that of its value plus its column's and its row's means (equation 7)."""
+        """Return the importance of each triplet, [r]: of its value plus the means over column and row (equation 7)."""
         left, values, right = (
             self.get_buffer(f"{name}_sensitivity") * self.get_buffer(f"{name}_uncertainty")
             for name in ("left", "values", "right")
