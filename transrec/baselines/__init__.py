@@ -1,4 +1,4 @@
-"""Baselines by name, one file each: rankings that nothing is trained for."""
+"""Registry of baselines, one file each: rankings that need no trained model."""
 
 from transrec.baselines.base import BASELINES, Baseline, register
 

@@ -1,4 +1,4 @@
-"""What a baseline is, and the registry."""
+"""Base class and registry of baselines."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -12,26 +12,26 @@ from transrec.training.evaluation import Scorer
 
 
 class Baseline:
-    """Base of all baselines, made of the values of its flags by their names.
+    """Base class of all baselines. The constructor takes the values of the baseline's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
-        label: what tables call it.
+        Options: the dataclass of the baseline's flags.
+        label: the name of the baseline in tables.
     """
 
     Options: type[Options] = Options
     label: ClassVar[str]
 
     def fit(self, split: Split, parts: Sequence[Features], world: World) -> Scorer | None:
-        """What scores the items, made of the training interactions alone; None where `parts` do not give it.
+        """Return a scorer of the items, built from the training interactions alone; None if `parts` do not suffice.
 
         Args:
-            parts: what the towers of the run are given, one for each modality; none where one of them runs a backbone.
+            parts: the features that the run's towers read, one for each modality; empty if any tower runs a backbone.
         """
         raise NotImplementedError
 
 
-# Every table holds popularity, which a model must beat.
+# Every table includes popularity, which a model must beat.
 BASELINES: Registry[Baseline] = Registry(
     "baseline", Baseline, "transrec.baselines", flag="baselines", several=True, always=("popularity",)
 )

@@ -1,4 +1,4 @@
-"""Items that occur in the sequences of the same users: `item_knn`."""
+"""Nearest neighbours among items, by the users that they have in common: `item_knn`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from transrec.options import Options, flag
 from transrec.training.distributed import World
 from transrec.training.evaluation import Scorer
 
-# So many pairs of items are counted at a time: some 24 bytes each.
+# Number of item pairs that are counted at once; each takes about 24 bytes.
 PAIRS_AT_ONCE = 2**22
 
 
@@ -24,19 +24,22 @@ PAIRS_AT_ONCE = 2**22
 class ItemKNNOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"knn_neighbours": 1, "knn_shrinkage": 0}
 
-    knn_neighbours: int = flag(100, "Nearest items that each item of a context votes for, in the baseline item_knn.")
+    knn_neighbours: int = flag(
+        100, "Number of nearest items that each context item votes for, in the baseline item_knn."
+    )
     knn_shrinkage: float = flag(
-        20.0, "Added to the denominator of its cosine, so that a few users in common count for little."
+        20.0,
+        "Added to the denominator of the cosine in item_knn, so that items with few common users are less similar.",
     )
 
 
 @register("item_knn")
 class ItemKNN(Baseline):
-    """Ranks by the votes of the context's items for the items nearest to each (docs/protocol.md).
+    """Ranks items by the votes of the context's items for their nearest neighbours (docs/protocol.md).
 
-    Items are near whose training users are the same: c_ij / (sqrt(c_i c_j) + shrinkage), where c_ij is how many
-    training sequences hold both, c_i how many hold i. The vote of the item a places from the last of the context has
-    the weight 1 / (a + 1).
+    Items are similar if the same users interact with them. The similarity of the items i and j is
+    c_ij / (sqrt(c_i c_j) + shrinkage), where c_ij is the number of training sequences that hold both items and c_i the
+    number that hold i. A context item that is a places before the last one votes with the weight 1 / (a + 1).
     """
 
     label: ClassVar[str] = "item-kNN"
@@ -51,11 +54,11 @@ class ItemKNN(Baseline):
 
 
 class Votes:
-    """Scores items by the votes of contexts.
+    """Scores items by the votes of the items in a context.
 
     Args:
-        near: float32 [n, n], row j what item j + 1 gives to each of its neighbours.
-        device: where scores are wanted.
+        near: float32 [n, n]; row j holds the similarities of item j + 1 to its neighbours.
+        device: the device of the scores.
     """
 
     def __init__(self, near: sparse.csr_array, device: torch.device):
@@ -74,7 +77,7 @@ class Votes:
 
 
 def _holds(split: Split) -> sparse.csr_array:
-    """Which item each training sequence holds: 1 or 0, float32 [users, n]."""
+    """Return which items each training sequence holds, as 1 or 0: float32 [users, n]."""
     train = split.train
     shape = len(train), split.item_count
     values = np.ones(int(train.lengths.sum()), dtype=np.float32)
@@ -84,7 +87,7 @@ def _holds(split: Split) -> sparse.csr_array:
 
 
 def neighbours(holds: sparse.csr_array, count: int, shrinkage: float) -> sparse.csr_array:
-    """Of each item the `count` nearest others and how near they are, float32 [n, n]; of equals the first."""
+    """Return each item's similarities to its `count` nearest others, float32 [n, n]; ties go to the lower number."""
     counts = np.asarray(holds.sum(0)).ravel()
     items, blocks = holds.T.tocsr(), []
     for start, stop in _blocks(items, np.diff(holds.indptr)):
@@ -103,7 +106,7 @@ def neighbours(holds: sparse.csr_array, count: int, shrinkage: float) -> sparse.
 
 
 def _blocks(items: sparse.csr_array, lengths: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of items of about PAIRS_AT_ONCE pairs with the items of the same sequences, one item at least."""
+    """Yield ranges of at least one item and about PAIRS_AT_ONCE pairs with items of the same sequences."""
     pairs = np.cumsum(items @ lengths)
     start = 0
     while start < len(pairs):

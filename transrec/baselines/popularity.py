@@ -1,4 +1,4 @@
-"""The most popular items for everyone: `popularity`."""
+"""The most popular items for every user: `popularity`."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -14,7 +14,7 @@ from transrec.training.evaluation import Scorer
 
 @register("popularity")
 class Popularity(Baseline):
-    """Ranks by number of training interactions."""
+    """Ranks items by their number of training interactions."""
 
     label: ClassVar[str] = "popularity"
 

@@ -1,4 +1,4 @@
-"""Cosine of frozen item embeddings: `zero_shot`."""
+"""Cosine similarity of frozen item embeddings: `zero_shot`."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -18,10 +18,11 @@ ITEMS_AT_ONCE = 4096
 
 @register("zero_shot")
 class ZeroShot(Baseline):
-    """Ranks by the mean cosine between an item and those of the context, over what a constant backbone gives.
+    """Ranks items by their mean cosine similarity to the items of the context, without training.
 
-    It is made of the hidden states that the run has stored, and of vectors: of each modality the last state of an item.
-    Several modalities count alike. A run whose backbones train has none, and no such row.
+    The embeddings are the last states of an item in each modality: hidden states that the run has stored for a frozen
+    backbone, or precomputed vectors. All modalities have equal weight. A run whose backbones train has no such states,
+    so its tables have no row for this baseline.
     """
 
     label: ClassVar[str] = "cosine of frozen embeddings"
@@ -30,10 +31,10 @@ class ZeroShot(Baseline):
         if not parts or not all(isinstance(part, StateFeatures) for part in parts):
             return None
         blocks = torch.arange(1, split.item_count + 1).split(ITEMS_AT_ONCE)
-        of_each = [
+        normalised = [
             torch.cat([F.normalize(part.inputs(items)[0][:, -1].float(), dim=-1) for items in blocks]) for part in parts
         ]
-        embeddings = torch.cat(of_each, dim=1) / len(of_each) ** 0.5
+        embeddings = torch.cat(normalised, dim=1) / len(normalised) ** 0.5
 
         def mean(contexts: torch.Tensor) -> torch.Tensor:
             mask = (contexts > 0).unsqueeze(-1)

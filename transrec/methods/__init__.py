@@ -1,7 +1,7 @@
-"""Methods by name, and the one place that decides what trains.
+"""Registry of methods, and the one place that decides which parameters train.
 
-A method is one file of this package: it registers itself under its name, says in an options dataclass what can be set,
-and places modules at the sites of a stack. Nothing else needs to know of it.
+A method is one file of this package: it registers itself under its name, declares its settings in an options dataclass,
+and places modules at the sites of a stack. No other code needs to know about it.
 """
 
 from transrec.methods.base import (

@@ -1,4 +1,4 @@
-"""What a method is, and applying a method to a recommender."""
+"""Base class and registry of methods, and applying a method to a recommender."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,34 +16,35 @@ from transrec.options import Options, flag
 from transrec.registry import Registry
 
 PLACES = ("item", "user", "user_first", "user_last", "all")
-# The last blocks of each backbone, however many, without or with the user encoder.
+# The last N blocks of each backbone (item_lastN), or these and the user encoder (all_lastN).
 LAST_BLOCKS = re.compile(r"(item|all)_last([1-9]\d*)")
 
 
 @dataclass(frozen=True)
 class MethodOptions(Options):
-    """Flags of a method without any of its own."""
+    """Base class of all methods' flags. A method without flags of its own uses it as it is."""
 
     @property
     def extra_tokens(self) -> int:
-        """Tokens that the method adds to every text."""
+        """The number of tokens that the method adds to every text."""
         return 0
 
     def states(self, depths: Mapping[str, int]) -> dict[str, list[int]]:
-        """Which states the method reads of backbones of so many layers, by modality; none: what they give out."""
+        """Return the states that are read from backbones with `depths` layers, by modality; empty: their outputs."""
         return {}
 
     @classmethod
     def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Flags that the tensors of an original checkpoint tell, by our names."""
+        """Return the flags, under our names, whose values follow from the tensors of an original checkpoint."""
         return {}
 
 
 @dataclass(frozen=True)
 class InsertOptions(MethodOptions):
-    """Flags of every method that trains a part of the encoders only.
+    """Flags of all methods that train only a part of the encoders.
 
-    `_tensor_sizes` says for a flag which original tensors tell its value: a pattern of parameter names and an axis.
+    `_tensor_sizes` maps a flag to the original tensors whose size is its value: a pattern of parameter names, and an
+    axis.
     """
 
     _minimum: ClassVar[dict[str, float]] = {"adapter_lr": 0}
@@ -51,11 +52,11 @@ class InsertOptions(MethodOptions):
 
     insert: str = flag(
         "all",
-        "Where the method goes: item or user encoder, user_first or user_last block of the user encoder, or all (both "
-        "encoders); item_last2, all_last2 or any other number: of each backbone its last 2 blocks alone, and with "
-        "--cached auto the blocks below run once per item, not in every step.",
+        "Where the method is inserted: item or user (one encoder), user_first or user_last (one block of the user "
+        "encoder), or all (both encoders). item_last2 and all_last2, or any other number, use only the last 2 blocks "
+        "of each backbone; with --cached auto the blocks below run once per item instead of in every step.",
     )
-    adapter_lr: float = flag(1.5e-4, "Learning rate of what the method trains.")
+    adapter_lr: float = flag(1.5e-4, "Learning rate of the parameters that the method trains.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,21 +66,21 @@ class InsertOptions(MethodOptions):
 
 @dataclass(frozen=True)
 class AdapterOptions(InsertOptions):
-    """Flags of methods that insert modules beside LayerNorms which may train too."""
+    """Flags of methods that insert modules and can also train the LayerNorms around them."""
 
-    train_layernorm: bool = flag(False, "Also train the LayerNorms of where the method is inserted.")
+    train_layernorm: bool = flag(False, "Also train the LayerNorms of the blocks where the method is inserted.")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a method is inserted.
+    """A place where a method is inserted.
 
     Attributes:
-        tower: "item" (a backbone) or "user" (SASRec).
-        modality: what the backbone reads; of the user tower, what items are read by (of several text+image).
-        projection: what maps the backbone's output to item embeddings; None in the user tower.
-        stack: the whole transformer.
-        blocks: those of its blocks that take part.
+        tower: "item" (a backbone) or "user" (the user encoder).
+        stack: the complete transformer.
+        blocks: the blocks of the stack where the method is inserted.
+        modality: what the backbone reads; for the user tower, the item encoder's modality (of several, text+image).
+        projection: the layer that maps the backbone's output to item embeddings; None in the user tower.
     """
 
     tower: Literal["item", "user"]
@@ -90,7 +91,7 @@ class Place:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """The stack as a whole when all its blocks take part, else the blocks that do."""
+        """The stack's module if all its blocks take part, else the modules of the blocks that do."""
         whole = len(self.blocks) == len(self.stack.blocks)
         return [self.stack.module] if whole else [block.module for block in self.blocks]
 
@@ -99,31 +100,32 @@ class Place:
         return [norm for module in self.modules for norm in layer_norms(module)]
 
 
-# What `Method.changes_at_insertion` says where sums are taken in another order, and that is all.
+# Value of `Method.changes_at_insertion` if nothing changes but the order of sums, and so their rounding.
 ROUNDING = "rounding"
 
-# What a method trains at one place: parameters, by the name of their group where there are several groups.
+# The parameters that a method trains at one place, by the name of their group if there are several groups.
 Trained = Collection[nn.Parameter] | Mapping[str, Collection[nn.Parameter]]
 
 
 class Method:
-    """Base of all methods. One object serves all places of a run, and lives as long as the recommender does.
+    """Base class of all methods. One object serves all places of a run and lives as long as the recommender.
 
-    What it has to remember between steps it keeps in persistent buffers of the modules that it inserts: those are saved
-    in checkpoints, loaded and resumed like the parameters that train. They may change in `after_step` alone, so that
-    all ranks hold the same.
+    A method keeps state between steps in persistent buffers of the modules that it inserts. These buffers are saved in
+    checkpoints, loaded and resumed like trained parameters. They may change only in `after_step`, so that all ranks
+    hold the same values.
 
     Attributes:
-        Options: the dataclass of its flags.
-        presets: by modality, or presets.EVERY of them, the values of flags that its paper uses (transrec/presets.py).
+        Options: the dataclass of the method's flags.
+        presets: the values of flags that its paper uses, by modality, or by presets.EVERY for all modalities
+            (transrec/presets.py).
         trains_backbone: whether the backbone's own weights train.
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
-        trains_existing: which weights `insert` trains of those that were there before, in words; all that is new trains
-            too, and LayerNorms where --train_layernorm says so.
-        changes_at_insertion: what the recommender computes otherwise before the method has learned anything, in words;
-            "" where not a bit of it changes.
+        trains_existing: the existing weights that `insert` trains, in words; all new parameters train too, and so do
+            LayerNorms with --train_layernorm.
+        changes_at_insertion: how the recommender's output differs after insertion, before any training, in words; "" if
+            the output is bit-identical.
 
-    The last two say what the tests hold the method to (tests/test_methods.py), at the defaults of its options.
+    Tests check the last two with the default options (tests/test_methods.py).
     """
 
     Options: type[MethodOptions] = MethodOptions
@@ -134,40 +136,40 @@ class Method:
     changes_at_insertion = ""
 
     def rebuild(self, item_encoder: nn.Module, options: MethodOptions) -> tuple[nn.Module, list[nn.Parameter]]:
-        """The item encoder to go on with, and the parameters that are new in it."""
+        """Return the item encoder to use from now on, and the new parameters in it."""
         return item_encoder, []
 
     def insert(self, place: Place, options: MethodOptions) -> Trained:
-        """Insert modules at `place`; returns the parameters there that train.
+        """Insert modules at `place`, and return the parameters that train there.
 
-        Parameters without a group are of the group "adapter".
+        Parameters without a group belong to the group "adapter".
         """
         return []
 
     def trained_of_backbone(self, tower: BackboneTower, options: MethodOptions) -> Iterable[nn.Parameter]:
-        """Which of a backbone's own weights train, where `trains_backbone` says that they do: by default all."""
+        """Return the backbone's own weights that train if `trains_backbone` is set: all by default."""
         return [p for name, p in tower.backbone.named_parameters() if name not in tower.constants]
 
     def rates(self, options: MethodOptions) -> dict[str, float]:
-        """The learning rate of each group that `insert` names."""
+        """Return the learning rate of each group that `insert` names."""
         lr = getattr(options, "adapter_lr", 0.0)
         return {"adapter": lr, "LayerNorm": lr}
 
     def penalty(self) -> Tensor | None:
-        """A float32 scalar that each step's loss is increased by, whatever the batch and the number of ranks."""
+        """Return a float32 scalar to add to each step's loss, for any batch and number of ranks; None: no penalty."""
         return None
 
     def after_step(self, step: int, steps: int) -> None:
         """Called on every rank after each optimiser step, without gradient; parameters still have that step's `.grad`.
 
         Args:
-            step: how many steps the run has taken, from 1.
-            steps: how many it takes at most.
+            step: the number of steps that the run has taken, from 1.
+            steps: the maximum number of steps of the run.
         """
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with copies of a weight [out, in] and a bias [out]: what an inserted layer merges into."""
+    """Return a linear layer with copies of a weight [out, in] and a bias [out], for inserted layers to merge into."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
@@ -177,12 +179,12 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """All parameters of the modules."""
+    """Return all parameters of the modules."""
     return [parameter for module in modules for parameter in module.parameters()]
 
 
 def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that its state dict holds, by name; one that several modules share has one name."""
+    """Return the buffers in the module's state dict, by name; a buffer that modules share has one name."""
     state = module.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in module.named_buffers() if name in state}
 
@@ -193,7 +195,7 @@ register, get, names = METHODS.register, METHODS.get, METHODS.names
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of the parts that every method shares."""
+    """Learning rates of the parts that all methods share."""
 
     recommender: float
     backbone: float
@@ -201,7 +203,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class TrainableGroup:
-    """Parameters that train at one learning rate, by their names in the recommender."""
+    """Parameters that train at one learning rate, keyed by their names in the recommender."""
 
     name: str
     lr: float
@@ -216,25 +218,25 @@ def apply(
     train_recommender: bool = False,
     backbone_dropout: bool | None = None,
 ) -> list[TrainableGroup]:
-    """Freeze the recommender, insert the method, and set `requires_grad` of exactly what trains.
+    """Freeze the recommender, insert the method, and set `requires_grad` on exactly the parameters that train.
 
-    The recommender keeps the method, and the names of the buffers that it brought along.
+    The recommender stores the method, and the names of the buffers that the method added.
 
     Args:
-        train_recommender: also train the projection and the user encoder, whatever the method says.
-        backbone_dropout: None leaves it on where all of a backbone's own weights train, and in published variants.
+        train_recommender: also train the projection and the user encoder, regardless of the method.
+        backbone_dropout: None keeps dropout active if all of a backbone's own weights train, and in published variants.
 
     Returns:
-        The groups for the optimiser; every trainable parameter is in exactly one.
+        The groups for the optimiser; every trainable parameter is in exactly one group.
 
-    Raises TransrecError when the method cannot be inserted where the options say.
+    Raises TransrecError if the method cannot be inserted at the place that the options name.
     """
     method = recommender.method = get(name)()
     constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
     backbones = running(recommender.item_encoder.towers)
     recommender.requires_grad_(False)
-    # Parts that exist before the method does: what it inserts must not count among them.
+    # Collected before insertion, so that inserted parameters are not counted among the backbone's own.
     own: list[nn.Parameter] = []
     for tower in backbones:
         trained = list(method.trained_of_backbone(tower, options)) if method.trains_backbone else []
@@ -301,7 +303,7 @@ def _places(recommender: Recommender, where: str, name: str) -> list[Place]:
 
 
 def last_blocks(blocks: Sequence[Any], count: int, flag: str) -> Sequence[Any]:
-    """The last of a backbone's blocks. Raises TransrecError, naming the flag, where it has fewer."""
+    """Return the last `count` of a backbone's blocks. Raises TransrecError, naming the flag, if it has fewer."""
     if count > len(blocks):
         raise TransrecError(f"{flag}: the item encoder has {len(blocks)} blocks of its own; give at most that number")
     return blocks[len(blocks) - count :]

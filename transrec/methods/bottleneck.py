@@ -1,10 +1,10 @@
-"""Bottleneck adapters, all presets of one module (docs/methods.md).
+"""Bottleneck adapters: four methods that insert the same module at different sites (docs/methods.md).
 
-- `houlsby`: behind both sub-layers (Houlsby et al., ICML 2019).
-- `parallel`: beside both sub-layers, reading their input (He et al., ICLR 2022).
-- `pfeiffer`: behind the feed-forward sub-layer (Pfeiffer et al., EACL 2021); its variant `adapterhub` is what the
-  preset of that name in AdapterHub's `adapters` computes.
-- `pfeiffer_attention`: behind the attention sub-layer (pfeiffer_ver2 of the released Adapter4Rec scripts).
+- `houlsby`: after both sub-layers (Houlsby et al., ICML 2019).
+- `parallel`: parallel to both sub-layers, reading their input (He et al., ICLR 2022).
+- `pfeiffer`: after the feed-forward sub-layer (Pfeiffer et al., EACL 2021); its variant `adapterhub` computes the same
+  as the preset `pfeiffer` in AdapterHub's `adapters`.
+- `pfeiffer_attention`: after the attention sub-layer (called pfeiffer_ver2 in the released Adapter4Rec scripts).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,8 @@ INIT_STD = 0.01
 class Bottleneck(nn.Module):
     """Linear(D, r) -> activation -> Linear(r, D).
 
-    Weights are N(0, 0.01) and biases 0, so that it starts close to zero; `near_zero=False` leaves torch's own init.
+    Weights are drawn from N(0, 0.01) and biases are 0, so that the output starts close to zero; `near_zero=False`
+    keeps torch's own initialisation.
     """
 
     def __init__(self, width: int, size: int, activation: str = "relu", near_zero: bool = True):
@@ -39,12 +40,12 @@ class Bottleneck(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return self.up(self.activation(self.down(x)))
 
 
 class SerialAdapter(nn.Module):
-    """y + adapter(y) in the place of `inner`, whose output y is; adapter(y) alone without `residual`."""
+    """Replaces `inner`, whose output is y, and returns y + adapter(y); without `residual`, adapter(y) alone."""
 
     cannot_merge = "between the adapter's two matrices stands an activation, which no weight can take in"
 
@@ -60,9 +61,9 @@ class SerialAdapter(nn.Module):
 
 
 class InputAdapter(nn.Module):
-    """In the place of `inner`, whose output y is, something made of y and the sub-layer's input x.
+    """Replaces `inner`, whose output is y, and combines y with the sub-layer's input x.
 
-    `reader`, which reads x first, is watched for it: x is held from there to the sub-layer's end and then let go.
+    A hook on `reader`, the first module that reads x, stores x until the end of the sub-layer.
     """
 
     cannot_merge = "the adapter is a second path beside the sub-layer, with an activation that no weight can take in"
@@ -72,7 +73,7 @@ class InputAdapter(nn.Module):
         self.inner = inner
         self.adapter = adapter
         self._x: Tensor | None = None
-        # A bound method, so that a copied model watches its own modules.
+        # The hook is a bound method, so that a copied model watches its own modules.
         reader.register_forward_pre_hook(self._watch)
 
     def _watch(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -87,21 +88,21 @@ class InputAdapter(nn.Module):
 
 
 class ParallelAdapter(InputAdapter):
-    """y + adapter(x)."""
+    """Replaces `inner` and returns y + adapter(x)."""
 
     def combine(self, y: Tensor, x: Tensor) -> Tensor:
         return y + self.adapter(x)
 
 
 class ParallelAdapterWithSkip(InputAdapter):
-    """y + x + adapter(x), x the residual stream: what the released programs compute; the residual adds x once more."""
+    """Returns y + x + adapter(x), x the residual stream, as the released programs do; the residual adds x again."""
 
     def combine(self, y: Tensor, x: Tensor) -> Tensor:
         return y + x + self.adapter(x)
 
 
 class AdaptedNorm(nn.LayerNorm):
-    """LN(adapter(LN(z)) + z) in the place of a block's LN, z the residual plus the sub-layer's output.
+    """Replaces a block's LN and returns LN(adapter(LN(z)) + z), where z is the residual plus the sub-layer's output.
 
     LN keeps its parameters and their names. This is AdapterHub's `pfeiffer`.
     """
@@ -121,7 +122,7 @@ class AdaptedNorm(nn.LayerNorm):
 
 
 class AdapterBetweenNorms(AdaptedNorm):
-    """LN2(adapter(LN(z)) + z), LN2 new: `pfeiffer` of the released programs."""
+    """Returns LN2(adapter(LN(z)) + z) with a new LayerNorm LN2, as `pfeiffer` of the released programs does."""
 
     def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
         super().__init__(norm, adapter)
@@ -151,45 +152,46 @@ class BottleneckOptions(AdapterOptions):
 class ParallelOptions(BottleneckOptions):
     variant: Literal["paper", "published"] = flag(
         "paper",
-        "published: as the released programs, which add the sub-layer's input once more; in image encoders beside the "
-        "feed-forward sub-layer alone, reading the residual stream.",
+        "published: as in the released programs, which add the sub-layer's input a second time; in image encoders only "
+        "the feed-forward sub-layer has an adapter, which reads the residual stream.",
     )
 
 
 @dataclass(frozen=True)
 class PfeifferOptions(BottleneckOptions):
-    train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
-    adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
+    train_layernorm: bool = flag(True, "Also train the LayerNorms of the blocks where the method is inserted.")
+    adapter_lr: float = flag(1e-4, "Learning rate of the parameters that the method trains.")
     variant: Literal["paper", "published", "adapterhub"] = flag(
         "paper",
-        "published: as the released programs, the adapter between two LayerNorms and with torch's own init; "
-        "adapterhub: as AdapterHub's preset of that name, the adapter between two uses of the block's own LayerNorm.",
+        "published: as in the released programs, with the adapter between two LayerNorms and torch's own "
+        "initialisation; adapterhub: as in AdapterHub's preset pfeiffer, with the adapter between two uses of the "
+        "block's own LayerNorm.",
     )
 
 
 @dataclass(frozen=True)
 class PfeifferAttentionOptions(BottleneckOptions):
-    adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
+    adapter_lr: float = flag(1e-4, "Learning rate of the parameters that the method trains.")
 
 
 class BottleneckMethod(Method):
-    """Puts one adapter at each of the chosen sub-layers of each block."""
+    """Base of the methods here: inserts one adapter at each chosen sub-layer of each block."""
 
     Options = BottleneckOptions
     changes_at_insertion = "adapters add a little to the output of their sub-layers: their weights are N(0, 0.01)"
 
     def sublayers(self, block: Block, options: BottleneckOptions) -> tuple[Sublayer, ...]:
-        """Which sub-layers of a block get an adapter."""
+        """Return the sub-layers of a block that get an adapter."""
         return block.sublayers
 
     def attach(self, sublayer: Sublayer, place: Place, options: BottleneckOptions) -> list[nn.Module]:
-        """Attach an adapter to the sub-layer; returns the modules that are new."""
+        """Attach an adapter to the sub-layer, and return the new modules."""
         adapter = self.bottleneck(place, options)
         sublayer.output.replace(SerialAdapter(sublayer.output.module, adapter))
         return [adapter]
 
     def bottleneck(self, place: Place, options: BottleneckOptions, near_zero: bool = True) -> Bottleneck:
-        """A new adapter of the place's width and the options' size."""
+        """Return a new adapter with the place's width and the bottleneck size of the options."""
         return Bottleneck(place.stack.width, options.size(place), options.activation, near_zero)
 
     def insert(self, place: Place, options: BottleneckOptions) -> list[nn.Parameter]:
@@ -199,17 +201,17 @@ class BottleneckMethod(Method):
 
 @register("houlsby")
 class Houlsby(BottleneckMethod):
-    """One adapter behind the attention and one behind the feed-forward sub-layer, before the residual."""
+    """One adapter after the attention and one after the feed-forward sub-layer, each before the residual addition."""
 
 
 @register("parallel")
 class Parallel(BottleneckMethod):
-    """One adapter beside each sub-layer: it reads the sub-layer's input, its output is added to the sub-layer's."""
+    """One adapter parallel to each sub-layer: it reads the sub-layer's input and is added to the sub-layer's output."""
 
     Options = ParallelOptions
 
     def sublayers(self, block: Block, options: ParallelOptions) -> tuple[Sublayer, ...]:
-        # The released image program, whose blocks are pre-LN, leaves attention alone.
+        # The released image program, whose blocks are pre-LN, inserts no adapter at the attention sub-layer.
         pre_ln = block.feed_forward.norm is None
         return (block.feed_forward,) if options.variant == "published" and pre_ln else block.sublayers
 
@@ -225,7 +227,7 @@ class Parallel(BottleneckMethod):
 
 @register("pfeiffer")
 class Pfeiffer(BottleneckMethod):
-    """One adapter per block, behind the feed-forward sub-layer."""
+    """One adapter per block, after the feed-forward sub-layer."""
 
     Options = PfeifferOptions
 
@@ -251,7 +253,7 @@ class Pfeiffer(BottleneckMethod):
 
 @register("pfeiffer_attention")
 class PfeifferAttention(BottleneckMethod):
-    """One adapter per block, behind the attention sub-layer."""
+    """One adapter per block, after the attention sub-layer."""
 
     Options = PfeifferAttentionOptions
 

@@ -16,12 +16,12 @@ RULE_STD = 0.01
 
 
 class KroneckerLinear(nn.Module):
-    """x W + b with W = sum_i A_i (x) u_i v_i^T, of size [in, out].
+    """Linear layer x W + b, with W = sum_i A_i (x) u_i v_i^T of size [in, out].
 
     Args:
-        rule: the A_i, [n, n, n], shared by all adapters.
+        rule: the matrices A_i, [n, n, n], shared by all adapters.
 
-    Raises TransrecError when n does not divide both sizes.
+    Raises TransrecError if n does not divide both sizes.
     """
 
     def __init__(self, in_features: int, out_features: int, rule: nn.Parameter):
@@ -36,11 +36,11 @@ class KroneckerLinear(nn.Module):
         self.right = nn.Parameter(torch.empty(n, 1, out_features // n))
         self.bias = nn.Parameter(torch.zeros(out_features))
         for factor in (self.left, self.right):
-            for one in factor:
-                nn.init.xavier_uniform_(one)
+            for matrix in factor:
+                nn.init.xavier_uniform_(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """Map [..., in] to [..., out]."""
         weight = torch.einsum("iac,ibd->abcd", self.rule, self.left @ self.right)
         return x @ weight.reshape(len(self.left) * self.left.shape[1], -1) + self.bias
 
@@ -54,7 +54,7 @@ class KroneckerBottleneck(nn.Module):
         self.up = KroneckerLinear(size, width, rule)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Map [..., D] to [..., D]."""
         return self.up(F.gelu(self.down(x), approximate="tanh"))
 
 
@@ -67,21 +67,21 @@ class CompacterOptions(AdapterOptions):
         "kronecker": (r".*\.adapter\.down\.left", 0),
     }
 
-    adapter_lr: float = flag(4e-3, "Learning rate of what the method trains.")
-    train_layernorm: bool = flag(True, "Also train the LayerNorms of where the method is inserted.")
+    adapter_lr: float = flag(4e-3, "Learning rate of the parameters that the method trains.")
+    train_layernorm: bool = flag(True, "Also train the LayerNorms of the blocks where the method is inserted.")
     item_bottleneck: int = flag(64, "Bottleneck size of the adapters in the item encoder.")
     user_bottleneck: int = flag(16, "Bottleneck size of the adapters in the user encoder.")
     kronecker: int = flag(
-        4, "n of Compacter: each weight is a sum of n Kronecker products whose first factors are n x n matrices."
+        4, "n of Compacter: each weight is a sum of n Kronecker products, whose first factors are n x n matrices."
     )
     variant: Literal["paper", "published"] = flag(
-        "paper", "published: as the released programs, without the residual around the adapter."
+        "paper", "published: as in the released programs, without the residual connection around the adapter."
     )
 
 
 @register("compacter")
 class Compacter(Method):
-    """One adapter behind each sub-layer; the A_i are one parameter of the whole recommender."""
+    """One adapter after each sub-layer; all adapters of the recommender share the A_i as one parameter."""
 
     Options = CompacterOptions
     changes_at_insertion = "adapters add a little to their sub-layers' output: their shared factors are N(0, 0.01)"

@@ -1,4 +1,4 @@
-"""Full fine-tuning (`full`): nothing is inserted, everything trains, or of each backbone its last blocks."""
+"""Full fine-tuning (`full`): nothing is inserted; all weights train, or only the last blocks of each backbone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ class FullOptions(MethodOptions):
 
     train_last: int = flag(
         0,
-        "Of each backbone train its last N blocks alone, its dropout off; the blocks below run once per item with "
-        "--cached auto (0: train all of it).",
+        "Train only the last N blocks of each backbone, with the backbone's dropout off; with --cached auto the blocks "
+        "below run once per item (0: train the whole backbone).",
     )
 
 
 @register("full")
 class Full(Method):
-    """The backbone trains at --backbone_lr, the rest at --lr."""
+    """Trains the backbone at --backbone_lr and the rest at --lr."""
 
     Options = FullOptions
     trains_backbone = True

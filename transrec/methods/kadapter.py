@@ -17,7 +17,7 @@ BLOCKS = 2
 
 
 class SideAdapter(nn.Module):
-    """A(x) = x + up(two post-LN transformer blocks of width r(down(x))); the projections are N(0, 2e-4)."""
+    """A(x) = x + up(blocks(down(x))): two post-LN transformer blocks of width r; down and up start as N(0, 2e-4)."""
 
     def __init__(self, width: int, size: int, heads: int, dropout: float):
         super().__init__()
@@ -31,7 +31,7 @@ class SideAdapter(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, T, D], additive mask that broadcasts to [B, 1, T, T] (query, key) -> [B, T, D]."""
+        """Return [B, T, D] for x [B, T, D] and an additive mask that broadcasts to [B, 1, T, T] (query, key)."""
         y = self.down(x)
         for block in self.blocks:
             y = block(y, mask)
@@ -41,15 +41,15 @@ class SideAdapter(nn.Module):
 class KAdapter(nn.Module):
     """h <- A_k(hidden_k + h) over the chosen layers, h_0 = 0; the stack's output becomes Linear(concat(last, h)).
 
-    It stands beside the stack's blocks and reads them through hooks: hidden_k is the output of block k in the item
-    encoder, and its input in the user encoder; the attention mask is the last block's.
+    The adapters run next to the stack's blocks and read hidden states through hooks: hidden_k is the output of block k
+    in the item encoder, and its input in the user encoder. The attention mask is that of the last block.
 
     Args:
-        layers: the chosen blocks, ascending.
-        masked: apply the blocks' own attention mask inside the adapters; without it every position sees every other.
+        layers: numbers of the chosen blocks, ascending.
+        masked: apply the blocks' own attention mask inside the adapters; otherwise every position sees every other.
     """
 
-    # The backbone may be kept in eval mode; the adapters follow the mode of the recommender.
+    # The adapters follow the recommender's mode, even if the backbone is kept in eval mode.
     follows_mode = True
     cannot_merge = "its adapters are transformers of their own, which read the hidden states of several layers"
 
@@ -60,11 +60,11 @@ class KAdapter(nn.Module):
         self.adapters = nn.ModuleList(SideAdapter(width, size, heads, dropout) for _ in layers)
         self.fusion = nn.Linear(2 * width, width)
         if masked:
-            # [I, 0]: the stack's own output to begin with. The released programs leave torch's init.
+            # [I, 0], so that the stack's own output comes out at first. The released programs keep torch's init.
             with torch.no_grad():
                 self.fusion.weight.copy_(torch.eye(width, 2 * width))
                 self.fusion.bias.zero_()
-        # A decoder's blocks receive no mask where no text is padded, and are causal all the same.
+        # A decoder's blocks receive no mask if no text is padded, but are causal all the same.
         self._is_causal = getattr(place.stack.blocks[0].query.parent, "is_causal", False)
         self._hidden: dict[int, Tensor] = {}
         self._last = len(place.stack.blocks) - 1
@@ -73,7 +73,7 @@ class KAdapter(nn.Module):
                 block.module.register_forward_hook(partial(self._watch, number), with_kwargs=True)
 
     def _watch(self, number: int, block: nn.Module, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
-        """Called after block `number`; returns what replaces the output of the last block."""
+        """Called after block `number`; return the replacement for the output of the last block."""
         hidden = output[0] if isinstance(output, tuple) else output
         if number in self.layers:
             self._hidden[number] = arguments[0] if self.reads_input else hidden
@@ -87,7 +87,7 @@ class KAdapter(nn.Module):
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
     def _added(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
-        """The blocks' mask as an additive one; blocks receive an additive mask, a boolean one or none."""
+        """Return the blocks' mask as an additive mask; blocks receive an additive mask, a boolean mask or none."""
         length = hidden.shape[1]
         if self.masked and mask is None and self._is_causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
@@ -110,9 +110,9 @@ class KAdapterOptions(AdapterOptions):
         "user_size": (r"user_encoder\.k_adapter\.adapters\.0\.down\.weight", 0),
     }
 
-    adapter_lr: float = flag(5e-6, "Learning rate of what the method trains.")
+    adapter_lr: float = flag(5e-6, "Learning rate of the parameters that the method trains.")
     item_layers: list[int] = flag(
-        [0, -1], "Of the item encoder's layers that --insert names, those with an adapter, from 0; -1 is the last."
+        [0, -1], "Layers with an adapter among the item encoder's layers that --insert names, from 0; -1 is the last."
     )
     item_size: int = flag(192, "Width of the adapters' transformer blocks in the item encoder.")
     item_heads: int = flag(12, "Attention heads of the adapters' transformer blocks in the item encoder.")
@@ -121,14 +121,14 @@ class KAdapterOptions(AdapterOptions):
     adapter_dropout: float = flag(0.1, "Dropout inside the adapters.")
     variant: Literal["paper", "published"] = flag(
         "paper",
-        "published: as the released programs, whose adapters mask neither padding nor future items, and whose fusion "
-        "starts from torch's own init.",
+        "published: as in the released programs, whose adapters mask neither padding nor future items, and whose "
+        "fusion layer starts from torch's own initialisation.",
     )
 
 
 @register("kadapter")
 class KAdapterMethod(Method):
-    """Adapters on the chosen layers of the item encoder and on every block of SASRec."""
+    """Adapters on the chosen layers of the item encoder and on every block of the user encoder that takes part."""
 
     Options = KAdapterOptions
     # The fusion starts as [I, 0].

@@ -13,10 +13,10 @@ from transrec.options import flag
 
 
 class LowRankLinear(loralib.Linear):
-    """W x + b + scaling B A x, as loralib computes it."""
+    """Linear layer W x + b + scaling B A x, as loralib computes it."""
 
     def merge(self) -> nn.Linear:
-        """The linear layer that computes the same: W + scaling B A in one."""
+        """Return the equivalent plain linear layer, with the weight W + scaling B A."""
         return plain_linear(self.weight + self.scaling * self.lora_B @ self.lora_A, self.bias)
 
 
@@ -32,20 +32,20 @@ class LoRAOptions(AdapterOptions):
         "user_rank": (r"user_encoder\..*\.lora_A", 0),
     }
 
-    adapter_lr: float = flag(1e-3, "Learning rate of what the method trains.")
+    adapter_lr: float = flag(1e-3, "Learning rate of the parameters that the method trains.")
     item_rank: int = flag(12, "Rank of LoRA's updates in the item encoder.")
     user_rank: int = flag(4, "Rank of LoRA's updates in the user encoder.")
     lora_scaling: float = flag(1.0, "Scaling of the low-rank update: W x + scaling B A x.")
     variant: Literal["paper", "published"] = flag(
         "paper",
-        "published: as the released programs, which put fresh frozen weights and trained biases in the place of query "
-        "and value, and scale by 1 / rank; over images SASRec's value projection is renewed and trains as a whole.",
+        "published: as in the released programs, which replace query and value projections by newly drawn frozen "
+        "weights and trained biases, and scale by 1 / rank; over images all of SASRec's new value projection trains.",
     )
 
 
 @register("lora")
 class LoRA(Method):
-    """W x + b + scaling B A x for query and value; B starts at zero and W keeps the pretrained values."""
+    """Adds scaling B A x to the query and value projections; B starts at zero and W keeps the pretrained values."""
 
     Options = LoRAOptions
 
@@ -70,7 +70,10 @@ class LoRA(Method):
 
     @staticmethod
     def _fresh_value(site: Site) -> list[nn.Parameter]:
-        """The released image program gives SASRec a value projection of rank zero, all of which trains."""
+        """Replace a value projection by a new linear layer, and return its parameters, all of which train.
+
+        The released image program does so in SASRec, whose value projection it gives the rank zero.
+        """
         layer = nn.Linear(site.module.in_features, site.module.out_features)
         site.replace(layer)
         return list(layer.parameters())
@@ -95,7 +98,7 @@ class LoRA(Method):
             bias=published or old.bias is not None,
         )
         if not published:
-            # loralib draws W anew, which would lose what the backbone learned.
+            # loralib draws a new W, which would lose what the backbone has learned.
             layer.weight = old.weight
             layer.bias = old.bias
         return layer.requires_grad_(False)

@@ -10,12 +10,12 @@ from transrec.options import flag
 
 @dataclass(frozen=True)
 class PartOptions(InsertOptions):
-    adapter_lr: float = flag(4e-4, "Learning rate of what the method trains.")
+    adapter_lr: float = flag(4e-4, "Learning rate of the parameters that the method trains.")
 
 
 @register("bitfit")
 class BitFit(Method):
-    """All biases train, those of LayerNorms included."""
+    """Trains all biases, including those of LayerNorms."""
 
     Options = PartOptions
     trains_existing = "biases"
@@ -27,7 +27,7 @@ class BitFit(Method):
 
 @register("layernorm")
 class LayerNorm(Method):
-    """All LayerNorms train."""
+    """Trains all LayerNorms."""
 
     Options = PartOptions
     trains_existing = "LayerNorms"

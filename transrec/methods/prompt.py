@@ -10,15 +10,15 @@ from transrec.errors import TransrecError
 from transrec.methods.base import InsertOptions, Method, Place, register
 from transrec.options import flag
 
-# What ViT draws its own [CLS] and positions with.
+# The standard deviation with which ViT draws its own [CLS] and position embeddings.
 PATCH_STD = 0.02
 
 
 class TextPrompt(nn.Module):
-    """Learned vectors among a text backbone's word embeddings, put there before each forward pass.
+    """Inserts learned vectors among a text backbone's word embeddings before each forward pass.
 
-    paper: inserted after [CLS], the mask extended over them. published: they overwrite the first positions, [CLS]
-    included, and the mask stays.
+    paper: the vectors follow [CLS], and the attention mask is extended to cover them. published: the vectors overwrite
+    the first positions, including [CLS], and the mask is unchanged.
     """
 
     cannot_merge = "its vectors stand among the words of every text, in no weight of the backbone"
@@ -28,7 +28,7 @@ class TextPrompt(nn.Module):
         words = backbone.get_input_embeddings().weight
         self.vectors = nn.Parameter(words[:tokens].detach().clone().float())
         self.published = published
-        # Not a child: the word embeddings are the backbone's.
+        # In a list, so that the word embeddings are no child module: they belong to the backbone.
         self._words = [backbone.get_input_embeddings()]
         backbone.register_forward_pre_hook(self._put, with_kwargs=True)
 
@@ -46,10 +46,10 @@ class TextPrompt(nn.Module):
 
 
 class ImagePrompt(nn.Module):
-    """Learned vectors among the patches that the first block of an image backbone receives (shallow VPT).
+    """Inserts learned vectors among the patches that the first block of an image backbone receives (shallow VPT).
 
-    paper: inserted after [CLS], drawn from N(0, 0.02). published: behind the last patch, zero at the start. They have
-    no position.
+    paper: the vectors follow [CLS] and are drawn from N(0, 0.02). published: the vectors follow the last patch and
+    start at zero. They have no position embeddings.
     """
 
     cannot_merge = "its vectors stand among the patches of every image, in no weight of the backbone"
@@ -65,7 +65,7 @@ class ImagePrompt(nn.Module):
     def _put(self, block: nn.Module, arguments: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = arguments[0] if arguments else inputs["hidden_states"]
         vectors = self.vectors.to(hidden.dtype).expand(len(hidden), -1, -1)
-        # [CLS] stands first.
+        # [CLS] comes first.
         place = hidden.shape[1] if self.published else 1
         longer = torch.cat([hidden[:, :place], vectors, hidden[:, place:]], dim=1)
         return ((longer, *arguments[1:]), inputs) if arguments else (arguments, inputs | {"hidden_states": longer})
@@ -76,15 +76,15 @@ class PromptOptions(InsertOptions):
     _minimum: ClassVar[dict[str, float]] = {"n_tokens": 1}
     _tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {"n_tokens": (r"item_encoder\..*\.prompt\.vectors", 0)}
 
-    insert: Literal["item"] = flag("item", "Where the prompt goes: in front of an item's words or patches.")
-    adapter_lr: float = flag(1e-4, "Learning rate of what the method trains.")
+    insert: Literal["item"] = flag("item", "Where the prompt is inserted: in front of an item's words or patches.")
+    adapter_lr: float = flag(1e-4, "Learning rate of the parameters that the method trains.")
     n_tokens: int = flag(
-        30, "How many vectors are learned; those of texts start as the first word embeddings of the vocabulary."
+        30, "Number of learned vectors; those of texts start as the first word embeddings of the vocabulary."
     )
     variant: Literal["paper", "published"] = flag(
         "paper",
-        "published: as the released programs. In texts the vectors overwrite the first tokens, [CLS] included, and the "
-        "item is read at the first of them; in images they stand behind the last patch, and the projection trains too.",
+        "published: as in the released programs. In texts the vectors overwrite the first tokens, including [CLS], and "
+        "the item is read at the first vector; in images they follow the last patch, and the projection trains too.",
     )
 
     @property
@@ -94,7 +94,7 @@ class PromptOptions(InsertOptions):
 
 @register("prompt")
 class PromptMethod(Method):
-    """Learned vectors in front of the words, or the patches, of every item."""
+    """Inserts learned vectors in front of the words or patches of every item."""
 
     Options = PromptOptions
     changes_at_insertion = "texts grow by words, images by patches"

@@ -1,4 +1,4 @@
-"""What a modality is, and the registry."""
+"""Base classes and registry of modalities."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ class ModalityOptions(Options):
     """Flags of a modality."""
 
     def declared(self) -> dict[str, Any]:
-        """Values of flags that are left open, by name, which the files that other flags name declare.
+        """Return values for flags that were left open, by name, as declared in the files that other flags name.
 
-        A new run takes them, and keeps them in its options.
+        A new run adopts these values and stores them in its options.
 
-        Raises TransrecError for a file that is malformed.
+        Raises TransrecError for a malformed file.
         """
         return {}
 
 
 class Modality:
-    """Something that items are read by: its features and its tower.
+    """A kind of content that represents items. It provides the features and the tower that reads them.
 
     Args:
-        options: the values of its flags.
-        dataset: the dataset's folder.
+        options: the values of the modality's flags.
+        dataset: the dataset folder.
 
     Attributes:
-        Options: the dataclass of its flags.
-        name: what it is called in --modalities.
-        reads: what it reads of an item, for people, in the plural.
-        encoder: where its backbone is; "" for a modality without one.
+        Options: the dataclass of the modality's flags.
+        name: the name of the modality in --modalities.
+        reads: a plural noun for the content that it reads, for messages.
+        encoder: the folder or name of its backbone; "" for a modality without one.
     """
 
     name: ClassVar[str]
@@ -57,64 +57,64 @@ class Modality:
         self.options, self.dataset = options, Path(dataset)
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> Features:
-        """What its tower is given, of the catalogue rows int [n], which are items 1..n.
+        """Return the features that the tower reads, for the catalogue rows int [n], which are items 1..n.
 
-        Raises TransrecError when the dataset lacks it, or holds it damaged.
+        Raises TransrecError if the dataset lacks the content, or if the content is damaged.
         """
         raise NotImplementedError
 
     def files(self, features: Features) -> dict[str, str]:
-        """Hashes of the files that the features come from beside the dataset's own, by path."""
+        """Return hashes, by path, of the files that the features come from, apart from the dataset's own files."""
         return {}
 
     def announce(self, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Say of a run how items are read, where that is not plain from its flags."""
+        """Log how a run reads items, if its flags do not make that plain."""
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What decides what the weights of a recommender mean, by name; a checkpoint is read only where it is equal."""
+        """Settings, by name, that determine what the weights mean; a checkpoint loads only if they are equal."""
         return {}
 
     def check_length(self, extra_tokens: int) -> None:
-        """Raise TransrecError where what it reads, with so many tokens more, is longer than its backbone takes."""
+        """Raise TransrecError if inputs with `extra_tokens` more tokens are longer than the backbone accepts."""
 
     def tower(self, embedding_dim: int, known: Mapping[str, Any], seed: Callable[[str], None], draw: bool) -> Tower:
-        """Its tower.
+        """Return the modality's tower.
 
         Args:
-            known: `item_count`, n of the items 1..n; `encoder_dtype`, what a backbone's weights are held in if not in
-                float32; `spread`, as `load_backbone` takes it; of a finished run also what `sizes` were when it
-                trained.
-            seed: called with the name of a part before anything of it is drawn at random.
-            draw: draw the backbone's weights instead of loading its pretrained ones.
+            known: `item_count`, n of the items 1..n; `encoder_dtype`, the dtype that a backbone's weights are held in
+                (default: float32); `spread`, as in `load_backbone`; for a finished run also the values that `sizes`
+                had when it trained.
+            seed: called with the name of a part before any of its weights are drawn at random.
+            draw: draw the backbone's weights at random instead of loading the pretrained ones.
 
-        Raises TransrecError for a backbone that is missing, damaged or unfit.
+        Raises TransrecError for a backbone that is missing, damaged or unsuitable.
         """
         raise NotImplementedError
 
 
 class BackboneModality(Modality):
-    """A modality that a backbone reads.
+    """A modality whose content is read by a backbone.
 
     Attributes:
-        main_input: the main input of its backbones, as transformers names it; text and image have theirs.
+        main_input: the main input of its backbones, as transformers names it; text and image need not set it.
     """
 
     main_input: ClassVar[str] = ""
 
     @cached_property
     def config(self):
-        """The backbone's configuration. Raises TransrecError when there is none."""
+        """The backbone's configuration. Raises TransrecError if there is none."""
         return backbone.load_config(self.encoder, self.name)
 
     @property
     def depth(self) -> int:
-        """The number of the backbone's layers; it has one state more."""
+        """The number of layers of the backbone; there is one more hidden state than layers."""
         return self.config.num_hidden_layers
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of its backbone."""
+        """The number of parameters of the backbone."""
         with torch.device("meta"):
             model = backbone.build_backbone(self.config, self.name, self.main_input)
         return sum(parameter.numel() for parameter in model.parameters())
@@ -133,25 +133,25 @@ class BackboneModality(Modality):
         return self.tower_of(weights, embedding_dim)
 
     def tower_of(self, weights: nn.Module, embedding_dim: int) -> BackboneTower:
-        """The tower that runs a given backbone."""
+        """Return the tower that runs the backbone `weights`."""
         raise NotImplementedError
 
     def stored_tower(self, embedding_dim: int, seed: Callable[[str], None]) -> StoredTower:
-        """The tower that is given states of the backbone, computed before."""
+        """Return the tower that reads precomputed hidden states of the backbone."""
         seed(f"{self.name} projection")
         return StoredTower(self.name, embedding_dim, self.config.hidden_size, 1 + self.depth, self.depth)
 
     def check_states(self) -> None:
-        """Raise TransrecError where no state of a layer stands for an item, or where each step has others."""
+        """Raise TransrecError if no layer's state represents an item, or if the states differ from step to step."""
 
     @property
     def pooling(self) -> str:
-        """What stands for an item in a layer's output."""
+        """How a layer's output is pooled into one vector of an item."""
         raise NotImplementedError
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to its inputs before the backbone sees them, in plain values; nothing by default."""
+        """Plain values that describe how inputs are processed before the backbone sees them; empty by default."""
         return {}
 
 

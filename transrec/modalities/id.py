@@ -1,4 +1,4 @@
-"""The baseline without content (`id`): one learned vector per item."""
+"""Item IDs without content (`id`): a baseline with one learned vector per item."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from transrec.training.distributed import World
 
 
 class IdTower(Tower):
-    """Embedding(n + 1, d), row 0 padding, Xavier-normal; nothing is projected, and there are no states."""
+    """Embedding(n + 1, d) with padding in row 0, Xavier-normal; it has no projection and no hidden states."""
 
     modality = "id"
     stateless = "learned vectors (id)"
@@ -26,7 +26,7 @@ class IdTower(Tower):
         nn.init.zeros_(self.embedding.weight.data[0])
 
     def forward(self, items: Tensor) -> Tensor:
-        """items int64 [N], numbers 1..n -> item embeddings [N, d]."""
+        """Return item embeddings [N, d] of items int64 [N], numbers 1..n."""
         return self.embedding(items)
 
 

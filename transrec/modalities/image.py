@@ -1,4 +1,4 @@
-"""Images, read by an image backbone (`image`)."""
+"""Item images, read by an image backbone (`image`)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,13 +21,13 @@ from transrec.training.distributed import World
 
 
 class ImageTower(BackboneTower):
-    """Runs an image backbone. Its last state is the last block's, before the LayerNorm behind it.
+    """Runs an image backbone. Its last state is the output of the last block, before the final LayerNorm.
 
-    An image is read at [CLS]; where the backbone has a LayerNorm of its own for [CLS] alone (CLIP), behind it. One
-    without a [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has none.
+    An image is read at [CLS], after the LayerNorm for [CLS] alone if the backbone has one (CLIP). A backbone without
+    [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has no pooling head.
 
     Args:
-        preprocessing: what the backbone is given.
+        preprocessing: the size and normalisation of the images that the backbone expects.
     """
 
     modality = "image"
@@ -42,16 +42,16 @@ class ImageTower(BackboneTower):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def read_out(self, pixels: Tensor) -> Tensor:
-        """pixels uint8 [N, 3, S, S] of any S -> [N, D]."""
+        """Return [N, D] for pixels uint8 [N, 3, S, S] of any S."""
         images = pixels.float() / 255
         if images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         return self.encode((images - self.mean) / self.std)
 
     def encode(self, pixel_values: Tensor, **options: Tensor) -> Tensor:
-        """Normalised images float [N, 3, size, size], and options of the backbone's own -> [N, D]."""
+        """Return [N, D] for normalised images float [N, 3, size, size]; `options` are passed to the backbone."""
         if getattr(self.backbone.config, "mask_ratio", None) == 0:
-            # Where MAE masks no patch it still shuffles them, which changes nothing but the order of float sums.
+            # MAE shuffles the patches even if it masks none, which only reorders float sums. Fixed noise prevents it.
             patches = (self.size // self.backbone.config.patch_size) ** 2
             options["noise"] = torch.arange(patches, device=pixel_values.device).expand(len(pixel_values), -1)
         output = self.backbone(pixel_values=pixel_values, **options)
@@ -72,14 +72,16 @@ class ImageOptions(ModalityOptions):
 
     image_encoder: str = flag(
         "google/vit-base-patch16-224",
-        "Image backbone: folder, name in pretrained_models/, or hub name.",
+        "Image backbone: a folder, a name in pretrained_models/, or a hub name.",
         absolute=find_backbone,
     )
-    mask_ratio: float = flag(0.0, "MAE: share of the patches masked at random in every forward pass.")
+    mask_ratio: float = flag(0.0, "Share of the patches that MAE masks at random in every forward pass.")
     images: str | None = flag(
-        None, "Image store (default: the only *.lmdb of the dataset folder); build_lmdb.py makes it.", absolute=resolve
+        None, "Image store made by build_lmdb.py (default: the only *.lmdb in the dataset folder).", absolute=resolve
     )
-    image_workers: int = flag(4, "Processes that prefetch images, at most one per CPU; 0: none.", decides=False)
+    image_workers: int = flag(
+        4, "Number of processes that prefetch images, at most one per CPU; 0: none.", decides=False
+    )
 
 
 @register("image")

@@ -1,4 +1,4 @@
-"""Titles, or other texts of an item, read by a text backbone (`text`)."""
+"""Titles or other texts of items, read by a text backbone (`text`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ from transrec.options import flag
 from transrec.paths import make_folder, resolve
 from transrec.training.distributed import World
 
-# Word pieces of an attribute other than the title (Adapter4Rec's programs).
+# Default number of word pieces of an attribute other than the title (as in Adapter4Rec's programs).
 ATTRIBUTE_TOKENS = 50
-# Of a text: what begins it, what ends it, and a word between.
+# A text has a token that begins it, a token that ends it, and at least one word in between.
 FEWEST_TOKENS = 3
 SEVERAL_TEXTS = "several --text_attributes"
 
 
 class TextTower(BackboneTower):
-    """Runs a text backbone. Its last state is what that gives out, in decoders behind their last norm.
+    """Runs a text backbone. Its last state is the backbone's output, which in decoders follows the final norm.
 
-    Of several texts of an item (Adapter4Rec's news attributes) each is encoded for itself, and the embeddings are
-    averaged; no state of a layer then stands for the item.
+    If an item has several texts (Adapter4Rec's news attributes), each text is encoded separately and the embeddings
+    are averaged; no state of a layer then represents the item.
 
     Args:
-        pooling: what stands for a text: its first token, its last, or the mean of all.
-        texts: A, the number of texts of an item.
+        pooling: how a text is pooled: its first token, its last, or the mean of all.
+        texts: A, the number of texts per item.
     """
 
     modality = "text"
@@ -52,21 +52,21 @@ class TextTower(BackboneTower):
             self.states = []
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """input_ids and attention_mask, int64 [N, T], of each of A texts -> item embeddings [N, d]."""
+        """Return item embeddings [N, d] for the input_ids and attention_mask, int64 [N, T], of each of A texts."""
         if len(inputs) < 4:
             return super().forward(*inputs)
         texts = zip(inputs[::2], inputs[1::2], strict=True)
         return torch.stack([BackboneTower.forward(self, *text) for text in texts]).mean(0)
 
     def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """input_ids int64 [N, T], attention_mask int64 [N, T] (1 = token) -> [N, D]."""
+        """Return [N, D] for input_ids int64 [N, T] and attention_mask int64 [N, T] (1 = token)."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.pool(hidden, input_ids, attention_mask)
 
     def pool(self, hidden: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if self.pooling == "cls":
             return super().pool(hidden)
-        # Soft prompts make a text longer at its front.
+        # Soft prompts lengthen a text at its front.
         mask = F.pad(attention_mask, (hidden.shape[1] - attention_mask.shape[1], 0), value=1)
         if self.pooling == "last":
             return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
@@ -80,30 +80,32 @@ class TextOptions(ModalityOptions):
 
     text_encoder: str = flag(
         "bert-base-uncased",
-        "Text backbone: folder, name in pretrained_models/, or hub name.",
+        "Text backbone: a folder, a name in pretrained_models/, or a hub name.",
         absolute=find_backbone,
     )
     text_pooling: Literal["auto", "cls", "last", "mean"] = flag(
         "auto",
-        "What stands for a title in the text encoder: its first token, its last, or the mean of all; auto: what a "
-        "sentence-transformers folder declares, else cls for encoders, last for decoders (LLMs).",
+        "How the text encoder's output is pooled into one vector of a title: its first token (cls), its last (last), "
+        "or the mean of all (mean); auto: as a sentence-transformers folder declares, else cls for encoders and last "
+        "for decoders (LLMs).",
     )
     text_template: str | None = flag(
-        None, "Text of an item made of columns of the items file, as '{title}. {brand}' (default: its title)."
+        None, "Template of an item's text from columns of the items file, as '{title}. {brand}' (default: its title)."
     )
     text_attributes: list[str] = flag(
-        [TITLE], "Columns of the items file that are encoded one by one, as title abstract; an item is their mean."
+        [TITLE], "Columns of the items file that are encoded separately, as title abstract; an item is their mean."
     )
     title_tokens: int = flag(
-        30, "Titles, or what --text_template makes, are cut to this many word pieces, special tokens included."
+        30, "Cut titles, or texts of --text_template, to this many word pieces, including special tokens."
     )
     attribute_tokens: list[int] = flag(
-        [], "Word pieces that each of --text_attributes is cut to (default: --title_tokens of title, 50 of any other)."
+        [],
+        "Cut each of --text_attributes to so many word pieces (default: --title_tokens for title, 50 for any other).",
     )
-    lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
+    lower_case: bool = flag(True, "Lower-case titles before tokenisation.")
     cache_dir: str | None = flag(
         None,
-        "Folder for tokenised titles (default: .transrec/ beside the items file).",
+        "Folder for tokenised titles (default: .transrec/ next to the items file).",
         absolute=resolve,
         decides=False,
     )
@@ -132,13 +134,13 @@ class TextOptions(ModalityOptions):
                 )
 
     def declared(self) -> dict[str, Any]:
-        """The pooling that a folder of sentence-transformers declares, where --text_pooling is auto."""
+        """Return the pooling that a sentence-transformers folder declares, if --text_pooling is auto."""
         pooling = backbone.declared_pooling(self.text_encoder) if self.text_pooling == "auto" else None
         return {"text_pooling": pooling} if pooling in backbone.POOLINGS else {}
 
     @property
     def texts(self) -> dict[str, int]:
-        """What is read of an item's columns, each a column's name or a template, and how many word pieces of it."""
+        """The texts that are read of an item, each a column's name or a template, with their lengths in word pieces."""
         if self.text_template is not None:
             return {self.text_template: self.title_tokens}
         usual = [self.title_tokens if name == TITLE else ATTRIBUTE_TOKENS for name in self.text_attributes]
@@ -158,12 +160,12 @@ class Text(BackboneModality):
 
     @property
     def texts(self) -> dict[str, int]:
-        """As its options have them."""
+        """The texts that the options name, with their lengths in word pieces."""
         return self.options.texts
 
     @property
     def pooling(self) -> Pooling:
-        """What stands for a title."""
+        """How a title is pooled into one vector."""
         return backbone.pooling(self.config, self.options.text_pooling)
 
     @property
@@ -193,25 +195,25 @@ class Text(BackboneModality):
         for warning in check_texts(catalog, alone=len(self.texts) == 1):
             if world.is_main:
                 warn(warning)
-        given = self.options.cache_dir
-        folder = Path(given) if given else None
+        cache_dir = self.options.cache_dir
+        folder = Path(cache_dir) if cache_dir else None
         if folder and world.is_main:
             make_folder(folder, "--cache_dir")
-        # The main rank tokenises and fills the cache, the others read it.
+        # The main rank tokenises and fills the cache; the other ranks read it.
         if world.is_main:
-            made = self._tokens(catalog, length, folder, progress=True)
+            tokenised = self._tokens(catalog, length, folder, progress=True)
         world.patient_barrier()
-        tokens = made if world.is_main else self._tokens(catalog, length, folder)
+        tokens = tokenised if world.is_main else self._tokens(catalog, length, folder)
         return TextFeatures(tokens, rows, world.device, self.config.hidden_size)
 
     def _tokens(self, catalog: Catalog, length: int, folder: Path | None, progress: bool = False) -> Tokens:
         tokenizer = backbone.load_tokenizer(self.encoder)
-        made = cached_tokens(catalog, tokenizer, length, self.options.lower_case, folder, progress)
-        backbone.check_tokens(made.input_ids, tokenizer, self.config, self.encoder)
-        return made
+        tokens = cached_tokens(catalog, tokenizer, length, self.options.lower_case, folder, progress)
+        backbone.check_tokens(tokens.input_ids, tokenizer, self.config, self.encoder)
+        return tokens
 
     def announce(self, log: Callable[[str], None], warn: Callable[[str], None]) -> None:
-        """Say which texts are read, if not titles alone, and where, if the text encoder's folder declares it."""
+        """Log the texts, unless only titles are read, and the pooling, if the text encoder's folder declares one."""
         if list(self.texts) != [TITLE]:
             log("texts       " + ", ".join(f"{text} ({length} word pieces)" for text, length in self.texts.items()))
         if (declared := backbone.declared_pooling(self.encoder)) is None:

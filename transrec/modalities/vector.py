@@ -1,4 +1,4 @@
-"""Vectors of items computed elsewhere (`vector`): a tower without a backbone."""
+"""Item vectors computed elsewhere (`vector`), read by a tower without a backbone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ DEFAULT = "features.npy"
 class VectorOptions(ModalityOptions):
     vectors: str | None = flag(
         None,
-        "Vectors of the items computed elsewhere, for --modalities vector: .npy or .safetensors beside an ids.txt, or "
-        ".parquet (default: features.npy of the dataset folder).",
+        "File of item vectors computed elsewhere, for --modalities vector: .npy or .safetensors next to an ids.txt, or "
+        ".parquet (default: features.npy in the dataset folder).",
         absolute=resolve,
     )
 
@@ -39,13 +39,13 @@ class Vector(Modality):
 
     @cached_property
     def file(self) -> VectorFile:
-        """The file of --vectors, or the dataset folder's own. Raises TransrecError as `VectorFile`."""
-        given = self.options.vectors
-        return VectorFile(Path(given) if given else self.dataset / DEFAULT)
+        """The file given by --vectors, or the dataset folder's own. Raises TransrecError as `VectorFile` does."""
+        path = self.options.vectors
+        return VectorFile(Path(path) if path else self.dataset / DEFAULT)
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """K and D."""
+        """K, the number of states, and D, their width."""
         return {"vectors": list(self.file.states.shape[1:])}
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> StateFeatures:

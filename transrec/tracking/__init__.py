@@ -1,4 +1,4 @@
-"""Trackers by name, one file each: where a run's metrics go besides its metrics.jsonl, which is always there."""
+"""Registry of trackers, one file each: destinations of a run's metrics in addition to metrics.jsonl."""
 
 from transrec.tracking.base import TRACKERS, Tracker, Trackers, register
 

@@ -1,4 +1,4 @@
-"""What a tracker is."""
+"""Base class and registry of trackers, and the set of trackers of a run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +12,12 @@ from transrec.registry import Choice, Registry
 
 
 class Tracker:
-    """Base of all trackers, made of the run's folder and the values of its flags by their names, in the main process.
+    """Base class of all trackers. Only the main process creates them.
+
+    The constructor takes the run's folder, and the values of the tracker's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
+        Options: the dataclass of the tracker's flags.
     """
 
     Options: type[Options] = Options
@@ -24,17 +26,17 @@ class Tracker:
         self.folder = folder
 
     def log(self, epochs: list[dict[str, Any]]) -> None:
-        """An epoch is over.
+        """Called after each epoch.
 
         Args:
-            epochs: the lines of metrics.jsonl, the new one last; a resumed run's earlier ones among them.
+            epochs: the lines of metrics.jsonl, the new one last; in a resumed run they include the earlier epochs.
         """
 
     def finish(self, result: dict[str, Any]) -> None:
-        """The run is over; `result` is what result.json holds."""
+        """Called when the run is complete; `result` is the content of result.json."""
 
     def close(self) -> None:
-        """Training has ended, in whatever way."""
+        """Called when training has ended, whether it succeeded or not."""
 
 
 TRACKERS: Registry[Tracker] = Registry("tracker", Tracker, __package__, several=True)
@@ -42,13 +44,13 @@ register = TRACKERS.register
 
 
 class Trackers:
-    """Those that a run chose. What one of them raises becomes a TransrecError of one line that names it.
+    """The trackers that a run chose. An error in a tracker becomes a one-line TransrecError that names the tracker.
 
-    As a context, closes all when it is left, whatever is raised: an error that was on its way goes on, and what fails
-    while they close is then a warning.
+    As a context manager, this closes all trackers on exit, even after an error. That error then propagates, and
+    failures to close a tracker become warnings.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path):
@@ -56,19 +58,19 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
 
     def open(self, choices: Sequence[Choice]) -> None:
-        """Make the trackers, of the main process alone."""
+        """Create the trackers. Only the main process calls this."""
         for choice in choices:
             with self._naming(choice.name):
                 self._open[choice.name] = choice.build(self.folder)
 
     def log(self, epochs: list[dict[str, Any]]) -> None:
-        """As `Tracker.log`."""
+        """Call `Tracker.log` of every tracker."""
         for name, tracker in self._open.items():
             with self._naming(name):
                 tracker.log(epochs)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """As `Tracker.finish`."""
+        """Call `Tracker.finish` of every tracker."""
         for name, tracker in self._open.items():
             with self._naming(name):
                 tracker.finish(result)
@@ -99,7 +101,7 @@ class Trackers:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in REMEDIES:
                 raise file_error(error, what=f"tracker {name} cannot use it") from error
-            # A library's own line would say nothing to those who can mend the tracker.
+            # Name a line of the tracker's own file: a line inside a library would not help its author.
             file = TRACKERS.place(name).rpartition(":")[0]
             lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == file]
             place = f"{file}:{lines[-1]}" if lines else TRACKERS.place(name)

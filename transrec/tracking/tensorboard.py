@@ -1,4 +1,4 @@
-"""TensorBoard: `tensorboard` writes RUN/tensorboard."""
+"""TensorBoard tracker: `tensorboard` writes to RUN/tensorboard."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from transrec.tracking.base import Tracker, register
 
 @register("tensorboard")
 class TensorBoard(Tracker):
-    """A scalar for each number in an epoch's line."""
+    """Writes a scalar for each number in an epoch's line of metrics.jsonl."""
 
     def __init__(self, folder: Path):
         super().__init__(folder)

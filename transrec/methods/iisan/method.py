@@ -1,4 +1,4 @@
-"""The method: a side network over the towers of an item encoder."""
+"""The method `iisan`: a side network over the towers of an item encoder."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from transrec.models.towers import Tower
 
 
 class SideItemEncoder(nn.Module):
-    """A side network over the states of any towers; backbones among them are only read.
+    """Item encoder with a side network over the hidden states of any towers. Their backbones are only read.
 
     Args:
-        towers: the item encoder's own; their projections end the side network's intra towers.
+        towers: the item encoder's towers; their projections become the last layers of the intra-modal towers.
     """
 
     def __init__(self, towers: Sequence[Tower], options: IISANOptions):
@@ -27,32 +27,32 @@ class SideItemEncoder(nn.Module):
         for modality, states in options.states(depths).items():
             self.encoders[modality].states = states
         projections = {tower.modality: tower.projection for tower in towers}
-        self.side = SideNetwork(projections, {m: len(of) for m, of in self.states.items()}, options)
+        self.side = SideNetwork(projections, {m: len(numbers) for m, numbers in self.states.items()}, options)
         for tower in towers:
             tower.projection = None
 
     @property
     def towers(self) -> list[Tower]:
-        """One for each modality, in the order of their inputs."""
+        """The towers, one for each modality, in the order of their inputs."""
         return list(self.encoders.values())
 
     @property
     def states(self) -> dict[str, list[int]]:
-        """Which states are read of each."""
+        """The numbers of the states that are read from each tower, by modality."""
         return {tower.modality: tower.states for tower in self.towers}
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The towers' inputs of N items, one tower's after the other's -> item embeddings [N, d]."""
+        """Return item embeddings [N, d] for the towers' inputs of N items, one tower after the other."""
         return self.side(self.read_states(*inputs))
 
     def read_states(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """The chosen states of each tower, [N, K, D]; backbones run in eval mode and without gradient."""
+        """Return the chosen states of each tower, [N, K, D]; backbones run in eval mode and without gradient."""
         return {m: self.encoders[m].read(*own) for m, own in split_inputs(self.towers, inputs).items()}
 
 
 @register("iisan")
 class IISAN(Method):
-    """The side network, the projections, the fusion and the user encoder train; the backbones are only read."""
+    """Trains the side network, the projections, the fusion and the user encoder; the backbones are only read."""
 
     Options = IISANOptions
     trains_recommender = True

@@ -1,4 +1,4 @@
-"""The decoupled side network: small towers that read the states of other towers and touch nothing inside them."""
+"""The decoupled side network: small towers that read the states of other towers without changing them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,23 +15,23 @@ GATE_TEMPERATURE = 0.1
 
 
 def through_both(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
-    """second(first(x)) by the product of their weights: [N, D] -> [N, d].
+    """Return second(first(x)), computed with the product of the two weights: [N, D] -> [N, d].
 
-    With D x D and d x D weights that takes a quarter of the arithmetic, forward and backward, of any N well above d.
+    With D x D and d x D weights this takes a quarter of the arithmetic, forward and backward, for any N well above d.
     """
     return F.linear(x, second.weight @ first.weight, second(first.bias))
 
 
 class Steps(nn.Module):
-    """The part that towers share: a SANB and weights for each step.
+    """Base of the towers: a SANB and mixing weights for each step.
 
-    A SANB is x + adapter(x). The weights of what a step joins are softmax(p / 0.1), with learned p that start at 0, of
-    the last one fixed there; of two that is a gate, g and 1 - g at g = sigmoid(p / 0.1).
+    A SANB is x + adapter(x). Each step joins states with the weights softmax(p / 0.1). The logits p are learned and
+    start at 0; the last one stays fixed at 0. For two states this is a gate: g and 1 - g, with g = sigmoid(p / 0.1).
 
     Args:
         adapters: one for each step.
-        gated: learn the weights; without them everything is added.
-        joined: how many states each step adds up.
+        gated: learn the weights; otherwise the states are added up.
+        joined: the number of states that each step joins.
     """
 
     def __init__(self, adapters: list[nn.Module], gated: bool, joined: int = 2):
@@ -41,23 +41,23 @@ class Steps(nn.Module):
         self.gates = nn.Parameter(torch.zeros(shape)) if gated else None
 
     def join(self, step: int, *states: Tensor) -> Tensor:
-        """The weighted sum of states [N, D] at that step; their plain sum without gates."""
+        """Return the weighted sum of states [N, D] at a step; without gates, the plain sum."""
         if self.gates is None:
             return sum(states[1:], states[0])
         if len(states) == 2:
-            # In one pass over them.
+            # lerp makes a single pass over the states.
             return torch.lerp(states[1], states[0], torch.sigmoid(self.gates[step] / GATE_TEMPERATURE))
         weights = torch.softmax(F.pad(self.gates[step], (0, 1)) / GATE_TEMPERATURE, dim=0)
         return sum(weight * state for weight, state in zip(weights, states, strict=True))
 
 
 class IntraTower(Steps):
-    """One modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E) and the modality's projection Linear(E, d).
+    """Tower of one modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E) and the modality's projection Linear(E, d).
 
     Args:
         width: D.
         end_width: E.
-        keeps_first: h_0 is a step of its own, from s = 0; otherwise s starts as h_0.
+        keeps_first: start from s = 0 and take h_0 as the first step; otherwise start from s = h_0.
     """
 
     def __init__(self, width: int, end_width: int, adapters: list[nn.Module], gated: bool, keeps_first: bool):
@@ -66,7 +66,7 @@ class IntraTower(Steps):
         self.end = nn.Linear(width, end_width)
 
     def forward(self, states: Sequence[Tensor], projection: nn.Linear) -> Tensor:
-        """K states [N, D] -> [N, d]."""
+        """Map K states [N, D] to [N, d]."""
         first, *later = states
         s, steps = (torch.zeros_like(first), [first, *later]) if self.keeps_first else (first, later)
         for number, (h, adapter) in enumerate(zip(steps, self.adapters, strict=True)):
@@ -76,34 +76,34 @@ class IntraTower(Steps):
 
 
 class InterTower(Steps):
-    """All modalities: s <- SANB(s + what the step joins of their h_i) from s = 0, then Linear(D, D), Linear(D, d).
+    """Tower of all modalities: s <- SANB(s + the joined h_i of the step) from s = 0, then Linear(D, D), Linear(D, d).
 
-    D is the narrowest width; states of each wider modality are first mapped to it, by a Linear of its own at each step.
-    Where a modality has more states than there are steps, its last ones take part; where it has a single one, that
-    takes part in each step.
+    D is the smallest width. At each step, a separate Linear first maps the state of each wider modality to D. If a
+    modality has more states than there are steps, its last states are used; if it has a single state, that state is
+    used in each step.
 
     Args:
-        widths: of each modality's states, in the order of fusion.
+        widths: the width of each modality's states, in the order of fusion.
     """
 
     def __init__(self, widths: Mapping[str, int], adapters: list[nn.Module], gated: bool, embedding_dim: int):
         super().__init__(adapters, gated, len(widths))
         self.width = min(widths.values())
-        wider = [modality for modality, of in widths.items() if of > self.width]
-        # One modality's Linears after the other's.
+        wider = [modality for modality, width in widths.items() if width > self.width]
+        # All Linears of one modality, then all of the next.
         self.align = nn.ModuleList(nn.Linear(widths[modality], self.width) for modality in wider for _ in adapters)
         self._first_align = {modality: number * len(adapters) for number, modality in enumerate(wider)}
         self.end = nn.Linear(self.width, self.width)
         self.projection = nn.Linear(self.width, embedding_dim)
 
     def forward(self, states: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """States [N, D_m] of each modality, in the order of fusion -> [N, d]."""
+        """Map the states [N, D_m] of each modality, in the order of fusion, to [N, d]."""
         steps = len(self.adapters)
-        every = {m: of[-steps:] if len(of) > 1 else [*of] * steps for m, of in states.items()}
-        first = next(iter(every.values()))[0]
+        inputs = {m: hs[-steps:] if len(hs) > 1 else [*hs] * steps for m, hs in states.items()}
+        first = next(iter(inputs.values()))[0]
         s = first.new_zeros(len(first), self.width)
         for number, adapter in enumerate(self.adapters):
-            x = s + self.join(number, *(self._aligned(m, number, of[number]) for m, of in every.items()))
+            x = s + self.join(number, *(self._aligned(m, number, hs[number]) for m, hs in inputs.items()))
             s = x + adapter(x)
         return through_both(self.end, self.projection, s)
 
@@ -114,14 +114,15 @@ class InterTower(Steps):
 
 
 class SideNetwork(nn.Module):
-    """Item embeddings from states: Linear of what the towers give, in the order of fusion, the inter-modal one last.
+    """Computes item embeddings: Linear of the towers' outputs, in the order of fusion, the inter-modal one last.
 
-    Over one modality it is that modality's tower and projection alone. The inter-modal tower has as many steps as the
-    modality with fewest states, those with a single one aside, and reads the last ones of all (IISAN-Versa).
+    With one modality, it is that modality's tower and projection alone. The inter-modal tower has as many steps as the
+    modality with the fewest states, not counting modalities with a single state, and reads the last states of each
+    modality (IISAN-Versa).
 
     Args:
-        projections: Linear(D, d) of each modality, which tell its width and end its intra tower.
-        steps: K, the states read of each.
+        projections: Linear(D, d) of each modality; it tells the modality's width and ends its intra-modal tower.
+        steps: K, the number of states that are read from each modality.
 
     Raises TransrecError for an inter-modal tower over one modality.
     """
@@ -160,16 +161,16 @@ class SideNetwork(nn.Module):
         self.fusion = nn.Linear(ends * embedding_dim, embedding_dim) if len(self.order) > 1 else nn.Identity()
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
-        """States float [N, K, D] of each modality -> item embeddings [N, d]."""
+        """Map the states float [N, K, D] of each modality to item embeddings [N, d]."""
         return self.fusion(torch.cat(list(self.ends(states).values()), dim=-1))
 
     def ends(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each tower gives, [N, d], in the order of fusion."""
-        # State by state: what is converted is used while it is in the processor's cache, by two towers.
+        """Return the output of each tower, [N, d], in the order of fusion."""
+        # Converted state by state, so that both towers use a state while it is in the processor's cache.
         read = {modality: [h.float() for h in states[modality].unbind(1)] for modality in self.order}
         ends = {modality: tower(read[modality], self.projections[modality]) for modality, tower in self.intra.items()}
         return ends | ({INTER: self.inter(read)} if self.inter is not None else {})
 
     def new_parameters(self) -> list[nn.Parameter]:
-        """Those of the towers, without projections and fusion."""
+        """Return the parameters of the towers, without projections and fusion."""
         return [*self.intra.parameters(), *(self.inter.parameters() if self.inter is not None else ())]

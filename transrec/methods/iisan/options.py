@@ -14,7 +14,7 @@ from transrec.options import flag
 
 INTRA_END = re.compile(r"\.side\.intra\.\w+\.end\.weight$")
 FIRST_DOWN = re.compile(r"\.side\.(intra\.\w+|inter)\.adapters\.0\.down\.weight$")
-# Beside modalities, the name of the tower that joins them.
+# The name of the tower that joins the modalities, next to the modalities' own names.
 INTER = "inter"
 
 
@@ -26,31 +26,35 @@ class IISANOptions(MethodOptions):
     side_size: list[int] | int = flag(
         64,
         "Bottleneck size of the side network's adapters: one for all, or one for each modality in the order of "
-        "--modalities, then one for the inter-modal tower (without it, that takes the narrower modality's).",
+        "--modalities, optionally followed by one for the inter-modal tower (default: the narrower modality's size).",
     )
     side_activation: Literal["relu", "gelu"] = flag("relu", "Activation of the side network's adapters.")
     side_towers: Literal["intra_inter", "intra", "inter"] = flag(
         "intra_inter", "Towers of the side network: one for each modality (intra) and one for all together (inter)."
     )
-    side_gates: bool = flag(True, "Weigh the states that a step joins by learned gates; without it they are added up.")
-    keep_embedding: bool = flag(True, "Read the output of the embedding layer too, as the first state.")
+    side_gates: bool = flag(True, "Weight the states that a step joins by learned gates; otherwise they are added up.")
+    keep_embedding: bool = flag(True, "Also read the output of the embedding layer, as the first state.")
     narrow_end: bool = flag(
         False,
-        "End each intra-modal tower in Linear(D, d), Linear(d, d), as IISAN-Versa does, not in Linear(D, D), "
+        "End each intra-modal tower in Linear(D, d), Linear(d, d), as IISAN-Versa does, instead of Linear(D, D), "
         "Linear(D, d).",
     )
     side_layers: int = flag(
-        0, "How many layers of each encoder are read, evenly spaced, the last among them; 0: half of the shallowest's."
+        0,
+        "Number of layers that are read from each encoder, evenly spaced and including the last; 0: half of the layers "
+        "of the shallowest encoder.",
     )
     text_layers: list[int] = flag(
-        [], "Numbers of the text encoder's layers that are read, from 0 or negative; they replace --side_layers."
+        [],
+        "Layers of the text encoder that are read, numbered from 0, or negative from the end; replaces --side_layers.",
     )
     image_layers: list[int] = flag(
-        [], "Numbers of the image encoder's layers that are read, from 0 or negative; they replace --side_layers."
+        [],
+        "Layers of the image encoder that are read, numbered from 0, or negative from the end; replaces --side_layers.",
     )
 
     def __post_init__(self):
-        # One size for all is stored as a number, as runs of earlier releases have it.
+        # A single size for all is stored as a number, as in runs of earlier releases.
         if isinstance(self.side_size, list) and len(self.side_size) == 1:
             object.__setattr__(self, "side_size", self.side_size[0])
         super().__post_init__()
@@ -60,9 +64,9 @@ class IISANOptions(MethodOptions):
         return self.side_size if isinstance(self.side_size, list) else [self.side_size]
 
     def adapter_sizes(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """The size of each modality's adapters and of the inter-modal ones, of modalities of these widths, in order.
+        """Return the size of the inter-modal tower's adapters and of each modality's, in the order of `widths`.
 
-        Raises TransrecError when there are too few or too many.
+        Raises TransrecError if --side_size has too few or too many values.
         """
         given, count = self._sizes, len(widths)
         if len(given) == 1:
@@ -73,7 +77,7 @@ class IISANOptions(MethodOptions):
                 f"{', '.join(widths)}" + (", or one more for the inter-modal tower" if count > 1 else "")
             )
         sizes = dict(zip([*widths, INTER], given, strict=False))
-        # As in the original programs: of the narrowest, and text's among equals.
+        # As in the original programs: the size of the narrowest modality, and text's if widths are equal.
         narrowest = min(widths, key=lambda modality: (widths[modality], modality != "text"))
         return {INTER: sizes[narrowest]} | sizes
 
@@ -81,7 +85,7 @@ class IISANOptions(MethodOptions):
     def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         intra, inter = (any(f".side.{part}." in name for name in tensors) for part in ("intra", INTER))
         sizes = {match[1]: len(t) for name, t in tensors.items() if (match := FIRST_DOWN.search(name))}
-        # The order of the modalities of an original checkpoint.
+        # The order of the modalities in an original checkpoint.
         ordered = [sizes[tower] for tower in ("intra.text", "intra.image", INTER) if tower in sizes]
         size = {} if not ordered else {"side_size": ordered if len(set(ordered)) > 1 else ordered[0]}
         return size | {
@@ -91,9 +95,11 @@ class IISANOptions(MethodOptions):
         }
 
     def states(self, depths: Mapping[str, int]) -> dict[str, list[int]]:
-        """The states that are read of backbones of so many layers: 0 is the embedding layer's, k + 1 that of layer k.
+        """Return the states that are read from backbones with `depths` layers, by modality.
 
-        Raises TransrecError for a layer that a backbone does not have, and when more are to be read than it has.
+        State 0 is the output of the embedding layer, and state k + 1 that of layer k.
+
+        Raises TransrecError for a layer that a backbone does not have, and if more layers are requested than it has.
         """
         return {modality: self._states(modality, depth, min(depths.values())) for modality, depth in depths.items()}
 
@@ -102,7 +108,7 @@ class IISANOptions(MethodOptions):
         count = self.side_layers or math.ceil(shallowest / 2)
         if count > depth and not given:
             raise TransrecError(f"--side_layers {count}: the {modality} encoder has {depth} layers")
-        # Half of the layers is every second one (IISAN); fewer are spread from the last as far as they go (Versa).
+        # Half of the layers means every second one (IISAN); fewer are spread as widely as possible (Versa).
         apart = 2 if count == math.ceil(depth / 2) else (depth - 1) // max(1, count - 1)
         layers = sorted({layer + depth if layer < 0 else layer for layer in given}) or [
             depth - 1 - number * apart for number in reversed(range(count))
