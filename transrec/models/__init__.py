@@ -1,1 +1,1 @@
-"""Item encoders, the SASRec user encoder, training objectives, and one view of every transformer among them."""
+"""Item encoders, user encoders, training objectives, and a uniform view of all transformers among them."""

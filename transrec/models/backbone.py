@@ -1,8 +1,8 @@
-"""One view of any transformer stack, and loading text and image backbones.
+"""A uniform view of any transformer stack, and loading of text and image backbones.
 
-Methods attach to sites, never to classes: a stack has blocks, a block has query, key and value projections and two
-sub-layers, attention and feed-forward. Sites are found by structure, so that a new layout of a known model, or a model
-nobody listed, needs nothing here as long as it is built from such blocks. Our SASRec is one of them.
+Methods attach to sites, never to model classes: a stack has blocks; a block has query, key and value projections and
+two sub-layers, attention and feed-forward. Sites are found by structure, so a new layout of a known model, or an
+unknown model, needs no change here as long as it is built from such blocks. Our SASRec is such a model.
 """
 
 import errno
@@ -31,7 +31,7 @@ from transrec.untrusted import check_model_folder, read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Where it is not MODALITY_config: the part of a configuration of several modalities.
+# The key of a modality's part in a multimodal model's configuration, if it is not MODALITY_config.
 PARTS = {"image": "vision_config"}
 MAIN_INPUTS = {"text": "input_ids", "image": "pixel_values"}
 
@@ -39,26 +39,26 @@ Pooling = Literal["cls", "last", "mean"]
 POOLINGS = get_args(Pooling)
 
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
-# DeBERTa's projections of relative positions sit beside query and key and end no sub-layer.
+# DeBERTa's projections of relative positions are next to query and key, and do not end a sub-layer.
 POSITION_NAME = re.compile(r"pos_")
-# Nor do gates of the residual sums that sub-layers end in.
+# Neither do the gates of gated residual sums.
 RESIDUAL_GATE = "residual_gate"
-# DistilBERT's LayerNorms are the block's own children, as those of pre-LN blocks are, and yet stand behind a sub-layer.
+# DistilBERT's LayerNorms are direct children of the block, as in pre-LN blocks, but follow a sub-layer.
 NORM_BEHIND = re.compile(r"(?:sa|output)_layer_norm")
-# sentence-transformers' ways of pooling: a key for each in files of its older releases, one key with their names since.
+# Pooling modes of sentence-transformers: older releases write a key for each mode, newer ones a key with their names.
 POOLING_KEY = re.compile(r"pooling_mode_(cls|max|mean|mean_sqrt_len|weightedmean|last)_?token(?:s)?")
 CLS_NAME = re.compile(r"cls_token|class_token|class_embedding")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 MOSTLY_UNKNOWN = 0.5
 LARGEST_IMAGE = 4096
 OFFSET_POSITIONS = re.compile(r"roberta|camembert|mpnet")
-# Several times the deepest there are.
+# Several times as many as the deepest existing models have.
 MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
 class Site:
-    """A child module that may be wrapped or replaced in its parent."""
+    """A child module that can be wrapped or replaced in its parent."""
 
     parent: nn.Module
     name: str
@@ -73,15 +73,16 @@ class Site:
 
 @dataclass(frozen=True)
 class Sublayer:
-    """Attention or feed-forward.
+    """An attention or feed-forward sub-layer.
 
     Attributes:
         entry: the first module that reads the sub-layer's input (the query projection, the feed-forward up projection).
-        stream: the first module that reads the residual stream: `entry` in post-LN blocks, the LayerNorm in front of it
-            in pre-LN ones.
-        projection: its last Linear (attention output projection, feed-forward down projection).
-        output: the module whose result is added to the residual: the dropout behind `projection` where there is one.
-        norm: the LayerNorm of the sum, in post-LN blocks; None in others.
+        stream: the first module that reads the residual stream: `entry` in post-LN blocks, the LayerNorm in front of
+            `entry` in pre-LN blocks.
+        projection: the last Linear (the attention output projection, the feed-forward down projection).
+        output: the module whose output is added to the residual: the dropout after `projection` if there is one, else
+            `projection`.
+        norm: the LayerNorm after the residual addition in post-LN blocks; None in other blocks.
     """
 
     entry: Site
@@ -109,7 +110,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Stack:
-    """A whole transformer: its blocks from first to last and its width D."""
+    """A complete transformer: its blocks from first to last, and its width D."""
 
     module: nn.Module
     blocks: list[Block]
@@ -117,22 +118,24 @@ class Stack:
 
     @property
     def is_shared(self) -> bool:
-        """Whether several layers share a block (ALBERT); what is inserted there is shared too."""
+        """True if several layers share a block (ALBERT); modules inserted into that block are shared too."""
         config = getattr(self.module, "config", None)
         return config is not None and config.num_hidden_layers != len(self.blocks)
 
 
 def view(module: nn.Module) -> Stack:
-    """The stack inside `module`: the list of alike blocks that holds the most parameters.
+    """Return the stack inside `module`: the list of blocks of one class that holds the most parameters.
 
-    Raises TransrecError for a module without such a list, or whose blocks lack a site.
+    Raises TransrecError for a module without such a list, or if a block lacks a site.
     """
     blocks = [_view_block(block) for block in blocks_of(module)]
     return Stack(module, blocks, cast(nn.Linear, blocks[0].attention.projection.module).out_features)
 
 
 def blocks_of(module: nn.Module) -> nn.ModuleList:
-    """The transformer blocks inside `module`, whatever is in them: the list of alike modules with most parameters.
+    """Return the transformer blocks inside `module`: the list of modules of one class with the most parameters.
+
+    The contents of the blocks do not matter.
 
     Raises TransrecError for a module without such a list.
     """
@@ -147,11 +150,11 @@ def blocks_of(module: nn.Module) -> nn.ModuleList:
 
 
 def recompute_blocks(module: nn.Module) -> None:
-    """From now on keep of each block only its input for the backward pass, which computes the rest again.
+    """Turn on activation checkpointing: keep only each block's input, and recompute the rest in the backward pass.
 
-    Values and gradients stay the same, dropout's included, in training and in eval mode.
+    Values and gradients stay the same, including dropout, in training and in eval mode.
 
-    Raises TransrecError as `blocks_of`.
+    Raises TransrecError as `blocks_of` does.
     """
     for block in blocks_of(module):
         block.forward = partial(_recomputed, block.forward)
@@ -181,15 +184,15 @@ def _view_block(block: nn.Module) -> Block:
         elif not POSITION_NAME.match(name) and name != RESIDUAL_GATE:
             others.append(site)
     if len(projections) != 3 or len(others) < 3 or several:
-        found = f"{'several times ' if several else ''}{sorted(projections)}"
+        names = f"{'several times ' if several else ''}{sorted(projections)}"
         raise TransrecError(
-            f"{type(block).__name__}: found the projections {found} and {len(others)} other linear layers; to insert "
+            f"{type(block).__name__}: found the projections {names} and {len(others)} other linear layers; to insert "
             f"anything, a block needs query, key and value once each and at least an attention output and two "
             f"feed-forward layers; use --method full, frozen or iisan, or a backbone of pretrained_models/README.md"
         )
     query = projections["q"]
-    # Definition order is data-flow order: attention output first, then feed-forward from up to down projection; and of
-    # a block's own LayerNorms the first is attention's, the last the feed-forward sub-layer's.
+    # Modules are defined in the order of data flow: the attention output first, then the feed-forward layers from up to
+    # down projection. Of a block's own LayerNorms, the first is attention's and the last the feed-forward sub-layer's.
     norms = [Site(block, name) for name, child in block.named_children() if is_norm(child)]
     of_attention, of_feed_forward = (norms[0], norms[-1]) if norms else (None, None)
     attention = _view_sublayer(query, of_attention, others[0], query)
@@ -198,11 +201,11 @@ def _view_block(block: nn.Module) -> Block:
 
 
 def _view_sublayer(entry: Site, own_norm: Site | None, projection: Site, query: Site) -> Sublayer:
-    # What lies beside the query projection belongs to the attention probabilities, not to the sub-layer's end.
+    # Siblings of the query projection belong to the attention probabilities, not to the end of the sub-layer.
     siblings = {} if projection.parent is query.parent else dict(projection.parent.named_children())
     dropouts = [name for name, child in siblings.items() if isinstance(child, nn.Dropout)]
     norms = [name for name, child in siblings.items() if isinstance(child, nn.LayerNorm)]
-    # Nor does a dropout that lies beside the whole attention belong to one sub-layer (ALBERT's is never called).
+    # A dropout next to the attention module belongs to neither sub-layer (ALBERT's is never called).
     if query.module in projection.parent.modules():
         dropouts = []
     output = Site(projection.parent, dropouts[0]) if len(dropouts) == 1 else projection
@@ -214,17 +217,17 @@ def _view_sublayer(entry: Site, own_norm: Site | None, projection: Site, query: 
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a LayerNorm or an RMSNorm."""
+    """Return whether a module is a LayerNorm or an RMSNorm."""
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
 
 
 def layer_norms(module: nn.Module) -> list[nn.Module]:
-    """Every LayerNorm (or RMSNorm) inside `module`."""
+    """Return every LayerNorm or RMSNorm inside `module`."""
     return [m for m in module.modules() if is_norm(m)]
 
 
 def find_backbone(name: str | Path) -> str:
-    """Where a backbone is: an existing folder, a folder of `pretrained_models/`, else `name` itself (a hub name).
+    """Return where a backbone is: an existing folder, a folder in `pretrained_models/`, else `name` (a hub name).
 
     Raises TransrecError for a folder without config.json.
     """
@@ -237,7 +240,7 @@ def find_backbone(name: str | Path) -> str:
 
 
 def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
-    """`load(place)`, with whatever goes wrong said in one line."""
+    """Return `load(place)`; errors become a one-line TransrecError, except memory shortage."""
     place = find_backbone(name)
     try:
         if Path(place).is_dir():
@@ -246,7 +249,7 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
             return load(place)
     except TransrecError:
         raise
-    # Loading runs foreign code over foreign files: what it may raise has no end.
+    # Loading runs third-party code on third-party files, so it may raise anything.
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise _needs_code(name, place) from error
@@ -266,7 +269,7 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Within, transformers logs nothing: it quotes what a folder says as it is, and what matters is checked here."""
+    """Silence the logs of transformers: they quote a folder's content unchecked, and what matters is checked here."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
@@ -278,7 +281,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _needs_code(name: str | Path, place: str) -> TransrecError:
-    """What to tell of a model whose own Python would have to run."""
+    """Return the error for a model that needs to run Python code of its own."""
     files = [path.name for path in sorted(Path(place).glob("*.json")) if _asks_for_code(path)]
     asking = " and ".join(files) or "its configuration"
     return TransrecError(
@@ -295,7 +298,7 @@ def _asks_for_code(path: Path) -> bool:
 
 
 def _check_kernels(config, name: str | Path) -> None:
-    """Raise TransrecError when a configuration or a part of it names a program of a hub to compute attention with."""
+    """Raise TransrecError if a configuration, or a part of it, names code from a hub for attention or experts."""
     from transformers import PreTrainedConfig
 
     for key in ("attn_implementation", "experts_implementation"):
@@ -310,16 +313,16 @@ def _check_kernels(config, name: str | Path) -> None:
 
 
 def load_config(name: str | Path, modality: str = "text"):
-    """The configuration of a backbone; of a model of several modalities the part for `modality`.
+    """Return the configuration of a backbone; for a multimodal model, the part for `modality`.
 
-    Raises TransrecError when there is none, and when it asks for code.
+    Raises TransrecError if there is none, if it asks for code, and if the model is no stack of blocks that can be used.
     """
     from transformers import AutoConfig
 
     config = _load(name, f"{modality} encoder", partial(AutoConfig.from_pretrained, trust_remote_code=False))
     _check_kernels(config, name)
     config = getattr(config, PARTS.get(modality, f"{modality}_config"), config)
-    # Hierarchical models (Swin) and convolutions (ResNet): stages, each of a width of its own.
+    # Hierarchical models (Swin) and convolutional ones (ResNet) have stages of different widths.
     sizes = [getattr(config, size, None) for size in ("hidden_size", "num_hidden_layers")]
     if hasattr(config, "depths") or not all(isinstance(size, int) for size in sizes):
         raise TransrecError(
@@ -329,16 +332,17 @@ def load_config(name: str | Path, modality: str = "text"):
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise TransrecError(f"{name}: config.json asks for {layers:,} layers; at most {MOST_LAYERS:,} are built")
-    # Decoders would keep the keys and values of every text for a next word that nobody asks for.
+    # Otherwise decoders keep the keys and values of every text to generate a next word, which is never done here.
     config.use_cache = False
     return config
 
 
 def pooling(config, chosen: Literal["auto"] | Pooling) -> Pooling:
-    """Where a text backbone is read; "auto": encoders at [CLS], decoders, whose first token sees nothing, at the last.
+    """Return how a text is pooled. "auto" is "cls" for encoders and "last" for decoders (causal attention).
 
-    Encoders are those that transformers has a masked language model of. What a folder declares is not asked here: a new
-    run's options hold it already (transrec.settings), and "auto" in those of an older run means what it meant then.
+    Encoders are the models for which transformers has a masked language model. The pooling that a folder declares is
+    not considered here: a new run's options already contain it (transrec.settings), and "auto" in the options of an
+    older run keeps its old meaning.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -348,18 +352,18 @@ def pooling(config, chosen: Literal["auto"] | Pooling) -> Pooling:
 
 
 def declared_pooling(name: str | Path) -> str | None:
-    """How a text is read, as a folder of sentence-transformers declares it; None where nothing is declared.
+    """Return how texts are pooled, as a sentence-transformers folder declares; None if it declares nothing.
 
-    It is one of `Pooling`, or what we lack by its own name ("max", or several as "mean, max").
+    The value is one of `Pooling`, or the declared name of an unsupported pooling ("max", or several as "mean, max").
 
-    Raises TransrecError when the folder's modules.json, or the file that it names, is malformed.
+    Raises TransrecError if the folder's modules.json, or the file that it names, is malformed.
     """
     folder = Path(find_backbone(name))
     path = folder / "modules.json"
     if not path.is_file():
         return None
     try:
-        places = [one["path"] for one in read_json(path) if one["type"].rpartition(".")[2] == "Pooling"]
+        places = [module["path"] for module in read_json(path) if module["type"].rpartition(".")[2] == "Pooling"]
         modes: list[str] = []
         for path in (folder / place / "config.json" for place in places):
             stored = read_json(path)
@@ -375,16 +379,16 @@ def declared_pooling(name: str | Path) -> str | None:
 
 
 def load_tokenizer(name: str | Path):
-    """The tokenizer of a text backbone. Raises TransrecError when there is none."""
+    """Return the tokenizer of a text backbone. Raises TransrecError if there is none."""
     from transformers import AutoTokenizer
 
     def load(place: str):
-        # Without any of these transformers makes up an empty vocabulary, in which every word is unknown.
+        # Without any of these files, transformers invents an empty vocabulary in which every word is unknown.
         if Path(place).is_dir() and not any(file for p in TOKENIZER_FILES for file in Path(place).glob(p)):
             raise TransrecError(f"{place}: no tokenizer there ({', '.join(TOKENIZER_FILES)}); copy its files too")
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         if tokenizer.pad_token is None:
-            # Decoders' often have none; what stands behind a text is masked, whatever it is.
+            # Decoders often have none. Padding is masked, so any token will do.
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer
 
@@ -392,10 +396,10 @@ def load_tokenizer(name: str | Path):
 
 
 def build_backbone(config, modality: str = "text", main_input: str = "") -> "PreTrainedModel":
-    """A backbone of freshly drawn weights. Raises TransrecError when the model does not read `modality`.
+    """Return a backbone with randomly drawn weights. Raises TransrecError if the model does not read `modality`.
 
     Args:
-        main_input: of models that read `modality`, as transformers names it; text and image have theirs.
+        main_input: the main input of models that read `modality`, as transformers names it; text and image need none.
     """
     from transformers import AutoModel
 
@@ -411,21 +415,21 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     spread: dict[str, Any] | None = None,
 ) -> "PreTrainedModel":
-    """A backbone with its pretrained weights, without the pooler (nothing reads it).
+    """Return a backbone with its pretrained weights, without the pooler (nothing reads its output).
 
     Args:
-        main_input: of models that read `modality`, as transformers names it; text and image have theirs.
-        dtype: what its weights are rounded to; where that would round what the model computes once, its buffers, they
-            stay in float32. Quantised weights stay as they are.
+        main_input: the main input of models that read `modality`, as transformers names it; text and image need none.
+        dtype: the dtype that the weights are rounded to. The weights stay in float32 if loading in `dtype` would also
+            round buffers, which the model computes once. Quantised weights stay as they are.
         spread: device_map and max_memory of transformers; by default the weights are held on the CPU.
 
-    Raises TransrecError when it cannot be found or loaded, does not read `modality`, when its weights file lacks part
-    of the model, and as `quantisation`.
+    Raises TransrecError if the backbone cannot be found or loaded, if it does not read `modality`, if its weights file
+    lacks part of the model or holds NaN or infinity, and as `quantisation` does.
     """
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
-    # One bar for each long step of ours is enough.
+    # Our own progress bar for each long step is enough.
     disable_progress_bar()
     config = load_config(name, modality)
     quantised = quantisation(config, str(name))
@@ -449,7 +453,7 @@ def load_backbone(
         checked = dict(model.named_parameters()) | (dict(model.named_buffers()) if quantised else {})
         there = {name: tensor for name, tensor in checked.items() if not tensor.is_meta}
         bad = first_not_finite(there)
-        # What stays on disk is read there.
+        # Tensors that stay on disk are checked in their file.
         where = _bad_tensor_of_file(place) if bad or len(there) < len(checked) else None
         if bad or where:
             if bad and dtype == torch.float16 and where is None:
@@ -466,7 +470,7 @@ def load_backbone(
 
 
 def _rounds_buffers(config, dtype: torch.dtype) -> bool:
-    """Whether a model loaded in `dtype` computes constants of its own in it, which are not among its weights."""
+    """Return whether a model loaded in `dtype` computes buffers in it: constants that are not among its weights."""
     from transformers import AutoModel
 
     if dtype == torch.float32:
@@ -477,7 +481,7 @@ def _rounds_buffers(config, dtype: torch.dtype) -> bool:
 
 
 def beyond_fp16(parameter: str) -> TransrecError:
-    """What to raise for weights that became infinite when they were rounded to float16."""
+    """Return the error for weights that became infinite when they were rounded to float16."""
     return TransrecError(
         f"--encoder_dtype fp16: the weights {parameter} are larger than fp16 can hold, "
         f"{torch.finfo(torch.float16).max:,.0f}; give --encoder_dtype bf16"
@@ -485,7 +489,7 @@ def beyond_fp16(parameter: str) -> TransrecError:
 
 
 def _bad_tensor_of_file(place: str) -> str | None:
-    """The weights file with a tensor that is not finite, and its name there; None where no file in safetensors has."""
+    """Return the file and name of a tensor that is not finite; None if the safetensors files have none."""
     for path in sorted(Path(place).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
@@ -495,7 +499,7 @@ def _bad_tensor_of_file(place: str) -> str | None:
 
 
 def _mark_constants(model: "PreTrainedModel") -> None:
-    """Loading weights forgets which parameters the model declares constant (MAE's positions): say it again."""
+    """Mark again the parameters that the model declares constant (MAE's positions): loading weights unmarks them."""
     with torch.device("meta"):
         declared = dict(type(model)(model.config).named_parameters())
     for name, parameter in model.named_parameters():
@@ -509,8 +513,8 @@ def _of_modality(model: "PreTrainedModel", name: str, modality: str, main_input:
         raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise TransrecError(f"{name}: a {type(model).__name__} is an encoder and a decoder; give a model that is one")
-    given = inspect.signature(model.forward).parameters.values()
-    required = [p.name for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if more := [name for name in required if name != reads]:
         raise TransrecError(f"{name}: a {type(model).__name__} needs {' and '.join(more)} beside {reads}; give another")
     if getattr(model, "pooler", None) is not None:
@@ -519,12 +523,12 @@ def _of_modality(model: "PreTrainedModel", name: str, modality: str, main_input:
 
 
 def has_cls(backbone: nn.Module) -> bool:
-    """Whether an image backbone puts a token that stands for the image in front of the patches."""
+    """Return whether an image backbone puts a token that represents the image in front of the patches."""
     return any(CLS_NAME.fullmatch(name.rpartition(".")[2]) for name, _ in backbone.named_parameters())
 
 
 def image_pooling(config) -> Pooling:
-    """Where an image backbone's layers are read: at [CLS], without one ("mean") over all patches."""
+    """Return how an image backbone's layers are pooled: at [CLS], or without one as the mean of all patches."""
     from transformers import AutoModel
 
     with torch.device("meta"):
@@ -532,7 +536,7 @@ def image_pooling(config) -> Pooling:
 
 
 def set_mask_ratio(backbone: "PreTrainedModel", ratio: float) -> None:
-    """Have MAE mask that share of the patches. Raises TransrecError when another model is to mask any."""
+    """Make MAE mask this share of the patches. Raises TransrecError for any other model unless the share is 0."""
     if hasattr(backbone.config, "mask_ratio"):
         backbone.config.mask_ratio = ratio
     elif ratio:
@@ -541,7 +545,7 @@ def set_mask_ratio(backbone: "PreTrainedModel", ratio: float) -> None:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The input of an image backbone: RGB images of `size` x `size`, scaled to [0, 1] and normalised by channel."""
+    """The input of an image backbone: RGB images of `size` x `size`, scaled to [0, 1] and normalised per channel."""
 
     size: int
     mean: tuple[float, ...]
@@ -549,9 +553,9 @@ class Preprocessing:
 
 
 def load_image_processor(name: str | Path):
-    """The image processor that lies beside an image backbone; None if there is none.
+    """Return the image processor stored with an image backbone; None if there is none.
 
-    Raises TransrecError when it asks for code.
+    Raises TransrecError if it asks for code.
     """
     from transformers import AutoImageProcessor
 
@@ -567,9 +571,9 @@ def load_image_processor(name: str | Path):
 
 
 def load_preprocessing(name: str | Path, config) -> Preprocessing:
-    """From the backbone's preprocessor_config.json; without one, mean and std 0.5 and the size in its config.json.
+    """Read the backbone's preprocessor_config.json; without one, use mean and std 0.5 and the size in config.json.
 
-    Raises TransrecError for a malformed one, naming the value.
+    Raises TransrecError for a malformed file, naming the value.
     """
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -612,9 +616,9 @@ def _are_numbers(values: Any, count: int, least: float) -> bool:
 
 
 def check_text_length(config, length: int, flag: str = "--title_tokens") -> None:
-    """Raise TransrecError when texts of `length` tokens, which `flag` decides, exceed the backbone's positions."""
+    """Raise TransrecError if texts of `length` tokens, set by `flag`, exceed the backbone's positions."""
     positions = getattr(config, "max_position_embeddings", None)
-    # RoBERTa and its kin count positions from padding_idx + 1.
+    # RoBERTa and related models count positions from padding_idx + 1.
     offset = config.pad_token_id + 1 if OFFSET_POSITIONS.search(config.model_type) else 0
     if positions and length + offset > positions:
         raise TransrecError(
@@ -623,7 +627,7 @@ def check_text_length(config, length: int, flag: str = "--title_tokens") -> None
 
 
 def check_tokens(input_ids: np.ndarray, tokenizer, config, name: str) -> None:
-    """Raise TransrecError when tokenizer and model do not belong together, or the tokenizer does not know the texts."""
+    """Raise TransrecError if tokenizer and model do not match, or if the tokenizer does not know most word pieces."""
     if (largest := int(input_ids.max())) >= getattr(config, "vocab_size", math.inf):
         raise TransrecError(
             f"{name}: the tokenizer gives token {largest}, the model knows {config.vocab_size}; "

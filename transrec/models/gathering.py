@@ -1,11 +1,11 @@
-"""Rows of a tensor from all ranks, with gradients back to the rank each came from."""
+"""Gathers rows of a tensor from all ranks, with gradients back to the rank that each row came from."""
 
 import torch
 from torch import Tensor, distributed
 
 
 class _AllGather(torch.autograd.Function):
-    """All ranks' tensors of one shape, stacked; the gradient of a slice is the sum over the ranks that used it."""
+    """Stacks tensors of equal shape from all ranks; the gradient of a slice is the sum over the ranks that used it."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ class _AllGather(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenate `rows` [N_rank, ...] of all ranks along the first axis, in rank order; itself when there is one rank.
+    """Concatenate `rows` [N_rank, ...] of all ranks along the first axis, in rank order; with one rank, return `rows`.
 
-    Ranks may hold different numbers of rows. Every rank must call it, in the same order.
+    Ranks may hold different numbers of rows. All ranks must make the same calls in the same order.
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return rows

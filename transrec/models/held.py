@@ -1,7 +1,7 @@
-"""Weights of a frozen backbone held in fewer bytes than it computes in, as --encoder_dtype says.
+"""Weights of a frozen backbone held in a narrower dtype than they are computed in (--encoder_dtype).
 
-What is held in bfloat16 or float16 is computed with in float32: each layer of a block widens its weights for as long as
-it runs, so that the numbers are those of the same weights held in float32, and memory holds one copy of them.
+Weights held in bfloat16 or float16 are computed with in float32: each layer of a block widens its weights while it
+runs. The results are those of the same weights held in float32, and memory holds only one copy of the weights.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,36 +21,36 @@ from transrec.untrusted import safetensors_header
 EncoderDtype = Literal["auto", "fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NARROW = (torch.bfloat16, torch.float16)
-# As safetensors calls them; there are others, of quantised weights and of float64.
+# Names of dtypes in safetensors files. Others exist, for quantised weights and for float64.
 STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def stored_dtype(name: str | Path) -> torch.dtype:
-    """What the weights in a folder can be held in without loss: bfloat16 or float16 where all of them are stored so.
+    """Return the dtype that holds a folder's weights without loss: bfloat16 or float16 if all are stored in it.
 
-    float32 of any others, of other files than safetensors, and of hub names.
+    Return float32 for all other weights, for files other than safetensors, and for hub names.
     """
-    found = set()
+    stored = set()
     for path in Path(find_backbone(name)).glob("*.safetensors"):
         try:
             header, _ = safetensors_header(path)
-            found |= {tensor["dtype"] for key, tensor in header.items() if key != "__metadata__"}
-        # What is wrong with the file is told by what loads it.
+            stored |= {tensor["dtype"] for key, tensor in header.items() if key != "__metadata__"}
+        # The code that loads the file reports what is wrong with it.
         except (OSError, TransrecError, ValueError, TypeError, KeyError):
             return torch.float32
-    dtypes = {STORED.get(dtype, torch.float32) for dtype in found - {"I64", "BOOL"}}
+    dtypes = {STORED.get(dtype, torch.float32) for dtype in stored - {"I64", "BOOL"}}
     return dtypes.pop() if len(dtypes) == 1 else torch.float32
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The same values in float32, of bfloat16 and float16; any other tensor as it is."""
+    """Return a bfloat16 or float16 tensor in float32, and any other tensor as it is."""
     return tensor.float() if tensor.dtype in NARROW else tensor
 
 
 def hold(backbone: nn.Module, dtype: torch.dtype) -> None:
-    """Round all weights to `dtype`, and hold in it the matrices of blocks and embeddings; the few others in float32.
+    """Round all weights to `dtype`; hold the matrices of blocks and embeddings in it and the few others in float32.
 
-    Raises TransrecError for weights beyond what float16 holds.
+    Raises TransrecError for weights beyond the range of float16.
     """
     if dtype not in NARROW or is_quantised(backbone):
         return
@@ -66,7 +66,7 @@ def hold(backbone: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _holders(backbone: nn.Module) -> Iterator[nn.Module]:
-    # Elsewhere a model may read a layer's weights, or their dtype, without running the layer (ViT its patch embedding).
+    # Elsewhere a model may read a layer's weights or dtype without running the layer (as ViT's patch embedding).
     for block in blocks_of(backbone):
         yield from block.modules()
     for module in backbone.modules():
@@ -75,11 +75,11 @@ def _holders(backbone: nn.Module) -> Iterator[nn.Module]:
 
 
 def widen_as_it_runs(backbone: nn.Module) -> None:
-    """Have every layer that holds bfloat16 or float16 compute in float32; once more after layers were replaced."""
+    """Make every layer with bfloat16 or float16 weights compute in float32. Call again after replacing layers."""
     if is_quantised(backbone):
         return
     for module in backbone.modules():
-        # accelerate fetches a layer's weights, then calls what it has kept of the layer under this name.
+        # accelerate fetches a layer's weights, then calls the layer's forward that it has stored under this name.
         name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
         wrapped = getattr(vars(module).get(name), "func", None) is _widening
         if not wrapped and any(parameter.dtype in NARROW for parameter in module.parameters(recurse=False)):
@@ -92,7 +92,7 @@ def _widening(forward: Callable[..., Any], module: nn.Module, *arguments: Any, *
     held = {name: p for name, p in module._parameters.items() if p is not None and p.dtype in NARROW}
     if isinstance(module, nn.Linear) and all(_is_cast_to(parameter) for parameter in held.values()):
         return forward(*arguments, **options)
-    # For as long as it runs they are plain tensors.
+    # While the layer runs, its parameters are plain tensors.
     parameters: dict[str, Any] = module._parameters
     parameters.update({name: widened(parameter) for name, parameter in held.items()})
     try:
@@ -102,13 +102,13 @@ def _widening(forward: Callable[..., Any], module: nn.Module, *arguments: Any, *
 
 
 def _is_cast_to(parameter: Tensor) -> bool:
-    """Whether autocast would round the widened weights of a linear layer to what they are held in."""
+    """Return whether autocast would round a linear layer's widened weights to the dtype that they are held in."""
     kind = parameter.device.type
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == parameter.dtype
 
 
 def check_what_trains(backbone: nn.Module, modality: str) -> None:
-    """Raise TransrecError where weights train that are not held in float32."""
+    """Raise TransrecError if any weights that train are not held in float32."""
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad and parameter.dtype in NARROW:
             chosen = next(name for name, dtype in DTYPES.items() if dtype == parameter.dtype)

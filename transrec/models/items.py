@@ -1,4 +1,4 @@
-"""Item encoders: what turns the modalities of an item into an embedding (docs/protocol.md)."""
+"""Item encoders, which map the modalities of an item to an embedding (docs/protocol.md)."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from transrec.models.towers import Tower, make_projection
 
-# As the papers' programs concatenate; other modalities follow by name.
+# Order of concatenation in the papers' programs; other modalities follow in alphabetical order.
 FUSED_FIRST = ("image", "text")
 
 
 def fusion_order(modalities: Sequence[str]) -> list[str]:
-    """The order in which embeddings of several modalities are concatenated."""
+    """Return the order in which the embeddings of several modalities are concatenated."""
     others = sorted(set(modalities) - set(FUSED_FIRST))
     return [*(modality for modality in FUSED_FIRST if modality in modalities), *others]
 
 
 def split_inputs(towers: Sequence[Tower], inputs: Sequence[Tensor]) -> dict[str, Sequence[Tensor]]:
-    """Each tower's own of the inputs of all, by modality."""
+    """Split the inputs of all towers into those of each tower, by modality."""
     own, start = {}, 0
     for tower in towers:
         own[tower.modality] = inputs[start : start + tower.input_count]
@@ -27,7 +27,7 @@ def split_inputs(towers: Sequence[Tower], inputs: Sequence[Tensor]) -> dict[str,
 
 
 class FusedItemEncoder(nn.Module):
-    """Several modalities of an item: Linear(M d, d) of the towers' embeddings, in `fusion_order` (IISAN, fusion)."""
+    """Fuses the modalities of an item: Linear(M d, d) of the towers' embeddings, in `fusion_order` (IISAN, fusion)."""
 
     def __init__(self, *towers: Tower):
         super().__init__()
@@ -40,16 +40,16 @@ class FusedItemEncoder(nn.Module):
 
     @property
     def towers(self) -> list[Tower]:
-        """One for each modality, in the order of their inputs."""
+        """The towers, one for each modality, in the order of their inputs."""
         return [self.get_submodule(modality) for modality in self._order]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The towers' inputs of N items, one tower's after the other's -> item embeddings [N, d]."""
+        """Return item embeddings [N, d] for the towers' inputs of N items, one tower after the other."""
         own = split_inputs(self.towers, inputs)
         embeddings = [self.get_submodule(modality)(*own[modality]) for modality in fusion_order(self._order)]
         return self.fusion(torch.cat(embeddings, dim=-1))
 
 
 def joined(towers: Sequence[Tower]) -> Tower | FusedItemEncoder:
-    """The item encoder of one tower or several."""
+    """Return the item encoder for one tower or several."""
     return FusedItemEncoder(*towers) if len(towers) > 1 else towers[0]

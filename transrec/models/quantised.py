@@ -1,6 +1,6 @@
-"""Checkpoints whose weights are quantised already, as config.json says: GPTQ, AWQ, bitsandbytes.
+"""Checkpoints whose weights are already quantised, as config.json declares: GPTQ, AWQ, bitsandbytes.
 
-Their libraries compute with them; transrec reads what comes out, and nothing trains in them or is inserted there.
+The quantisation libraries do the computing. transrec only reads the outputs: nothing is trained or inserted inside.
 """
 
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from torch import nn
 
 from transrec.errors import TransrecError
 
-# What transformers needs to run each, by the names that config.json and pip have for them.
+# Packages that transformers needs for each quantisation. Keys are names in config.json, values names for pip.
 LIBRARIES = {
     "gptq": ("gptqmodel", "optimum", "accelerate"),
     "awq": ("gptqmodel", "accelerate"),
@@ -20,20 +20,20 @@ LIBRARIES = {
 
 
 def quantisation(config: Any, name: str) -> str | None:
-    """How the weights of a backbone are quantised: a name of `LIBRARIES`; None where they are not.
+    """Return how the weights of a backbone are quantised, as a key of `LIBRARIES`; None if they are not quantised.
 
     Args:
-        config: of the backbone that is called `name`.
+        config: the configuration of the backbone called `name`.
 
-    Raises TransrecError for any other quantisation, and where its libraries are not installed.
+    Raises TransrecError for any other quantisation, and if the libraries for it are not installed.
     """
-    told = getattr(config, "quantization_config", None)
-    if told is None:
+    declared = getattr(config, "quantization_config", None)
+    if declared is None:
         return None
-    is_object = isinstance(told, dict)
-    # As bitsandbytes' first releases said it.
-    by_bits = is_object and (told.get("load_in_4bit") or told.get("load_in_8bit"))
-    kind = "bitsandbytes" if by_bits else told.get("quant_method") if is_object else None
+    is_object = isinstance(declared, dict)
+    # The form that the first releases of bitsandbytes used.
+    by_bits = is_object and (declared.get("load_in_4bit") or declared.get("load_in_8bit"))
+    kind = "bitsandbytes" if by_bits else declared.get("quant_method") if is_object else None
     if not isinstance(kind, str) or kind not in LIBRARIES:
         raise TransrecError(
             f"{name}: config.json says that the weights are quantised by {kind!r}, and only {', '.join(LIBRARIES)} "
@@ -48,12 +48,12 @@ def quantisation(config: Any, name: str) -> str | None:
 
 
 def is_quantised(backbone: nn.Module) -> bool:
-    """Whether the backbone that was loaded computes with quantised weights."""
+    """Return whether a loaded backbone computes with quantised weights."""
     return bool(getattr(backbone, "is_quantized", False))
 
 
 def give_float32(backbone: nn.Module) -> None:
-    """Have a backbone give its output in float32, whatever its libraries compute in."""
+    """Make a backbone return its output in float32, whatever dtype its libraries compute in."""
 
     def widen(module: nn.Module, arguments: tuple, output: Any) -> Any:
         for name, value in output.items():

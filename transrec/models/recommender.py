@@ -1,4 +1,4 @@
-"""A recommender: item encoder, user encoder, objective."""
+"""The recommender: item encoder, user encoder and objective."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from transrec.models.user_encoders import UserEncoder
 
 
 class Recommender(nn.Module):
-    """Encodes items, encodes users from their items, and scores one against the other by inner product.
+    """Encodes items, encodes users from their items, and scores items for users by inner product.
 
     Attributes:
-        item_encoder: content or numbers of N items -> [N, d].
-        user_encoder: ([B, L, d], mask [B, L]) -> [B, L, d].
+        item_encoder: maps the content or numbers of N items to [N, d].
+        user_encoder: maps ([B, L, d], mask [B, L]) to [B, L, d].
         objective: one of `transrec.models.objectives`.
         method: the method that was applied (transrec.methods); None before.
-        saved_buffers: names of the buffers that training changes, which the method brought along.
+        saved_buffers: names of the buffers that the method added, which training changes.
     """
 
     def __init__(self, item_encoder: nn.Module, user_encoder: UserEncoder, objective: Objective):
@@ -29,5 +29,5 @@ class Recommender(nn.Module):
         self.saved_buffers: list[str] = []
 
     def forward(self, batch: Batch) -> Tensor:
-        """The batch's summed loss over its predicting positions, a scalar; each distinct item is encoded once."""
+        """Return the loss, a scalar summed over the batch's predicting positions; each item is encoded once."""
         return self.objective(batch.inputs.encoded(self.item_encoder), batch, self.user_encoder) * batch.weight

@@ -1,4 +1,7 @@
-"""Towers: one modality of an item, read as states or as one vector. Who made what a tower reads is not its business."""
+"""Towers, which read one modality of an item as states or as one vector.
+
+A tower does not depend on where its inputs come from.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -13,7 +16,7 @@ from transrec.models.spread import is_spread
 
 
 def make_projection(width: int, embedding_dim: int) -> nn.Linear:
-    """Linear(D, d), Xavier-normal, biases zero."""
+    """Return a Linear(D, d) with Xavier-normal weights and zero biases."""
     projection = nn.Linear(width, embedding_dim)
     nn.init.xavier_normal_(projection.weight)
     nn.init.zeros_(projection.bias)
@@ -21,20 +24,20 @@ def make_projection(width: int, embedding_dim: int) -> nn.Linear:
 
 
 class Tower(nn.Module):
-    """One modality of an item. By itself it is an item encoder: what stands for the item -> Linear(D, d) -> GELU.
+    """Base of all towers. A single tower is an item encoder: one vector per item -> Linear(D, d) -> GELU.
 
     Attributes:
-        modality: what it reads.
-        input_count: the number of tensors that it takes as input.
+        modality: the name of the modality that the tower reads.
+        input_count: the number of input tensors.
         embedding_dim: d.
         width: D.
-        depth: layers of the backbone, whose states are 0 to depth; None for what no backbone has made.
-        states: which states `read` gives, by their numbers; K of them.
-        stateless: where there are none, what has no states.
+        depth: the number of layers of the backbone, whose states are 0 to depth; None if no backbone is involved.
+        states: the numbers of the K states that `read` returns.
+        stateless: what has no states, as a plural noun for messages, if `states` is empty.
         projection: Linear(D, d); None once a method has taken it over.
-        backbone: what it runs; None where it reads what was computed before.
-        backbone_dropout: whether the backbone's own dropout is active in training mode; off, the backbone stays in eval
-            mode whatever mode the tower is in, but for inserted modules that set `follows_mode`.
+        backbone: the backbone that the tower runs; None if the tower runs none.
+        backbone_dropout: whether the backbone's own dropout is active in training mode. If not, the backbone stays in
+            eval mode even while the tower trains, except for inserted modules that set `follows_mode`.
     """
 
     modality: str
@@ -51,33 +54,33 @@ class Tower(nn.Module):
 
     @property
     def towers(self) -> "list[Tower]":
-        """Itself."""
+        """This tower alone, in a list."""
         return [self]
 
     @property
     def trains_inside(self) -> bool:
-        """Whether anything trains inside the backbone that it runs."""
+        """True if any parameter inside the tower's backbone trains."""
         return self.backbone is not None and any(p.requires_grad for p in self.backbone.parameters())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The inputs of N items -> item embeddings [N, d]."""
+        """Return item embeddings [N, d] for the inputs of N items."""
         return F.gelu(self.projection(self.read_out(*inputs)))
 
     def read_out(self, *inputs: Tensor) -> Tensor:
-        """The inputs of N items -> what stands for each, [N, D]."""
+        """Return one vector per item, [N, D], for the inputs of N items."""
         raise NotImplementedError
 
     def read(self, *inputs: Tensor) -> Tensor:
-        """The inputs of N items -> the chosen states [N, K, D], without gradient."""
+        """Return the chosen states [N, K, D], without gradient, for the inputs of N items."""
         raise NotImplementedError
 
 
 class StoredTower(Tower):
-    """Its inputs are the states, float16 or float32 [N, K, D], chosen already; the last of them stands for the item.
+    """Reads precomputed states, float16 or float32 [N, K, D], already chosen. The last state represents the item.
 
     Args:
-        states: K, or, of a backbone's states, how many there are to choose from.
-        depth: layers of the backbone that has made them, if one has.
+        states: K, or for states of a backbone the number that there are to choose from.
+        depth: the number of layers of the backbone that computed the states, if a backbone did.
     """
 
     def __init__(self, modality: str, embedding_dim: int, width: int, states: int, depth: int | None = None):
@@ -93,11 +96,11 @@ class StoredTower(Tower):
 
 
 class BackboneTower(Tower):
-    """Runs a backbone. State 0 is the input of its first block, state k the output of block k.
+    """Runs a backbone. State 0 is the input of the first block; state k is the output of block k.
 
     Attributes:
-        ends_in_output: whether the last state is `read_out`'s, not the last block's.
-        constants: names of the backbone's parameters that never train (MAE's positions are sines).
+        ends_in_output: whether the last state is the output of `read_out` instead of that of the last block.
+        constants: names of the backbone's parameters that never train (such as MAE's sinusoidal positions).
     """
 
     ends_in_output: ClassVar[bool] = False
@@ -110,7 +113,7 @@ class BackboneTower(Tower):
         self.constants = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
         self.projection = make_projection(self.width, embedding_dim)
         self._reader: StateReader | None = None
-        # What the first block that runs is given, while it is not given it yet.
+        # The input of the first block that runs, until that block receives it.
         self._hidden: Tensor | None = None
         self._resumes = False
 
@@ -120,7 +123,7 @@ class BackboneTower(Tower):
         return super().forward(*inputs)
 
     def to(self, device: torch.device) -> "BackboneTower":
-        """On that device, but for a backbone that is spread over several: that stays where it is."""
+        """Move the tower to a device; a backbone that is spread over several devices stays where it is."""
         if not is_spread(self.backbone):
             return super().to(device)
         self.projection.to(device)
@@ -140,16 +143,16 @@ class BackboneTower(Tower):
 
     @property
     def reader(self) -> "StateReader":
-        """Reads all of its states; blocks that are inserted or wrapped later are not seen."""
+        """Reader of all states of the backbone; it does not see blocks that are inserted or wrapped later."""
         self._reader = self._reader or StateReader(self)
         return self._reader
 
     def pool(self, hidden: Tensor, *inputs: Tensor) -> Tensor:
-        """Pooling of a layer's output over the tokens of N items: [N, T, D] and the items' inputs -> [N, D]."""
+        """Pool a layer's output over the tokens of N items: [N, T, D] and the items' inputs -> [N, D]."""
         return hidden[:, 0]
 
     def token_states(self, block: int, *inputs: Tensor) -> Tensor:
-        """The inputs of N items -> what that block (from 0) is given of them: float32 [N, T, D], without gradient."""
+        """Return the input of a block (from 0) for the inputs of N items: float32 [N, T, D], without gradient."""
 
         def leave(module: nn.Module, arguments: tuple, options: dict) -> None:
             raise _Reached(arguments[0] if arguments else options["hidden_states"])
@@ -165,17 +168,18 @@ class BackboneTower(Tower):
         raise RuntimeError(f"block {block} of the {self.modality} encoder did not run")
 
     def resume_at(self, block: int, besides: tuple | None) -> None:
-        """From now on `forward` takes one input more, in front: what `token_states` gives. The blocks below are gone.
+        """Make `forward` take the output of `token_states` as a new first input, and remove the blocks below `block`.
 
-        What stands in front of the blocks still runs, for the masks that the blocks are given besides; of inputs that
-        have none one item is enough.
+        The layers before the blocks still run, because they compute the masks that blocks receive. If there are no
+        masks, inputs of a single item are enough.
 
         Args:
-            besides: what a block below gives out beside its hidden states, in a tuple; None where it gives no tuple.
+            besides: the values that a removed block returned in a tuple after its hidden states; None if it returned
+                no tuple.
         """
         blocks = blocks_of(self.backbone)
         for below in blocks[:block]:
-            # A backbone may ask its blocks for more than their output: the module stays, empty.
+            # The emptied module stays, because a backbone may read attributes of its blocks.
             for name in [*below._modules, *below._parameters, *below._buffers]:
                 delattr(below, name)
             below.forward = partial(_passed_on, besides)
@@ -188,7 +192,7 @@ class BackboneTower(Tower):
 
 
 def running(towers: Iterable[Tower]) -> list[BackboneTower]:
-    """Those that run a backbone."""
+    """Return the towers that run a backbone."""
     return cast("list[BackboneTower]", [tower for tower in towers if tower.backbone is not None])
 
 
@@ -203,15 +207,15 @@ def _passed_on(besides: tuple | None, hidden_states: Tensor, *arguments: Any, **
 
 
 class StateReader:
-    """Reads what a backbone's blocks pass on where an item is read.
+    """Reads the states of a backbone: what its blocks pass on, pooled as the tower pools an item.
 
-    A block that several layers share (ALBERT) gives a state each time that it runs.
+    A block that several layers share (ALBERT) yields a state each time that it runs.
     """
 
     def __init__(self, tower: BackboneTower):
-        # The tower holds its reader's hooks: a reference back would be a module within itself.
+        # Keep no reference to the tower: it holds the reader's hooks, so it would be a module within itself.
         self.pool, self.ends_in_output = tower.pool, tower.ends_in_output
-        # None while nobody reads.
+        # None unless `read` is running.
         self._states: list[Tensor] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         blocks = blocks_of(tower.backbone)
@@ -228,7 +232,7 @@ class StateReader:
             self._states.append(self.pool(output[0] if isinstance(output, tuple) else output, *self._inputs))
 
     def read(self, read_out: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Run the tower's `read_out` on the inputs of N items: float32 states [N, 1 + blocks, D], without gradient."""
+        """Run the tower's `read_out` on N items and return float32 states [N, 1 + blocks, D], without gradient."""
         self._inputs, self._states = inputs, []
         with torch.no_grad():
             output = read_out(*inputs)

@@ -52,7 +52,7 @@ class Steps(nn.Module):
 
 
 class IntraTower(Steps):
-    """Tower of one modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E) and the modality's projection Linear(E, d).
+    """Tower of one modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E) and its projection Linear(E, d).
 
     Args:
         width: D.

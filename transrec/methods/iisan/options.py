@@ -64,7 +64,7 @@ class IISANOptions(MethodOptions):
         return self.side_size if isinstance(self.side_size, list) else [self.side_size]
 
     def adapter_sizes(self, widths: Mapping[str, int]) -> dict[str, int]:
-        """Return the size of the inter-modal tower's adapters and of each modality's, in the order of `widths`.
+        """Return the adapter sizes of each modality, in the order of `widths`, and of the inter-modal tower.
 
         Raises TransrecError if --side_size has too few or too many values.
         """

@@ -1,4 +1,4 @@
-"""Training objectives by name (docs/protocol.md), one file each."""
+"""Registry of training objectives, one file each (docs/protocol.md)."""
 
 from transrec.models.objectives.base import (
     OBJECTIVES,

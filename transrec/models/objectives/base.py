@@ -1,4 +1,4 @@
-"""What a training objective is, and what several of them share."""
+"""Base class and registry of training objectives, and functions that several of them share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from transrec.registry import Registry
 
 
 class Objective:
-    """Base of all objectives; the values of its flags are given to the constructor by their names.
+    """Base class of all objectives. The constructor takes the values of the objective's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
-        negatives: how many sampled negatives the batch must carry for each position.
+        Options: the dataclass of the objective's flags.
+        negatives: the number of sampled negatives that the batch must hold for each position.
         last_only: whether only the last position of a sequence predicts.
         sampling: how negatives are drawn, and what else the batch must hold.
     """
@@ -29,16 +29,16 @@ class Objective:
     sampling: Sampling = Sampling()
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
-        """The loss, a scalar: summed over the predicting positions; the trainer divides by their number.
+        """Return the loss, a scalar summed over the predicting positions; the trainer divides by their number.
 
         Args:
-            embeddings: [U, d] of the batch's distinct items.
-            user_encoder: ([B, L, d], mask [B, L]) -> [B, L, d].
+            embeddings: [U, d], of the batch's distinct items.
+            user_encoder: maps ([B, L, d], mask [B, L]) to [B, L, d].
         """
         raise NotImplementedError
 
     def scored(self, embeddings: Tensor) -> Tensor:
-        """Item embeddings [n, d] as user vectors are multiplied with them, in evaluation too; they themselves here."""
+        """Return item embeddings [n, d] as user vectors are multiplied with them, also in evaluation: here unchanged."""
         return embeddings
 
 
@@ -48,38 +48,38 @@ register = OBJECTIVES.register
 
 @dataclass(frozen=True)
 class NegativesOptions(Options):
-    """Of objectives that compare each position's target with negatives of its own."""
+    """Flags of objectives that compare each position's target with negatives of that position."""
 
     _minimum: ClassVar[dict[str, float]] = {"negatives": 1}
 
-    negatives: int = flag(1, "K, the sampled negatives of each position; each is an item more to encode.")
+    negatives: int = flag(1, "K, the number of sampled negatives per position; each is one more item to encode.")
 
 
 def take(embeddings: Tensor, index: Tensor) -> Tensor:
-    """Embeddings [U, d] at `index` coded as in Batch (0 = padding, a zero vector)."""
+    """Return the embeddings [U, d] at `index`, coded as in Batch (0 = padding, a zero vector)."""
     return F.pad(embeddings, (0, 0, 1, 0))[index]
 
 
 def user_vectors(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tuple[Tensor, Tensor]:
-    """User vectors [B, L, d] and target embeddings [B, L, d] (the item after each position)."""
+    """Return user vectors [B, L, d] and target embeddings [B, L, d] (the item after each position)."""
     sequences = take(embeddings, batch.sequences)
     return user_encoder(sequences[:, :-1], batch.mask), sequences[:, 1:]
 
 
 def pair_scores(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tuple[Tensor, Tensor]:
-    """Scores of each position's target, float32 [B, L], and of its negatives, [B, L, K]."""
+    """Return the scores of each position's target, float32 [B, L], and of its negatives, [B, L, K]."""
     users, targets = user_vectors(embeddings, batch, user_encoder)
     negatives = take(embeddings, batch.negatives.view(*batch.mask.shape, -1))
     return (users * targets).sum(-1).float(), (users.unsqueeze(-2) * negatives).sum(-1).float()
 
 
 def binary(scores: Tensor, label: float) -> Tensor:
-    """Binary cross-entropy of each score, as a logit, with the label."""
+    """Return the binary cross-entropy of each score, a logit, with the label."""
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label), reduction="none")
 
 
 def held_items(batch: Batch) -> Tensor:
-    """bool [B, U + 1]: which items, coded as in Batch, each user's sequence holds; padding is none."""
+    """Return which items, coded as in Batch, each user's sequence holds, without padding: bool [B, U + 1]."""
     held = torch.zeros(len(batch.sequences), len(batch.items) + 1, dtype=torch.bool, device=batch.sequences.device)
     held.scatter_(1, batch.sequences, True)
     held[:, 0] = False

@@ -10,7 +10,7 @@ from transrec.models.objectives.base import NegativesOptions, Objective, binary,
 
 @register("bce", "sasrec")
 class BCEObjective(Objective):
-    """Each position against K random negatives: BCE on <h_t, e_{t+1}> = 1 and each <h_t, e_neg> = 0 (Adapter4Rec)."""
+    """K random negatives per position: BCE on <h_t, e_{t+1}> = 1 and each <h_t, e_neg> = 0 (Adapter4Rec)."""
 
     Options = NegativesOptions
 

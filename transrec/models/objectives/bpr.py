@@ -11,7 +11,7 @@ from transrec.models.objectives.base import NegativesOptions, Objective, pair_sc
 
 @register("bpr")
 class BPRObjective(Objective):
-    """-log sigmoid(<h_t, e_{t+1}> - <h_t, e_neg>), the mean over K random negatives."""
+    """-log sigmoid(<h_t, e_{t+1}> - <h_t, e_neg>), averaged over K random negatives."""
 
     Options = NegativesOptions
 

@@ -10,7 +10,7 @@ from transrec.models.objectives.base import Objective, binary, register, take, u
 
 @register("cpc")
 class CPCObjective(Objective):
-    """As BCEObjective with one negative, but only the last position predicts the last item (Adapter4Rec)."""
+    """Like BCEObjective with one negative, but only the last position predicts, namely the last item (Adapter4Rec)."""
 
     negatives = 1
     last_only = True

@@ -15,9 +15,9 @@ from transrec.options import flag
 @dataclass(frozen=True)
 class GBCEOptions(NegativesOptions):
     negatives: int = flag(
-        16, "K, the sampled negatives of each position, each an item more to encode; gSASRec takes 256 over item IDs."
+        16, "K, the number of sampled negatives per position, each one more item to encode; gSASRec uses 256 over IDs."
     )
-    calibration: float = flag(0.75, "t of gBCE: 0 is plain binary cross-entropy, 1 makes up for the sampling in full.")
+    calibration: float = flag(0.75, "t of gBCE: 0 is plain binary cross-entropy, 1 corrects fully for the sampling.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -27,11 +27,11 @@ class GBCEOptions(NegativesOptions):
 
 @register("gbce")
 class GBCEObjective(Objective):
-    """Binary cross-entropy whose positive probability is raised to the power a (t (1 - 1 / a) + 1 / a).
+    """Binary cross-entropy with the positive probability raised to the power a (t (1 - 1 / a) + 1 / a).
 
-    With K sampled negatives of n - 1, a share a = K / (n - 1), plain cross-entropy makes the model too sure of
-    positives. At t = 0 the power is 1, plain cross-entropy; at t = 1 it is a, and the sigmoid of a score is a
-    calibrated probability again. The loss is the mean over the target and its K negatives.
+    K of n - 1 negatives are sampled, a share a = K / (n - 1), which makes plain cross-entropy overconfident about
+    positives. At t = 0 the power is 1, which is plain cross-entropy. At t = 1 the power is a, and the sigmoid of a
+    score is a calibrated probability again. The loss is the mean over the target and its K negatives.
     """
 
     Options = GBCEOptions

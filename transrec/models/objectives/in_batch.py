@@ -19,26 +19,26 @@ from transrec.options import Options, flag
 class InBatchOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"softmax_memory": 1}
 
-    gather_items: bool = flag(True, "On several ranks, take candidates from all ranks' batches.")
+    gather_items: bool = flag(True, "With several ranks, take candidates from the batches of all ranks.")
     softmax_memory: int = flag(
         64,
-        "MiB that the scores of a batch's items may take at a time; where there are more, they are computed piecewise.",
+        "MiB that the scores of a batch's items may take at once; if they need more, they are computed piecewise.",
     )
 
 
 @register("in_batch")
 class InBatchObjective(Objective):
-    """Softmax over all item slots of the batch, debiased by popularity (IISAN).
+    """In-batch softmax: softmax over all item slots of the batch, debiased by popularity (IISAN).
 
-    A slot's logit is <h, e> - log popularity. Slots of padding and of items that the user's own sequence holds, the
-    target slot aside, take no part. Slots of one item share a logit, so each distinct item is scored once and
-    weighted by its number of slots: the same sum from fewer columns.
+    A slot's logit is <h, e> - log popularity. Slots of padding take no part, nor do slots of items in the user's own
+    sequence, except the target slot. Slots of the same item share a logit, so each distinct item is scored once and
+    weighted by its number of slots: the sum is the same, with fewer columns.
     """
 
     Options = InBatchOptions
 
     def __init__(self, gather_items: bool = True, softmax_memory: int = 64):
-        """`gather_items`: take the item slots of all ranks, not only this one's, as candidates."""
+        """`gather_items`: take the item slots of all ranks as candidates, not only those of this rank."""
         self.gather_items, self.memory = gather_items, softmax_memory * 2**20
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
@@ -49,7 +49,7 @@ class InBatchObjective(Objective):
     def _loss(self, embeddings: Tensor, users: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         log_popularity = F.pad(batch.log_popularity, (1, 0))
         codes = batch.sequences.flatten()
-        # Unlike bincount, which asks for the largest code, this waits for no accelerator.
+        # Unlike bincount, which reads the largest code, this does not wait for the accelerator.
         slots = codes.new_zeros(len(embeddings) + 1).index_add_(0, codes, torch.ones_like(codes))[1:]
         owner, position = batch.places
         users, targets = users[owner, position], targets[owner, position]
@@ -60,7 +60,7 @@ class InBatchObjective(Objective):
         if self.gather_items:
             embeddings, items, slots, prior = (gather_rows(x) for x in (embeddings, items, slots, prior))
         held = held_items(batch)
-        # `own_items` is ascending: look each candidate up in it, and miss where it is not there.
+        # `own_items` is ascending: look up each candidate in it; 0 if it is not there.
         place = torch.searchsorted(own_items, items).clamp(max=len(own_items) - 1)
         place = torch.where(own_items[place] == items, place + 1, 0)
         excluded = held[:, place] | (slots == 0)

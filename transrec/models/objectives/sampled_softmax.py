@@ -19,26 +19,28 @@ from transrec.options import flag
 class SampledSoftmaxOptions(ScaleOptions):
     _minimum: ClassVar[dict[str, float]] = {"negatives": 1, "popularity_power": 0}
 
-    negatives: int = flag(256, "N, the sampled negatives; each is an item more to encode.")
+    negatives: int = flag(256, "N, the number of sampled negatives; each is one more item to encode.")
     negatives_per: Literal["batch", "position"] = flag(
         "batch", "Whether all positions of a batch share the negatives, or each position has its own."
     )
     sampler: Literal["uniform", "popularity", "in_batch"] = flag(
         "uniform",
-        "How negatives are drawn: all items alike, by their training interactions to the power of --popularity_power, "
-        "or by their places in the batch's sequences.",
+        "How negatives are drawn: uniformly from all items, by training interactions to the power of "
+        "--popularity_power, or by how often items occur in the batch's sequences.",
     )
-    popularity_power: float = flag(0.75, "a of --sampler popularity: 0 is uniform, 1 by interactions.")
-    logq: bool = flag(True, "Correct negatives' scores for how often each is drawn (logQ).")
+    popularity_power: float = flag(
+        0.75, "Exponent of --sampler popularity: 0 is uniform, 1 proportional to interactions."
+    )
+    logq: bool = flag(True, "Correct the scores of negatives for how often each is drawn (logQ).")
 
 
 @register("sampled_softmax")
 class SampledSoftmaxObjective(ScaledObjective):
-    """-log of exp(s+) / (exp(s+) + sum of exp(s_j - log E_j) over N negatives outside the user's sequence.
+    """-log(exp(s+) / (exp(s+) + sum of exp(s_j - log E_j))), with N negatives j outside the user's sequence.
 
-    E_j is how often the sample holds item j on average, N times the chance of a draw: the sum over the sample then
-    estimates that over all items outside the sequence (Bengio and Senecal, IEEE Transactions on Neural Networks 2008).
-    The target is in the sum for certain, so its score is not corrected. Without `logq` E_j is 1.
+    E_j is the expected number of times that the sample holds item j: N times the probability of a draw. The sum over
+    the sample then estimates the sum over all items outside the sequence (Bengio and Senecal, IEEE Transactions on
+    Neural Networks 2008). The target is always in the sum, so its score is not corrected. Without `logq` E_j is 1.
     """
 
     Options = SampledSoftmaxOptions
@@ -76,7 +78,7 @@ class SampledSoftmaxObjective(ScaledObjective):
         else:
             drawn = batch.negatives.view(*batch.mask.shape, self.count)[owner, position]
             scores = (users.unsqueeze(1) * take(embeddings, drawn)).sum(-1)
-            # Of draws among the items that the user's sequence does not hold.
+            # Each is drawn from the items outside the user's sequence, so chances are relative to the chance of these.
             outside = 1 - (held * chances.exp()).sum(1)
             correction = math.log(self.count) + chances[drawn] - outside.clamp(min=1e-6).log()[owner].unsqueeze(1)
             excluded = drawn == 0

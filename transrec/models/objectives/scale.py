@@ -1,4 +1,4 @@
-"""What the softmax objectives share: how scores are scaled."""
+"""Scaling of scores, shared by the softmax objectives."""
 
 from dataclasses import dataclass
 
@@ -14,9 +14,9 @@ from transrec.options import Options, flag
 class ScaleOptions(Options):
     normalise: bool = flag(
         False,
-        "Score by the cosine of user vector and item embedding, not by their product; in ranking too.",
+        "Score by the cosine of user vector and item embedding instead of their inner product, also in ranking.",
     )
-    temperature: float = flag(1.0, "Scores are divided by this in training; 0.05 is usual under --normalise.")
+    temperature: float = flag(1.0, "Divide scores by this value in training; 0.05 is usual with --normalise.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -25,15 +25,15 @@ class ScaleOptions(Options):
 
 
 class ScaledObjective(Objective):
-    """An objective of scores <h, e> / temperature, of vectors of length 1 if they are normalised."""
+    """Base of objectives with scores <h, e> / temperature; with `normalise`, vectors have length 1."""
 
     def __init__(self, normalise: bool, temperature: float):
         self.normalise, self.temperature = normalise, temperature
 
     def scored(self, embeddings: Tensor) -> Tensor:
-        """Of length 1 where scores are cosines."""
+        """Return item embeddings [n, d], with length 1 if scores are cosines."""
         return F.normalize(embeddings, dim=-1) if self.normalise else embeddings
 
     def scaled(self, users: Tensor) -> Tensor:
-        """User vectors [..., d], in float32, so that their products with `scored` embeddings are the logits."""
+        """Return user vectors [..., d] in float32, whose products with `scored` embeddings are the logits."""
         return self.scored(users.float()) / self.temperature

@@ -1,4 +1,4 @@
-"""Softmax over the whole catalogue: `softmax` (docs/protocol.md)."""
+"""Softmax over the full catalogue: `softmax` (docs/protocol.md)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from transrec.models.objectives.base import register, user_vectors
 from transrec.models.objectives.scale import ScaledObjective, ScaleOptions
 from transrec.options import flag
 
-# What logits are compared with that may all be minus infinity.
+# A finite lower bound for logits that may all be minus infinity.
 LEAST = torch.finfo(torch.float32).min
 
 
@@ -21,16 +21,16 @@ LEAST = torch.finfo(torch.float32).min
 class SoftmaxOptions(ScaleOptions):
     _minimum: ClassVar[dict[str, float]] = {"softmax_memory": 1}
 
-    softmax_memory: int = flag(64, "MiB that the scores of all items may take at a time; they are computed piecewise.")
+    softmax_memory: int = flag(64, "MiB that the scores of all items may take at once; they are computed piecewise.")
 
 
 @register("softmax")
 class SoftmaxObjective(ScaledObjective):
     """-log softmax of <h_t, e_{t+1}> over the scores of all n items.
 
-    Scores are computed for a chunk of items at a time, and again in the backward pass: beside the n embeddings and
-    their gradient, memory does not depend on n. Every item is encoded in every step, so that nothing may train inside a
-    backbone.
+    Scores are computed for one chunk of items after another, and again in the backward pass. Apart from the n
+    embeddings and their gradient, memory does not depend on n. Every item is encoded in every step, so nothing may
+    train inside a backbone.
     """
 
     Options = SoftmaxOptions
@@ -48,25 +48,25 @@ class SoftmaxObjective(ScaledObjective):
 
 
 def cross_entropy(users: Tensor, items: Tensor, targets: Tensor, memory: int) -> Tensor:
-    """-log softmax(users @ items.T) at `targets`: float32 [P].
+    """Return -log softmax(users @ items.T) at `targets`: float32 [P].
 
     Args:
         users: float32 [P, d].
         items: float32 [n, d].
         targets: int64 [P], from 0.
-        memory: bytes that logits may take at a time; those of at least one item are computed at a time.
+        memory: bytes that logits may take at once; a chunk has at least one item.
     """
     return _CrossEntropy.apply(users, items, targets, _chunk(users, items, memory))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What logits <h, e> have besides.
+    """Priors and exclusions that apply to logits <h, e>.
 
     Attributes:
-        prior: float32 [n], added to those of each item; without gradient.
+        prior: float32 [n], added to the logits of each item; it has no gradient.
         owner: int64 [P], the row of `excluded` that belongs to each user vector.
-        excluded: bool [B, n], which items take no part.
+        excluded: bool [B, n], the items that take no part.
     """
 
     prior: Tensor
@@ -74,21 +74,21 @@ class Terms:
     excluded: Tensor
 
     def put(self, logits: Tensor, first: int) -> Tensor:
-        """Into the logits [P, c] of the items from `first` on, in place: minus infinity where one takes no part."""
+        """Apply the terms in place to logits [P, c] of the items from `first` on; excluded ones become -infinity."""
         part = slice(first, first + logits.shape[1])
         return logits.add_(self.prior[part]).masked_fill_(self.excluded[:, part][self.owner], -torch.inf)
 
 
 def log_sums(users: Tensor, items: Tensor, terms: Terms, memory: int) -> Tensor:
-    """Log of the sum of exp over each row of users @ items.T and its terms: float32 [P]; minus infinity of none.
+    """Return the log of the sum of exp over each row of users @ items.T with its terms: float32 [P].
 
-    Arguments as of `cross_entropy`.
+    A row without items gives minus infinity. The other arguments are those of `cross_entropy`.
     """
     return _LogSums.apply(users, items, terms, _chunk(users, items, memory))
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the log of each row's sum, from which a chunk's probabilities are computed anew."""
+    """Saves the log of each row's sum, from which the backward pass recomputes the probabilities of a chunk."""
 
     @staticmethod
     def forward(ctx, users: Tensor, items: Tensor, targets: Tensor, chunk: int) -> Tensor:
@@ -111,7 +111,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _LogSums(torch.autograd.Function):
-    """Keeps the log of each row's sum, as `_CrossEntropy` does."""
+    """Saves the log of each row's sum, as `_CrossEntropy` does."""
 
     @staticmethod
     def forward(ctx, users: Tensor, items: Tensor, terms: Terms, chunk: int) -> Tensor:
@@ -124,7 +124,7 @@ class _LogSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         users, items, sums = ctx.saved_tensors
-        # Of a row without items all probabilities are 0.
+        # In a row without items all probabilities are 0.
         sums, weighted = sums.clamp(min=LEAST).unsqueeze(1), gradient.unsqueeze(1)
         of_users, of_items = torch.zeros_like(users), torch.zeros_like(items)
         for first, logits in _chunks(users, items, ctx.chunk, ctx.terms):
@@ -134,22 +134,22 @@ class _LogSums(torch.autograd.Function):
 
 
 def _chunk(users: Tensor, items: Tensor, memory: int) -> int:
-    """How many items' logits are computed at a time."""
+    """Return the number of items whose logits are computed at once."""
     return min(max(1, memory // (users.element_size() * max(1, len(users)))), len(items))
 
 
 def _sum_up(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None) -> Tensor:
-    """Log of the sum of exp of each user's logits, [P]."""
+    """Return the log of the sum of exp over each user's logits, [P]."""
     sums = users.new_full((len(users),), -torch.inf)
     for _, logits in _chunks(users, items, chunk, terms):
-        # Above minus infinity, which less itself is no number.
+        # Kept finite, because minus infinity less itself is NaN.
         largest = torch.maximum(sums, logits.amax(1)).clamp(min=LEAST)
         sums = largest + ((sums - largest).exp() + logits.sub_(largest.unsqueeze(1)).exp_().sum(1)).log()
     return sums
 
 
 def _chunks(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None) -> Iterator[tuple[int, Tensor]]:
-    """Logits [P, c] of chunk after chunk of items, each in the memory of the one before, and the first item of it."""
+    """Yield each chunk's first item and the logits [P, c] of its items; all chunks share one buffer."""
     buffer = users.new_empty(len(users) * chunk)
     for first in range(0, len(items), chunk):
         part = items[first : first + chunk]
@@ -160,7 +160,7 @@ def _chunks(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None
 def _add_gradients(
     of_logits: Tensor, first: int, users: Tensor, items: Tensor, of_users: Tensor, of_items: Tensor
 ) -> None:
-    """Add to the gradients of users and items what that of the logits [P, c] of the items from `first` on gives."""
+    """Add the contribution of the gradient of logits [P, c], of the items from `first` on, to users' and items'."""
     part = slice(first, first + of_logits.shape[1])
     of_users.addmm_(of_logits, items[part])
     of_items[part].addmm_(of_logits.T, users)

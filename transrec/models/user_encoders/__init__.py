@@ -1,4 +1,4 @@
-"""User encoders by name, one file each."""
+"""Registry of user encoders, one file each."""
 
 from transrec.models.user_encoders.base import USER_ENCODERS, UserEncoder, register
 

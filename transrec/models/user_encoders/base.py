@@ -1,4 +1,4 @@
-"""What a user encoder is."""
+"""Base class and registry of user encoders."""
 
 from typing import ClassVar
 
@@ -9,14 +9,15 @@ from transrec.registry import Registry
 
 
 class UserEncoder(nn.Module):
-    """Base of all user encoders, made of (width, max_seq_len) and the values of its flags by their names.
+    """Base class of all user encoders.
 
-    Where it is a stack of transformer blocks, as `transrec.models.backbone.view` finds one, methods can insert modules
-    into it; others work with the methods that leave it alone, and with --insert item.
+    The constructor takes (width, max_seq_len), and the values of the encoder's flags as keyword arguments. If the
+    encoder is a stack of transformer blocks that `transrec.models.backbone.view` finds, methods can insert modules into
+    it. Other encoders work with methods that insert nothing into the user encoder, and with --insert item.
 
     Attributes:
-        Options: the dataclass of its flags.
-        sizes: those of the flags that decide what its weights mean: a checkpoint is read only where they are equal.
+        Options: the dataclass of the encoder's flags.
+        sizes: names of the flags that determine what the weights mean; a checkpoint loads only if they are equal.
         width: d, the size of item embeddings and user vectors.
     """
 
@@ -28,20 +29,20 @@ class UserEncoder(nn.Module):
         self.width = width
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
-        """User vectors after each position.
+        """Return the user vectors after each position.
 
         Args:
             item_embeddings: [B, L, d], left-padded.
-            mask: [B, L], true (or non-zero) where an item is real.
+            mask: [B, L], true (or non-zero) at real items.
 
         Returns:
-            [B, L, d]; position t has seen items 0..t only, and no padding.
+            [B, L, d]; position t has seen only items 0..t, and no padding.
         """
         raise NotImplementedError
 
 
 def xavier(module: nn.Module) -> None:
-    """Draw the weights of all linear layers and embeddings inside Xavier-normal, and set biases to zero."""
+    """Draw the weights of all linear layers and embeddings in `module` Xavier-normal, and set biases to zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Embedding):
             nn.init.xavier_normal_(part.weight)

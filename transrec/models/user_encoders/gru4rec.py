@@ -16,15 +16,15 @@ class GRU4RecOptions(Options):
     _below: ClassVar[dict[str, float]] = {"gru_dropout": 1}
 
     gru_size: int = flag(128, "Width of the recurrent state.")
-    gru_layers: int = flag(1, "Recurrent layers.")
-    gru_dropout: float = flag(0.1, "Dropout of the item embeddings that the first layer reads.")
+    gru_layers: int = flag(1, "Number of recurrent layers.")
+    gru_dropout: float = flag(0.1, "Dropout rate of the item embeddings that the first layer reads.")
 
 
 @register("gru4rec")
 class GRU4Rec(UserEncoder):
-    """A GRU over the item embeddings, and a linear layer from its state back to their width.
+    """A GRU over the item embeddings, followed by a linear layer from the GRU's state back to the embedding width.
 
-    It has no transformer blocks: methods that insert into those say so, and take --insert item.
+    It has no transformer blocks: methods that insert modules into blocks raise an error and need --insert item.
     """
 
     Options = GRU4RecOptions
@@ -38,7 +38,7 @@ class GRU4Rec(UserEncoder):
         xavier(self)
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
-        # A recurrent layer would read padding in front of the items, but not behind them.
+        # Move padding from the front to the back: a recurrent layer would read padding in front of the items.
         length = mask.shape[1]
         padding = length - mask.long().sum(1, keepdim=True)
         places = torch.arange(length, device=mask.device)
@@ -48,5 +48,5 @@ class GRU4Rec(UserEncoder):
 
 
 def _at(rows: Tensor, places: Tensor) -> Tensor:
-    """Of rows [B, L, D] those at places [B, L]."""
+    """Return the rows [B, L, D] at `places` [B, L]."""
     return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -15,7 +15,7 @@ from transrec.models.user_encoders.sasrec import (
 
 
 class GatedResidual(nn.Module):
-    """The end of a sub-layer: residual + sigmoid(Linear(residual)) * dropout(Linear(x))."""
+    """End of a sub-layer: residual + sigmoid(Linear(residual)) * dropout(Linear(x))."""
 
     def __init__(self, inner: int, width: int, dropout: float):
         super().__init__()
@@ -28,7 +28,7 @@ class GatedResidual(nn.Module):
 
 
 class LiGRBlock(nn.Module):
-    """Pre-LN transformer block: attention, then a SwiGLU feed-forward d -> 4d -> d without biases in front."""
+    """Pre-LN transformer block: attention, then a SwiGLU feed-forward d -> 4d -> d, bias-free in its first layers."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -41,7 +41,7 @@ class LiGRBlock(nn.Module):
         self.feed_forward_output = GatedResidual(4 * width, width, dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, L, d], mask as in SelfAttention -> [B, L, d]."""
+        """Return [B, L, d] for x [B, L, d] and a mask as in SelfAttention."""
         x = self.attention_output(self.attention(self.attention_norm(x), mask), x)
         inner = self.feed_forward_norm(x)
         return self.feed_forward_output(F.silu(self.gate(inner)) * self.up(inner), x)
@@ -49,20 +49,20 @@ class LiGRBlock(nn.Module):
 
 @register("ligr")
 class LiGR(UserEncoder):
-    """The user encoder of eSASRec (Tikhonovich et al., RecSys 2025), of LiGR's blocks (Borisyuk et al., 2025).
+    """The user encoder of eSASRec (Tikhonovich et al., RecSys 2025), with the blocks of LiGR (Borisyuk et al., 2025).
 
-    Our reading: learned positions are added to item embeddings, then dropout; in a block each sub-layer F gives
-    x + sigmoid(W x + b) * F(LayerNorm(x)), where the gate reads the residual stream as it is; the feed-forward
-    sub-layer is a SwiGLU; a LayerNorm ends the stack, as pre-LN stacks need one. Projections of queries, keys
-    and values have no biases, as those of SASRec here. The program that its authors published (RecTools) has these
-    biases and no LayerNorm at the end; in all else the blocks are equal.
+    Our interpretation: learned positions are added to the item embeddings, followed by dropout. In a block, each
+    sub-layer F computes x + sigmoid(W x + b) * F(LayerNorm(x)), where the gate reads the residual stream without
+    normalisation. The feed-forward sub-layer is a SwiGLU. A LayerNorm ends the stack, as pre-LN stacks need one. Query,
+    key and value projections have no biases, as in our SASRec. The program that the authors published (RecTools) has
+    these biases and no final LayerNorm; apart from that, the blocks are equal.
 
     Args:
         width: d, the size of item embeddings and user vectors.
         max_seq_len: L, the number of learned positions.
-        blocks, heads, dropout: of the transformer.
+        blocks, heads, dropout: number of blocks, attention heads per block, and dropout rate of the transformer.
 
-    Raises TransrecError when `heads` does not divide `width`.
+    Raises TransrecError if `heads` does not divide `width`.
     """
 
     Options = SASRecOptions

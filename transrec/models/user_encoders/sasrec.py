@@ -12,8 +12,8 @@ from transrec.models.user_encoders.base import UserEncoder, register, xavier
 from transrec.options import Options, flag
 
 LAYER_NORM_EPS = 1e-6
-# Added to the logit of what must not be attended to. Finite, so that a query that may attend to nothing averages over
-# everything instead of giving NaN.
+# Added to the logits of positions that must not be attended to. It is finite, so that a query that may attend to
+# nothing averages over everything instead of giving NaN.
 MASKED = -1e9
 
 
@@ -29,19 +29,19 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, L, d], mask [B, 1, L, L] (query, key) added to the logits -> [B, L, d]."""
+        """Return [B, L, d] for x [B, L, d] and a mask [B, 1, L, L] (query, key) that is added to the logits."""
         query, key, value = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
-        # Written out: fused kernels get the gradient of a query that may attend to nothing wrong, and on sequences this
-        # short they win no time.
+        # Written out, because fused kernels compute a wrong gradient for a query that may attend to nothing, and they
+        # save no time on sequences this short.
         logits = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5 + mask
         return (self.dropout(logits.softmax(-1)) @ value).transpose(1, 2).flatten(2)
 
 
 class ResidualOutput(nn.Module):
-    """The end of a post-LN sub-layer: LayerNorm(residual + dropout(Linear(x)))."""
+    """End of a post-LN sub-layer: LayerNorm(residual + dropout(Linear(x)))."""
 
     def __init__(self, inner: int, width: int, bias: bool, dropout: float):
         super().__init__()
@@ -64,7 +64,7 @@ class SASRecBlock(nn.Module):
         self.feed_forward_output = ResidualOutput(4 * width, width, bias=True, dropout=dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [B, L, d], mask as in SelfAttention -> [B, L, d]."""
+        """Return [B, L, d] for x [B, L, d] and a mask as in SelfAttention."""
         x = self.attention_output(self.attention(x, mask), x)
         return self.feed_forward_output(F.relu(self.up(x)), x)
 
@@ -74,19 +74,19 @@ class SASRecOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"blocks": 1, "heads": 1, "dropout": 0}
     _below: ClassVar[dict[str, float]] = {"dropout": 1}
 
-    blocks: int = flag(2, "Transformer blocks of the user encoder.")
-    heads: int = flag(2, "Attention heads of the user encoder.")
-    dropout: float = flag(0.1, "Dropout of the user encoder.")
+    blocks: int = flag(2, "Number of transformer blocks of the user encoder.")
+    heads: int = flag(2, "Number of attention heads of the user encoder.")
+    dropout: float = flag(0.1, "Dropout rate of the user encoder.")
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Raise TransrecError when `heads` does not divide `width`."""
+    """Raise TransrecError if `heads` does not divide `width`."""
     if width % heads:
         raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
 
 
 def added_mask(mask: Tensor) -> Tensor:
-    """What is added to logits of attention, [B, 1, L, L]: nothing for what is real and not later, by a mask [B, L]."""
+    """Return the additive attention mask [B, 1, L, L] of a mask [B, L]: 0 for real items not after the query."""
     length = mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     return torch.where(causal & mask.bool()[:, None, None, :], 0.0, MASKED)
@@ -99,9 +99,9 @@ class SASRec(UserEncoder):
     Args:
         width: d, the size of item embeddings and user vectors.
         max_seq_len: L, the number of learned positions.
-        blocks, heads, dropout: of the transformer.
+        blocks, heads, dropout: number of blocks, attention heads per block, and dropout rate of the transformer.
 
-    Raises TransrecError when `heads` does not divide `width`.
+    Raises TransrecError if `heads` does not divide `width`.
     """
 
     Options = SASRecOptions
@@ -117,14 +117,14 @@ class SASRec(UserEncoder):
         xavier(self)
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
-        """User vectors after each position.
+        """Return the user vectors after each position.
 
         Args:
             item_embeddings: [B, L, d], left-padded.
-            mask: [B, L], true (or non-zero) where an item is real.
+            mask: [B, L], true (or non-zero) at real items.
 
         Returns:
-            [B, L, d]; position t has seen items 0..t only. Rows of padding are finite and mean nothing.
+            [B, L, d]; position t has seen only items 0..t. Rows at padding are finite but meaningless.
         """
         added = added_mask(mask)
         x = item_embeddings + self.position_embedding.weight[: item_embeddings.shape[1]]
