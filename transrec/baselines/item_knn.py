@@ -39,7 +39,7 @@ class ItemKNN(Baseline):
 
     Items are similar if the same users interact with them. The similarity of the items i and j is
     c_ij / (sqrt(c_i c_j) + shrinkage), where c_ij is the number of training sequences that hold both items and c_i the
-    number that hold i. A context item that is a places before the last one votes with the weight 1 / (a + 1).
+    number that hold i. The vote of a context item that is a places before the last one has the weight 1 / (a + 1).
     """
 
     label: ClassVar[str] = "item-kNN"
@@ -93,14 +93,16 @@ def neighbours(holds: sparse.csr_array, count: int, shrinkage: float) -> sparse.
     for start, stop in _blocks(items, np.diff(holds.indptr)):
         together = (items[start:stop] @ holds).tocoo()
         rows, columns = together.row, together.col
-        other = rows + start != columns
-        rows, columns, values = rows[other], columns[other], together.data[other]
+        is_other = rows + start != columns
+        rows, columns, values = rows[is_other], columns[is_other], together.data[is_other]
         values = values / (np.sqrt(counts[rows + start] * counts[columns]) + np.float32(shrinkage))
         order = np.lexsort((columns, -values, rows))
         rows, columns, values = rows[order], columns[order], values[order]
         first = np.searchsorted(rows, np.arange(stop - start))
-        kept = np.arange(len(rows)) - first[rows] < count
-        block = sparse.csr_array((values[kept], (rows[kept], columns[kept])), shape=(stop - start, len(counts)))
+        is_near = np.arange(len(rows)) - first[rows] < count
+        block = sparse.csr_array(
+            (values[is_near], (rows[is_near], columns[is_near])), shape=(stop - start, len(counts))
+        )
         blocks.append(block.astype(np.float32))
     return sparse.vstack(blocks, format="csr")
 

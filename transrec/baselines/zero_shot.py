@@ -21,8 +21,8 @@ class ZeroShot(Baseline):
     """Ranks items by their mean cosine similarity to the items of the context, without training.
 
     The embeddings are the last states of an item in each modality: hidden states that the run has stored for a frozen
-    backbone, or precomputed vectors. All modalities have equal weight. A run whose backbones train has no such states,
-    so its tables have no row for this baseline.
+    backbone, or precomputed vectors. All modalities have equal weight. A run without stored states, for instance
+    because its backbones train, has no row for this baseline in its tables.
     """
 
     label: ClassVar[str] = "cosine of frozen embeddings"

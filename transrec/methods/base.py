@@ -22,7 +22,7 @@ LAST_BLOCKS = re.compile(r"(item|all)_last([1-9]\d*)")
 
 @dataclass(frozen=True)
 class MethodOptions(Options):
-    """Base class of all methods' flags. A method without flags of its own uses it as it is."""
+    """Base class of the flags of all methods; it has no flags of its own."""
 
     @property
     def extra_tokens(self) -> int:
@@ -53,8 +53,8 @@ class InsertOptions(MethodOptions):
     insert: str = flag(
         "all",
         "Where the method is inserted: item or user (one encoder), user_first or user_last (one block of the user "
-        "encoder), or all (both encoders). item_last2 and all_last2, or any other number, use only the last 2 blocks "
-        "of each backbone; with --cached auto the blocks below run once per item instead of in every step.",
+        "encoder), or all (both encoders). item_last2 (or any number) is the last 2 blocks of each backbone, all_last2 "
+        "these and the user encoder; with --cached auto the blocks below run once per item, not in every step.",
     )
     adapter_lr: float = flag(1.5e-4, "Learning rate of the parameters that the method trains.")
 
@@ -68,7 +68,7 @@ class InsertOptions(MethodOptions):
 class AdapterOptions(InsertOptions):
     """Flags of methods that insert modules and can also train the LayerNorms around them."""
 
-    train_layernorm: bool = flag(False, "Also train the LayerNorms of the blocks where the method is inserted.")
+    train_layernorm: bool = flag(False, "Also train the LayerNorms where the method is inserted.")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Method:
 
     Attributes:
         Options: the dataclass of the method's flags.
-        presets: the values of flags that its paper uses, by modality, or by presets.EVERY for all modalities
+        presets: the flag values that the method's paper uses, by modality, or by presets.EVERY for all modalities
             (transrec/presets.py).
         trains_backbone: whether the backbone's own weights train.
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
@@ -156,7 +156,10 @@ class Method:
         return {"adapter": lr, "LayerNorm": lr}
 
     def penalty(self) -> Tensor | None:
-        """Return a float32 scalar to add to each step's loss, for any batch and number of ranks; None: no penalty."""
+        """Return a penalty, a float32 scalar that each step's loss is increased by; None: no penalty.
+
+        It is added in full, whatever the batch and the number of ranks.
+        """
         return None
 
     def after_step(self, step: int, steps: int) -> None:

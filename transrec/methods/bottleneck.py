@@ -159,7 +159,7 @@ class ParallelOptions(BottleneckOptions):
 
 @dataclass(frozen=True)
 class PfeifferOptions(BottleneckOptions):
-    train_layernorm: bool = flag(True, "Also train the LayerNorms of the blocks where the method is inserted.")
+    train_layernorm: bool = flag(True, "Also train the LayerNorms where the method is inserted.")
     adapter_lr: float = flag(1e-4, "Learning rate of the parameters that the method trains.")
     variant: Literal["paper", "published", "adapterhub"] = flag(
         "paper",

@@ -68,7 +68,7 @@ class CompacterOptions(AdapterOptions):
     }
 
     adapter_lr: float = flag(4e-3, "Learning rate of the parameters that the method trains.")
-    train_layernorm: bool = flag(True, "Also train the LayerNorms of the blocks where the method is inserted.")
+    train_layernorm: bool = flag(True, "Also train the LayerNorms where the method is inserted.")
     item_bottleneck: int = flag(64, "Bottleneck size of the adapters in the item encoder.")
     user_bottleneck: int = flag(16, "Bottleneck size of the adapters in the user encoder.")
     kronecker: int = flag(

@@ -60,7 +60,7 @@ class KAdapter(nn.Module):
         self.adapters = nn.ModuleList(SideAdapter(width, size, heads, dropout) for _ in layers)
         self.fusion = nn.Linear(2 * width, width)
         if masked:
-            # [I, 0], so that the stack's own output comes out at first. The released programs keep torch's init.
+            # [I, 0], so that the output is the stack's own at first. The released programs keep torch's initialisation.
             with torch.no_grad():
                 self.fusion.weight.copy_(torch.eye(width, 2 * width))
                 self.fusion.bias.zero_()
@@ -128,7 +128,7 @@ class KAdapterOptions(AdapterOptions):
 
 @register("kadapter")
 class KAdapterMethod(Method):
-    """Adapters on the chosen layers of the item encoder and on every block of the user encoder that takes part."""
+    """Adapters on the chosen layers of the item encoder, and on the blocks of the user encoder that --insert names."""
 
     Options = KAdapterOptions
     # The fusion starts as [I, 0].

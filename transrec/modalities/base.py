@@ -146,7 +146,7 @@ class BackboneModality(Modality):
 
     @property
     def pooling(self) -> str:
-        """How a layer's output is pooled into one vector of an item."""
+        """The pooling of a layer's output into one vector of an item."""
         raise NotImplementedError
 
     @property

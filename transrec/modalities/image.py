@@ -23,8 +23,8 @@ from transrec.training.distributed import World
 class ImageTower(BackboneTower):
     """Runs an image backbone. Its last state is the output of the last block, before the final LayerNorm.
 
-    An image is read at [CLS], after the LayerNorm for [CLS] alone if the backbone has one (CLIP). A backbone without
-    [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has no pooling head.
+    An image is read at [CLS], and if the backbone has a LayerNorm for [CLS] alone (CLIP), after that LayerNorm. A
+    backbone without [CLS] (SigLIP) is read at its own pooling head, or at the mean of all patches if it has none.
 
     Args:
         preprocessing: the size and normalisation of the images that the backbone expects.
@@ -42,14 +42,14 @@ class ImageTower(BackboneTower):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def read_out(self, pixels: Tensor) -> Tensor:
-        """Return [N, D] for pixels uint8 [N, 3, S, S] of any S."""
+        """Return image vectors [N, D] for pixels uint8 [N, 3, S, S] of any S."""
         images = pixels.float() / 255
         if images.shape[-1] != self.size:
             images = F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
         return self.encode((images - self.mean) / self.std)
 
     def encode(self, pixel_values: Tensor, **options: Tensor) -> Tensor:
-        """Return [N, D] for normalised images float [N, 3, size, size]; `options` are passed to the backbone."""
+        """Return image vectors [N, D] for normalised images float [N, 3, size, size]; `options` go to the backbone."""
         if getattr(self.backbone.config, "mask_ratio", None) == 0:
             # MAE shuffles the patches even if it masks none, which only reorders float sums. Fixed noise prevents it.
             patches = (self.size // self.backbone.config.patch_size) ** 2

@@ -59,7 +59,7 @@ class TextTower(BackboneTower):
         return torch.stack([BackboneTower.forward(self, *text) for text in texts]).mean(0)
 
     def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return [N, D] for input_ids int64 [N, T] and attention_mask int64 [N, T] (1 = token)."""
+        """Return text vectors [N, D] for input_ids int64 [N, T] and attention_mask int64 [N, T] (1 = token)."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return self.pool(hidden, input_ids, attention_mask)
 
@@ -90,17 +90,18 @@ class TextOptions(ModalityOptions):
         "for decoders (LLMs).",
     )
     text_template: str | None = flag(
-        None, "Template of an item's text from columns of the items file, as '{title}. {brand}' (default: its title)."
+        None,
+        "Template of an item's text from columns of the items file, such as '{title}. {brand}' (default: its title).",
     )
     text_attributes: list[str] = flag(
-        [TITLE], "Columns of the items file that are encoded separately, as title abstract; an item is their mean."
+        [TITLE], "Columns of the items file that are encoded separately, such as title abstract; an item is their mean."
     )
     title_tokens: int = flag(
         30, "Cut titles, or texts of --text_template, to this many word pieces, including special tokens."
     )
     attribute_tokens: list[int] = flag(
         [],
-        "Cut each of --text_attributes to so many word pieces (default: --title_tokens for title, 50 for any other).",
+        "Word pieces that each of --text_attributes is cut to (default: --title_tokens for title, 50 for any other).",
     )
     lower_case: bool = flag(True, "Lower-case titles before tokenisation.")
     cache_dir: str | None = flag(
@@ -165,7 +166,7 @@ class Text(BackboneModality):
 
     @property
     def pooling(self) -> Pooling:
-        """How a title is pooled into one vector."""
+        """The pooling of a title into one vector."""
         return backbone.pooling(self.config, self.options.text_pooling)
 
     @property
@@ -218,14 +219,14 @@ class Text(BackboneModality):
             log("texts       " + ", ".join(f"{text} ({length} word pieces)" for text, length in self.texts.items()))
         if (declared := backbone.declared_pooling(self.encoder)) is None:
             return
-        which = f"{self.encoder} (modules.json) declares"
+        declares = f"{self.encoder} (modules.json) declares"
         if declared == self.pooling:
-            log(f"titles      read by --text_pooling {self.pooling}, as {which}")
+            log(f"titles      read by --text_pooling {self.pooling}, as {declares}")
         elif declared in backbone.POOLINGS:
-            log(f"titles      read by --text_pooling {self.pooling}, as this run's options say; {which} {declared}")
+            log(f"titles      read by --text_pooling {self.pooling}, as this run's options say; {declares} {declared}")
         else:
             known = f"only {', '.join(backbone.POOLINGS)} are known here"
             warn(
-                f"{which} the pooling {declared}, and {known}: titles are read by --text_pooling {self.pooling}; "
+                f"{declares} the pooling {declared}, and {known}: titles are read by --text_pooling {self.pooling}; "
                 f"choose another with that flag, or another encoder"
             )

@@ -315,7 +315,7 @@ def _check_kernels(config, name: str | Path) -> None:
 def load_config(name: str | Path, modality: str = "text"):
     """Return the configuration of a backbone; for a multimodal model, the part for `modality`.
 
-    Raises TransrecError if there is none, if it asks for code, and if the model is no stack of blocks that can be used.
+    Raises TransrecError if there is none, if it asks for code, and if the model is not a plain stack of blocks.
     """
     from transformers import AutoConfig
 
@@ -338,7 +338,7 @@ def load_config(name: str | Path, modality: str = "text"):
 
 
 def pooling(config, chosen: Literal["auto"] | Pooling) -> Pooling:
-    """Return how a text is pooled. "auto" is "cls" for encoders and "last" for decoders (causal attention).
+    """Return how a text is pooled; "auto" is "cls" for encoders, "last" for decoders (their first token sees no other).
 
     Encoders are the models for which transformers has a masked language model. The pooling that a folder declares is
     not considered here: a new run's options already contain it (transrec.settings), and "auto" in the options of an
@@ -509,8 +509,8 @@ def _mark_constants(model: "PreTrainedModel") -> None:
 def _of_modality(model: "PreTrainedModel", name: str, modality: str, main_input: str) -> "PreTrainedModel":
     reads = main_input or MAIN_INPUTS.get(modality, model.main_input_name)
     if model.main_input_name != reads:
-        other = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
-        raise TransrecError(f"{name}: a {type(model).__name__} reads {other}, not {modality}")
+        actual = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)
+        raise TransrecError(f"{name}: a {type(model).__name__} reads {actual}, not {modality}")
     if getattr(model.config, "is_encoder_decoder", False):
         raise TransrecError(f"{name}: a {type(model).__name__} is an encoder and a decoder; give a model that is one")
     parameters = inspect.signature(model.forward).parameters.values()

@@ -29,5 +29,5 @@ class Recommender(nn.Module):
         self.saved_buffers: list[str] = []
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss, a scalar summed over the batch's predicting positions; each item is encoded once."""
+        """Return the loss, a scalar summed over the predicting positions; each distinct item is encoded once."""
         return self.objective(batch.inputs.encoded(self.item_encoder), batch, self.user_encoder) * batch.weight

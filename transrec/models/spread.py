@@ -1,4 +1,4 @@
-"""Spreads a frozen backbone that exceeds one GPU over GPUs, host memory and disk while its states are computed."""
+"""Spreads a frozen backbone larger than one GPU over GPUs, host memory and disk while its states are computed."""
 
 import re
 from collections.abc import Sequence

@@ -35,7 +35,7 @@ class Tower(nn.Module):
         states: the numbers of the K states that `read` returns.
         stateless: what has no states, as a plural noun for messages, if `states` is empty.
         projection: Linear(D, d); None once a method has taken it over.
-        backbone: the backbone that the tower runs; None if the tower runs none.
+        backbone: the backbone that the tower runs; None if there is none.
         backbone_dropout: whether the backbone's own dropout is active in training mode. If not, the backbone stays in
             eval mode even while the tower trains, except for inserted modules that set `follows_mode`.
     """

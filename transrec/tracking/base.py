@@ -46,8 +46,8 @@ register = TRACKERS.register
 class Trackers:
     """The trackers that a run chose. An error in a tracker becomes a one-line TransrecError that names the tracker.
 
-    As a context manager, this closes all trackers on exit, even after an error. That error then propagates, and
-    failures to close a tracker become warnings.
+    As a context manager, it closes all trackers on exit, whether or not an error was raised. An error that was raised
+    propagates, and failures to close a tracker then become warnings.
 
     Args:
         folder: the run's folder.

@@ -68,15 +68,15 @@ class IISANOptions(MethodOptions):
 
         Raises TransrecError if --side_size has too few or too many values.
         """
-        given, count = self._sizes, len(widths)
-        if len(given) == 1:
-            return dict.fromkeys([*widths, INTER], given[0])
-        if len(given) not in (count, count + (count > 1)):
+        values, count = self._sizes, len(widths)
+        if len(values) == 1:
+            return dict.fromkeys([*widths, INTER], values[0])
+        if len(values) not in (count, count + (count > 1)):
             raise TransrecError(
-                f"--side_size {' '.join(map(str, given))}: give one size for all, or {count}, one for each of "
+                f"--side_size {' '.join(map(str, values))}: give one size for all, or {count}, one for each of "
                 f"{', '.join(widths)}" + (", or one more for the inter-modal tower" if count > 1 else "")
             )
-        sizes = dict(zip([*widths, INTER], given, strict=False))
+        sizes = dict(zip([*widths, INTER], values, strict=False))
         # As in the original programs: the size of the narrowest modality, and text's if widths are equal.
         narrowest = min(widths, key=lambda modality: (widths[modality], modality != "text"))
         return {INTER: sizes[narrowest]} | sizes
@@ -104,15 +104,15 @@ class IISANOptions(MethodOptions):
         return {modality: self._states(modality, depth, min(depths.values())) for modality, depth in depths.items()}
 
     def _states(self, modality: str, depth: int, shallowest: int) -> list[int]:
-        given: Sequence[int] = getattr(self, f"{modality}_layers", [])
+        chosen: Sequence[int] = getattr(self, f"{modality}_layers", [])
         count = self.side_layers or math.ceil(shallowest / 2)
-        if count > depth and not given:
+        if count > depth and not chosen:
             raise TransrecError(f"--side_layers {count}: the {modality} encoder has {depth} layers")
         # Half of the layers means every second one (IISAN); fewer are spread as widely as possible (Versa).
         apart = 2 if count == math.ceil(depth / 2) else (depth - 1) // max(1, count - 1)
-        layers = sorted({layer + depth if layer < 0 else layer for layer in given}) or [
+        layers = sorted({layer + depth if layer < 0 else layer for layer in chosen}) or [
             depth - 1 - number * apart for number in reversed(range(count))
         ]
         if layers[0] < 0 or layers[-1] >= depth:
-            raise TransrecError(f"--{modality}_layers {given}: the {modality} encoder has layers 0 to {depth - 1}")
+            raise TransrecError(f"--{modality}_layers {chosen}: the {modality} encoder has layers 0 to {depth - 1}")
         return [0, *(layer + 1 for layer in layers)]

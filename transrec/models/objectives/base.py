@@ -38,7 +38,7 @@ class Objective:
         raise NotImplementedError
 
     def scored(self, embeddings: Tensor) -> Tensor:
-        """Return item embeddings [n, d] as user vectors are multiplied with them, also in evaluation: here unchanged."""
+        """Return item embeddings [n, d] as they are multiplied with user vectors, in evaluation too: here unchanged."""
         return embeddings
 
 

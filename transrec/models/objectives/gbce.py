@@ -15,7 +15,8 @@ from transrec.options import flag
 @dataclass(frozen=True)
 class GBCEOptions(NegativesOptions):
     negatives: int = flag(
-        16, "K, the number of sampled negatives per position, each one more item to encode; gSASRec uses 256 over IDs."
+        16,
+        "K, the number of sampled negatives per position; each adds an item to encode. gSASRec uses 256 over item IDs.",
     )
     calibration: float = flag(0.75, "t of gBCE: 0 is plain binary cross-entropy, 1 corrects fully for the sampling.")
 

@@ -78,7 +78,7 @@ class SampledSoftmaxObjective(ScaledObjective):
         else:
             drawn = batch.negatives.view(*batch.mask.shape, self.count)[owner, position]
             scores = (users.unsqueeze(1) * take(embeddings, drawn)).sum(-1)
-            # Each is drawn from the items outside the user's sequence, so chances are relative to the chance of these.
+            # Negatives are drawn among the items outside the user's sequence, which raises the chance of each.
             outside = 1 - (held * chances.exp()).sum(1)
             correction = math.log(self.count) + chances[drawn] - outside.clamp(min=1e-6).log()[owner].unsqueeze(1)
             excluded = drawn == 0

@@ -74,7 +74,7 @@ class Terms:
     excluded: Tensor
 
     def put(self, logits: Tensor, first: int) -> Tensor:
-        """Apply the terms in place to logits [P, c] of the items from `first` on; excluded ones become -infinity."""
+        """Apply the terms in place to logits [P, c] of the items from `first` on; excluded items get minus infinity."""
         part = slice(first, first + logits.shape[1])
         return logits.add_(self.prior[part]).masked_fill_(self.excluded[:, part][self.owner], -torch.inf)
 
@@ -160,7 +160,7 @@ def _chunks(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None
 def _add_gradients(
     of_logits: Tensor, first: int, users: Tensor, items: Tensor, of_users: Tensor, of_items: Tensor
 ) -> None:
-    """Add the contribution of the gradient of logits [P, c], of the items from `first` on, to users' and items'."""
+    """Add to `of_users` and `of_items` the gradients that flow from logits [P, c] of the items from `first` on."""
     part = slice(first, first + of_logits.shape[1])
     of_users.addmm_(of_logits, items[part])
     of_items[part].addmm_(of_logits.T, users)
