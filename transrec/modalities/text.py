@@ -103,7 +103,7 @@ class TextOptions(ModalityOptions):
         [],
         "Word pieces that each of --text_attributes is cut to (default: --title_tokens for title, 50 for any other).",
     )
-    lower_case: bool = flag(True, "Lower-case titles before tokenisation.")
+    lower_case: bool = flag(True, "Lower-case titles before they are tokenised.")
     cache_dir: str | None = flag(
         None,
         "Folder for tokenised titles (default: .transrec/ next to the items file).",
