@@ -26,7 +26,7 @@ class IISANOptions(MethodOptions):
     side_size: list[int] | int = flag(
         64,
         "Bottleneck size of the side network's adapters: one for all, or one for each modality in the order of "
-        "--modalities, optionally followed by one for the inter-modal tower (default: the narrower modality's size).",
+        "--modalities, optionally followed by one for the inter-modal tower (else the narrower modality's size).",
     )
     side_activation: Literal["relu", "gelu"] = flag("relu", "Activation of the side network's adapters.")
     side_towers: Literal["intra_inter", "intra", "inter"] = flag(
