@@ -1,1 +1,1 @@
-"""What is made of results: tables, and studies that fill them."""
+"""Reports on datasets and finished runs: tables, significance tests, plots, HTML pages and model cards."""

@@ -1,4 +1,4 @@
-"""The pages of scripts/browse.py: users, typed histories and items, as one to three finished runs see them."""
+"""The pages of scripts/browse.py: what one to three finished runs recommend to users, for typed histories and items."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -43,12 +43,12 @@ class Browser:
     """Pages about one to three finished runs over the same dataset and split.
 
     Args:
-        runs: what is shown side by side.
-        k: how many recommendations or neighbours.
-        images: store, folder or zip of pictures; None: what a run reads, or else the store of the dataset's folder.
+        runs: the runs to show side by side.
+        k: number of recommendations or neighbours per run.
+        images: store, folder or zip of pictures; None: the one that a run reads, else the store in the dataset folder.
 
-    Raises TransrecError for more runs, for runs over other data, another split or other items, and for k below 1 or
-    above the number of items.
+    Raises TransrecError for more than three runs, for runs that differ in their dataset, split or items, and for k
+    below 1 or above the number of items.
     """
 
     def __init__(self, runs: Sequence[FinishedRun], k: int = 10, images: str | None = None) -> None:
@@ -80,7 +80,7 @@ class Browser:
         return [_kept_ranks(run) for run in self.runs]
 
     def answer(self, address: str) -> tuple[int, str]:
-        """The HTTP status and the page of an address such as "/user?id=u17". A mistake in it is told on the page."""
+        """Return the HTTP status and the page for an address such as "/user?id=u17". The page explains any mistake."""
         path, _, query = address.partition("?")
         asked = {name: values[0] for name, values in parse_qs(query, errors="surrogateescape").items()}
         pages = {"/": self._user_list, "/user": self._user, "/history": self._history, "/item": self._item}
@@ -92,13 +92,13 @@ class Browser:
             return 400, self._page([f'<p role="alert">{as_text(error)}</p>'])
 
     def find_items(self, words: str) -> list[int]:
-        """Places in `ids` of the items whose id is `words`, and then of those whose title has each of the words."""
+        """Return places in `ids`: the item whose id is `words` first, then items whose titles have all the words."""
         exact, wanted = self.first.index.get(words.strip()), words.casefold().split()
-        found = [place for place, title in enumerate(self._titles) if wanted and all(word in title for word in wanted)]
-        return found if exact is None else [exact, *(place for place in found if place != exact)]
+        places = [place for place, title in enumerate(self._titles) if wanted and all(word in title for word in wanted)]
+        return places if exact is None else [exact, *(place for place in places if place != exact)]
 
     def find_users(self, text: str) -> list[str]:
-        """Users whose id contains a text, in the order of the users file; one that is the text itself comes first."""
+        """Return users whose id contains a text, in the order of the users file, but an exact match first."""
         exact, wanted = [text] * (text in self.number), text.casefold()
         return exact + [user for user in self.users if wanted in user.casefold() and user != text]
 
@@ -109,12 +109,12 @@ class Browser:
 
     def _user_list(self, asked: dict[str, str]) -> list[str]:
         text = asked.get("find", "").strip()
-        found = self.find_users(text)
-        shown = "".join(f"<li>{_link('/user', as_text(user), id=user)}</li>" for user in found[:USERS_LISTED])
+        users = self.find_users(text)
+        shown = "".join(f"<li>{_link('/user', as_text(user), id=user)}</li>" for user in users[:USERS_LISTED])
         return [
             "<h2>Users</h2>",
             _form("/", "User id, or a part of it", "find", text, "Find"),
-            _counted(len(found), USERS_LISTED, "users"),
+            _counted(len(users), USERS_LISTED, "users"),
             f'<ul class="users">{shown}</ul>',
         ]
 
@@ -140,7 +140,7 @@ class Browser:
         return [head, more, *self._target(target)]
 
     def _target(self, target: int) -> list[str]:
-        """History and target, and what each run recommends, its test's mask applied."""
+        """Return the history, the target, and the items that each run recommends under its own test mask."""
         place = int(self.split.targets("test")[1][target])
         kept, start = self.split.kept.values, int(self.split.kept.starts[self._owners[target]])
         begin = max(start, place - STEPS_SHOWN)
@@ -150,10 +150,10 @@ class Browser:
         lists = []
         for run, ranks in zip(self.runs, self._ranks, strict=True):
             ((scores, items),) = run.top_of("test", self.k, targets=np.array([target]))
-            found = run.named(scores[0], items[0])
-            lists.append(self._column(run, found, wanted, "" if ranks is None else _rank(ranks["rank"][target])))
-        said = _counted(place - start, STEPS_SHOWN, "interactions before the target", "the last ")
-        return [said, f'<ol class="cards">{"".join(steps)}{end}</ol>', _side_by_side(f"Top {self.k}", lists)]
+            top = run.named(scores[0], items[0])
+            lists.append(self._column(run, top, wanted, "" if ranks is None else _rank(ranks["rank"][target])))
+        note = _counted(place - start, STEPS_SHOWN, "interactions before the target", "the last ")
+        return [note, f'<ol class="cards">{"".join(steps)}{end}</ol>', _side_by_side(f"Top {self.k}", lists)]
 
     def _history(self, asked: dict[str, str]) -> list[str]:
         text, words = asked.get("items", ""), asked.get("find", "")
@@ -167,13 +167,13 @@ class Browser:
         return sections + (self._recommended(text.split()) if text.strip() else [])
 
     def _recommended(self, items: list[str]) -> list[str]:
-        """A history of item ids, and what each run recommends: nothing of the history."""
+        """Return a history of item ids and the items that each run recommends for it, without the history's items."""
         places = self.first.numbers(items)
         begin = max(0, len(items) - STEPS_SHOWN)
         steps = "".join(self._step(place, str(at)) for at, place in enumerate(places[begin:], start=begin + 1))
         lists = [self._column(run, run.recommend(items, self.k)) for run in self.runs]
-        said = _counted(len(items), STEPS_SHOWN, "items in the history", "the last ")
-        return [said, f'<ol class="cards">{steps}</ol>', _side_by_side(f"Top {self.k}", lists)]
+        note = _counted(len(items), STEPS_SHOWN, "items in the history", "the last ")
+        return [note, f'<ol class="cards">{steps}</ol>', _side_by_side(f"Top {self.k}", lists)]
 
     def _item(self, asked: dict[str, str]) -> list[str]:
         words, item = asked.get("find", ""), asked.get("id", "")
@@ -189,15 +189,15 @@ class Browser:
         return [*sections, card, _side_by_side("Nearest items, by the cosine of embeddings", lists)]
 
     def _found(self, words: str, more: Callable[[str], str]) -> list[str]:
-        """Items that are found; `more` gives HTML that stands behind each, by its id."""
-        found = self.find_items(words)
+        """Return the items that match the words; `more` maps an item's id to HTML that follows the item."""
+        places = self.find_items(words)
         cards = "".join(
-            self._step(place, item := self.first.ids[place], more=more(item)) for place in found[:ITEMS_LISTED]
+            self._step(place, item := self.first.ids[place], more=more(item)) for place in places[:ITEMS_LISTED]
         )
-        return [_counted(len(found), ITEMS_LISTED, "items"), f'<ul class="cards">{cards}</ul>']
+        return [_counted(len(places), ITEMS_LISTED, "items"), f'<ul class="cards">{cards}</ul>']
 
     def _step(self, place: int, label: str, at: int | None = None, marked: bool = False, more: str = "") -> str:
-        """The card of the item at a place in `ids`; `at` is where in `kept` it stands, `more` is HTML."""
+        """Return the card of the item at a place in `ids`; `at` is its index in `kept`, and `more` is HTML."""
         item = self.first.ids[place]
         when = "" if at is None or self.split.times is None else f" {moment(int(self.split.times[at]))}"
         what = self._named(item, self.first.titles[place]) + (f"<br>{more}" if more else "")
@@ -207,14 +207,14 @@ class Browser:
         return _link("/item", as_text(title) if title.strip() else f"item {as_text(item)}", id=item)
 
     def _column(self, run: FinishedRun, found: Recommendations, target: str | None = None, rank: str = "") -> str:
-        """A run's list, in which the target is marked as a hit."""
+        """Return a run's list of items, with the target marked as a hit."""
         rows = []
         for number, (item, score, title) in enumerate(zip(found.ids, found.scores, found.titles, strict=True), start=1):
             hit = item == target
-            said = f"{as_text(item)} · {score:.4f}" + " · <strong>hit</strong>" * hit
+            details = f"{as_text(item)} · {score:.4f}" + " · <strong>hit</strong>" * hit
             rows.append(
                 f"<li{' class=hit' * hit}><span class=rank>{number}</span>{thumbnail(self.gallery, item)}"
-                f"<span>{self._named(item, title)}<br><span class=faint>{said}</span></span></li>"
+                f"<span>{self._named(item, title)}<br><span class=faint>{details}</span></span></li>"
             )
         alike = sum(other.folder.name == run.folder.name for other in self.runs) > 1
         name = str(run.folder) if alike else run.folder.name
@@ -228,8 +228,10 @@ class Browser:
 def check_alike(one: FinishedRun, other: FinishedRun) -> None:
     """Raise TransrecError unless two runs rank the same items for the same test targets of the same dataset."""
     data = [run.dataset for run in (one, other)]
-    items = [[(each.catalog.ids[row], each.catalog.texts[row]) for row in each.split.item_rows] for each in data]
-    files = [each.interactions for each in data]
+    items = [
+        [(dataset.catalog.ids[row], dataset.catalog.texts[row]) for row in dataset.split.item_rows] for dataset in data
+    ]
+    files = [dataset.interactions for dataset in data]
     if (
         files[0].users != files[1].users
         or not np.array_equal(files[0].sequences.stops, files[1].sequences.stops)
@@ -240,7 +242,7 @@ def check_alike(one: FinishedRun, other: FinishedRun) -> None:
     elif items[0] != items[1]:
         differs = "what is ranked"
     else:
-        users = [each.split.user_rows for each in data]
+        users = [dataset.split.user_rows for dataset in data]
         alike = np.array_equal(users[0], users[1]) and np.array_equal(_targets(one), _targets(other))
         differs = "" if alike else "the split"
     if differs:
@@ -251,13 +253,13 @@ def check_alike(one: FinishedRun, other: FinishedRun) -> None:
 
 
 def _targets(run: FinishedRun) -> np.ndarray:
-    """Of each test target the rows of user and item."""
+    """Return the row of the user and of the item for each test target."""
     split = run.dataset.split
     return target_ranks(split, "test", np.ones(len(split.test)))[["user", "item"]]
 
 
 def _kept_ranks(run: FinishedRun) -> np.ndarray | None:
-    """The ranks of the test targets that a run keeps; None: none, or of other targets."""
+    """Return the ranks that a run stored for the test targets; None if it stored none, or those of other targets."""
     try:
         kept = read_ranks(run.folder, "test")
     except TransrecError:
@@ -278,13 +280,13 @@ def _side_by_side(head: str, lists: list[str]) -> str:
 
 
 def _link(path: str, said: str, **asked: str) -> str:
-    """A link whose words are HTML."""
+    """Return a link; its text, `said`, is HTML."""
     address = f"{path}?{urlencode(asked, errors='surrogateescape')}"
     return f'<a href="{escape(address)}">{said}</a>'
 
 
 def _form(path: str, label: str, name: str, value: str, button: str, **hidden: str) -> str:
-    """A field that is searched for, or typed into."""
-    more = "".join(f'<input type="hidden" name="{of}" value="{escape(text)}">' for of, text in hidden.items())
+    """Return a form with one text field, a button, and hidden fields."""
+    more = "".join(f'<input type="hidden" name="{key}" value="{escape(text)}">' for key, text in hidden.items())
     field = f'<label>{label} <input name="{name}" value="{escape(value)}" autocomplete="off"></label>'
     return f'<form action="{path}">{field}{more}<button>{button}</button></form>'

@@ -1,4 +1,4 @@
-"""Finished runs beside each other, by the ranks that they kept: metrics, slices, and tests of what differs."""
+"""Compare finished runs by the ranks that they stored: metrics, slices, and significance tests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ from transrec.settings import Settings, deciding, read_settings
 from transrec.training.metrics import METRICS, Metric, Ranking, RankMetric
 from transrec.training.ranks import ranks_file, read_ranks
 
-# A p-value below it is told from chance.
+# Significance level: a difference with a smaller p-value counts as more than chance.
 SIGNIFICANT = 0.05
 ALL = "all"
-# What does not tell two methods apart.
+# Flags in which runs of one method may differ.
 OF_A_RUN = {"seed", "output", "files", "checkpoint"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in their seed alone, or a baseline.
+    """Runs that differ only in their seed, or a baseline.
 
     Attributes:
-        name: what tables call it.
-        seeds: of the runs, ascending; none of a baseline, for which nothing is drawn at random.
-        ranks: float64 [S, T], of each run's targets; [1, T] of a baseline.
-        folders: of the runs; of a baseline, those that keep these very ranks of it.
+        name: the name in tables.
+        seeds: the runs' seeds, ascending; empty for a baseline, which draws nothing at random.
+        ranks: float64 [S, T], the ranks of each run's targets; [1, T] for a baseline.
+        folders: folders of the runs; for a baseline, of the runs that stored exactly these ranks of it.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Method:
 
 
 def grouped(runs: Mapping[Path, Settings]) -> list[list[Path]]:
-    """Folders of runs, those together that differ in their seed alone, by ascending seed."""
+    """Group the folders of runs that differ only in their seed, by ascending seed."""
     groups: dict[str, list[Path]] = {}
     for folder, settings in runs.items():
         groups.setdefault(repr(sorted(telling(settings).items())), []).append(folder)
@@ -54,7 +54,7 @@ def grouped(runs: Mapping[Path, Settings]) -> list[list[Path]]:
 
 
 def telling(settings: Settings) -> dict[str, Any]:
-    """The settings that tell a method apart from others, by flag."""
+    """Return the settings that distinguish a method from others, by flag."""
     return {name: value for name, value in deciding(settings.as_dict()).items() if name not in OF_A_RUN}
 
 
@@ -70,36 +70,37 @@ class Wanted:
         return self.metric.named(self.cutoff)
 
     def of_each(self, ranks: np.ndarray) -> np.ndarray | None:
-        """Its value for each of ranks [S, T]; None where it is not a mean over targets."""
+        """Return the metric's value for each of the ranks [S, T]; None if the metric is not a mean over targets."""
         return self.metric.of_each(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
 
 
 def wanted(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[Wanted]:
-    """The metrics by name at each cut-off. Raises TransrecError for unknown ones."""
-    found = []
+    """Return the named metrics, each at all cut-offs. Raises TransrecError for unknown metrics."""
+    pairs = []
     for name in dict.fromkeys(metrics):
         entry = METRICS.get(name)
         metric = entry(**entry.Options.defaults())
-        found += [Wanted(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
-    return found
+        pairs += [Wanted(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
+    return pairs
 
 
 class Comparison:
     """Finished runs over the same targets.
 
     Args:
-        folders: of runs; those that differ in their seed alone are one method.
+        folders: folders of runs; runs that differ only in their seed are one method.
         part: "validation" or "test".
-        plugins: files that may run, among them all that the runs were started with.
-        baselines: names of those whose ranks are compared, too, as any of the runs keeps them.
-        anew: how targets are ranked, with the models where a run was told otherwise; no baseline can be compared then.
+        plugins: files that may be executed, including all plugins that the runs were started with.
+        baselines: names of baselines to compare, too, by the ranks that the runs stored.
+        anew: ranking options. Runs with other options are ranked again by their models, and then no baseline can be
+            compared.
 
     Attributes:
-        methods: what the runs are of.
-        baselines: those of other ranks than the ones before, so a baseline may be there several times.
+        methods: the methods of the runs.
+        baselines: the baselines; one appears several times if the runs stored different ranks of it.
 
-    Raises TransrecError for a folder without ranks, for runs over other targets or items, and for baselines that no run
-    keeps.
+    Raises TransrecError for a folder without ranks, for runs over different targets or items, and for baselines that no
+    run stored.
     """
 
     def __init__(
@@ -119,8 +120,8 @@ class Comparison:
         if not kept:
             raise TransrecError("no run is given: name at least one run folder")
         self._first, self._targets = next(iter(kept.items()))
-        for folder, of in kept.items():
-            self._check_targets(folder, of)
+        for folder, ranks in kept.items():
+            self._check_targets(folder, ranks)
         self.methods = self._grouped(kept)
         self.baselines = [method for name in dict.fromkeys(baselines) for method in self._baseline(name)]
 
@@ -132,11 +133,11 @@ class Comparison:
             )
 
     def _baseline(self, name: str) -> list[Method]:
-        """A baseline as often as the runs keep other ranks of it, such as of the embeddings of several backbones."""
+        """Return an entry for each distinct set of a baseline's ranks; several backbones may give several sets."""
         label = BASELINES.get(name).label
         if self.part != "test":
             raise TransrecError(f"--baselines {name}: ranks the test targets alone; use --part test")
-        if any(self._anew.changed(of).as_dict() != of.as_dict() for of in self._settings.values()):
+        if any(self._anew.changed(settings).as_dict() != settings.as_dict() for settings in self._settings.values()):
             raise TransrecError(
                 f"--baselines {name}: is kept as the runs ranked; leave --mask_history and --catalogue out"
             )
@@ -146,22 +147,27 @@ class Comparison:
                 f"--baselines {name}: no run keeps ranks of it: their --baselines left it out, they could not make it, "
                 f"or they are of an earlier release"
             )
-        found: list[tuple[np.ndarray, list[Path]]] = []
+        distinct: list[tuple[np.ndarray, list[Path]]] = []
         for folder in holders:
             kept = read_ranks(folder, self.part, name)
             self._check_targets(folder, kept)
-            same = next((folders for ranks, folders in found if np.array_equal(ranks, kept["rank"])), None)
+            same = next((folders for ranks, folders in distinct if np.array_equal(ranks, kept["rank"])), None)
             if same is None:
-                found.append((kept["rank"], same := []))
+                distinct.append((kept["rank"], same := []))
             same.append(folder)
         return [
-            Method(label if len(found) == 1 else f"{label} ({of[0].name})", [], ranks[None].astype(np.float64), of)
-            for ranks, of in found
+            Method(
+                label if len(distinct) == 1 else f"{label} ({folders[0].name})",
+                [],
+                ranks[None].astype(np.float64),
+                folders,
+            )
+            for ranks, folders in distinct
         ]
 
     @property
     def compared(self) -> list[Method]:
-        """Methods, then baselines."""
+        """The methods, followed by the baselines."""
         return [*self.methods, *self.baselines]
 
     def _grouped(self, kept: dict[Path, np.ndarray]) -> list[Method]:
@@ -173,14 +179,14 @@ class Comparison:
             if len(set(seeds)) < len(seeds):
                 raise TransrecError(f"{folders[0]} and {folders[1]}: are one run of one seed twice; leave one out")
             ranks = np.stack([kept[folder]["rank"] for folder in folders]).astype(np.float64)
-            # Of one name, but not of one setting.
-            told = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
-            methods.append(Method(told, seeds, ranks, folders))
+            # Methods with different settings may share a name.
+            distinct_name = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
+            methods.append(Method(distinct_name, seeds, ranks, folders))
         return methods
 
     @cached_property
     def dataset(self) -> Dataset:
-        """What the runs were evaluated on. Raises TransrecError when it is missing or has changed."""
+        """The dataset that the runs were evaluated on. Raises TransrecError if it is missing or has changed."""
         dataset = read_dataset(self._anew.changed(self._settings[self._first]), with_times=True)
         targets, split = Targets(dataset, self.part), dataset.split
         if not same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
@@ -188,19 +194,19 @@ class Comparison:
         return dataset
 
     def slices(self, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Which targets each slice holds, by its name: bool [T]; all of them first."""
+        """Return a mask of the targets in each slice, bool [T], by the slice's name; first the slice of all targets."""
         groups = {ALL: np.ones(self.methods[0].ranks.shape[1], dtype=bool)}
         for name in names:
             entry = SLICES.get(name)
             labels, index = entry().groups(Targets(self.dataset, self.part))
             groups |= {f"{entry.label}: {label}": index == number for number, label in enumerate(labels)}
-        return {name: of for name, of in groups.items() if of.any()}
+        return {name: mask for name, mask in groups.items() if mask.any()}
 
     def rows(self, metrics: Sequence[Wanted], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
-        """One row per slice and each of `compared`: numbers of targets and seeds, each metric's mean and deviation.
+        """Return a row for each slice and each of `compared`: its targets and seeds, each metric's mean and deviation.
 
-        Runs are ranked anew, with their models, for metrics of lists of recommended items. Raises TransrecError for
-        these metrics of baselines, of which runs keep ranks alone.
+        Metrics of recommended lists need the models, so the runs are ranked again for them. Raises TransrecError if
+        such a metric is asked for baselines, because runs store only their ranks.
         """
         if self.baselines and (of_lists := [each.name for each in metrics if each.metric.needs_lists]):
             raise TransrecError(
@@ -209,18 +215,18 @@ class Comparison:
             )
         rows = []
         rankings = [self._rankings(method, metrics) for method in self.compared]
-        for name, of in self.slices(slices).items():
+        for name, mask in self.slices(slices).items():
             for method, of_method in zip(self.compared, rankings, strict=True):
-                row = {"slice": name, "targets": int(of.sum()), "method": method.name, "seeds": len(method.seeds)}
+                row = {"slice": name, "targets": int(mask.sum()), "method": method.name, "seeds": len(method.seeds)}
                 for each in metrics:
-                    values = [each.metric(ranking.only(of), each.cutoff) for ranking in of_method]
+                    values = [each.metric(ranking.only(mask), each.cutoff) for ranking in of_method]
                     row[each.name] = float(np.mean(values))
                     row[f"{each.name} deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else ""
                 rows.append(row)
         return rows
 
     def _rankings(self, method: Method, metrics: Sequence[Wanted]) -> list[Ranking]:
-        """Of each of a method's runs, with what the metrics need."""
+        """Return the ranking of each of a method's runs, with all that the metrics need."""
         if not any(each.metric.needs_lists for each in metrics):
             counted = any(not isinstance(each.metric, RankMetric) for each in metrics)
             item_count = self.dataset.split.item_count if counted else 0
@@ -229,63 +235,64 @@ class Comparison:
         return [self._anew.ranking(folder, self.part, entries, cutoffs) for folder in method.folders]
 
     def tested(self, metric: Wanted, test: str, correction: str) -> list[dict[str, Any]]:
-        """One row for each of `compared`, the best first: its interval, and its p-value against the best.
+        """Return a row for each of `compared`, the best first: its interval, and its p-value against the best.
 
         Args:
             test: "McNemar", "Wilcoxon" or "paired t" (transrec.reports.significance).
             correction: "holm" or "bh", over the rows.
 
-        Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of any but HR@k.
+        Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of values other than
+        0 and 1.
         """
         values = {method.name: _of_each(metric, method) for method in self.compared}
-        if test == "McNemar" and not all(np.isin(of, (0, 1)).all() for of in values.values()):
+        if test == "McNemar" and not all(np.isin(array, (0, 1)).all() for array in values.values()):
             raise TransrecError(f"--test McNemar: compares hits, and {metric.name} is none; use Wilcoxon or paired_t")
         order = sorted(values, key=lambda name: -values[name].mean())
         p_values = against(order[0], values, test, correction) if len(order) > 1 else {}
         rows = []
         for method in sorted(self.compared, key=lambda method: order.index(method.name)):
-            found = spread(values[method.name])
+            spreads = spread(values[method.name])
             rows.append(
                 {
                     "method": method.name,
                     "seeds": len(method.seeds),
-                    metric.name: found.users.mean,
-                    "low": found.users.low,
-                    "high": found.users.high,
-                    "deviation over seeds": "" if found.seeds is None else found.seeds,
+                    metric.name: spreads.users.mean,
+                    "low": spreads.users.low,
+                    "high": spreads.users.high,
+                    "deviation over seeds": "" if spreads.seeds is None else spreads.seeds,
                     "p": p_values.get(method.name, ""),
                 }
             )
         return rows
 
     def matrix(self, metric: Wanted, test: str, correction: str) -> dict[tuple[int, int], tuple[float, float]]:
-        """Of each pair, by their places in `compared`: the mean difference, and its p-value.
+        """Return the mean difference and its p-value for each pair, keyed by the pair's places in `compared`.
 
         Args:
-            metric: one that is a mean over targets.
-            test, correction: as of `tested`. The correction is over all pairs of methods; baselines are not paired
-                with each other, and the pairs of a method and a baseline are corrected for by themselves, so that a
-                baseline more makes no other p-value larger.
+            metric: a metric that is a mean over targets.
+            test, correction: as for `tested`. The correction is over all pairs of methods. Baselines are not paired
+                with each other, and pairs of a method and a baseline are corrected separately, so that another
+                baseline does not raise the p-values between methods.
 
         Raises TransrecError for another metric.
         """
-        methods, all_of_them = range(len(self.methods)), range(len(self.compared))
+        methods, everything = range(len(self.methods)), range(len(self.compared))
         among = self._paired(metric, list(combinations(methods, 2)), test, correction)
-        beside = list(product(methods, all_of_them[len(methods) :]))
-        return among | self._paired(metric, beside, test, correction)
+        with_baselines = list(product(methods, everything[len(methods) :]))
+        return among | self._paired(metric, with_baselines, test, correction)
 
     def _paired(
         self, metric: Wanted, pairs: list[tuple[int, int]], test: str, correction: str
     ) -> dict[tuple[int, int], tuple[float, float]]:
         values = [_of_each(metric, method) for method in self.compared]
-        p_values = CORRECTIONS[correction]([paired_tests(values[one], values[two])[test] for one, two in pairs])
-        means = [of.mean() for of in values]
-        differences = [float(means[one] - means[two]) for one, two in pairs]
+        p_values = CORRECTIONS[correction]([paired_tests(values[a], values[b])[test] for a, b in pairs])
+        means = [array.mean() for array in values]
+        differences = [float(means[a] - means[b]) for a, b in pairs]
         return dict(zip(pairs, zip(differences, p_values, strict=True), strict=True))
 
 
 def _of_each(metric: Wanted, method: Method) -> np.ndarray:
-    """A metric of each target: [S, T]. Raises TransrecError for one that is no mean over targets."""
+    """Return a metric's value for each target, [S, T]. Raises TransrecError if the metric is no mean over targets."""
     values = metric.of_each(method.ranks)
     if values is None:
         raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
@@ -293,5 +300,5 @@ def _of_each(metric: Wanted, method: Method) -> np.ndarray:
 
 
 def same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
-    """Whether kept ranks are of these rows of users and items, in their order."""
+    """Return whether stored ranks belong to these rows of users and items, in the same order."""
     return np.array_equal(kept["user"], users) and np.array_equal(kept["item"], items)
