@@ -1,4 +1,4 @@
-"""A dataset as one HTML page that needs nothing besides itself: counts, curves, doubtful items, example users."""
+"""A dataset as one self-contained HTML page: counts, curves, doubtful items, example users."""
 
 from dataclasses import dataclass, field
 
@@ -21,14 +21,14 @@ PICTURES = 48
 
 @dataclass(frozen=True)
 class Checked:
-    """What has been found out of a dataset.
+    """A dataset and the results of checking it.
 
     Attributes:
-        header, rows: the table of its counts.
-        notes: sentences that stand below it.
-        repeats: the pairs of a user and an item that meet more than once.
-        gallery: its pictures, if there are any.
-        broken: why pictures cannot be decoded, by item.
+        header, rows: the table of the dataset's counts.
+        notes: sentences to show below the table.
+        repeats: the pairs of a user and an item that interact more than once.
+        gallery: the dataset's pictures, if there are any.
+        broken: the reason why a picture cannot be decoded, by item.
     """
 
     dataset: Dataset
@@ -41,7 +41,7 @@ class Checked:
 
 
 def page(checked: Checked) -> str:
-    """The page. Nothing of the dataset is in it but as text and as pictures that were decoded and encoded anew."""
+    """Return the page. It shows the dataset only as escaped text and as pictures that were decoded and re-encoded."""
     dataset = checked.dataset
     sections = [
         as_table(checked.header, checked.rows, "numbers"),
@@ -58,7 +58,7 @@ def page(checked: Checked) -> str:
 
 
 def _shown(what: str, there: int) -> str:
-    """What is said above a table that may not show all."""
+    """Return the line above a table that may show only some of the entries."""
     return f"<p>{what}: {there:,}{f'; {LISTED} of them:' if there > LISTED else ''}</p>"
 
 
@@ -70,16 +70,16 @@ def _curves(dataset: Dataset) -> str:
 def _broken(checked: Checked) -> str:
     if not checked.broken:
         return ""
-    said = _shown("Pictures that cannot be decoded", len(checked.broken))
+    count = _shown("Pictures that cannot be decoded", len(checked.broken))
     rows = list(checked.broken.items())[:LISTED]
-    return f"<h2>Broken pictures</h2>\n{said}{as_table(['item', 'why'], rows)}"
+    return f"<h2>Broken pictures</h2>\n{count}{as_table(['item', 'why'], rows)}"
 
 
 def _cold(dataset: Dataset) -> str:
     rows = dataset.split.item_rows[cold_items(dataset.split) - 1]
-    said = _shown(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
+    count = _shown(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
     table = as_table(["item", "text"], (_item(dataset, row) for row in rows[:LISTED])) if len(rows) else ""
-    return f"<h2>Cold items</h2>\n{said}{table}"
+    return f"<h2>Cold items</h2>\n{count}{table}"
 
 
 def _item(dataset: Dataset, row: int) -> tuple[str, str]:
@@ -115,7 +115,7 @@ def _longest(dataset: Dataset) -> str:
 
 
 class _Examples:
-    """A few users, evenly spread over those that are kept, each with the end of the sequence and its targets."""
+    """A few users, spread evenly over the kept ones, each with the end of their sequence and their targets."""
 
     def __init__(self, checked: Checked):
         self.dataset, self.gallery, self.broken = checked.dataset, checked.gallery, checked.broken
@@ -132,9 +132,9 @@ class _Examples:
         first = max(start, stop - STEPS_SHOWN)
         name = interactions.users[split.user_rows[user]]
         left_out = f", the last {STEPS_SHOWN} of" if first > start else ","
-        said = f"<h3>User {as_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
+        heading = f"<h3>User {as_text(name)}{left_out} {stop - start:,} interactions that are kept</h3>"
         steps = "\n".join(self._step(user, place) for place in range(first, stop))
-        return f'{said}\n<ol class="cards">\n{steps}\n</ol>'
+        return f'{heading}\n<ol class="cards">\n{steps}\n</ol>'
 
     def _step(self, user: int, place: int) -> str:
         split = self.dataset.split

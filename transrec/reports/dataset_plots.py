@@ -1,4 +1,4 @@
-"""Plots of a dataset: how long sequences are, how popular items are, and when interactions happened."""
+"""Plots of a dataset: lengths of sequences, popularity of items, and interactions over time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from transrec.paths import atomic_write
 from transrec.reports.svg import as_svg
 
 BARS = 80
-# A curve of a million items looks no different with these many points.
+# With this many points, even a curve of a million items looks the same as with all its points.
 POINTS = 1000
 DAY = 24 * 60 * 60
 THOUSANDS = StrMethodFormatter("{x:,.0f}")
@@ -25,10 +25,10 @@ Panel = Callable[[Dataset, Axes], None]
 
 
 def sequences(dataset: Dataset, panel: Axes) -> None:
-    """How long users' sequences are."""
+    """Draw a histogram of the lengths of users' sequences."""
     read, kept = as_read(dataset), as_kept(dataset.split)
     shortest, longest = int(read.lengths.min()), int(read.lengths.max())
-    # Bars as wide as a whole number of lengths: else some hold more of them than others.
+    # The width of a bar is a whole number of lengths; otherwise some bars would cover more lengths than others.
     width = 1 + (longest - shortest) // BARS
     bins = (np.arange(shortest, longest + width + 1, width) - 0.5).tolist()
     panel.hist(read.lengths, bins=bins, color="0.75", label="read")
@@ -37,7 +37,7 @@ def sequences(dataset: Dataset, panel: Axes) -> None:
 
 
 def popularity(dataset: Dataset, panel: Axes) -> None:
-    """How popular items are by rank."""
+    """Draw the number of interactions per item, by the item's popularity rank."""
     read, kept = as_read(dataset), as_kept(dataset.split)
     for activity, colour, label, linewidth in ((read, "0.75", "read", 5), (kept, "C0", "kept", 1.5)):
         counts = activity.ranked[activity.ranked > 0]
@@ -48,7 +48,7 @@ def popularity(dataset: Dataset, panel: Axes) -> None:
 
 
 def time_line(dataset: Dataset, panel: Axes) -> None:
-    """When interactions happened, and the test targets among them; the dataset's times must be known."""
+    """Draw a histogram of the times of interactions and of test targets; the dataset's times must be known."""
     split, times = dataset.split, dataset.interactions.times
     assert times is not None
     bins = np.histogram_bin_edges(times.astype(np.float64), BARS).tolist()
@@ -63,9 +63,9 @@ def time_line(dataset: Dataset, panel: Axes) -> None:
 
 
 def panels(dataset: Dataset) -> dict[str, Panel]:
-    """What can be drawn of a dataset, by what it shows."""
-    found: dict[str, Panel] = {"sequences": sequences, "popularity": popularity}
-    return found | ({} if dataset.interactions.times is None else {"time line": time_line})
+    """Return the panels that can be drawn for a dataset, by name."""
+    always: dict[str, Panel] = {"sequences": sequences, "popularity": popularity}
+    return always | ({} if dataset.interactions.times is None else {"time line": time_line})
 
 
 def _draw(dataset: Dataset, panel: Axes, draw: Panel) -> None:
@@ -76,16 +76,16 @@ def _draw(dataset: Dataset, panel: Axes, draw: Panel) -> None:
 
 
 def write_png(dataset: Dataset, path: Path) -> None:
-    """Write a PNG of the lengths of sequences and of popularity."""
+    """Write a PNG with the panels of sequence lengths and popularity."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, draw in zip(figure.subplots(1, 2), (sequences, popularity), strict=True):
         _draw(dataset, panel, draw)
-        # A name may hold signs that would be read as a formula.
+        # Without parse_math=False, matplotlib would read some names as formulas.
         panel.set_title(f"{printable(dataset.name)}: {draw.__name__}", parse_math=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
 def svg(dataset: Dataset, name: str) -> str:
-    """One of `panels` as an `<svg>` to stand in an HTML page."""
+    """Return one of `panels` as an `<svg>` for an HTML page."""
     return as_svg(lambda panel: _draw(dataset, panel, panels(dataset)[name]), name)

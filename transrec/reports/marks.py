@@ -1,4 +1,4 @@
-"""What is said of a table's rows: the best, the second, and those that differ from the best by more than chance."""
+"""Marks for the rows of a results table: the best, the second, and those that differ significantly from the best."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from transrec.reports.significance import holm, paired_tests
 from transrec.reports.tables import BEST, METRICS, SECOND, distinct_baselines, shown_mean
 from transrec.training.ranks import read_ranks
 
-# The test of each of METRICS, and how it is told.
+# The significance test for each of METRICS, and its description in a table's note.
 TESTS = {
     "HR@10": ("McNemar", "exact McNemar test, over several seeds the exact sign-flip test of each target's mean"),
     "NDCG@10": ("paired t", "paired t-test of each target's mean"),
@@ -29,10 +29,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: what the note below the table calls it.
-        runs: folder and result.json's content of each finished run, by seed; of a baseline those of one run beside
-            which it was ranked, with its own scores.
-        baseline: its name; "" where the row is of runs.
+        name: the row's name in the note below the table.
+        runs: folder and result.json's content of each finished run, by seed; for a baseline, the folder of one run
+            that evaluated it, with the baseline's own scores.
+        baseline: the baseline's name; "" for a row of runs.
     """
 
     name: str
@@ -45,25 +45,25 @@ class Row:
 
     @cached_property
     def kept(self) -> dict[int, np.ndarray]:
-        """Ranks of the test targets by seed, RANK [T]; not of runs that keep none, or none that can be read."""
+        """Ranks of the test targets by seed, RANK [T]; seeds whose ranks are missing or unreadable are left out."""
         kept = {}
         for seed, (folder, _) in self.runs.items():
             try:
                 kept[seed] = read_ranks(folder, "test", self.baseline)
             except TransrecError:
                 continue
-        return {seed: of for seed, of in kept.items() if len(of)}
+        return {seed: ranks for seed, ranks in kept.items() if len(ranks)}
 
 
 @dataclass(frozen=True)
 class Column:
-    """What is said of one metric; lists have an entry for each row.
+    """The marks of one metric; lists have an entry for each row.
 
     Attributes:
-        places: BEST, SECOND, or "" for other rows, for those without a run, for a row alone, and for baselines.
-        p_values: against the row of runs with the highest mean, adjusted, for baselines by themselves; None of that
-            row, and where there is no test.
-        untested: why rows have no test, by their number.
+        places: BEST, SECOND, or "" for other rows. Rows without a run, baselines, and the only row of runs have "".
+        p_values: p-values against the row of runs with the highest mean, adjusted separately for methods and for
+            baselines; None for that row itself and for rows without a test.
+        untested: the reason why a row has no test, by the row's number.
     """
 
     places: list[str]
@@ -71,20 +71,20 @@ class Column:
     untested: dict[int, str]
 
     def cell(self, number: int, text: str) -> str:
-        """A row's cell, with DIFFERS where it differs from the best."""
+        """Return a row's cell, with DIFFERS if the row differs significantly from the best."""
         p = self.p_values[number]
         return f"{text}{DIFFERS}" if p is not None and p < SIGNIFICANT else text
 
 
 def baselines_beside(rows: Sequence[Row]) -> list[Row]:
-    """A row for each of the `distinct_baselines` of rows."""
+    """Return a row for each of the `distinct_baselines` of the rows' runs."""
     runs = [run for row in rows for run in row.runs.values()]
-    found = distinct_baselines([result for _, result in runs])
-    return [Row(of.label, {0: (runs[of.first][0], {"test": of.scores})}, of.name) for of in found]
+    baselines = distinct_baselines([result for _, result in runs])
+    return [Row(each.label, {0: (runs[each.first][0], {"test": each.scores})}, each.name) for each in baselines]
 
 
 def mark(rows: Sequence[Row], metric: str) -> Column:
-    """The column of one of METRICS. Means that read the same are marked alike."""
+    """Return the marks for one of METRICS. Means that print the same get the same mark."""
     means = {
         number: statistics.mean(result["test"][metric] for result in row.results)
         for number, row in enumerate(rows)
@@ -105,7 +105,7 @@ def mark(rows: Sequence[Row], metric: str) -> Column:
             if isinstance(paired, str):
                 untested[number] = paired
             else:
-                values = [np.stack([_values(metric, ranks) for ranks in of]) for of in paired]
+                values = [np.stack([_values(metric, ranks) for ranks in of_seeds]) for of_seeds in paired]
                 p_values[number] = paired_tests(*values)[TESTS[metric][0]]
         adjusted |= zip(p_values, holm([*p_values.values()]), strict=True)
     numbers = range(len(rows))
@@ -113,9 +113,9 @@ def mark(rows: Sequence[Row], metric: str) -> Column:
 
 
 def _paired(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarray]] | str:
-    """What both rows keep of the seeds that both have, in the same order; or why they cannot be paired.
+    """Return both rows' ranks for the seeds that they share, in the same order, or why they cannot be paired.
 
-    A baseline has no seed: beside it all seeds of the best row are kept.
+    A baseline has no seed, so it is paired with all seeds of the best row.
     """
     if not best.kept or not row.kept:
         return "the best row keeps no ranks that can be read" if row.kept else "no ranks that can be read are kept"
@@ -131,30 +131,30 @@ def _paired(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarray]] | 
 
 
 def _values(metric: str, kept: np.ndarray) -> np.ndarray:
-    """The metric of each target: float64 [T]."""
+    """Return the metric's value for each target: float64 [T]."""
     values = VALUES[metric].of_each(kept["rank"].astype(np.float64))
     assert values is not None
     return values
 
 
 def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
-    """The line below a table: its seeds, tests, correction and level, and which rows have no test.
+    """Return the note below a table: its seeds, tests, correction and level, and which rows have no test.
 
     Args:
-        columns: by metric, as `mark` gives them; of the same rows.
+        columns: the result of `mark` for the same rows, by metric.
     """
     counts = sorted(len(row.runs) for row in rows if row.runs and not row.baseline)
     if not counts:
         return "No run has finished."
-    said = [f"Seeds per row: {counts[0]}{f' to {counts[-1]}' if counts[-1] > counts[0] else ''}."]
+    sentences = [f"Seeds per row: {counts[0]}{f' to {counts[-1]}' if counts[-1] > counts[0] else ''}."]
     if sum(bool(row.runs) for row in rows) < 2:
-        return f"{said[0]} No test: there is no other row to compare with."
+        return f"{sentences[0]} No test: there is no other row to compare with."
     if len(counts) > 1:
-        said.append("The best of a column is bold, the second underlined; baselines are not marked so.")
+        sentences.append("The best of a column is bold, the second underlined; baselines are not marked so.")
     tested = {name: _tested(rows, column) for name, column in columns.items()}
     if any(tested.values()):
         tests = "; ".join(f"{name}: {TESTS[name][1]}, {count}" for name, count in tested.items() if count)
-        said.append(
+        sentences.append(
             f"{DIFFERS} differs from the best row at the {SIGNIFICANT:g} level, two-sided, with Holm's correction over "
             f"the comparisons of a column, those with baselines by themselves ({tests}). Rows are paired by target; a "
             f"target's mean is over the seeds that both rows have, beside a baseline over all of the best row's."
@@ -163,12 +163,12 @@ def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     for name, column in columns.items():
         for number, why in sorted(column.untested.items()):
             reasons.setdefault(f"No test of {name}: {why}", {})[rows[number].name] = None
-    said += [f"{why} ({', '.join(names)})." for why, names in reasons.items()]
-    return " ".join(said)
+    sentences += [f"{why} ({', '.join(names)})." for why, names in reasons.items()]
+    return " ".join(sentences)
 
 
 def _tested(rows: Sequence[Row], column: Column) -> str:
-    """How many comparisons a column has; "" for none."""
+    """Return the number of a column's comparisons in words; "" if there are none."""
     of_baselines = [bool(row.baseline) for row, p in zip(rows, column.p_values, strict=True) if p is not None]
     counts = ((of_baselines.count(False), ""), (of_baselines.count(True), " with baselines"))
     return " and ".join(f"{count} comparison{'s' * (count > 1)}{of}" for count, of in counts if count)

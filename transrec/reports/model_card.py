@@ -1,4 +1,4 @@
-"""The model card of a run that is given away: README.md with metadata as the Hugging Face hub reads it."""
+"""The model card of a released run: a README.md with metadata for the Hugging Face hub."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,10 +60,10 @@ Without transrec, `python example.py ITEM ITEM` recommends by torch and numpy al
 
 
 def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -> str:
-    """The card, made of result.json, the dataset and its data card.
+    """Return the card, built from result.json, the dataset and its data card.
 
     Args:
-        files: names of what lies beside it.
+        files: names of the files and folders next to the card.
     """
     import yaml
 
@@ -73,12 +73,12 @@ def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -
         "tags": ["sequential-recommendation", "recommender-system", settings.method, *settings.modalities],
         "model-index": [{"name": settings.name, "results": [_of_index(dataset, result)]}],
     }
-    # What is given by its name on the hub; a folder of this computer means nothing to others.
+    # Only encoders named as on the hub: a folder on this computer means nothing to others.
     encoders = [modality.encoder for modality in settings.modalities.values() if modality.encoder]
     if public := [encoder for encoder in encoders if not Path(encoder).is_absolute()]:
         metadata["base_model"] = public
     places = {"dataset", "output", "checkpoint", "state_cache", "cache_dir", "images", "vectors", "plugin", "presets"}
-    kept = {name: of for name, of in settings.departures.items() if name not in places}
+    shown = {name: value for name, value in settings.departures.items() if name not in places}
     return TEMPLATE.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=False),
         title=_plain(f"{settings.name}, {dataset}"),
@@ -94,7 +94,7 @@ def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -
         files=markdown(
             ["file", "what it is"], [[f"{name}", WHAT.get(name, "")] for name in sorted({*files, "README.md"})]
         ),
-        settings=markdown(["flag", "value"], [[f"--{name}", _name(of)] for name, of in kept.items()]),
+        settings=markdown(["flag", "value"], [[f"--{name}", _name(value)] for name, value in shown.items()]),
     )
 
 
@@ -115,24 +115,26 @@ def _results(result: dict[str, Any]) -> str:
 
 
 def _data(run: FinishedRun) -> str:
-    """What is known of the dataset, and of how it was imported."""
+    """Return a description of the dataset and of its import."""
     text = f"{_plain(run.dataset.summary)}."
-    told = description(run.dataset.folder).get("import")
-    if not isinstance(told, dict):
+    card = description(run.dataset.folder).get("import")
+    if not isinstance(card, dict):
         return text
-    counts = {name: told.get(name) for name in ("format", "first", "last", "duplicates", "order") if told.get(name)}
+    counts = {name: card.get(name) for name in ("format", "first", "last", "duplicates", "order") if card.get(name)}
     rows = [[name, str(value)] for name, value in counts.items()]
-    if isinstance(dropped := told.get("dropped"), dict):
+    if isinstance(dropped := card.get("dropped"), dict):
         rows += [[f"interactions dropped: {reason}", str(count)] for reason, count in dropped.items()]
     return f"{text}\n\n{markdown(['imported', 'what'], rows)}"
 
 
 def _plain(text: str) -> str:
-    """Of others' names nothing is Markdown or HTML."""
+    """Return text from outside with its Markdown and HTML disabled."""
     return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
 
 
 def _name(value: Any) -> str:
-    """A flag's value; of a path on this computer its last part."""
+    """Return a flag's value as text; an absolute path becomes its last part."""
     values = value if isinstance(value, list) else [value]
-    return " ".join(Path(one).name if isinstance(one, str) and Path(one).is_absolute() else str(one) for one in values)
+    return " ".join(
+        Path(entry).name if isinstance(entry, str) and Path(entry).is_absolute() else str(entry) for entry in values
+    )

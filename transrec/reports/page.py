@@ -1,4 +1,4 @@
-"""The shell of a page that needs nothing besides itself, and what pages are made of: text, tables, data cards."""
+"""The shell of a self-contained HTML page, and the parts of pages: text, tables, thumbnails and data cards."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ from transrec.data.images.pictures import Problem, Recipe
 from transrec.errors import printable
 
 LONGEST_TEXT = 300
-# How deep a data card may be nested before it is not shown further.
+# Deeper levels of a nested data card are not shown.
 DEEPEST = 4
 THUMBNAIL = Recipe(size=96, kind="jpeg", quality=80)
 
@@ -67,12 +67,12 @@ $script</body>
 
 
 def shell(name: str, sections: Iterable[str], style: str = "", script: str = "") -> str:
-    """A page of sections, which are HTML; those that are empty are left out.
+    """Return a page of HTML sections; empty sections are left out.
 
     Args:
-        name: plain text, the page's title.
-        style: further CSS.
-        script: JavaScript of transrec's own, the only one that a browser then runs in the page.
+        name: the page's title, plain text.
+        style: additional CSS.
+        script: transrec's own JavaScript; browsers run no other script in the page.
     """
     more = ""
     if script:
@@ -83,43 +83,43 @@ def shell(name: str, sections: Iterable[str], style: str = "", script: str = "")
 
 
 def as_text(value: object) -> str:
-    """A value from anywhere as text of the page: on one line, not too long, and with nothing in it that is markup."""
+    """Return an untrusted value as text for the page: on one line, shortened, with all markup escaped."""
     plain = str(value)
     return as_value(plain if len(plain) <= LONGEST_TEXT else f"{plain[:LONGEST_TEXT]}...")
 
 
 def as_value(value: object) -> str:
-    """A value from anywhere as text of the page or of an attribute, whole and on one line."""
+    """Return an untrusted value as text for the page or an attribute: escaped, on one line, not shortened."""
     return escape(printable(str(value)))
 
 
 def thumbnail(gallery: Gallery | None, item: str) -> str:
-    """A small picture of an item, decoded and encoded anew; nothing where there is none or it cannot be decoded."""
+    """Return an item's picture as a small, re-encoded `<img>`; "" if it is missing or cannot be decoded."""
     if gallery is None or item in gallery.missing:
         return ""
     try:
         record = THUMBNAIL.record(gallery.picture(item))
     except Problem:
         return ""
-    # Titles say what there is to see.
+    # The alternative text is empty because the title next to the picture describes it.
     return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(record).decode()}">'
 
 
 def as_card(picture: str, label: str, what: str, marked: bool = False) -> str:
-    """An item of a list of the class "cards", whose CSS is CARDS.
+    """Return an entry of a list of the class "cards", whose CSS is CARDS.
 
     Args:
-        picture: of `thumbnail`.
+        picture: HTML from `thumbnail`.
         label: plain text.
-        what: HTML.
-        marked: as a target.
+        what: HTML below the label.
+        marked: mark the card as a target.
     """
     kind = ' class="target"' if marked else ""
     return f'<li{kind}>{picture}<span class="faint">{as_text(label)}</span><br>{what}</li>'
 
 
 def as_table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: str = "text") -> str:
-    """A table of plain text. Of kind "numbers" all columns but the first stand to the right."""
+    """Return a table of plain text. The kind "numbers" right-aligns all columns but the first."""
     names = "".join(f"<th>{as_text(name)}</th>" for name in header)
     lines = ("".join(f"<td>{as_text(cell)}</td>" for cell in row) for row in rows)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
@@ -127,20 +127,20 @@ def as_table(header: Sequence[object], rows: Iterable[Sequence[object]], kind: s
 
 
 def data_card(folder: Path) -> str:
-    """What dataset.json says of how a dataset was imported, as a table; nothing where it says nothing."""
-    told = description(folder).get("import")
-    if not isinstance(told, dict):
+    """Return the description of a dataset's import in dataset.json as a table; "" if there is none."""
+    card = description(folder).get("import")
+    if not isinstance(card, dict):
         return ""
-    rows = [(name, in_words(value)) for name, value in told.items() if value not in (None, [], {}, "")]
+    rows = [(name, in_words(value)) for name, value in card.items() if value not in (None, [], {}, "")]
     return as_table(["import", ""], rows) if rows else ""
 
 
 def in_words(value: Any, depth: int = 0) -> str:
-    """A value of JSON in words."""
+    """Return a JSON value as plain text."""
     if depth > DEEPEST:
         return "..."
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {in_words(one, depth + 1)}" for name, one in value.items())
+        return ", ".join(f"{name}: {in_words(entry, depth + 1)}" for name, entry in value.items())
     if isinstance(value, list):
-        return "; ".join(in_words(one, depth + 1) for one in value)
+        return "; ".join(in_words(entry, depth + 1) for entry in value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
