@@ -1,7 +1,8 @@
-"""Figures that papers publish, beside ours.
+"""Figures published in papers, compared with ours.
 
-They stand in a CSV, published.csv beside this file or the user's own, a figure on each line. An empty cell of dataset,
-encoder, objective or method means that the source does not tell it: the figure stands beside every row of its table.
+They are read from a CSV, published.csv next to this file or the user's own, with one figure per line. An empty cell for
+dataset, encoder, objective or method means that the source does not state it; the figure then matches every row of its
+table in that respect.
 """
 
 import csv
@@ -20,7 +21,7 @@ from transrec.untrusted import read_regular
 
 SHIPPED = Path(__file__).with_name("published.csv")
 FILE_BYTES = 2**24
-# What is published of a run's cost, and how many of its unit one of result.json's is.
+# Published costs of a run: each one's key in result.json, and the factor from result.json's unit to the published unit.
 COSTS = {
     "seconds_per_epoch": ("seconds_per_epoch", 1.0),
     "peak_memory_gb": ("peak_memory_mib", 2**20 / 1e9),
@@ -35,16 +36,17 @@ TO_FILL_IN = "left for you to fill in"
 
 @dataclass(frozen=True)
 class Figure:
-    """A line of the CSV; its columns, in order, are these fields.
+    """A line of the CSV, whose columns are these fields in order.
 
     Attributes:
-        paper, table: where the figure belongs; an empty table stands for all of the paper's.
-        dataset: the name of its folder.
-        encoder: its name, of which the last part counts, or several divided by commas; "id" of item IDs.
-        method: what tables call it; without a variant it stands for all variants.
+        paper, table: the paper and table that the figure belongs to; an empty table means all tables of the paper.
+        dataset: the name of the dataset's folder.
+        encoder: the encoder's name, of which only the last part counts, or several separated by commas; "id" for item
+            IDs.
+        method: the method's name in tables; a name without a variant matches all variants.
         metric: HR@10 and so on, as shares of 1, or one of COSTS.
-        value: a number, or LOW-HIGH where the source tells a range.
-        source: where it is written.
+        value: a number, or LOW-HIGH if the source gives a range.
+        source: where the figure was published.
     """
 
     paper: str
@@ -64,14 +66,14 @@ class Figure:
         return float(low), float(high or low)
 
     def is_of(self, row: Mapping[str, str]) -> bool:
-        """Whether it is of a table's row, whose ROW is given."""
+        """Return whether the figure belongs to a table's row, given by its ROW values."""
         method = row["method"].partition(":")[0]
-        told = {name: getattr(self, name).casefold() for name in ROW}
-        told["encoder"] = ",".join(name.rpartition("/")[2] for name in told["encoder"].split(","))
-        return all(said in ("", row[name].casefold(), name == "method" and method) for name, said in told.items())
+        cells = {name: getattr(self, name).casefold() for name in ROW}
+        cells["encoder"] = ",".join(name.rpartition("/")[2] for name in cells["encoder"].split(","))
+        return all(cell in ("", row[name].casefold(), name == "method" and method) for name, cell in cells.items())
 
     def difference(self, ours: float) -> float:
-        """Ours less the value; of a range less its nearer end, and 0 within it."""
+        """Return ours minus the published value; for a range, minus its nearer end, and 0 inside the range."""
         low, high = self.ends
         return min(ours - low, 0.0) + max(ours - high, 0.0)
 
@@ -80,9 +82,9 @@ COLUMNS = tuple(field.name for field in fields(Figure))
 
 
 def read_published(path: str | Path) -> list[Figure]:
-    """The figures of a CSV with a header of COLUMNS.
+    """Read the figures from a CSV with the header COLUMNS.
 
-    Raises TransrecError naming the file, and the line and the column, of what is no figure or stands there twice.
+    Raises TransrecError, naming the file, line and column, for an invalid or repeated figure.
     """
     path = resolve(path)
     with about_file(path, "give another file with --published", "cannot be read"):
@@ -129,72 +131,77 @@ class Published:
     """The figures that a table may show.
 
     Attributes:
-        figures: those that go before others first.
-        wanted: whether the table shows them where none is of its rows, too.
+        figures: the figures, by descending precedence.
+        wanted: whether the table shows the columns even if no figure matches any of its rows.
     """
 
     figures: Sequence[Figure] = ()
     wanted: bool = False
 
     def of(self, row: Mapping[str, str]) -> dict[str, Figure]:
-        """The figures of a table's row, by metric."""
-        found: dict[str, Figure] = {}
+        """Return the figures of a table's row, by metric."""
+        by_metric: dict[str, Figure] = {}
         for figure in self.figures:
             if figure.is_of(row):
-                found.setdefault(figure.metric, figure)
-        return found
+                by_metric.setdefault(figure.metric, figure)
+        return by_metric
 
 
 def select(own: str | None, paper: str = "", table: str = "") -> Published:
-    """The figures of the user's own file and those that are shipped: of a paper's table, or of any.
+    """Return the figures from the user's own file and the shipped ones, for one table of a paper or for all papers.
 
-    Without a paper a shipped figure whose source tells no dataset is none that rows could be compared with.
+    Without a paper, shipped figures whose source names no dataset are left out: no row can be compared with them.
     """
     of_user, shipped = read_published(own) if own else [], read_published(SHIPPED)
     if not paper:
         return Published([*of_user, *(figure for figure in shipped if figure.dataset)])
     names = paper.casefold(), {"", table.casefold()}
-    fit = [one for one in (*of_user, *shipped) if one.paper.casefold() == names[0] and one.table.casefold() in names[1]]
+    fit = [fig for fig in (*of_user, *shipped) if fig.paper.casefold() == names[0] and fig.table.casefold() in names[1]]
     return Published(fit, wanted=True)
 
 
 def published_columns(
     figures: Sequence[Mapping[str, Figure]], rows: Sequence[Sequence[dict[str, Any]]]
 ) -> list[Further]:
-    """The columns `published`, and `difference`: ours, as tables show a row's runs, less it.
+    """Return the columns `published` and `difference`: our value, as tables show it, minus the published one.
 
     Args:
-        figures: of each row, by metric.
+        figures: the figures of each row, by metric.
         rows: the results of each row's runs.
     """
-    of = [
-        {metric: (figure, _ours(metric, results)) for metric, figure in told.items()}
-        for told, results in zip(figures, rows, strict=True)
+    pairs = [
+        {metric: (figure, _ours(metric, results)) for metric, figure in of_row.items()}
+        for of_row, results in zip(figures, rows, strict=True)
     ]
-    known = [{m: figure.difference(ours) for m, (figure, ours) in told.items() if ours is not None} for told in of]
+    known = [
+        {metric: figure.difference(ours) for metric, (figure, ours) in of_row.items() if ours is not None}
+        for of_row in pairs
+    ]
     return [
         Further(
             "published",
-            ["; ".join(f"{metric} {one.value}" for metric, one in told.items()) or TO_FILL_IN for told in figures],
-            [{f"published {metric}": one.value for metric, one in told.items()} for told in figures],
+            ["; ".join(f"{metric} {fig.value}" for metric, fig in of_row.items()) or TO_FILL_IN for of_row in figures],
+            [{f"published {metric}": figure.value for metric, figure in of_row.items()} for of_row in figures],
         ),
         Further(
             "difference",
-            ["; ".join(f"{metric} {_shown(metric, value)}" for metric, value in told.items()) or "-" for told in known],
-            [{f"{metric} less published": value for metric, value in told.items()} for told in known],
+            ["; ".join(f"{name} {_shown(name, value)}" for name, value in of_row.items()) or "-" for of_row in known],
+            [{f"{metric} less published": value for metric, value in of_row.items()} for of_row in known],
         ),
     ]
 
 
 def published_note(figures: Sequence[Mapping[str, Figure]]) -> str:
-    """What is said below a table that shows them."""
-    said = []
-    if sources := dict.fromkeys(f"{one.paper}: {one.source}" for told in figures for one in told.values()):
-        said.append(f"Published figures: {'; '.join(sources)}.")
-        said.append("A difference is ours less the published one; within a published range it is 0.")
+    """Return the note below a table that shows published figures."""
+    notes = []
+    if sources := dict.fromkeys(f"{figure.paper}: {figure.source}" for row in figures for figure in row.values()):
+        notes.append(f"Published figures: {'; '.join(sources)}.")
+        notes.append("A difference is ours less the published one; within a published range it is 0.")
     if not all(figures):
-        said.append(f"Rows whose published figure is {TO_FILL_IN} take it from --published FILE (docs/reproducing.md).")
-    return " ".join(said)
+        notes.append(
+            f"Rows whose published figure is {TO_FILL_IN} take it from --published FILE (docs/reproducing.md)."
+        )
+    return " ".join(notes)
 
 
 def _shown(metric: str, difference: float) -> str:
@@ -202,7 +209,7 @@ def _shown(metric: str, difference: float) -> str:
 
 
 def _ours(metric: str, results: Sequence[dict[str, Any]]) -> float | None:
-    """What a row's runs have, as tables show it, in the unit of published figures; None where a run lacks it."""
+    """Return the value of a row's runs as tables show it, in the published unit; None if any run lacks the metric."""
     if metric in COSTS and results:
         name, unit = COSTS[metric]
         return unit * costs(results)[name]

@@ -1,4 +1,4 @@
-"""Recommendations as rows of a table, CSV, JSON lines or Parquet; and the histories that they are made of."""
+"""Recommendations as rows of a table, CSV, JSON lines or Parquet, and the histories that they are made for."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from transrec.progress import Bar
 from transrec.reports.tables import markdown
 
 COLUMNS: tuple[str, ...] = ("user", "rank", "item", "score", "title")
-# Of a file's name, and what is meant by it.
+# The format that each suffix of a file's name stands for.
 SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".md": "table", ".txt": "table"}
 ROWS_AT_ONCE = 4096
 Row = tuple[str, int, str, float, str]
@@ -28,13 +28,13 @@ Row = tuple[str, int, str, float, str]
 
 @dataclass(frozen=True)
 class Histories:
-    """Whom items are recommended to.
+    """The users to recommend to, with their histories.
 
     Attributes:
-        users: [U] names.
-        items: of each user at least one, by its place in the run's `ids`.
-        items_left_out: how many of their items the run does not rank.
-        users_left_out: how many users have no other.
+        users: names of the U users.
+        items: each user's history, at least one item, as places in the run's `ids`.
+        items_left_out: number of interactions left out because the run does not rank their item.
+        users_left_out: number of users left out because the run ranks none of their items.
     """
 
     users: list[str]
@@ -44,16 +44,18 @@ class Histories:
 
     @property
     def left_out(self) -> str:
-        """What is left out, for people; "" where nothing is."""
-        what = [(self.items_left_out, "interaction(s) with items that are not ranked")]
-        what += [(self.users_left_out, "user(s) without any other item")]
-        return " and ".join(f"{count:,} {of}" for count, of in what if count)
+        """A readable description of what is left out; "" if nothing is."""
+        parts = [(self.items_left_out, "interaction(s) with items that are not ranked")]
+        parts += [(self.users_left_out, "user(s) without any other item")]
+        return " and ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
 def of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histories:
-    """All users of a run's dataset with all that they did, or the given ones. Raises TransrecError for an unknown user.
+    """Return all users of a run's dataset, or the given ones, with all their interactions.
 
-    What nobody whom the run kept has is left out, and so is who has nothing else.
+    Items that the run does not rank are left out, and so are users without any other item.
+
+    Raises TransrecError for an unknown user, and if no user is left.
     """
     read, index = run.dataset.interactions, run.index
     rows = np.arange(len(read.users))
@@ -69,12 +71,13 @@ def of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histories:
 
 
 def of_file(run: FinishedRun, path: Path, skip_unknown: bool) -> Histories:
-    """The users of a file of `user_id<TAB>item item ...` lines, whom the run may never have seen.
+    """Return the users in a file of `user_id<TAB>item item ...` lines; the run need not know them.
 
     Args:
-        skip_unknown: leave items out that are not ranked, and users without any other.
+        skip_unknown: leave out items that the run does not rank, and users without any other item.
 
-    Raises TransrecError as `read_interactions`; and, without `skip_unknown`, for such an item and a user without items.
+    Raises TransrecError as `read_interactions` does and, without `skip_unknown`, for an item that is not ranked and for
+    a user without items.
     """
     unknown: list[tuple[int, str, str]] = []
     read = read_interactions(path, run.catalog, unknown)
@@ -92,9 +95,9 @@ def of_file(run: FinishedRun, path: Path, skip_unknown: bool) -> Histories:
 
 
 def of_texts(run: FinishedRun, texts: Sequence[str]) -> Histories:
-    """Histories as they are typed, item ids with spaces between, who are called 1, 2, and so on.
+    """Return typed histories, item ids separated by spaces; their users are named 1, 2, and so on.
 
-    Raises TransrecError for one without items and an item that is not ranked.
+    Raises TransrecError for a history without items, and for an item that is not ranked.
     """
     for text in texts:
         if not text.split():
@@ -106,39 +109,42 @@ def of_texts(run: FinishedRun, texts: Sequence[str]) -> Histories:
 
 
 def _known(users: list[str], places: np.ndarray, lengths: np.ndarray) -> Histories:
-    """Of users' places, one user's after the other's, those from 0 on; raises TransrecError where none is left."""
+    """Return histories without unknown items (negative places, given user after user) and without users left empty.
+
+    Raises TransrecError if no history is left.
+    """
     known = places >= 0
     owner = np.repeat(np.arange(len(users)), lengths)[known]
-    of_each = np.bincount(owner, minlength=len(users))
-    kept = np.flatnonzero(of_each)
+    counts = np.bincount(owner, minlength=len(users))
+    kept = np.flatnonzero(counts)
     if not len(kept):
         raise TransrecError("none of the histories holds an item that is ranked; check the item ids")
-    stops = np.cumsum(of_each[kept])
-    items = Sequences(places[known], stops - of_each[kept], stops)
+    stops = np.cumsum(counts[kept])
+    items = Sequences(places[known], stops - counts[kept], stops)
     return Histories([users[row] for row in kept], items, int(np.count_nonzero(~known)), len(users) - len(kept))
 
 
 def rows_of(run: FinishedRun, histories: Histories, k: int, exclude_seen: bool) -> Iterator[Row]:
-    """The COLUMNS of each recommendation, user by user, best first. Raises TransrecError as `FinishedRun.top`."""
+    """Yield the COLUMNS of each recommendation, user by user, best first. Raises TransrecError as `FinishedRun.top`."""
     users = iter(histories.users)
     with Bar(total=len(histories.users), desc="recommend", unit="user", delay=1, leave=False) as bar:
         for scores, items in run.top(histories.items, k, exclude_seen):
-            for user, *of in zip(islice(users, len(scores)), scores, items, strict=True):
-                found = run.named(*of)
-                # The shortest decimal number that stands for the same float32.
-                told = (float(str(score)) for score in found.scores)
-                for rank, (item, score, title) in enumerate(zip(found.ids, told, found.titles, strict=True), start=1):
+            for user, *row in zip(islice(users, len(scores)), scores, items, strict=True):
+                top = run.named(*row)
+                # Write the shortest decimal number that gives the same float32.
+                shortest = (float(str(score)) for score in top.scores)
+                for rank, (item, score, title) in enumerate(zip(top.ids, shortest, top.titles, strict=True), start=1):
                     yield user, rank, item, score, title
             bar.update(len(scores))
 
 
 def write(rows: Iterator[Row], out: Path | None, kind: str) -> None:
-    """Write rows to a file, whole or not at all, or to standard output.
+    """Write rows to a file or to standard output; a file is written completely or not at all.
 
     Args:
         kind: "table", "csv", "jsonl" or "parquet".
 
-    Raises TransrecError where the file cannot be written, for Parquet on standard output, and without pyarrow for it.
+    Raises TransrecError if the file cannot be written, for Parquet on standard output, and for Parquet without pyarrow.
     """
     if kind == "parquet":
         if out is None:
@@ -200,7 +206,7 @@ def _write_parquet(rows: Iterator[Row], out: Path) -> None:
 
 
 def kind_of(out: Path | None, given: str | None) -> str:
-    """The format that --format or the file's name says. Raises TransrecError for a name that says none."""
+    """Return the format given by --format or the file's name. Raises TransrecError for a name with another suffix."""
     if given or out is None:
         return given or "table"
     if out.suffix.lower() not in SUFFIXES:

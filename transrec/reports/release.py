@@ -1,4 +1,4 @@
-"""A finished run as a folder to give away: weights, embeddings, user encoder, model card, all that loading needs."""
+"""Release a finished run as one folder: weights, embeddings, user encoder, model card, and all that loading needs."""
 
 import dataclasses
 import json
@@ -50,13 +50,13 @@ for item in scores.topk(10).indices:
 
 
 def release(run: FinishedRun, out: Path, log: Callable[[str], None]) -> None:
-    """Write a run as a folder that `load_run` reads, whole or not at all.
+    """Write a run as a folder that `load_run` reads; the folder is written completely or not at all.
 
     Args:
         log: called with a line for each part that is written or left out.
 
-    Raises TransrecError when the folder exists already or cannot be written, when the run has no result or its dataset
-    is missing, and for a user encoder that torch cannot export.
+    Raises TransrecError if the folder already exists or cannot be written, if the run has no result, if its dataset is
+    missing, if an encoder's weights are quantised, and for a user encoder that torch cannot export.
     """
     result = read_result(run.folder, tested=False)
     for name, modality in run.settings.modalities.items():
@@ -93,7 +93,7 @@ def _write_items(run: FinishedRun, folder: Path) -> None:
 
 
 def _write_lora(run: FinishedRun, folder: Path) -> list[str]:
-    """Write each backbone's LoRA in peft's format; returns a line about each."""
+    """Write each backbone's LoRA in peft's format; returns a line about each backbone."""
     lines = []
     settings = run.settings
     own = settings.run.checkpoint or settings.model.random_backbone
@@ -111,9 +111,9 @@ def _write_lora(run: FinishedRun, folder: Path) -> list[str]:
 
 
 def _write_encoders(run: FinishedRun, folder: Path) -> dict[str, str]:
-    """Write what loading needs of each backbone beside its weights; returns where it is, by the name of the flag.
+    """Write what loading a backbone needs besides its weights; returns its location, by the name of the flag.
 
-    Of a backbone that the run read stored states of, the weights too: new items are encoded by it.
+    If the run read stored hidden states of a backbone, its weights are written, too: they encode new items.
     """
     places = {}
     plan = run.settings.plan
@@ -135,15 +135,15 @@ def _write_encoders(run: FinishedRun, folder: Path) -> dict[str, str]:
 
 
 def _options(run: FinishedRun, encoders: dict[str, str]) -> dict[str, Any]:
-    """The run's options, less what names places on this computer."""
+    """Return the run's options without the paths on this computer."""
     settings, stored = run.settings, read_options(run.folder)
-    places = {f.name for group in settings.groups for f in dataclasses.fields(group) if f.metadata.get("absolute")}
-    options = {name: None if name in places else value for name, value in settings.as_dict().items()}
+    paths = {f.name for group in settings.groups for f in dataclasses.fields(group) if f.metadata.get("absolute")}
+    options = {name: None if name in paths else value for name, value in settings.as_dict().items()}
     trains = settings.training.train_recommender
     if trains == "auto":
         trains = "no" if settings.run.checkpoint else "yes"
-    files = {Path(path).name: of for path, of in stored.get("files", {}).items()}
-    named = {name: of and Path(of).name for name in ("users_file", "items_file") for of in [options[name]]}
+    files = {Path(path).name: file_digest for path, file_digest in stored.get("files", {}).items()}
+    named = {name: path and Path(path).name for name in ("users_file", "items_file") for path in [options[name]]}
     return (
         options
         | named
@@ -162,9 +162,9 @@ def _options(run: FinishedRun, encoders: dict[str, str]) -> dict[str, Any]:
 
 
 def _write_weights(run: FinishedRun, path: Path, options: dict[str, Any]) -> None:
-    """All weights in one checkpoint that needs no base."""
+    """Write all weights into one checkpoint that needs no base checkpoint."""
     description = checkpoint.describe(checkpoint_file(run.folder))
-    encoders = {name: Path(of).name for name, of in description.base.encoders.items()}
+    encoders = {name: Path(encoder).name for name, encoder in description.base.encoders.items()}
     tensors = {name: widened(parameter) for name, parameter in run.named_parameters()}
     tensors |= {name: run.get_buffer(name) for name in run.saved_buffers}
     path.parent.mkdir()
