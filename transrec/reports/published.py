@@ -1,8 +1,7 @@
 """Figures published in papers, compared with ours.
 
 They are read from a CSV, published.csv next to this file or the user's own, with one figure per line. An empty cell for
-dataset, encoder, objective or method means that the source does not state it; the figure then matches every row of its
-table in that respect.
+dataset, encoder, objective or method means that the source does not state it; such a cell matches every row.
 """
 
 import csv

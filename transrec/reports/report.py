@@ -1,4 +1,4 @@
-"""Finished runs as one HTML page that needs nothing besides itself: results, curves, costs, slices, tests, settings."""
+"""Finished runs as one self-contained HTML page: results, curves, costs, slices, tests, settings."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ COSTS = {
     "trainable parameters": "trainable_parameters",
 }
 CURVES = {"train_loss": "training loss", **{f"validation {name}": f"validation {name}" for name in METRICS}}
-# Folders in the title.
+# Number of folders in the default title.
 NAMED = 3
 TEST, CORRECTION = "paired t", "holm"
 
@@ -90,15 +90,15 @@ for (const plot of document.querySelectorAll(".plot")) {
 
 
 def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), title: str = "") -> str:
-    """The page of runs and studies. Nothing of them is in it but as text.
+    """Return the page about runs and studies. Whatever it shows of them is escaped text.
 
     Args:
-        folders: as `transrec.results` takes them.
-        plugins: files that may run, among them all that the runs were started with.
-        title: of the page; by default what the folders are called.
+        folders: folders as for `transrec.results`.
+        plugins: files that may be executed, including all plugins that the runs were started with.
+        title: the page's title; by default the names of the folders.
 
-    Raises TransrecError for folders without finished runs, and for damaged result.json and options.json. Whatever else
-    is missing or damaged is told in the page.
+    Raises TransrecError for folders without finished runs, and for a damaged result.json or options.json. The page
+    reports anything else that is missing or damaged.
     """
     rows = read_rows(folders, plugins)
     of_same_targets, notes = compared(rows, plugins)
@@ -110,7 +110,7 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
         "<h2>Accuracy against cost</h2>",
         *_by_data(rows, _costs),
         "<h2>Slices</h2>",
-        *(_slices(number, of) for number, of in enumerate(of_same_targets)),
+        *(_slices(number, group) for number, group in enumerate(of_same_targets)),
         "" if of_same_targets else _said("No run here keeps the ranks of its test targets, of which slices are made."),
         "<h2>Significance</h2>",
         *map(_significance, of_same_targets),
@@ -121,7 +121,7 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
         "<h2>Data card</h2>",
         *_by_data(rows, _data),
     ]
-    names = list(dict.fromkeys(resolve(of).name for of in folders))
+    names = list(dict.fromkeys(resolve(folder).name for folder in folders))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return shell(title or ", ".join(names[:NAMED]) + more, sections, STYLE, SCRIPT)
 
@@ -131,15 +131,15 @@ def _said(text: str) -> str:
 
 
 def _by_data(rows: Sequence[Row], section: Callable[[list[Row], int], str]) -> Iterable[str]:
-    """What `section` makes of the rows over each dataset, under the dataset's name where there are several."""
+    """Yield `section` of the rows over each dataset, under the dataset's name if there are several datasets."""
     groups = _of_data(rows)
-    for number, of in enumerate(groups):
-        heading = f"<h3>{as_text(of[0].dataset)}</h3>\n" if len(groups) > 1 else ""
-        yield heading + section(of, number)
+    for number, group in enumerate(groups):
+        heading = f"<h3>{as_text(group[0].dataset)}</h3>\n" if len(groups) > 1 else ""
+        yield heading + section(group, number)
 
 
 def _of_data(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows over each dataset."""
+    """Return the rows grouped by dataset."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.data, []).append(row)
@@ -170,7 +170,7 @@ def _summary(rows: Sequence[Row]) -> str:
 
 
 def _metrics(rows: Sequence[Row]) -> list[str]:
-    """Names of the metrics of the results table: of the test targets, and of validation where some are not tested."""
+    """Return the metrics of the results table: test metrics, and validation metrics if some rows have no test."""
     names = dict.fromkeys(METRICS)
     for row in rows:
         for result in row.results.values():
@@ -183,15 +183,15 @@ def _results(rows: Sequence[Row]) -> str:
     header = ["#", "method", "dataset", "seeds", *metrics, *COSTS, *(["TPME"] if len(rows) > 1 else [])]
     header = list(dict.fromkeys(header))
     lines, plain, records = [], [], []
-    for of in _of_data(rows):
-        cells = [*(_cells(row, metrics) for row in of), *_baselines(of)]
+    for group in _of_data(rows):
+        cells = [*(_cells(row, metrics) for row in group), *_baselines(group)]
         best = {name: _highest(cells, name) for name in metrics}
         for line in cells:
             shown = [line.get(name, ("", "")) for name in header]
             plain.append([text for text, _ in shown])
             records.append({name: value for name, (_, value) in zip(header, shown, strict=True)})
             lines.append(
-                _line(shown, [name in best and of[1] == best[name] for name, of in zip(header, shown, strict=True)])
+                _line(shown, [name in best and cell[1] == best[name] for name, cell in zip(header, shown, strict=True)])
             )
     heads = "".join(f'<th scope="col"><button type="button">{as_text(name)}</button></th>' for name in header)
     body = "\n".join(lines)
@@ -209,27 +209,27 @@ def _results(rows: Sequence[Row]) -> str:
 
 
 def _baselines(rows: Sequence[Row]) -> list[dict[str, tuple[str, Any]]]:
-    """What was ranked without training beside rows over one dataset, as `_cells`."""
+    """Return cells like those of `_cells` for the baselines that were evaluated with rows over one dataset."""
     tested = [result for row in rows for result in row.results.values() if "test" in result]
     return [
-        {name: (text, text) for name, text in (("method", of.label), ("dataset", rows[0].dataset))}
-        | {name: (mean_and_spread([value]), value) for name, value in of.scores.items()}
-        for of in distinct_baselines(tested)
+        {name: (text, text) for name, text in (("method", baseline.label), ("dataset", rows[0].dataset))}
+        | {name: (mean_and_spread([value]), value) for name, value in baseline.scores.items()}
+        for baseline in distinct_baselines(tested)
     ]
 
 
 def _highest(lines: Sequence[dict[str, tuple[str, Any]]], metric: str) -> Any:
-    """The highest value of a metric in some lines of the results table; "" where none has it."""
+    """Return the highest value of a metric in these lines of the results table; "" if no line has the metric."""
     return max((line[metric][1] for line in lines if line.get(metric, ("", ""))[0]), default="")
 
 
 def _lines(text: str) -> str:
-    """Text of several lines that stands between tags; HTML drops a line end right behind the first."""
+    """Return multi-line text for use between two tags. HTML drops a newline right after the opening tag, so add one."""
     return "\n" + "\n".join(as_value(line) for line in text.splitlines())
 
 
 def _cells(row: Row, metrics: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """What a row of the results table shows, and the value that it is sorted by, by column."""
+    """Return the text of each cell in a row of the results table and the value to sort it by, by column."""
     seeds = [str(seed) for seed in row.runs["seed"].dropna().tolist()]
     cells: dict[str, tuple[str, Any]] = {
         "#": (str(row.number), row.number),
@@ -248,12 +248,17 @@ def _cells(row: Row, metrics: Sequence[str]) -> dict[str, tuple[str, Any]]:
 
 
 def _line(cells: Sequence[tuple[str, Any]], best: Sequence[bool]) -> str:
-    """A row of the results table: of each cell its text, the value that it is sorted by, and whether it is the best."""
-    made = (
+    """Return a row of the results table as HTML.
+
+    Args:
+        cells: the text of each cell and the value to sort it by.
+        best: whether each cell is the best of its column.
+    """
+    parts = (
         f'<td data-value="{as_value(value)}"{" class=best" * is_best}>{as_text(text)}</td>'
         for (text, value), is_best in zip(cells, best, strict=True)
     )
-    return f"<tr>{''.join(made)}</tr>"
+    return f"<tr>{''.join(parts)}</tr>"
 
 
 def _figure(drawn: str) -> str:
@@ -265,7 +270,7 @@ def _figures(drawn: Iterable[str]) -> str:
 
 
 def _curves(rows: Sequence[Row], data: int) -> str:
-    found: dict[str, list[Curve]] = {name: [] for name in CURVES}
+    curves_of: dict[str, list[Curve]] = {name: [] for name in CURVES}
     notes = []
     for row in rows:
         for folder, result in row.results.items():
@@ -275,29 +280,33 @@ def _curves(rows: Sequence[Row], data: int) -> str:
                 notes.append(f"{row.told}: no curve, {error}")
                 continue
             run = f"{row.told}, seed {result['seed']}" if "seed" in result else row.told
-            for name, curve in found.items():
+            for name, of_name in curves_of.items():
                 points = [(int(epoch["epoch"]), epoch[name]) for epoch in epochs if name in epoch]
                 if points:
-                    curve.append(Curve(row.number, run, [at for at, _ in points], [of for _, of in points]))
-    drawn = [curves(of, CURVES[name], "loss" in name, f"curves {data} {name}") for name, of in found.items() if of]
+                    of_name.append(Curve(row.number, run, [at for at, _ in points], [value for _, value in points]))
+    drawn = [
+        curves(lines, CURVES[name], "loss" in name, f"curves {data} {name}")
+        for name, lines in curves_of.items()
+        if lines
+    ]
     return "\n".join([_figures(drawn), *map(_said, notes)])
 
 
 def _costs(rows: Sequence[Row], data: int) -> str:
     prefix = "" if all(row.is_tested for row in rows) else "validation "
     metric = f"{prefix}NDCG@10"
-    found = []
+    drawn = []
     for row in rows:
         costs = {label: float(row.numbers[name]) for label, name in COSTS.items()}
-        told = ", ".join(f"{label} {value:,.5g}" for label, value in costs.items())
+        text = ", ".join(f"{label} {value:,.5g}" for label, value in costs.items())
         score = float(row.numbers[metric])
-        found.append(
-            Bubble(row.number, score, costs, costs["trainable parameters"], f"{row.told}: {metric} {score:.4f}, {told}")
+        drawn.append(
+            Bubble(row.number, score, costs, costs["trainable parameters"], f"{row.told}: {metric} {score:.4f}, {text}")
         )
     note = (
         "" if len(rows) > 1 else _said("There is one row over this dataset, and so nothing to compare its cost with.")
     )
-    return _figures(bubbles(found, cost, metric, f"cost {data} {cost}") for cost in COSTS) + note
+    return _figures(bubbles(drawn, cost, metric, f"cost {data} {cost}") for cost in COSTS) + note
 
 
 def _ndcg() -> Wanted:
@@ -315,13 +324,13 @@ def _slices(number: int, of: Compared) -> str:
     table: dict[str, list[str]] = {}
     for row in rows:
         table.setdefault(row["slice"], [row["slice"], f"{row['targets']:,}"]).append(f"{row[metric.name]:.4f}")
-    told = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
+    labels = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
     numbers = {row.told: row.number for row in of.rows}
-    drawn = [row | {"method": told[row["method"]]} for row in rows if row["method"] in told]
+    drawn = [row | {"method": labels[row["method"]]} for row in rows if row["method"] in labels]
     plot = slices(drawn, numbers, metric.name, f"slices {number}")
-    beside = f"The table has the baselines, too: {', '.join(of.baselines)}." if of.baselines else ""
+    note = f"The table has the baselines, too: {', '.join(of.baselines)}." if of.baselines else ""
     return f"""<p>{metric.name} of each row by how popular the target is, and by how many interactions
-stand before it. {as_text(beside)}</p>
+stand before it. {as_text(note)}</p>
 {_figures([plot])}
 {as_table(["slice", "targets", *of.heads], table.values(), "numbers")}"""
 
@@ -333,7 +342,7 @@ def _significance(of: Compared) -> str:
             f"{names[0]}: the only row with ranks over its test targets, so there is nothing to test it against."
         )
     metric = _ndcg()
-    found = of.comparison.matrix(metric, TEST, CORRECTION)
+    tests = of.comparison.matrix(metric, TEST, CORRECTION)
     rows = []
     for place, name in enumerate(names):
         cells = []
@@ -341,14 +350,14 @@ def _significance(of: Compared) -> str:
             if place == other:
                 cells.append("")
                 continue
-            difference, p = found[min(place, other), max(place, other)]
+            difference, p = tests[min(place, other), max(place, other)]
             sign = 1 if place < other else -1
             cells.append(f"{sign * difference:+.4f}{' *' if p < SIGNIFICANT else ''} (p {_p(p)})")
         rows.append([name, *cells])
-    targets, beside = of.comparison.methods[0].ranks.shape[1], len(names) * len(of.baselines)
-    families = [_pairs(len(found) - beside, "of rows")] if len(names) > 1 else []
-    families += [_pairs(beside, "of a row and a baseline")] if beside else []
-    untested = "" if beside else _said("No baseline is tested: none of these runs keeps the ranks of one.")
+    targets, with_baselines = of.comparison.methods[0].ranks.shape[1], len(names) * len(of.baselines)
+    families = [_pairs(len(tests) - with_baselines, "of rows")] if len(names) > 1 else []
+    families += [_pairs(with_baselines, "of a row and a baseline")] if with_baselines else []
+    untested = "" if with_baselines else _said("No baseline is tested: none of these runs keeps the ranks of one.")
     return f"""<p>{metric.name} of the row less that of the column, over the same {targets:,} test targets, and the
 {TEST} test's p-value, by Holm's correction over {" and, by itself, over ".join(families)}; a star where p is below \
 {SIGNIFICANT:g}.</p>
@@ -367,23 +376,23 @@ def _settings(rows: Sequence[Row]) -> str:
     flags = sorted(differences([row.settings for row in rows]))
     known = [row for row in rows if row.settings]
     if not flags:
-        said = "one row whose settings are known" if len(known) == 1 else "no setting that differs between rows"
-        return f"<h2>Settings that differ</h2>\n{_said(f'There is {said}.')}"
+        what = "one row whose settings are known" if len(known) == 1 else "no setting that differs between rows"
+        return f"<h2>Settings that differ</h2>\n{_said(f'There is {what}.')}"
     values = [telling(row.settings) for row in known if row.settings]
-    lines = [[f"--{flag}", *(in_words(of.get(flag, "")) for of in values)] for flag in flags]
+    lines = [[f"--{flag}", *(in_words(flags_of_row.get(flag, "")) for flags_of_row in values)] for flag in flags]
     return f"<h2>Settings that differ</h2>\n{as_table(['', *(row.told for row in known)], lines)}"
 
 
 def _environment(rows: Sequence[Row]) -> str:
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    distinct: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for row in rows:
         for result in row.results.values():
-            told = result.get("environment")
-            of = told if isinstance(told, dict) else {}
-            found.setdefault(repr(sorted(of.items())), (of, []))[1].append(str(row.number))
-    heads = [f"rows {', '.join(dict.fromkeys(numbers))}" for _, numbers in found.values()]
-    names = dict.fromkeys(name for of, _ in found.values() for name in of)
-    lines = [[name, *(in_words(of.get(name, "")) for of, _ in found.values())] for name in names]
+            stored = result.get("environment")
+            environment = stored if isinstance(stored, dict) else {}
+            distinct.setdefault(repr(sorted(environment.items())), (environment, []))[1].append(str(row.number))
+    heads = [f"rows {', '.join(dict.fromkeys(numbers))}" for _, numbers in distinct.values()]
+    names = dict.fromkeys(name for environment, _ in distinct.values() for name in environment)
+    lines = [[name, *(in_words(values.get(name, "")) for values, _ in distinct.values())] for name in names]
     table = as_table(["", *heads], lines) if lines else _said("No run tells what it ran on.")
     return f"<h2>Environment</h2>\n{table}"
 

@@ -1,4 +1,4 @@
-"""Plots of finished runs: how they learn, what accuracy costs, and how it varies over slices of the targets."""
+"""Plots of finished runs: learning curves, accuracy against cost, and accuracy per slice of the targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ COLOURS = (
     *("#8c564b", "#e377c2", "#6f6f6f", "#a8a818", "#17becf"),
 )
 STYLES = ("-", "--", ":", "-.")
-# Of a plot of curves: more marks than these only make the page large.
+# Number of marks in a plot of curves; more of them would only make the page larger.
 MARKS = 1500
 LARGEST_BUBBLE = 700
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A number over the epochs of a run.
+    """A value over the epochs of a run.
 
     Attributes:
-        number: of the row that the run belongs to, from 1.
-        run: what the run is called.
+        number: the number of the run's row, from 1.
+        run: the name of the run.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Curve:
 
 
 def colour(number: int) -> str:
-    """That of a row, as all plots show it."""
+    """Return a row's colour, the same in all plots."""
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
 def curves(found: Sequence[Curve], what: str, lower_is_better: bool, name: str) -> str:
-    """How `what` went in each run, as an `<svg>`."""
+    """Plot `what` over the epochs of each run, as an `<svg>`."""
 
     def draw(panel: Axes) -> dict[str, str]:
         words = {}
@@ -68,13 +68,14 @@ def curves(found: Sequence[Curve], what: str, lower_is_better: bool, name: str) 
 
 @dataclass(frozen=True)
 class Bubble:
-    """A row among others.
+    """A row in a plot of accuracy against cost.
 
     Attributes:
-        number: of the row, from 1.
-        costs: by what they are called.
-        size: what decides its area.
-        words: what is said of it.
+        number: the number of the row, from 1.
+        score: the row's metric.
+        costs: the row's costs, by name.
+        size: the quantity that sets the bubble's area.
+        words: the text shown for the bubble.
     """
 
     number: int
@@ -85,7 +86,7 @@ class Bubble:
 
 
 def bubbles(found: Sequence[Bubble], cost: str, metric: str, name: str) -> str:
-    """A metric against a cost, as an `<svg>`."""
+    """Plot a metric against a cost, as an `<svg>`."""
     largest = max(chain((bubble.size for bubble in found), [1]))
 
     def draw(panel: Axes) -> dict[str, str]:
@@ -109,11 +110,11 @@ def _one(value: float) -> list[float]:
 
 
 def slices(rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], metric: str, name: str) -> str:
-    """A metric of each method in each slice, as an `<svg>`.
+    """Plot a metric of each method in each slice, as an `<svg>`.
 
     Args:
-        rows: as `Comparison.rows` gives them.
-        numbers: of the report's rows, by the method's name.
+        rows: the result of `Comparison.rows`.
+        numbers: the numbers of the report's rows, by the method's name.
     """
     names = list(dict.fromkeys(row["slice"] for row in rows))
 
@@ -121,8 +122,8 @@ def slices(rows: Sequence[Mapping[str, Any]], numbers: Mapping[str, int], metric
         words = {}
         for place, row in enumerate(rows):
             number, gid = numbers[row["method"]], f"mark-{place}"
-            beside = 0.6 * ([*numbers.values()].index(number) + 0.5) / len(numbers) - 0.3
-            panel.plot([row[metric]], [names.index(row["slice"]) + beside], "o", color=colour(number), gid=gid)
+            offset = 0.6 * ([*numbers.values()].index(number) + 0.5) / len(numbers) - 0.3
+            panel.plot([row[metric]], [names.index(row["slice"]) + offset], "o", color=colour(number), gid=gid)
             words[gid] = f"{number} {row['method']}, {row['slice']}: {metric} {row[metric]:.4f}"
         panel.set_yticks(range(len(names)), names, fontsize=8)
         panel.invert_yaxis()

@@ -1,4 +1,4 @@
-"""What a report is made of: finished runs as rows, their epochs, and those that were evaluated on the same targets."""
+"""The data of a report: finished runs as rows, their epochs, and groups of rows with the same test targets."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -19,24 +19,24 @@ from transrec.untrusted import parse_json, read_regular
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# A line of an epoch has some hundred bytes.
+# Size limit of metrics.jsonl, in which an epoch takes a few hundred bytes.
 METRICS_BYTES = 2**26
 LONGEST_DIFFERENCE = 60
-# Nothing that a run measures comes near it; whole numbers of JSON may be larger than any float.
+# Far above anything that a run measures. Integers in JSON may exceed the range of floats.
 LARGEST = 1e300
 
 
 @dataclass(frozen=True)
 class Row:
-    """Runs that differ in their seed alone.
+    """Runs that differ only in their seed.
 
     Attributes:
-        number: from 1, as tables and plots call it.
-        data: the dataset's folder, or its name where the settings are not known.
-        runs: rows of `transrec.results`.
-        results: what result.json of each run holds, by folder.
-        settings: of the first run; None where options.json is not there.
-        numbers: `summary` of the runs, and TPME among all rows.
+        number: the row's number in tables and plots, from 1.
+        data: the dataset's folder, or its name if the settings are unknown.
+        runs: the runs' rows of `transrec.results`.
+        results: the content of each run's result.json, by folder.
+        settings: the settings of the first run; None if it has no options.json.
+        numbers: `summary` of the runs, and their TPME among all rows.
     """
 
     number: int
@@ -62,32 +62,32 @@ class Row:
 
 
 def read_rows(folders: Sequence[str | Path], plugins: Sequence[str | Path] = ()) -> list[Row]:
-    """The runs of folders, as `transrec.results` takes them, those that differ in their seed alone as one row.
+    """Read the runs in folders, given as for `transrec.results`; runs that differ only in their seed are one row.
 
     Args:
-        plugins: files that may run, among them all that the runs were started with.
+        plugins: files that may be executed, including all plugins that the runs were started with.
 
-    Raises TransrecError as `transrec.results` and `read_settings`.
+    Raises TransrecError as `transrec.results` and `read_settings` do.
     """
     results = read_results(*folders)
     settings = {folder: read_settings(folder, plugins) for folder in results if (folder / "options.json").exists()}
     groups = [*grouped(settings), *([folder] for folder in results if folder not in settings)]
     names = _names(groups, results, settings)
     frames = [frame({folder: results[folder] for folder in group}) for group in groups]
-    numbers = [summary(of) for of in frames]
-    seconds, parameters, memory = ([of[name] for of in numbers] for name in TPME_OF)
+    numbers = [summary(runs) for runs in frames]
+    seconds, parameters, memory = ([of_row[name] for of_row in numbers] for name in TPME_OF)
     rows = []
-    for place, (group, of, composite) in enumerate(zip(groups, frames, tpme(seconds, parameters, memory), strict=True)):
+    for place, (group, runs, value) in enumerate(zip(groups, frames, tpme(seconds, parameters, memory), strict=True)):
         first = settings.get(group[0])
         rows.append(
             Row(
                 number=place + 1,
                 name=names[place],
-                data=str(first.data.dataset) if first else str(of["dataset"].iloc[0]),
-                runs=of,
+                data=str(first.data.dataset) if first else str(runs["dataset"].iloc[0]),
+                runs=runs,
                 results={folder: results[folder] for folder in group},
                 settings=first,
-                numbers=numbers[place] | ({"TPME": composite} if len(groups) > 1 else {}),
+                numbers=numbers[place] | ({"TPME": value} if len(groups) > 1 else {}),
             )
         )
     return rows
@@ -96,33 +96,35 @@ def read_rows(folders: Sequence[str | Path], plugins: Sequence[str | Path] = ())
 def _names(
     groups: Sequence[list[Path]], results: dict[Path, dict[str, Any]], settings: dict[Path, Settings]
 ) -> list[str]:
-    """What each group is called: names that several have are followed by what tells them apart."""
+    """Return the name of each group; groups with the same name also get the settings that distinguish them."""
     names = [str(results[folder].get("name") or results[folder].get("method") or folder.name) for folder, *_ in groups]
-    told = []
+    longer_names = []
     for name, (folder, *_) in zip(names, groups, strict=True):
         alike = [other[0] for other, its in zip(groups, names, strict=True) if its == name]
         differing = differences([settings.get(other) for other in alike]) - {"dataset"}
         own = telling(settings[folder]) if folder in settings else {}
         more = ", ".join(f"{flag} {own.get(flag)}" for flag in sorted(differing))
-        told.append(f"{name} ({more})" if more and len(more) <= LONGEST_DIFFERENCE else name)
-    kept = [(name, str(results[folder].get("dataset"))) for name, (folder, *_) in zip(told, groups, strict=True)]
+        longer_names.append(f"{name} ({more})" if more and len(more) <= LONGEST_DIFFERENCE else name)
+    keys = [
+        (name, str(results[folder].get("dataset"))) for name, (folder, *_) in zip(longer_names, groups, strict=True)
+    ]
     return [
-        of[0] if kept.count(of) == 1 else f"{of[0]} ({folder.name})"
-        for of, (folder, *_) in zip(kept, groups, strict=True)
+        key[0] if keys.count(key) == 1 else f"{key[0]} ({folder.name})"
+        for key, (folder, *_) in zip(keys, groups, strict=True)
     ]
 
 
 def differences(of: Iterable[Settings | None]) -> set[str]:
-    """The flags, of those that tell methods apart, whose values are not one in all settings that are known."""
+    """Return the flags that distinguish methods and have more than one value in the known settings."""
     known = [telling(settings) for settings in of if settings]
     flags = {flag for values in known for flag in values}
     return {flag for flag in flags if len({repr(values.get(flag, "")) for values in known}) > 1}
 
 
 def read_epochs(folder: Path) -> list[dict[str, float]]:
-    """The numbers of each epoch in a run's metrics.jsonl.
+    """Return the numbers of each epoch in a run's metrics.jsonl.
 
-    Raises TransrecError where it is not there, cannot be read, or is damaged.
+    Raises TransrecError if the file is missing, cannot be read, or is damaged.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
@@ -146,8 +148,8 @@ class Compared:
     """Rows that were evaluated on the same test targets.
 
     Attributes:
-        comparison: of them and of the baselines whose ranks they keep.
-        rows: as `comparison.methods`, in their order.
+        comparison: the comparison of the rows and of the baselines whose ranks the rows' runs stored.
+        rows: the rows, in the order of `comparison.methods`.
     """
 
     comparison: Comparison
@@ -155,17 +157,17 @@ class Compared:
 
     @property
     def baselines(self) -> list[str]:
-        """What `comparison.baselines` are called."""
+        """The names of `comparison.baselines`."""
         return [baseline.name for baseline in self.comparison.baselines]
 
     @property
     def heads(self) -> list[str]:
-        """How columns of `comparison.compared` are headed."""
+        """The column headings for `comparison.compared`."""
         return [*(str(row.number) for row in self.rows), *self.baselines]
 
 
 def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[list[Compared], list[str]]:
-    """Rows by their test targets, and sentences about those whose ranks cannot be compared."""
+    """Return rows grouped by their test targets, and notes about the runs whose ranks cannot be compared."""
     groups: dict[str, list[Path]] = {}
     notes = []
     for row in rows:
@@ -184,18 +186,20 @@ def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[l
                 groups.setdefault(f"{row.data} {targets}", []).append(folder)
             except TransrecError as error:
                 notes.append(f"{row.told}: {error}")
-    found = []
+    comparisons = []
     for folders in groups.values():
         if comparison := _comparison(folders, plugins, notes):
-            of = [next(row for row in rows if method.folders[0] in row.results) for method in comparison.methods]
-            found.append(Compared(comparison, of))
-    return found, list(dict.fromkeys(notes))
+            members = [next(row for row in rows if method.folders[0] in row.results) for method in comparison.methods]
+            comparisons.append(Compared(comparison, members))
+    return comparisons, list(dict.fromkeys(notes))
 
 
 def _comparison(folders: list[Path], plugins: Sequence[str | Path], notes: list[str]) -> Comparison | None:
-    """Of the runs and of all baselines that they keep; without those where they cannot be read, which is noted."""
-    kept = tuple(name for name in BASELINES.names() if any(ranks_file(of, "test", name).exists() for of in folders))
-    for baselines in dict.fromkeys((kept, ())):
+    """Compare the runs and their stored baselines; if the baselines cannot be read, add a note and omit them."""
+    stored = tuple(
+        name for name in BASELINES.names() if any(ranks_file(folder, "test", name).exists() for folder in folders)
+    )
+    for baselines in dict.fromkeys((stored, ())):
         try:
             return Comparison(folders, plugins=plugins, baselines=baselines)
         except TransrecError as error:
