@@ -1,4 +1,4 @@
-"""Results of finished runs as a table of pandas."""
+"""Results of finished runs as a pandas DataFrame."""
 
 import math
 import statistics
@@ -19,22 +19,22 @@ WHOLE = ("trainable_parameters", "total_parameters", "epochs_trained", "checkpoi
 
 
 def results(*folders: str | Path) -> "DataFrame":
-    """The finished runs of folders, one row each, in order.
+    """Return the finished runs in the folders as a DataFrame, one row per run, in order.
 
     Args:
-        folders: of runs, of studies (whose folder `runs` holds runs), or that hold folders of runs; of the last two the
-            runs that have not finished are left out. A run that is named twice is one row.
+        folders: folders of runs, of studies (whose subfolder `runs` holds runs), or folders that contain run folders.
+            In the last two, unfinished runs are left out. A run that is named twice is one row.
 
     Returns a DataFrame with an index that counts from 0 and the columns:
 
-    - run, name, method, item_tower, dataset (str): the run's folder, what tables call it, the word of --method, what
-      items are read by, the name of the dataset's folder; "" where an earlier release did not tell; control
+    - run, name, method, item_tower, dataset (str): the run's folder, its name in tables, the value of --method, the
+      value of --item_tower, the name of the dataset's folder; "" if an earlier release did not store it; control
       characters are escaped
-    - seed (Int64): `<NA>` where it was not told
-    - HR@10, NDCG@10 and so on (float64, from 0 to 1): of the test targets; NaN of a run with --no_test, and of metrics
-      that it did not compute
-    - "validation HR@10" and so on: of the validation targets, at the best epoch; "popularity HR@10" and so on: of
-      ranking the test targets by popularity, and so for every other of --baselines
+    - seed (Int64): `<NA>` if the run did not store it
+    - HR@10, NDCG@10 and so on (float64, from 0 to 1): test metrics; NaN for a run with --no_test, and for metrics that
+      the run did not compute
+    - "validation HR@10" and so on: validation metrics at the best epoch; "popularity HR@10" and so on: test metrics of
+      ranking by popularity, and likewise for every other baseline of --baselines
     - trainable_parameters, total_parameters, epochs_trained, checkpoint_bytes (int64)
     - seconds_per_epoch, wall_seconds (float64, seconds); peak_memory_mib, peak_host_memory_mib (float64, MiB)
 
@@ -45,25 +45,25 @@ def results(*folders: str | Path) -> "DataFrame":
 
 
 def read_results(*folders: str | Path) -> dict[Path, dict[str, Any]]:
-    """What result.json holds of each run that `results` makes a row of, by folder. Raises as it does."""
+    """Return the content of result.json for each run in `results`, by folder. Raises the same errors as `results`."""
     runs = {run: None for folder in folders for run in _runs_of(resolve(folder))}
     return {run: read_result(run, tested=False) for run in runs}
 
 
 def _runs_of(folder: Path) -> list[Path]:
-    """The run folders that a folder stands for."""
+    """Return the run folders that a folder stands for."""
     if (folder / "options.json").exists() or (folder / "result.json").exists():
         return [folder]
     within = folder / "runs" if (folder / "runs").is_dir() else folder
     with about_file(within, what="cannot be read"):
-        found = sorted(path.parent for path in within.glob("*/result.json"))
-    if not found:
+        runs = sorted(path.parent for path in within.glob("*/result.json"))
+    if not runs:
         raise TransrecError(f"{folder}: holds no finished run; name a run's folder, or a study's --out")
-    return found
+    return runs
 
 
 def frame(found: Mapping[Path, dict[str, Any]]) -> "DataFrame":
-    """The DataFrame of `results`, of what result.json of each folder holds."""
+    """Return the DataFrame of `results` from the content of each folder's result.json."""
     from pandas import DataFrame
 
     rows = [_row(folder, result) for folder, result in found.items()]
@@ -77,16 +77,16 @@ def frame(found: Mapping[Path, dict[str, Any]]) -> "DataFrame":
 def _row(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     parts = {"": result.get("test", {}), "validation ": result["validation"]}
     if "popularity" in result:
-        parts |= {f"{baseline} ": of for baseline, of in baselines_of(result).items()}
-    scores = {printable(f"{prefix}{name}"): value for prefix, of in parts.items() for name, value in of.items()}
+        parts |= {f"{baseline} ": metrics for baseline, metrics in baselines_of(result).items()}
+    scores = {printable(f"{prefix}{name}"): value for prefix, part in parts.items() for name, value in part.items()}
     names = {name: printable(str(result.get(name, ""))) for name in NAMES}
     seed = result.get("seed")
-    told = {"run": printable(str(folder)), **names, "seed": seed if isinstance(seed, int) else None}
-    return scores | told | {name: result[name] for name in NUMBERS}
+    labels = {"run": printable(str(folder)), **names, "seed": seed if isinstance(seed, int) else None}
+    return scores | labels | {name: result[name] for name in NUMBERS}
 
 
 def summary(runs: "DataFrame") -> dict[str, float | int]:
-    """What a table's row says of runs over several seeds, as numbers for other programs; NaN where there is none.
+    """Return the numbers in a table's row of runs over several seeds, for other programs; NaN if a number is missing.
 
     Args:
         runs: rows of `results`.

@@ -1,4 +1,4 @@
-"""Tables and plots of a search of settings (`scripts/search.py`)."""
+"""Tables and plots of a hyperparameter search (`scripts/search.py`)."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ from transrec.paths import atomic_write
 from transrec.reports.tables import METRICS, comma_separated, markdown, metric_cells
 
 COLUMNS = ("trials", "complete", "pruned", "failed", "hours", "selected by", "validation", "best trial")
-# What a row holds that is no column of numbers.
+# Entries of a row that are not columns of numbers.
 APART = ("settings", "space", "tested")
 
 
 def search_tables(rows: list[dict[str, Any]], budget: str) -> dict[str, str]:
-    """search.md and search.csv: budget and selection of each method, and its test metrics where they are known.
+    """Return search.md and search.csv: each method's budget and selected settings, and its test metrics if known.
 
     Args:
-        rows: of each method COLUMNS by name, its "method", "settings" and "space" by flag, the reason of its last
-            "failure", how many trials are "unfinished", and the results over seeds under "tested".
-        budget: of each method, for people.
+        rows: for each method, COLUMNS by name, its "method", its "settings" and "space" by flag, the reason of its last
+            "failure", the number of "unfinished" trials, and the results over seeds under "tested".
+        budget: the budget of each method, in words.
     """
     tests = ["seeds", *METRICS] if any(row.get("tested") for row in rows) else []
     header = ["method", *COLUMNS, *(f"test {name}" if name in METRICS else name for name in tests), "settings"]
@@ -52,7 +52,7 @@ def _tested(row: dict[str, Any], shown: bool) -> list[str]:
     if not shown:
         return []
     results = row.get("tested")
-    return [str(len(results)), *metric_cells(*(of["test"] for of in results))] if results else ["-"] * 3
+    return [str(len(results)), *metric_cells(*(result["test"] for result in results))] if results else ["-"] * 3
 
 
 def _told(values: dict[str, Any]) -> str:
@@ -72,10 +72,10 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_history(path: Path, histories: dict[str, list[tuple[int, float]]]) -> None:
-    """PNG: the validation metric of each trial that went to its end, and the best one so far, by method.
+    """Write a PNG of each completed trial's validation metric and the best one so far, by method.
 
     Args:
-        histories: by method, number and metric of each such trial.
+        histories: number and metric of each completed trial, by method.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -94,10 +94,10 @@ def draw_history(path: Path, histories: dict[str, list[tuple[int, float]]]) -> N
 
 
 def draw_importances(path: Path, importances: dict[str, dict[str, float]]) -> None:
-    """PNG: the share of the validation metric's spread that each flag explains, by method.
+    """Write a PNG of the share of the validation metric's spread that each flag explains, by method.
 
     Args:
-        importances: by method, the share of each flag; none where too few trials tell it.
+        importances: the share of each flag, by method; empty if there are too few trials to estimate it.
     """
     figure = Figure(figsize=(6.4, 0.8 + 1.3 * len(importances)), layout="constrained")
     for axes, (name, shares) in zip(

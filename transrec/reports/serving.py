@@ -1,4 +1,4 @@
-"""A small web server for pages that are computed when they are asked for."""
+"""A small web server for pages that are computed on request."""
 
 import errno
 import ipaddress
@@ -18,22 +18,22 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
     "Referrer-Policy": "no-referrer",
-    # What a meta element of the page cannot say.
+    # A meta element in the page cannot set frame-ancestors.
     "Content-Security-Policy": "frame-ancestors 'none'",
 }
 
 
 class Server(ThreadingTCPServer):
-    """Listens from when it is made, and answers within `serve_forever`, one page at a time.
+    """A server that listens as soon as it is created and answers inside `serve_forever`, one page after the other.
 
     Args:
-        host: name or address to listen at.
-        port: 0 is any that is free.
+        host: name or address to listen on.
+        port: port to listen on; 0 picks any free port.
 
     Attributes:
-        answer: the HTTP status and the page of an address, set before `serve_forever`.
+        answer: function from an address to the HTTP status and the page; set it before `serve_forever`.
 
-    Raises TransrecError for a port that is taken or not allowed, and a host that is not this computer's.
+    Raises TransrecError for a port that is taken or not allowed, and for a host that is not this computer's.
     """
 
     daemon_threads = True
@@ -59,7 +59,7 @@ class Server(ThreadingTCPServer):
         self.url = f"http://{name}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A browser that leaves in the middle is no fault.
+        # A browser may close the connection before it has the whole page.
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -67,12 +67,12 @@ class Server(ThreadingTCPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "transrec", ""
-    # Seconds until a silent browser is left.
+    # Seconds until a silent connection is closed.
     timeout = 60
 
     def do_GET(self) -> None:
         if self.server.only_here and not _names_here(self.headers.get("Host", "")):
-            # A page of another site whose name was made to lead here must not read the data.
+            # DNS rebinding: a page of another site, whose name resolves to this computer, must not read the data.
             self._send(403, "<!DOCTYPE html><title>403</title>This server answers to localhost and 127.0.0.1 alone.")
         elif self.path == "/favicon.ico":
             self._send(204, "")
@@ -91,11 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: what is looked at is nobody's business."""
+        """Log nothing, since the addresses tell which users and items were viewed."""
 
 
 def _names_here(host: str) -> bool:
-    """Whether a Host header is localhost or an address, and no name of another site."""
+    """Return whether a Host header is localhost or an IP address, rather than the name of another site."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if name.lower() == "localhost":
         return True

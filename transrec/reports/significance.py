@@ -1,7 +1,7 @@
-"""Whether two methods differ by more than chance: paired tests over users, intervals over users and seeds.
+"""Tests whether two methods differ by more than chance: paired tests over users, intervals over users and seeds.
 
-A method's values of one metric are a matrix [S, U]: a row for each seed, a column for each user (or each target, where
-a split has several of one user), the same users in the same order for every method that is compared.
+A method's values of one metric are a matrix [S, U]: a row for each seed, and a column for each user (or each target, if
+a split has several targets per user). All compared methods have the same users in the same order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from transrec.errors import TransrecError
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-# Values of resamples that are in memory at a time.
+# Maximum number of resampled values in memory at the same time.
 VALUES_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the ends of its 95 % bootstrap interval."""
+    """A mean and the bounds of its 95 % bootstrap interval."""
 
     mean: float
     low: float
@@ -31,10 +31,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric of one method and how far it varies.
+    """The variation of one method's metric.
 
     Attributes:
-        users: interval of the mean over users, with the seeds as they are.
+        users: interval of the mean under resampling of users, with fixed seeds.
         seeds: sample standard deviation of the mean over seeds; None for one seed.
         both: interval under resampling of users and seeds together; None for one seed.
     """
@@ -46,7 +46,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method beside another.
+    """A method compared with another.
 
     Attributes:
         difference: interval of the mean difference over users, the first method less the second.
@@ -60,7 +60,7 @@ class Comparison:
 
 
 def spread(values: np.ndarray, seed: int = 0) -> Spread:
-    """How a method's values [S, U] of a metric vary over users and over seeds."""
+    """Return how a method's values [S, U] of a metric vary over users and over seeds."""
     _check(values)
     of_users = _interval(values.mean(0), seed)
     if len(values) == 1:
@@ -69,18 +69,18 @@ def spread(values: np.ndarray, seed: int = 0) -> Spread:
 
 
 def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Comparison:
-    """Two methods' values [S, U] and [S', U] of one metric over the same users.
+    """Compare two methods' values [S, U] and [S', U] of one metric over the same users.
 
-    Raises TransrecError as `paired_tests`.
+    Raises TransrecError as `paired_tests` does.
     """
     p_values = paired_tests(first, second)
     return Comparison(_interval(first.mean(0) - second.mean(0), seed), p_values)
 
 
 def paired_tests(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
-    """The p-values of `Comparison`.
+    """Return the p-values of `Comparison`.
 
-    Raises TransrecError for unlike users, none, and values that are not finite.
+    Raises TransrecError for different numbers of users, for no users, and for values that are not finite.
     """
     for values in (first, second):
         _check(values)
@@ -118,16 +118,16 @@ def _sign_flip_test(differences: np.ndarray, parts: int) -> float:
 
 
 def _p(test: Callable[..., Any], differences: np.ndarray, **options: Any) -> float:
-    """A test's p-value; 1 where no user differs, or there is one alone."""
+    """Return a test's p-value; 1 if no user differs or there is only one user."""
     return float(test(differences, **options).pvalue) if differences.any() and len(differences) > 1 else 1.0
 
 
 def _interval(values: np.ndarray, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of values [U]."""
+    """Return the percentile bootstrap interval of the mean of values [U]."""
     mean = float(values.mean())
     if len(values) < 2:
         return Interval(mean, mean, mean)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,
@@ -136,11 +136,14 @@ def _interval(values: np.ndarray, seed: int) -> Interval:
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    return Interval(mean, float(interval.low), float(interval.high))
 
 
 def _interval_of_both(values: np.ndarray, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of [S, U]: each resample draws seeds, and users for all of them."""
+    """Return the percentile bootstrap interval of the mean of [S, U].
+
+    Each resample draws seeds, and then the same users for all drawn seeds.
+    """
     random = np.random.default_rng(seed)
     seeds, users = values.shape
     means = np.empty(RESAMPLES)
@@ -152,7 +155,7 @@ def _interval_of_both(values: np.ndarray, seed: int) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for that many tests by Holm's step-down method, which bounds the chance of any false claim."""
+    """Adjust p-values by Holm's step-down method, which bounds the probability of any false rejection."""
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -162,7 +165,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted by Benjamini and Hochberg's method, which bounds the share of false claims among all claims."""
+    """Adjust p-values by the Benjamini-Hochberg method, which bounds the expected share of false rejections."""
     return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
 
 
@@ -170,11 +173,11 @@ CORRECTIONS = {"holm": holm, "bh": benjamini_hochberg}
 
 
 def against(best: str, values: Mapping[str, np.ndarray], test: str, correction: str = "holm") -> dict[str, float]:
-    """The adjusted p-value of each other method's difference from `best`, over a table of methods.
+    """Return the adjusted p-value of each other method's difference from `best`.
 
     Args:
-        values: [S, U] of one metric by method.
-        test: as `Comparison.p_values` names it.
+        values: values [S, U] of one metric, by method.
+        test: the name of a test in `Comparison.p_values`.
         correction: "holm" or "bh".
     """
     others = [name for name in values if name != best]

@@ -1,4 +1,4 @@
-"""Slices: the groups of targets that a metric is given for, beside all of them."""
+"""Slices: groups of targets for which metrics are reported, in addition to all targets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from transrec.data.moments import moment
 from transrec.errors import TransrecError
 from transrec.registry import Registry
 
-# Of categories the largest; the others are one group.
+# Maximum number of category groups; if there are more categories, the smallest ones share the last group.
 CATEGORIES = 10
 QUARTERS = (0.25, 0.5, 0.75)
 
@@ -26,12 +26,12 @@ class Targets:
 
     @cached_property
     def users(self) -> np.ndarray:
-        """The user of each, counted from 0 among those kept: int64 [T]."""
+        """The user of each target, counted from 0 among the kept users: int64 [T]."""
         return self.dataset.split.targets(self.part)[0]
 
     @cached_property
     def items(self) -> np.ndarray:
-        """The number of each, 1..n: int32 [T]."""
+        """The item number of each target, 1..n: int32 [T]."""
         return self.dataset.split.kept.values[self.dataset.split.targets(self.part)[1]]
 
 
@@ -39,16 +39,16 @@ class Slice:
     """Base of all slices.
 
     Attributes:
-        label: what it is called in tables.
+        label: the slice's name in tables.
     """
 
     Options: type[options.Options] = options.Options
     label: str
 
     def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
-        """Names of the groups in order, and the index of each target's group: int64 [T].
+        """Return the names of the groups in order, and the index of each target's group: int64 [T].
 
-        Raises TransrecError where the dataset does not tell.
+        Raises TransrecError if the dataset lacks the information.
         """
         raise NotImplementedError
 
@@ -59,10 +59,10 @@ register = SLICES.register
 
 @register("popularity")
 class ByPopularity(Slice):
-    """How often the target occurs in training.
+    """Groups targets by the popularity of their item in training.
 
-    head, middle and tail are the most popular, the next and the other items that together have a third of all training
-    interactions each; cold items have none.
+    The items of head, middle and tail, from the most to the least popular, each account for about a third of all
+    training interactions; cold items have none.
     """
 
     label = "target"
@@ -70,7 +70,7 @@ class ByPopularity(Slice):
     def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
         counts = targets.dataset.split.train_counts()
         order = np.argsort(-counts, kind="stable")
-        # What stands before an item in the order of popularity, so that the most popular one is of the head.
+        # Interactions of more popular items only, so that the most popular item is always in the head.
         before = np.cumsum(counts[order]) - counts[order]
         group = np.empty(len(counts), dtype=np.int64)
         group[order] = np.minimum(3 * before // max(1, counts.sum()), 2)
@@ -80,7 +80,7 @@ class ByPopularity(Slice):
 
 @register("history")
 class ByHistory(Slice):
-    """How many kept interactions stand before the target, in quarters of the targets."""
+    """Groups targets by the number of kept interactions before them, into quarters of the targets."""
 
     label = "history"
 
@@ -91,7 +91,7 @@ class ByHistory(Slice):
 
 @register("time")
 class ByTime(Slice):
-    """When the target happened, in quarters of the targets."""
+    """Groups targets by their time, into quarters of the targets."""
 
     label = "time"
 
@@ -107,15 +107,15 @@ class ByTime(Slice):
 
 @register("category")
 class ByCategory(Slice):
-    """The target's category, of the items file's column `category`; smaller ones together."""
+    """Groups targets by their category (column `category` of the items file); small categories share a group."""
 
     label = "category"
 
     def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
         texts = targets.dataset.catalog.reading("category").texts
         rows = targets.dataset.split.item_rows[targets.items - 1]
-        of_each = np.array([texts[row].strip() or "none" for row in rows.tolist()])
-        names, index, counts = np.unique(of_each, return_inverse=True, return_counts=True)
+        categories = np.array([texts[row].strip() or "none" for row in rows.tolist()])
+        names, index, counts = np.unique(categories, return_inverse=True, return_counts=True)
         order = np.argsort(-counts, kind="stable")
         place = np.empty(len(names), dtype=np.int64)
         place[order] = np.arange(len(names))
@@ -126,7 +126,7 @@ class ByCategory(Slice):
 
 
 def _quarters(values: np.ndarray, text: Callable[[int], str]) -> tuple[list[str], np.ndarray]:
-    """Groups of about as many whole numbers each; equal ones are in one group."""
+    """Split whole numbers into up to four groups of about equal size; equal numbers are in the same group."""
     ends = np.unique(np.quantile(values, QUARTERS, method="lower"))
     index = np.searchsorted(ends, values, side="left")
     names = []

@@ -1,4 +1,4 @@
-"""Files of hidden states: which there are, what they were made of, when a run last used them; and removing some."""
+"""List the files of hidden states with their origin and last use, and remove files."""
 
 from collections.abc import Iterable
 from contextlib import closing
@@ -11,7 +11,7 @@ from transrec.data.states import TOKENS, DamagedStates, read_provenance
 from transrec.errors import TransrecError, about_file, printable
 from transrec.locks import Lock, remove_unused
 
-# Whole ones, and ones in the making.
+# Finished files, and files still being written.
 PATTERNS = ("states-*.safetensors", ".states-*.safetensors.partial")
 
 
@@ -20,9 +20,9 @@ class StoredStates:
     """One file of hidden states.
 
     Attributes:
-        size: in bytes.
-        last_used: when a run last opened it, or wrote to it.
-        made_of: what its header tells, see `Provenance`; {} of one that is damaged.
+        size: size in bytes.
+        last_used: the last time that a run opened the file or wrote to it.
+        made_of: the provenance in the file's header, see `Provenance`; {} if the file is damaged.
     """
 
     path: Path
@@ -32,18 +32,18 @@ class StoredStates:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is finished, not in the making."""
+        """Return whether the file is finished, not still being written."""
         return self.path.suffix == ".safetensors"
 
     @property
     def name(self) -> str:
-        """The name of the file, finished or to be."""
+        """The name that the file has, or will have, once it is finished."""
         return self.path.name.removeprefix(".").removesuffix(".partial")
 
     def remove(self) -> bool:
-        """Remove the file unless a run is using it, or making it; returns whether it is gone.
+        """Remove the file unless a run is using or writing it; returns whether it is gone.
 
-        Raises FileError when it cannot be removed.
+        Raises FileError if the file cannot be removed.
         """
         if self.is_whole:
             return remove_unused(self.path)
@@ -56,21 +56,21 @@ class StoredStates:
 
 
 def find_states(folders: Iterable[Path]) -> list[StoredStates]:
-    """All files of hidden states in and below the folders, those last used longest ago first.
+    """Return all files of hidden states in and below the folders, the least recently used first.
 
-    Raises FileError for a folder that cannot be read, TransrecError for one that is not there.
+    Raises FileError for a folder that cannot be read, and TransrecError for a folder that does not exist.
     """
-    found: dict[Path, StoredStates] = {}
+    by_path: dict[Path, StoredStates] = {}
     for folder in folders:
         if not folder.is_dir():
             raise TransrecError(f"{folder}: no such folder; give one that holds files of hidden states")
         with about_file(folder, what="cannot be read"):
             paths = [path for pattern in PATTERNS for path in folder.rglob(pattern) if path.is_file()]
             for path in paths:
-                told = path.stat()
-                used = datetime.fromtimestamp(told.st_mtime)
-                found[path.resolve()] = StoredStates(path, told.st_size, used, _made_of(path))
-    return sorted(found.values(), key=lambda states: (states.last_used, states.path))
+                status = path.stat()
+                used = datetime.fromtimestamp(status.st_mtime)
+                by_path[path.resolve()] = StoredStates(path, status.st_size, used, _made_of(path))
+    return sorted(by_path.values(), key=lambda states: (states.last_used, states.path))
 
 
 def _made_of(path: Path) -> dict[str, Any]:
@@ -81,37 +81,37 @@ def _made_of(path: Path) -> dict[str, Any]:
 
 
 def listing(files: list[StoredStates]) -> str:
-    """A line for each file, by folder: its name, MiB, last use, and what it was made of."""
+    """Return a line for each file, by folder: its name, MiB, last use and provenance."""
     lines = []
-    width = max((len(of.name) for of in files), default=0)
-    for folder in sorted({of.path.parent for of in files}):
+    width = max((len(file.name) for file in files), default=0)
+    for folder in sorted({file.path.parent for file in files}):
         lines.append(str(folder))
-        for of in files:
-            if of.path.parent == folder:
-                used = f"last used {of.last_used:%Y-%m-%d %H:%M}"
-                lines.append(f"  {of.name:{width}}  {of.size / 2**20:>9,.1f} MiB  {used}  {_said(of)}")
+        for file in files:
+            if file.path.parent == folder:
+                used = f"last used {file.last_used:%Y-%m-%d %H:%M}"
+                lines.append(f"  {file.name:{width}}  {file.size / 2**20:>9,.1f} MiB  {used}  {_said(file)}")
     return "\n".join(map(printable, lines))
 
 
 def _said(of: StoredStates) -> str:
-    """What a file was made of, for people."""
-    told = of.made_of
-    if not told:
+    """Return a file's provenance in words."""
+    provenance = of.made_of
+    if not provenance:
         return "damaged"
-    about = told["about"] if isinstance(told.get("about"), dict) else {}
+    about = provenance["about"] if isinstance(provenance.get("about"), dict) else {}
     encoder = Path(str(about.get("encoder", "another release's"))).name
-    if " drawn by " in (weights := str(told.get("weights", ""))):
+    if " drawn by " in (weights := str(provenance.get("weights", ""))):
         encoder += weights[weights.index(" drawn by ") :]
     if about.get("checkpoint"):
         encoder += f" of {about['checkpoint']}"
-    layers = told.get("states")
+    layers = provenance.get("states")
     states = ", ".join(map(str, layers)) if isinstance(layers, list) else layers
-    shape = told.get("shape") or ["?"]
+    shape = provenance.get("shape") or ["?"]
     of_what = "tokens" if str(layers).startswith(TOKENS) else "items"
-    said = [
+    parts = [
         encoder,
         f"states {states}",
-        *(f"{name} {told[name]}" for name in ("pooling", "dtype", "precision") if name in told),
+        *(f"{name} {provenance[name]}" for name in ("pooling", "dtype", "precision") if name in provenance),
         f"{shape[0]} {of_what} of {Path(str(about.get('dataset', '?'))).name}",
     ]
-    return "; ".join(said) + ("" if of.is_whole else "; in the making")
+    return "; ".join(parts) + ("" if of.is_whole else "; in the making")

@@ -1,4 +1,4 @@
-"""Results of runs as rows, and rows as Markdown, CSV and LaTeX."""
+"""Results of runs as rows of tables, and tables as Markdown, CSV and LaTeX."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from transrec.paths import resolve
 from transrec.untrusted import read_json
 
 METRICS = ("HR@10", "NDCG@10")
-# What every result.json holds: scores by metric, the first two unless the run was told --no_test, and numbers.
+# The content of every result.json: scores by metric (TESTED is missing for a run with --no_test), and numbers.
 TESTED = ("test", "popularity")
 SCORES = (*TESTED, "validation")
 NUMBERS = (
@@ -21,23 +21,23 @@ NUMBERS = (
     *("seconds_per_epoch", "wall_seconds", "peak_memory_mib", "peak_host_memory_mib"),
 )
 COLUMNS = (*METRICS, "trainable parameters", "seconds per epoch", "peak memory, MiB")
-# How a cell stands out, and what that is in Markdown and to the Styler of pandas.
+# The kinds of emphasis of a cell, and their form in Markdown and in pandas' Styler.
 BEST, SECOND = "best", "second"
 MARKDOWN = {BEST: ("**", "**"), SECOND: ("<u>", "</u>")}
 LATEX = {BEST: "textbf:--rwrap", SECOND: "underline:--rwrap"}
-# By line, not counting the header, and column.
+# The kind of emphasis by line, not counting the header, and column.
 Emphasis = Mapping[tuple[int, int], str]
 
 
 @dataclass(frozen=True)
 class BaselineScores:
-    """A baseline beside runs.
+    """A baseline that was evaluated along with runs.
 
     Attributes:
-        name: by which runs keep its ranks.
-        label: what tables call it.
-        scores: its test metrics.
-        first: the place, among the results, of the first that has these scores.
+        name: the name under which runs store the baseline's ranks.
+        label: the baseline's name in tables.
+        scores: the baseline's test metrics.
+        first: the index of the first result with these scores.
     """
 
     name: str
@@ -48,11 +48,12 @@ class BaselineScores:
 
 @dataclass(frozen=True)
 class Further:
-    """A column behind COLUMNS.
+    """An additional column, after COLUMNS.
 
     Attributes:
-        cells: by row; "-" where there is nothing to tell.
-        numbers: by row, what the CSV has of it by name.
+        name: the column's heading.
+        cells: the text for each row; "-" if there is none.
+        numbers: the values for each row in the CSV, by name.
     """
 
     name: str
@@ -61,12 +62,12 @@ class Further:
 
 
 def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:
-    """result.json of a run.
+    """Read result.json of a run.
 
     Args:
-        tested: whether it must hold what comes of the test targets.
+        tested: whether the file must have test metrics.
 
-    Raises TransrecError when the run has not finished, the file is damaged, or a test is missing that it must hold.
+    Raises TransrecError if the run has not finished, if the file is damaged, or if required test metrics are missing.
     """
     path = resolve(folder) / "result.json"
     if not path.exists():
@@ -86,7 +87,7 @@ def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:
 
 
 def _damage(result: Any) -> str:
-    """What is wrong with the content of a result.json; "" when nothing is."""
+    """Return what is wrong with the content of a result.json; "" if nothing is."""
     if not isinstance(result, dict):
         return "holds no result"
     untested = TESTED if result.keys().isdisjoint(TESTED) else ()
@@ -107,20 +108,20 @@ def _damage(result: Any) -> str:
 
 
 def baselines_of(result: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Test metrics of what was ranked without training beside a run, by the baseline's name."""
+    """Return the test metrics of the baselines that a run evaluated, by the baseline's name."""
     return {"popularity": result["popularity"], **result.get("baselines", {})}
 
 
 def distinct_baselines(results: Sequence[dict[str, Any]]) -> list[BaselineScores]:
-    """The baselines beside results, each as often as its METRICS differ among them."""
+    """Return the baselines in the results; one appears several times if its METRICS differ between results."""
     labels = {name: BASELINES.get(name).label for name in BASELINES.names()}
-    found: dict[tuple[str, ...], BaselineScores] = {}
+    distinct: dict[tuple[str, ...], BaselineScores] = {}
     for place, result in enumerate(results):
         for name, scores in baselines_of(result).items():
-            of = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
-            told = f"{labels.get(name, name)}{of}"
-            found.setdefault((told, *metric_cells(scores)), BaselineScores(name, told, scores, place))
-    return list(found.values())
+            tower = f" ({result['item_tower']})" if name == "zero_shot" and "item_tower" in result else ""
+            label = f"{labels.get(name, name)}{tower}"
+            distinct.setdefault((label, *metric_cells(scores)), BaselineScores(name, label, scores, place))
+    return list(distinct.values())
 
 
 def _is_number(value: Any) -> bool:
@@ -128,20 +129,23 @@ def _is_number(value: Any) -> bool:
 
 
 def below_popularity(*results: dict[str, Any]) -> bool:
-    """Whether the mean HR@10 of the results is less than that of ranking by popularity."""
+    """Return whether the mean HR@10 of the results is below that of ranking by popularity."""
     test, popularity = (sum(result[part]["HR@10"] for result in results) for part in ("test", "popularity"))
     return test < popularity
 
 
 def result_row(*results: dict[str, Any]) -> list[str]:
-    """The COLUMNS of a test result, or of one over several seeds: metrics with their spread, the most memory."""
+    """Return the COLUMNS of a test result, or of results over several seeds: metrics with spread, and `costs`."""
     seconds, parameters, memory = costs(results).values()
     scores = metric_cells(*(result["test"] for result in results))
     return [*scores, f"{parameters:,}", f"{seconds:.2f}", f"{memory:,.0f}"]
 
 
 def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What a row's runs cost, by the names of result.json: mean seconds, the first's parameters, the most memory."""
+    """Return the costs of a row's runs, by the names of result.json.
+
+    Seconds are the mean over the runs, parameters are those of the first run, and memory is the maximum.
+    """
     return {
         "seconds_per_epoch": statistics.mean(result["seconds_per_epoch"] for result in results),
         "trainable_parameters": results[0]["trainable_parameters"],
@@ -150,28 +154,28 @@ def costs(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def metric_cells(*metrics: dict[str, float]) -> list[str]:
-    """HR@10 and NDCG@10 as cells: the mean, and the sample standard deviation where there are several."""
-    return [mean_and_spread([one[name] for one in metrics]) for name in METRICS]
+    """Return HR@10 and NDCG@10 as cells: the mean, and the sample standard deviation if there are several results."""
+    return [mean_and_spread([scores[name] for scores in metrics]) for name in METRICS]
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """`0.0416`, or `0.0416 ± 0.0012` of several values: mean and sample standard deviation."""
+    """Return `0.0416`, or `0.0416 ± 0.0012` for several values: mean and sample standard deviation."""
     spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{shown_mean(statistics.mean(values))}{spread}"
 
 
 def shown_mean(mean: float) -> str:
-    """A metric's mean as tables show it."""
+    """Return a metric's mean as tables show it."""
     return f"{mean:.4f}"
 
 
 def markdown(header: list[str], rows: list[list[str]], emphasis: Emphasis | None = None) -> str:
-    """A Markdown table with aligned columns: the first to the left, numbers to the right.
+    """Return a Markdown table with the first column left-aligned and all others right-aligned.
 
-    Cells are plain text: what Markdown or HTML would make of them is escaped.
+    Cells are plain text: characters with a meaning in Markdown or HTML are escaped.
 
     Args:
-        emphasis: BEST (bold) or SECOND (underlined) of the cells that stand out.
+        emphasis: BEST (bold) or SECOND (underlined) for the emphasised cells.
     """
     header, *rows = [[markdown_text(cell) for cell in line] for line in (header, *rows)]
     for (line, column), kind in (emphasis or {}).items():
@@ -191,13 +195,13 @@ def markdown(header: list[str], rows: list[list[str]], emphasis: Emphasis | None
 
 
 def markdown_text(text: str) -> str:
-    """Plain text in Markdown: what Markdown or HTML would make of it is escaped."""
+    """Return plain text as Markdown: characters with a meaning in Markdown or HTML are escaped."""
     special = {character: f"\\{character}" for character in "\\|`[]"} | {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
     return "".join(special.get(character, character) for character in printable(text))
 
 
 def latex(header: list[str], rows: list[list[str]], emphasis: Emphasis | None = None) -> str:
-    """A tabular for LaTeX with the booktabs package; `emphasis` as `markdown` takes it."""
+    """Return a LaTeX tabular for the booktabs package; `emphasis` is as for `markdown`."""
     from pandas import DataFrame
 
     shown = [list(map(printable, line)) for line in (header, *rows)]
@@ -214,12 +218,12 @@ def latex(header: list[str], rows: list[list[str]], emphasis: Emphasis | None = 
 
 
 def comma_separated(rows: list[dict[str, Any]]) -> str:
-    """CSV with a header line; cells of columns that a row lacks are empty."""
+    """Return CSV with a header line; if a row lacks a column, its cell is empty."""
     from pandas import DataFrame
 
     shown = [
         {printable(name): printable(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
         for row in rows
     ]
-    # Of objects, so that a whole number stays one where another row's cell is empty.
+    # dtype=object, so that integers stay integers even if another row's cell is empty.
     return DataFrame(shown, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -15,15 +15,15 @@ def tpme(
     memory: Sequence[float],
     weights: tuple[float, float, float] = WEIGHTS,
 ) -> list[float]:
-    """TPME of each of K methods: the weighted sum of the three, each min-max normalised over the methods.
+    """Return the TPME of each of K methods: the weighted sum of three costs, each min-max normalised over the methods.
 
-    Lower is better. What is equal for all methods counts as 0.
+    Lower is better. A cost that is equal for all methods counts as 0.
 
     Args:
-        seconds: of training, per epoch.
-        parameters: that train.
-        memory: the peak, of the device that computes.
-        weights: of the three, not negative, with sum 1.
+        seconds: training seconds per epoch.
+        parameters: numbers of trainable parameters.
+        memory: peak memory of the device that computes.
+        weights: weights of the three costs, not negative, with sum 1.
 
     Raises TransrecError for other weights.
     """
@@ -34,17 +34,17 @@ def tpme(
 
 
 def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
-    """TPME of the rows of a table, each given by the results of its runs; none of one alone."""
+    """Return the TPME column of a table, given the results of each row's runs; a single row has no TPME."""
     measured = {number: results for number, results in enumerate(rows) if results}
-    of = {}
+    values = {}
     if len(measured) > 1:
         seconds, parameters, memory = zip(*(costs(row).values() for row in measured.values()), strict=True)
-        of = dict(zip(measured, tpme(seconds, parameters, memory), strict=True))
+        values = dict(zip(measured, tpme(seconds, parameters, memory), strict=True))
     numbers = range(len(rows))
     return Further(
         "TPME",
-        [f"{of[number]:.3f}" if number in of else "-" for number in numbers],
-        [{"TPME": of[number]} if number in of else {} for number in numbers],
+        [f"{values[number]:.3f}" if number in values else "-" for number in numbers],
+        [{"TPME": values[number]} if number in values else {} for number in numbers],
     )
 
 

@@ -1,4 +1,4 @@
-"""TREC's files of finished runs: what is ranked for each target, and which item is relevant."""
+"""Finished runs as TREC files: the ranked items of each target (run files) and the relevant item (qrels)."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -11,15 +11,18 @@ from transrec.progress import Bar
 
 
 def queries(run: FinishedRun, part: str) -> list[str]:
-    """What each target of "validation" or "test" is called: its user's id, and :1, :2, ... where a user has several."""
+    """Return the query id of each "validation" or "test" target: its user's id.
+
+    If any user has several targets, :1, :2, ... is appended to every id.
+    """
     split, users = run.dataset.split, run.dataset.interactions.users
-    of_each = split.targets(part)[0]
-    names = [_word(users[row]) for row in split.user_rows[of_each].tolist()]
-    counts = np.bincount(of_each, minlength=split.user_count)
+    owners = split.targets(part)[0]
+    names = [_word(users[row]) for row in split.user_rows[owners].tolist()]
+    counts = np.bincount(owners, minlength=split.user_count)
     if counts.max(initial=0) <= 1:
         return names
     firsts = np.cumsum(counts) - counts
-    numbers = np.arange(len(names)) - firsts[of_each] + 1
+    numbers = np.arange(len(names)) - firsts[owners] + 1
     return [f"{name}:{number}" for name, number in zip(names, numbers.tolist(), strict=True)]
 
 
@@ -32,11 +35,11 @@ def write_qrels(run: FinishedRun, part: str, path: Path) -> None:
 
 
 def write_run(run: FinishedRun, part: str, path: Path, depth: int, mask_history: str | None = None) -> None:
-    """Write a line `query Q0 item rank score name` for each of the first items of each target, best first.
+    """Write a line `query Q0 item rank score name` for each top item of each target, best first.
 
     Args:
-        depth: how many items of each target; all, where that is more than there are.
-        mask_history: as of `FinishedRun.evaluate`.
+        depth: number of items per target; all items, if there are fewer.
+        mask_history: as for `FinishedRun.evaluate`.
 
     Raises FileError.
     """
@@ -57,5 +60,5 @@ def write_run(run: FinishedRun, part: str, path: Path, depth: int, mask_history:
 
 
 def _word(text: str) -> str:
-    """An id as one word, which is what the format knows: white space as %20 and the like."""
+    """Return an id as one word, as the format requires: white space and % are percent-encoded."""
     return "".join(quote(letter) if letter.isspace() or letter == "%" else letter for letter in text)
