@@ -17,17 +17,17 @@ from transrec.paths import make_folder
 
 
 def write_docs(out: Path) -> int:
-    """Write one page per module to `out`; returns how many. Raises TransrecError where pdoc is missing."""
+    """Write one page per module to `out`; returns the number of pages. Raises TransrecError if pdoc is missing."""
     try:
         import pdoc
     except ImportError as error:
         raise TransrecError("pdoc is not installed; install it with: pip install -e .[docs]") from error
     make_folder(out, "--out")
-    # pdoc shows what a module holds: each public name is there once it has been asked for.
+    # The package loads its public names lazily, and pdoc shows only names that have been loaded.
     for name in transrec.__all__:
         getattr(transrec, name)
     modules = ["transrec", *(module.name for module in walk_packages(transrec.__path__, "transrec."))]
-    # pdoc finds the modules of a package by itself, but for a package that lists its public names.
+    # pdoc finds the modules of a package itself, except for a package that lists its public names in __all__.
     named = [name for name in modules[1:] if hasattr(sys.modules[name.rpartition(".")[0]], "__all__")]
     pdoc.render.configure(docformat="google")
     pdoc.pdoc("transrec", *named, output_directory=out)

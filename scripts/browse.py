@@ -1,10 +1,10 @@
-"""Look at what one to three finished runs recommend, on pages that this computer shows to its own browser.
+"""Browse the recommendations of one to three finished runs in a web browser, served by this computer for itself.
 
     python scripts/browse.py --run RUN --run OTHER
 
-Find a user: history, target and the best items of each run stand side by side, with titles and pictures, hits marked.
-Type a history, or put it together by titles. Find an item's neighbours. The runs must be over the same dataset and
-split. Nothing is loaded from the network. Ctrl-C ends it.
+Find a user to see the history, the target and the top items of each run side by side, with titles, pictures and marked
+hits. Type a history, or build it by searching titles. Find an item's nearest neighbours. The runs must have the same
+dataset and split. Nothing is loaded from the network. Ctrl-C stops the server.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from transrec.training.distributed import start
 
 
 def main(arguments) -> None:
-    # A port that is taken is told before anything is computed.
+    # Open the port first, so that a taken port is reported before anything is computed.
     with Server(arguments.host, arguments.port) as server:
         if not server.only_here:
             port = server.server_address[1]
@@ -38,14 +38,16 @@ if __name__ == "__main__":
     parser.add_argument(
         "--run", type=Path, action="append", required=True, help="folder of a finished run; up to three"
     )
-    parser.add_argument("--k", type=int, default=10, help="how many items of each run (default: 10)")
+    parser.add_argument("--k", type=int, default=10, help="number of items per run (default: 10)")
     parser.add_argument(
-        "--images", help="store, folder or zip of pictures (default: what a run reads, or the dataset's)"
+        "--images", help="store, folder or zip of pictures (default: the one that a run reads, or the dataset's)"
     )
-    parser.add_argument("--dataset", type=Path, help="folder of the runs' dataset, where it has moved or grown")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this computer alone)")
-    parser.add_argument("--port", type=int, default=8008, help="0 is any that is free (default: 8008)")
+    parser.add_argument("--dataset", type=Path, help="folder of the runs' dataset, if it has moved or grown")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this computer only)"
+    )
+    parser.add_argument("--port", type=int, default=8008, help="port to listen on; 0: any free port (default: 8008)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the runs were started with")
+    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the runs were started with")
     with reporting():
         main(parser.parse_args())

@@ -1,8 +1,9 @@
-"""Compute the hidden states that cached IISAN trains on, ahead of the first run.
+"""Compute the hidden states for cached IISAN before the first training run.
 
     python scripts/cache_features.py --dataset Dataset/Scientific --text_encoder bert-base-uncased --nproc 8
 
-Every flag that decides them is one of run_IISAN_cached.py; give the same. Stopped, the same command continues.
+The flags that determine the hidden states are those of run_IISAN_cached.py; give the same values to both. If the script
+is stopped, the same command continues it.
 """
 
 from transrec.runner import cache

@@ -1,11 +1,12 @@
-"""Check a dataset folder, and print and plot what is in it.
+"""Check a dataset folder, and print and plot its statistics.
 
     python scripts/check_dataset.py Dataset/Scientific --max_seq_len 10 --html scientific.html
 
-Mistakes of format stop with the file, the line and the remedy (exit status 2). Otherwise a table says how large the
-dataset is as read and as kept (`--min_seq_len`, `--max_seq_len`), what its split leaks (`--split`) and how many of its
-pictures cannot be opened, and NAME-check.png shows its sequence lengths and popularity. `--html` writes all that and
-more as one page: time line, duplicates, longest titles, example users. Nothing is written into the dataset.
+If the format has a mistake, the script stops and names the file, the line and the remedy (exit status 2). Otherwise it
+prints a table with the size of the dataset as read and as kept (`--min_seq_len`, `--max_seq_len`), what its split leaks
+(`--split`) and the number of pictures that cannot be opened, and plots sequence lengths and popularity to
+NAME-check.png. `--html` writes all that and more to one page: time line, duplicates, longest titles, example users.
+Nothing is written into the dataset.
 """
 
 from collections.abc import Callable
@@ -48,19 +49,19 @@ NAMED = 5
 
 
 def without_text(catalog: Catalog) -> set[str]:
-    """The ids of the items that have no text."""
+    """Return the ids of the items without text."""
     return {item for item, text in zip(catalog.ids, catalog.texts, strict=True) if not text.strip()}
 
 
 def some_of(ids: list[str], most: int | None) -> list[str]:
-    """At most so many of the ids, evenly spread over them; None: all."""
+    """Return at most `most` of the ids, spread evenly over all of them; None: all ids."""
     if most is None or most >= len(ids):
         return ids
     return [ids[place] for place in np.linspace(0, len(ids) - 1, most).astype(int)]
 
 
 def told_of(broken: dict[str, str]) -> list[str]:
-    """What is said of the pictures that cannot be decoded."""
+    """Return the note on pictures that cannot be decoded; [] if there are none."""
     if not broken:
         return []
     first = "; ".join(f"{item} ({why})" for item, why in list(broken.items())[:NAMED])
@@ -68,11 +69,12 @@ def told_of(broken: dict[str, str]) -> list[str]:
 
 
 def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) -> list[list[str]]:
-    """What is in the dataset, as rows: what, as read, as kept.
+    """Return the dataset's statistics as rows of a name, the value as read, and the value as kept.
 
     Args:
-        repeated: the pairs of a user and an item that meet more than once.
-        lacking: ids of the items without a text in each column, without an image, and without one that can be opened.
+        repeated: the pairs of a user and an item that interact more than once.
+        lacking: ids of the items without a text in each column, without an image, and without an image that can be
+            opened, by what they lack.
     """
     split, ids = dataset.split, np.array(dataset.catalog.ids)
     read, kept = as_read(dataset), as_kept(split)
@@ -117,20 +119,22 @@ AS_IN_A_RUN = ("split", "split_at", "validate_at", "catalogue", "users_file", "i
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("dataset", metavar="PATH", help="dataset folder")
-    parser.add_argument("--max_seq_len", type=int, default=DataOptions.max_seq_len, help="L")
+    parser.add_argument(
+        "--max_seq_len", type=int, default=DataOptions.max_seq_len, help="maximum length of a training sequence, L"
+    )
     parser.add_argument(
         "--min_seq_len",
         type=int,
         default=DataOptions.min_seq_len,
-        help="users with fewer interactions are dropped",
+        help="drop users with fewer interactions",
     )
     for name in AS_IN_A_RUN:
-        parser.add_argument(f"--{name}", default=getattr(DataOptions, name), help="as in a run")
+        parser.add_argument(f"--{name}", default=getattr(DataOptions, name), help="the same flag as of a training run")
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
     parser.add_argument(
         "--pictures", type=int, metavar="N", help="open only N pictures, evenly spread (default: all; 0: none)"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of all that, which needs no network")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with all of this, which works offline")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for the plot (default: the current one)")
     with reporting():
         options = parser.parse_args()

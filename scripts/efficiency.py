@@ -1,12 +1,12 @@
-"""What each method costs per epoch, with TPME (IISAN, the table of performance and efficiency).
+"""Measure the cost of each method per epoch, with TPME (IISAN, the table of performance and efficiency).
 
     python scripts/efficiency.py --dataset Dataset/Scientific --epochs 3
     python scripts/efficiency.py --synthetic 12000,20000 --methods run_fft run_IISAN_cached
 
-Runs the scripts of Downstream/Multimodal one after the other, each in a process of its own on the same data, and writes
-efficiency.md, efficiency.json and efficiency.png to --out. Every other flag is given to all of them. run_frozen runs
-its backbones in every step, as in the paper; --cached auto computes their output once. --synthetic makes users, titles
-and images, and backbones of BERT-base's and ViT-base's size with random weights (--tiny: small ones).
+Runs the scripts of Downstream/Multimodal one after the other, each in its own process on the same data, and writes
+efficiency.md, efficiency.json and efficiency.png to --out. Every other flag is passed to all scripts. run_frozen runs
+its backbones in every step, as in the paper; --cached auto computes their output only once. --synthetic generates
+users, titles and images, and backbones of the size of BERT-base and ViT-base with random weights (--tiny: small ones).
 """
 
 import argparse
@@ -27,13 +27,13 @@ from transrec.reports.tpme import WEIGHTS
 
 SCRIPTS = REPOSITORY / "Downstream" / "Multimodal" / "script"
 METHODS = ("run_fft", "run_adapter", "run_lora", "run_bitfit", "run_frozen", "run_IISAN", "run_IISAN_cached")
-# What a run would compute once by itself, and the paper's table counts in every step.
+# By default a frozen run computes its backbones' output only once, but the paper's table counts it in every step.
 AS_PUBLISHED = {"run_frozen": ["--cached", "no"]}
 BASE = {"hidden_size": 768, "layers": 12, "heads": 12, "inner_size": 3072}
 
 
 def synthetic(sizes: str, out: Path, tiny: bool) -> list[str]:
-    """Make what is missing of a synthetic dataset and backbones; returns the flags that name them."""
+    """Create the synthetic dataset and backbones if they are missing; returns the flags that name them."""
     try:
         users, items = (int(number) for number in sizes.split(","))
     except ValueError:
@@ -77,9 +77,9 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
                 raise TransrecError(f"{name} failed, see above; the same command continues")
         results[name] = read_result(folder)
         weights = tuple(arguments.weights)
-        of = costs(results, weights)
+        tpme_of = costs(results, weights)
         write_text(out / "efficiency.md", table(results, weights) + "\n")
-        content = {name: {"TPME": of[name], **result} for name, result in results.items()}
+        content = {name: {"TPME": tpme_of[name], **result} for name, result in results.items()}
         write_text(out / "efficiency.json", json.dumps(content, indent=2) + "\n")
         plot(results, weights, out / "efficiency.png")
     print(f"\n{table(results, weights)}\n\n{out}/efficiency.md, efficiency.json, efficiency.png")
@@ -91,11 +91,13 @@ if __name__ == "__main__":
         "--methods", nargs="+", default=METHODS, choices=METHODS, help="scripts to compare (default: all)"
     )
     parser.add_argument(
-        "--weights", nargs=3, type=float, default=WEIGHTS, help="TPME's weights of time, parameters, memory"
+        "--weights", nargs=3, type=float, default=WEIGHTS, help="TPME's weights of training time, parameters and memory"
     )
     parser.add_argument("--out", help="folder for runs and results (default: runs/efficiency)")
-    parser.add_argument("--synthetic", metavar="USERS,ITEMS", help="make data of this size instead of --dataset")
-    parser.add_argument("--tiny", action="store_true", help="with --synthetic: tiny backbones and images")
+    parser.add_argument(
+        "--synthetic", metavar="USERS,ITEMS", help="generate data of this size instead of reading --dataset"
+    )
+    parser.add_argument("--tiny", action="store_true", help="with --synthetic: use tiny backbones and images")
     with reporting():
         settings.check_flags(parser, sys.argv[1:])
         main(*parser.parse_known_args())

@@ -1,15 +1,15 @@
-"""Finished runs beside each other, from the ranks that they kept: metrics, slices, intervals and tests.
+"""Compare finished runs by their stored ranks: metrics, slices, intervals and significance tests.
 
     python scripts/evaluate.py runs/adapters/runs/houlsby-* runs/adapters/runs/lora-* --slices popularity history
 
-Runs that differ in their seed alone are one method. --baselines popularity item_knn puts what the runs ranked without
-training beside them. Nothing is trained or ranked again: any metric that is made of ranks, at any cut-off, takes
-seconds. The second table tests each method against the best one, over the same users; the p-values are corrected for
-their number.
+Runs that differ only in their seed are one method. --baselines popularity item_knn adds baselines that the runs
+evaluated. Nothing is trained or ranked again: any metric that is computed from ranks, at any cut-off, takes seconds.
+The second table tests each method against the best one, over the same users, with p-values corrected for the number of
+tests.
 
-What ranks do not tell takes the models, on --device: metrics of what is recommended, as coverage and gini;
---mask_history and --catalogue, which rank the targets of runs anew that were told otherwise; and --trec FOLDER, which
-writes the first items of each target, and the targets, as evaluators of TREC's files read them.
+Some options need the models and run them on --device: metrics of recommended lists, such as coverage and gini;
+--mask_history and --catalogue, which rank the targets again for runs with other settings; and --trec FOLDER, which
+writes the top items of each target, and the targets, in TREC's file formats.
 """
 
 from pathlib import Path
@@ -32,12 +32,12 @@ TESTS = {"McNemar": "McNemar", "Wilcoxon": "Wilcoxon", "paired_t": "paired t"}
 
 
 def cell(value: float | int | str) -> str:
-    """Four digits of a float, all of a count."""
+    """Return a float with four decimals, a count with all its digits."""
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
 
 
 def with_deviation(row: dict, name: str) -> str:
-    """A metric's mean, and its deviation over seeds where there are several."""
+    """Return a metric's mean, with its standard deviation if there are several seeds."""
     deviation = row[f"{name} deviation"]
     return cell(row[name]) + (f" ± {cell(deviation)}" if deviation != "" else "")
 
@@ -101,30 +101,45 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs over the same data")
     parser.add_argument(
-        "--baselines", nargs="+", default=[], metavar="NAME", help="rankings without training, as the runs keep them"
+        "--baselines", nargs="+", default=[], metavar="NAME", help="baselines to compare, from the runs' stored ranks"
     )
-    parser.add_argument("--part", default="test", choices=("validation", "test"), help="whose targets (default: test)")
-    parser.add_argument("--metrics", nargs="+", default=["hr", "ndcg", "mrr"], help="metrics (default: hr ndcg mrr)")
+    parser.add_argument(
+        "--part", default="test", choices=("validation", "test"), help="part whose targets are used (default: test)"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", default=["hr", "ndcg", "mrr"], help="metrics to show (default: hr ndcg mrr)"
+    )
     parser.add_argument("--cutoffs", nargs="+", type=int, default=[10], help="cut-offs k of the metrics (default: 10)")
     parser.add_argument(
-        "--slices", nargs="+", default=[], choices=SLICES.names(), help="groups of targets that get rows of their own"
+        "--slices", nargs="+", default=[], choices=SLICES.names(), help="groups of targets to show in separate rows"
     )
     parser.add_argument("--test", default="paired_t", choices=TESTS, help="paired test over users (default: paired_t)")
-    parser.add_argument("--test_metric", default="ndcg", help="metric that is tested (default: ndcg)")
-    parser.add_argument("--test_cutoff", type=int, default=10, help="its cut-off (default: 10)")
+    parser.add_argument("--test_metric", default="ndcg", help="metric to test (default: ndcg)")
+    parser.add_argument("--test_cutoff", type=int, default=10, help="cut-off of --test_metric (default: 10)")
     parser.add_argument(
-        "--correction", default="holm", choices=CORRECTIONS, help="of the p-values of a table (default: holm)"
+        "--correction",
+        default="holm",
+        choices=CORRECTIONS,
+        help="correction of the p-values for multiple tests (default: holm)",
     )
     parser.add_argument(
-        "--plugin", nargs="+", action="extend", default=[], help="files that the runs were started with"
+        "--plugin", nargs="+", action="extend", default=[], help="plugins that the runs were started with"
     )
-    parser.add_argument("--out", help="file for the first table as CSV")
-    parser.add_argument("--mask_history", choices=MASKS, help="which items are left out of a ranking")
-    parser.add_argument("--catalogue", choices=("all",), help="all: rank every item that the items file lists")
+    parser.add_argument("--out", help="write the first table to this CSV file")
     parser.add_argument(
-        "--trec", type=Path, metavar="FOLDER", help="write PART.qrels, and of each run its folder's name with .run"
+        "--mask_history", choices=MASKS, help="items to leave out of the ranking (default: as in each run)"
     )
-    parser.add_argument("--trec_depth", type=int, default=100, help="items of each target in --trec (default: 100)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ..., where models run (default: auto)")
+    parser.add_argument(
+        "--catalogue", choices=("all",), help="all: rank every item that the items file lists (default: as in each run)"
+    )
+    parser.add_argument(
+        "--trec", type=Path, metavar="FOLDER", help="folder for TREC files: PART.qrels, and NAME.run of each run folder"
+    )
+    parser.add_argument(
+        "--trec_depth", type=int, default=100, help="number of items per target in the files of --trec (default: 100)"
+    )
+    parser.add_argument(
+        "--device", default="auto", help="device that the models run on: auto, cpu, cuda, ... (default: auto)"
+    )
     with reporting():
         main(parser.parse_args())

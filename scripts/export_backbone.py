@@ -1,9 +1,9 @@
-"""Export a run's text or image encoder as a plain folder in Hugging Face format, LoRA and its like merged.
+"""Export a run's text or image encoder as a folder in Hugging Face format, with LoRA and similar updates merged.
 
     python scripts/export_backbone.py --run runs/20260101-120000-adapter_lora-Target --out pretrained_models/mine
 
-transformers loads the folder by itself, and --text_encoder or --image_encoder takes it. Of a multimodal recommender
-both encoders are written, to OUT/text and OUT/image.
+transformers can load the folder, and so can --text_encoder or --image_encoder. For a multimodal recommender, both
+encoders are written, to OUT/text and OUT/image.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from transrec.settings import Settings, read_settings
 
 
 def without_backbone(settings: Settings) -> str:
-    """Why a run has no backbone to export, and what to take instead; "" when it has one."""
+    """Return why a run has no backbone to export and what to use instead; "" if it has one."""
     encoders = {name: modality.encoder for name, modality in settings.modalities.items() if modality.encoder}
     if not encoders:
         return "no backbone reads its items; there is none to export"
@@ -31,15 +31,15 @@ def without_backbone(settings: Settings) -> str:
         return f"{reason}; its backbones are those of {settings.run.checkpoint}, export that"
     if settings.model.random_backbone:
         return f"{reason} by backbones of random weights; there is nothing worth exporting"
-    those = ", ".join(f"{modality}: {name}" for modality, name in encoders.items())
-    return f"{reason}; its encoders are the pretrained ones unchanged, use those ({those})"
+    names = ", ".join(f"{modality}: {name}" for modality, name in encoders.items())
+    return f"{reason}; its encoders are the pretrained ones unchanged, use those ({names})"
 
 
 if __name__ == "__main__":
     parser = Parser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the run was started with")
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the run was started with")
     with reporting():
         arguments = parser.parse_args()
         folder = resolve(arguments.run)

@@ -1,10 +1,10 @@
-"""Write a finished run as a folder to give away, which load_run reads, and parts of which need no transrec.
+"""Write a finished run as a folder to share: load_run reads it, and parts of it work without transrec.
 
     python scripts/export_model.py --run runs/20260101-120000-adapter_lora-Target --out my-recommender
 
 OUT holds a model card (README.md), all weights, the items' embeddings with their ids, the user encoder by torch.export
-with an example, and LoRA in peft's format. No user and no path of this computer is in it. The backbone alone, with LoRA
-and its like merged, is what scripts/export_backbone.py writes.
+with an example, and LoRA in peft's format. It contains no users and no paths of this computer. To export only the
+backbone, with LoRA and similar updates merged, use scripts/export_backbone.py.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from transrec.reports.release import release
 if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
-    parser.add_argument("--out", type=Path, required=True, help="folder to make")
-    parser.add_argument("--dataset", type=Path, help="folder of the run's dataset, where it has moved or grown")
-    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the run was started with")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--dataset", type=Path, help="folder of the run's dataset, if it has moved or grown")
+    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the run was started with")
     with reporting():
         arguments = parser.parse_args()
         run = load_run(arguments.run, arguments.plugin, arguments.dataset)

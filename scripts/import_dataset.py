@@ -1,10 +1,10 @@
-"""Import a dataset as its publisher gives it out: a folder of raw files becomes one that every script here reads.
+"""Import a dataset from its publisher's raw files into a dataset folder that every script here reads.
 
     python scripts/import_dataset.py auto Downloads/MINDsmall_train --out Dataset/MINDsmall
     python scripts/import_dataset.py table ratings.csv --user user_id --item item_id --time timestamp --out Dataset/Mine
 
-The first word is the format; `auto` guesses it and says why. The new folder holds users.tsv, items.tsv, the times and
-ratings in interactions.parquet, and dataset.json, which says what was read, dropped and why. It needs
+The first argument is the format; `auto` detects it and says why. The new folder holds users.tsv, items.tsv, the times
+and ratings in interactions.parquet, and dataset.json, which records what was read, what was dropped, and why. It needs
 pip install 'transrec[import]'. Dataset/README.md has a command for each well-known dataset.
 """
 

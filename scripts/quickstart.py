@@ -1,12 +1,12 @@
-"""The whole job on built-in data: pretrain on a source domain, adapt to a target domain, print one table.
+"""Run the complete workflow on generated data: pretrain on a source domain, adapt to a target domain, print results.
 
     python scripts/quickstart.py        (or: make demo)
 
-Makes a two-domain dataset with titles and images, a tiny BERT and a tiny ViT. Pretrains SASRec over each on the source,
-and adapts to the small target by full fine-tuning, Houlsby adapters and a frozen backbone, beside training from scratch
-and ranking by popularity. Then trains over titles and images together, without a source: everything, and IISAN on
-cached hidden states. Each step runs the script that a user would run, with the flags printed; results go to
-runs/quickstart/.
+Generates a two-domain dataset with titles and images, a tiny BERT and a tiny ViT. Pretrains SASRec over each backbone
+on the source, and adapts it to the small target by full fine-tuning, Houlsby adapters and a frozen backbone, compared
+with training from scratch and ranking by popularity. Then trains over titles and images together, without a source:
+full fine-tuning, frozen backbones, and IISAN on cached hidden states. Each step runs the script that a user would run
+and prints its flags; results go to runs/quickstart/.
 """
 
 import shlex
@@ -96,10 +96,10 @@ def main() -> None:
         script_path = f"Downstream/Multimodal/script/{script}.py"
         folder = run(f"Titles and images, {title}", script_path, runs / script, *both, *flags)
         results[title] = read_result(folder)
-    of = costs(results, WEIGHTS)
+    tpme_of = costs(results, WEIGHTS)
     both_table = markdown(
         ["source domain, titles and images", *COLUMNS, "TPME"],
-        [[title, *result_row(result), f"{of[title]:.2f}"] for title, result in results.items()],
+        [[title, *result_row(result), f"{tpme_of[title]:.2f}"] for title, result in results.items()],
     )
     table = f"{target_table}\n\n{both_table}"
     write_text(runs / "table.md", table + "\n")

@@ -1,11 +1,11 @@
-"""Recommend items by a finished run: to all users of its dataset, to users of a file, or for a history that is typed.
+"""Recommend items with a finished run: to all users of its dataset, to the users in a file, or for a typed history.
 
     python scripts/recommend.py --run runs/20260101-120000-adapter_lora-Target --k 10 --out top10.csv
     python scripts/recommend.py --run RUN --history "i12 i7 i40" --items new_items.tsv
 
-Nothing is trained: items of --items, which may have come after training, are encoded by their titles, images or
-vectors, and ranked among the others. With --evaluate the last item of each history is the target, and metrics are
-printed.
+Nothing is trained: the items of --items, which may be newer than the training data, are encoded from their titles,
+images or vectors and ranked among the others. With --evaluate, the last item of each history is the target, and metrics
+are printed.
 """
 
 from pathlib import Path
@@ -47,24 +47,28 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     whom = parser.add_mutually_exclusive_group()
-    whom.add_argument("--users", type=Path, help="file of histories, user_id<TAB>item item ... a line, oldest first")
-    whom.add_argument("--history", nargs="+", help='histories, each one text as "id id id", oldest first')
-    whom.add_argument("--user", nargs="+", default=[], help="users of the dataset, by their ids (default: all)")
-    parser.add_argument("--k", type=int, default=10, help="how many items (default: 10)")
-    parser.add_argument("--include_seen", action="store_true", help="recommend what is in the history, too")
-    parser.add_argument("--skip_unknown", action="store_true", help="leave items of --users out that are not ranked")
-    parser.add_argument("--items", type=Path, help="items file of further items to rank, such as came after training")
+    whom.add_argument(
+        "--users", type=Path, help="file of histories, one user_id<TAB>item item ... per line, oldest first"
+    )
+    whom.add_argument(
+        "--history", nargs="+", help='histories, each a quoted list of item ids like "id id id", oldest first'
+    )
+    whom.add_argument("--user", nargs="+", default=[], help="ids of users of the dataset (default: all)")
+    parser.add_argument("--k", type=int, default=10, help="number of items per user (default: 10)")
+    parser.add_argument("--include_seen", action="store_true", help="also recommend items from the history")
+    parser.add_argument("--skip_unknown", action="store_true", help="leave out items of --users that are not ranked")
+    parser.add_argument("--items", type=Path, help="items file of additional items to rank, such as new ones")
     parser.add_argument("--images", type=Path, help="image store of --items, for a run that reads images")
     parser.add_argument("--vectors", type=Path, help="file of vectors of --items, for a run that reads vectors")
-    parser.add_argument("--dataset", type=Path, help="folder of the run's dataset, where it has moved or grown")
+    parser.add_argument("--dataset", type=Path, help="folder of the run's dataset, if it has moved or grown")
     parser.add_argument(
-        "--evaluate", action="store_true", help="print metrics: the last item of each history is hidden"
+        "--evaluate", action="store_true", help="print metrics, with the last item of each history as the target"
     )
     parser.add_argument("--out", type=Path, help="file to write (default: standard output)")
     parser.add_argument(
-        "--format", choices=sorted({*SUFFIXES.values()}), help="form of what is written (default: by the name of --out)"
+        "--format", choices=sorted({*SUFFIXES.values()}), help="output format (default: by the suffix of --out)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--plugin", nargs="+", default=[], help="the plugins that the run was started with")
+    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the run was started with")
     with reporting():
         main(parser.parse_args())

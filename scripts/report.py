@@ -1,10 +1,10 @@
-"""Finished runs, or studies, as one HTML page that works offline.
+"""Write a report on finished runs or studies as one HTML page that works offline.
 
     python scripts/report.py runs/adapters --out report.html
 
-Its parts: a table of results that sorts and is copied as LaTeX or CSV, learning curves, accuracy against cost, slices
-of the targets, tests between all pairs of methods, settings that differ, environment, data card. Runs that differ in
-their seed alone are one row. Nothing is trained or ranked again.
+The page has a sortable table of results that can be copied as LaTeX or CSV, learning curves, accuracy against cost,
+slices of the targets, tests between all pairs of methods, settings that differ, environments, and data cards. Runs that
+differ only in their seed are one row. Nothing is trained or ranked again.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_OR_STUDY", help="folders of runs, or a study's --out")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file for the page")
-    parser.add_argument("--title", default="", help="of the page (default: the names of the folders)")
+    parser.add_argument("--title", default="", help="title of the page (default: the names of the folders)")
     parser.add_argument(
-        "--plugin", nargs="+", action="extend", default=[], help="files that the runs were started with"
+        "--plugin", nargs="+", action="extend", default=[], help="plugins that the runs were started with"
     )
     with reporting():
         given = parser.parse_args()

@@ -1,11 +1,11 @@
-"""Split a dataset by user into a source and a target half, to try transfer within one dataset.
+"""Split a dataset by user into a source half and a target half, to study transfer within one dataset.
 
     python scripts/split_users.py --dataset Dataset/Scientific --out Dataset/Scientific-halves
 
-A user belongs to the half that the first bit of SHA-256(user id) names: the halves do not depend on the file's order,
-share no user, and each keeps the whole items file (items that nobody in a half touches drop out when it is read).
-Interactions in Parquet, beside users.tsv or instead of it, are split alike, with all their columns. A used --out is
-written anew: what an earlier split left there and this one does not write is removed.
+The lowest bit of the first byte of SHA-256(user id) decides a user's half, so the halves do not depend on the file's
+order and share no user. Each half keeps the complete items file (items without interactions in a half are dropped when
+it is read). Interactions in Parquet, in addition to users.tsv or instead of it, are split in the same way, with all
+their columns. An existing --out is overwritten: files of an earlier split that this one does not write are removed.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ USERS, ROWS, ITEMS = "users.tsv", "interactions.parquet", ("items.tsv", "items.p
 
 
 def half_of(user: str, share: float) -> int | None:
-    """The place in HALVES of a user; None for one that is left out, since only `share` of each half's are kept."""
+    """Return a user's index in HALVES; None if the user is left out because only `share` of each half is kept."""
     digest = hashlib.sha256(user.encode()).digest()
     return digest[0] & 1 if int.from_bytes(digest[1:5]) < share * 2**32 else None
 
 
 def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
-    """Write OUT/source and OUT/target; returns the users in each. `share` keeps that fraction of each half's users."""
+    """Write OUT/source and OUT/target with a fraction `share` of each half's users; returns how many users each has."""
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
     beside = users_path if is_parquet(users_path) else interactions_beside(dataset)
     items = ITEMS[is_parquet(items_path)]
@@ -52,7 +52,7 @@ def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
 
 
 def split_lines(path: Path, out: Path, share: float) -> dict[str, int]:
-    """Write users.tsv of each half; returns the users in each."""
+    """Write users.tsv of each half; returns the number of users in each."""
     lines: dict[str, list[str]] = {half: [] for half in HALVES}
     for _, line in tsv.lines(path, "users"):
         half = half_of(line.partition("\t")[0], share)
@@ -64,9 +64,9 @@ def split_lines(path: Path, out: Path, share: float) -> dict[str, int]:
 
 
 def split_rows(path: Path, out: Path, share: float) -> dict[str, int]:
-    """Write interactions.parquet of each half, its rows in their order; returns the users in each.
+    """Write interactions.parquet of each half, with rows in their original order; returns the number of users in each.
 
-    Raises TransrecError as `reading`, and where rows have no user.
+    Raises TransrecError as `reading` does, and if a row has no user.
     """
     halves: dict[str, int | None] = {}
     with reading(path) as file, ExitStack() as stack:

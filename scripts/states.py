@@ -1,11 +1,11 @@
-"""List the files of hidden states that runs keep, and remove those that no run needs any more.
+"""List the stored files of hidden states, and remove those that no run needs any more.
 
     python scripts/states.py
     python scripts/states.py Dataset/Scientific /scratch/states
     python scripts/states.py --remove_unused_since 2026-06-01 --yes
 
-Runs find a file by what it was made of, and make it again when it is not there: removing one costs time, never numbers.
-Without --yes it only says what it would remove. A file that a run has open stays.
+Runs find a file by its provenance and compute it again if it is missing, so removing one costs time but changes no
+results. Without --yes, the script only lists what it would remove. A file that a run has open is never removed.
 """
 
 from datetime import date, datetime, time
@@ -19,9 +19,9 @@ from transrec.reports.states import StoredStates, find_states, listing
 
 
 def chosen(files: list[StoredStates], names: list[str], since: str | None) -> list[StoredStates]:
-    """The files of those names, and those not used since a date.
+    """Return the files with the given names, and the files not used since a date.
 
-    Raises TransrecError for a name that is none of the files', and for a date that is none.
+    Raises TransrecError for a name that no file has, and for an invalid date.
     """
     if unknown := sorted(set(names) - {of.name for of in files}):
         raise TransrecError(f"--remove {unknown[0]}: no such file of hidden states; the list without flags names them")
@@ -42,11 +42,11 @@ def main(folders: list[Path], names: list[str], since: str | None, yes: bool) ->
     freed = 0
     for of in chosen(files, names, since):
         if stays := yes and not of.remove():
-            said = "stays, a run is using it"
+            outcome = "stays, a run is using it"
         else:
-            said = "removed" if yes else "would be removed"
+            outcome = "removed" if yes else "would be removed"
         freed += of.size * (not stays)
-        print(printable(f"{of.path}: {of.size / 2**20:,.1f} MiB, last used {of.last_used:%Y-%m-%d %H:%M}; {said}"))
+        print(printable(f"{of.path}: {of.size / 2**20:,.1f} MiB, last used {of.last_used:%Y-%m-%d %H:%M}; {outcome}"))
     print(f"{freed / 2**20:,.1f} MiB {'removed' if yes else 'would be removed; --yes removes them'}")
 
 
@@ -57,13 +57,13 @@ if __name__ == "__main__":
         nargs="*",
         default=["Dataset"],
         metavar="FOLDER",
-        help="folders to look in and below: datasets, and what runs were given as --state_cache (default: Dataset)",
+        help="folders to search, with subfolders: datasets, and values of runs' --state_cache (default: Dataset)",
     )
-    parser.add_argument("--remove", nargs="+", default=[], metavar="NAME", help="remove the files of these names")
+    parser.add_argument("--remove", nargs="+", default=[], metavar="NAME", help="remove the files with these names")
     parser.add_argument(
-        "--remove_unused_since", metavar="DATE", help="remove the files that no run has opened since that date"
+        "--remove_unused_since", metavar="DATE", help="remove the files that no run has used since this date"
     )
-    parser.add_argument("--yes", action="store_true", help="remove them; without it they are only named")
+    parser.add_argument("--yes", action="store_true", help="really remove the files; without it they are only listed")
     with reporting():
         given = parser.parse_args()
         main([resolve(folder) for folder in given.folders], given.remove, given.remove_unused_since, given.yes)

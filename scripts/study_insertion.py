@@ -1,9 +1,9 @@
-"""Where adapters go and how (Adapter4Rec, the ablations of insertion).
+"""Study where and how adapters are inserted (Adapter4Rec, the ablations of insertion).
 
     python scripts/study_insertion.py --source Dataset/MIND --target Dataset/Adressa --seeds 0 1 2 --workers 8
 
-All combinations of: which encoder, behind (houlsby) or beside (parallel) its sub-layers, bottleneck sizes in the item
-and the user encoder, and whether the LayerNorms train too.
+Runs all combinations of these axes: the encoder with adapters, adapters behind its sub-layers (houlsby) or parallel to
+them (parallel), bottleneck sizes in the item and the user encoder, and whether the LayerNorms also train.
 """
 
 from transrec.studies import main

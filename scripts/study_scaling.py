@@ -1,10 +1,10 @@
-"""How much source and how much target data adapters need (Adapter4Rec, the studies of data scale).
+"""Study how much source and target data adapters need (Adapter4Rec, the studies of data scale).
 
     python scripts/study_scaling.py --source Dataset/MIND --target Dataset/Adressa --seeds 0 1 2 --workers 8
 
-The source fraction is varied at the whole target, the target fraction at the whole source. A fraction is of the users
-who are trained on, a smaller one within a larger one (--subset_seed); all users are ranked, among all items, so that
-rows can be compared. A source fraction of 0 pretrains nothing.
+The source fraction is varied with all target data, and the target fraction with all source data. A fraction refers to
+the training users, and smaller fractions are subsets of larger ones (--subset_seed). All users are evaluated by full
+ranking, so that rows can be compared. With a source fraction of 0, nothing is pretrained.
 """
 
 from transrec.studies import main

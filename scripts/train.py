@@ -1,9 +1,9 @@
-"""Train any method over any modality, at the papers' settings for the two (docs/defaults.md).
+"""Train any method over any modality, with the papers' settings for both (docs/defaults.md).
 
     python scripts/train.py --method houlsby --item_tower image --dataset Dataset/Amazon --checkpoint RUN
 
-The scripts of Pretraining/ and Downstream/ are this one with a method and a modality chosen. Without --method
-everything trains, as a source model does.
+The scripts of Pretraining/ and Downstream/ are this script with a fixed method and modality. Without --method,
+everything trains, as in a source model.
 """
 
 from transrec.runner import adapt
