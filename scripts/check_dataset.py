@@ -120,7 +120,10 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("dataset", metavar="PATH", help="dataset folder")
     parser.add_argument(
-        "--max_seq_len", type=int, default=DataOptions.max_seq_len, help="maximum length of a training sequence, L"
+        "--max_seq_len",
+        type=int,
+        default=DataOptions.max_seq_len,
+        help="L, the longest sequence that the user encoder sees",
     )
     parser.add_argument(
         "--min_seq_len",

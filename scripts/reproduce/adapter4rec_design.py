@@ -1,4 +1,4 @@
-"""Serial or parallel adapters, their size, and LayerNorms (Adapter4Rec, its study of how they are inserted).
+"""Serial or parallel adapters, their size, and LayerNorms (Adapter4Rec, its study of how adapters are inserted).
 
 python scripts/reproduce/adapter4rec_design.py --seeds 0 1 2 --workers 8
 """

@@ -1,9 +1,9 @@
-"""Full fine-tuning beside adapters, by objective and backbone (Adapter4Rec, its main table).
+"""Full fine-tuning compared with adapters, by objective and backbone (Adapter4Rec, its main table).
 
     python scripts/reproduce/adapter4rec_full.py --seeds 0 1 2 --workers 8
 
-SASRec (bce) and CPC, over BERT and RoBERTa, with --modality image over ViT and MAE. The released program masks 75 % of
-MAE's patches in every pass: --mask_ratio 0.75.
+Runs SASRec (bce) and CPC over BERT and RoBERTa or, with --modality image, over ViT and MAE. The released program masks
+75 % of MAE's patches in every forward pass; for the same, add --mask_ratio 0.75.
 """
 
 from transrec.studies import main

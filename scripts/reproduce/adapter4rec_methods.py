@@ -1,9 +1,9 @@
-"""Adapters against each other (Adapter4Rec, its table of adapter methods).
+"""Adapter methods compared with each other (Adapter4Rec, its table of adapter methods).
 
     python scripts/reproduce/adapter4rec_methods.py --seeds 0 1 2 --workers 8
 
-Each method as the released programs compute it, where that differs from its own paper (docs/differences.md). Over
-images, with --modality image, that of pfeiffer does not fit.
+Each method is computed as in the released programs where they differ from the method's own paper (docs/differences.md).
+The exception is pfeiffer over images (--modality image): its published variant needs a LayerNorm behind each block.
 """
 
 from transrec.studies import main

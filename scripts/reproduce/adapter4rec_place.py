@@ -1,4 +1,4 @@
-"""Adapters in the item encoder, the user encoder, or both (Adapter4Rec, its study of where they are inserted).
+"""Adapters in the item encoder, the user encoder, or both (Adapter4Rec, its study of where adapters are inserted).
 
 python scripts/reproduce/adapter4rec_place.py --seeds 0 1 2 --workers 8
 """

@@ -2,7 +2,7 @@
 
     python scripts/reproduce/iisan_ablations.py --seeds 0 1 2 --workers 8
 
-Each is varied at the first values of the others.
+Each axis is varied while the others have their first values.
 """
 
 from transrec.studies import main

@@ -2,7 +2,7 @@
 
     python scripts/reproduce/iisan_backbones.py --seeds 0 1 2 --workers 8
 
-Which DeBERTa and which CLIP the paper took is not known here: name others with --encoder TEXT,IMAGE.
+It is not known which DeBERTa and CLIP models the paper used; choose others with --encoder TEXT,IMAGE.
 """
 
 from transrec.studies import main

@@ -1,4 +1,4 @@
-"""Titles alone, images alone, and both (IISAN, its table of modalities).
+"""Only titles, only images, and both (IISAN, its table of modalities).
 
 python scripts/reproduce/iisan_modalities.py --seeds 0 1 2 --workers 8
 """

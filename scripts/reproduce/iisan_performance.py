@@ -2,8 +2,8 @@
 
     python scripts/reproduce/iisan_performance.py --seeds 0 1 2
 
-The paper's other datasets: --target Dataset/Instrument, --target Dataset/Office. Seconds and memory are those of runs
-that have a GPU each to themselves: leave --workers at 1 on one GPU.
+For the paper's other datasets, use --target Dataset/Instrument or --target Dataset/Office. Seconds and memory are only
+comparable if each run has a GPU to itself: leave --workers at 1 on one GPU.
 """
 
 from transrec.studies import main

@@ -1,9 +1,9 @@
-"""IISAN-Versa: encoders of unlike depth and width, and how many layers are read (IISAN-Versa).
+"""IISAN-Versa: encoders that differ in depth and width, and the number of layers that are read (IISAN-Versa).
 
     python scripts/reproduce/iisan_versa.py --seeds 0 1 2 --workers 8
 
---side_layers takes how many are read of each. Which LLM the paper took is not known here: name others with --encoder
-TEXT,IMAGE. The released programs read the mean of a title's tokens: --text_pooling mean.
+--side_layers sets the number of layers that are read from each encoder. It is not known which LLM the paper used;
+choose others with --encoder TEXT,IMAGE. The released programs average over a title's tokens: --text_pooling mean.
 """
 
 from transrec.studies import Axis, Grid, main

@@ -2,7 +2,8 @@
 
     python sm_vit_adapter.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
-Only the adapters train; --insert places them in one of the two encoders, --train_layernorm adds the LayerNorms.
+Only the adapters train. --insert places them in only one of the two encoders; --train_layernorm also trains the
+LayerNorms.
 """
 
 from transrec.runner import adapt

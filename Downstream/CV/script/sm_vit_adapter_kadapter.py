@@ -2,8 +2,8 @@
 
     python sm_vit_adapter_kadapter.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
-The adapters and the layer that fuses them with the encoder's output train. --variant published computes what the
-released script did, whose adapters see padding and future items.
+The adapters train, and so does the layer that fuses them with the encoder's output. --variant published computes what
+the released script did: its adapters see padding and future items.
 """
 
 from transrec.runner import adapt

@@ -3,7 +3,7 @@
     python sm_vit_adapter_parallel.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
 An adapter reads the input of its sub-layer and adds to the sub-layer's output. --variant published computes what the
-released script did: beside the feed-forward sub-layers alone, adding the residual stream once more.
+released script did: it inserts adapters only at the feed-forward sub-layers and adds the residual stream once more.
 """
 
 from transrec.runner import adapt

@@ -1,8 +1,9 @@
-"""Pfeiffer adapters, one a block behind the attention sub-layer (Adapter4Rec, adapters compared; `pfeiffer_attention`).
+"""Pfeiffer adapters, one per block, behind the attention sub-layer (Adapter4Rec, adapters compared).
 
     python sm_vit_adapter_pfeiffer.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
-What the released script calls pfeiffer_ver2; `--method pfeiffer` puts them behind the feed-forward sub-layer.
+The method is `pfeiffer_attention`, called pfeiffer_ver2 in the released script. `--method pfeiffer` places the adapters
+behind the feed-forward sub-layer instead.
 """
 
 from transrec.runner import adapt

@@ -2,7 +2,7 @@
 
     python sm_vit_frozen.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
-The backbone stays as it was pretrained.
+The backbone keeps its pretrained weights.
 """
 
 from transrec.runner import adapt

@@ -2,7 +2,7 @@
 
     python sm_vit_layernorm.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
---insert item leaves the user encoder as it was, --insert user the image encoder.
+--insert item leaves the user encoder unchanged; --insert user leaves the image encoder unchanged.
 """
 
 from transrec.runner import adapt

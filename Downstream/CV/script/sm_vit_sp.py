@@ -2,8 +2,8 @@
 
     python sm_vit_sp.py --dataset ../../../Dataset/Amazon --checkpoint RUN --image_encoder FOLDER
 
-Only the prompt trains. --variant published computes what the released script did: prompts behind the last patch, and
-the projection trains too.
+Only the prompt trains. --variant published computes what the released script did: it places the prompts behind the last
+patch, and the projection trains, too.
 """
 
 from transrec.runner import adapt

@@ -2,9 +2,9 @@
 
     python run_IISAN_cached.py --dataset ../../../Dataset/Scientific
 
-The first run computes the hidden states of every item, later ones read them; no backbone is in memory then. The numbers
-are those of run_IISAN.py with --state_dtype fp32. --item_tower text or image for one modality, under
-the same objective and sequence length.
+The first run computes the hidden states of every item. Later runs read them and hold no backbone in memory. With
+--state_dtype fp32 the results are those of run_IISAN.py. Use --item_tower text or image for one modality, under the
+same objective and sequence length.
 """
 
 from transrec.runner import adapt

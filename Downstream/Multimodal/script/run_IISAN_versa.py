@@ -1,10 +1,10 @@
-"""IISAN-Versa: the side network over encoders of unlike depth and width, on cached hidden states (`iisan`).
+"""IISAN-Versa: the side network over encoders that differ in depth and width, on cached hidden states (`iisan`).
 
     python run_IISAN_versa.py --dataset ../../../Dataset/Scientific --text_encoder meta-llama/Meta-Llama-3-8B
 
-Six layers are read of each encoder, evenly apart; the inter-modal tower maps the wider one's states down. A decoder is
-read at a title's last token, --text_pooling mean takes the mean of all, as the released programs do. --item_tower text
-or image for one modality, under the same objective and sequence length.
+The side network reads six evenly spaced layers of each encoder, and the inter-modal tower projects the wider encoder's
+states down. A decoder's states are read at a title's last token; --text_pooling mean averages over all tokens, as the
+released programs do. Use --item_tower text or image for one modality, under the same objective and sequence length.
 """
 
 from transrec.runner import adapt

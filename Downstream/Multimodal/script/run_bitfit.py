@@ -1,8 +1,8 @@
-"""Biases of a text and an image encoder, fused (IISAN, the BitFit rows of its tables; `bitfit`).
+"""BitFit in a text and an image encoder, fused (IISAN, the BitFit rows of its tables; `bitfit`).
 
     python run_bitfit.py --dataset ../../../Dataset/Scientific
 
-The user encoder, the projections and the fusion train too: there is no source domain.
+The user encoder, the projections and the fusion also train, because there is no source domain.
 """
 
 from transrec.runner import adapt

@@ -2,7 +2,7 @@
 
     python run_frozen.py --dataset ../../../Dataset/Scientific
 
-The backbones stay as they were pretrained.
+The backbones keep their pretrained weights.
 """
 
 from transrec.runner import adapt

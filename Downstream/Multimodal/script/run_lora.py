@@ -2,7 +2,7 @@
 
     python run_lora.py --dataset ../../../Dataset/Scientific
 
-The user encoder, the projections and the fusion train too: there is no source domain.
+The user encoder, the projections and the fusion also train, because there is no source domain.
 """
 
 from transrec.runner import adapt

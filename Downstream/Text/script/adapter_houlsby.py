@@ -2,7 +2,8 @@
 
     python adapter_houlsby.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-Only the adapters train; --insert places them in one of the two encoders, --train_layernorm adds the LayerNorms.
+Only the adapters train. --insert places them in only one of the two encoders; --train_layernorm also trains the
+LayerNorms.
 """
 
 from transrec.runner import adapt

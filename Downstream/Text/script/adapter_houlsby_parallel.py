@@ -3,7 +3,7 @@
     python adapter_houlsby_parallel.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
 An adapter reads the input of its sub-layer and adds to the sub-layer's output. --variant published computes what the
-released script did, which adds the input once more.
+released script did: it adds the input once more.
 """
 
 from transrec.runner import adapt

@@ -2,8 +2,8 @@
 
     python adapter_lora.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-The pretrained query and value weights stay, low-rank updates train. --variant published computes what the released
-script did: fresh random weights in their place.
+The pretrained query and value weights stay frozen, and low-rank updates train. --variant published computes what the
+released script did: it replaces the pretrained weights by new random ones.
 """
 
 from transrec.runner import adapt

@@ -1,9 +1,9 @@
-"""Pfeiffer adapters, one a block behind the feed-forward sub-layer (Adapter4Rec, adapters compared; `pfeiffer`).
+"""Pfeiffer adapters, one per block, behind the feed-forward sub-layer (Adapter4Rec, adapters compared; `pfeiffer`).
 
     python adapter_pfeiffer.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-The adapters and the LayerNorms train. --variant published computes what the released script did, with an extra
-LayerNorm before each adapter.
+The adapters and the LayerNorms train. --variant published computes what the released script did: an extra LayerNorm
+before each adapter.
 """
 
 from transrec.runner import adapt

@@ -1,8 +1,8 @@
-"""One adapter a block, behind the attention sub-layer (Adapter4Rec, adapters compared; `pfeiffer_attention`).
+"""One adapter per block, behind the attention sub-layer (Adapter4Rec, adapters compared; `pfeiffer_attention`).
 
     python adapter_pfeiffer_attention.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-What the released scripts call pfeiffer_ver2. --train_layernorm adds the LayerNorms.
+The released scripts call this method pfeiffer_ver2. --train_layernorm also trains the LayerNorms.
 """
 
 from transrec.runner import adapt

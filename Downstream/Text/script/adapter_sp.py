@@ -2,7 +2,7 @@
 
     python adapter_sp.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-Only the prompt trains. --variant published computes what the released script did, which overwrites the title's first
+Only the prompt trains. --variant published computes what the released script did: it overwrites the title's first
 tokens.
 """
 

@@ -2,7 +2,7 @@
 
     python finetune.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-Without --checkpoint it trains on the target alone; --random_backbone makes that training from scratch.
+Without --checkpoint, it trains on the target only; with --random_backbone as well, it trains from scratch.
 """
 
 from transrec.runner import adapt

@@ -2,7 +2,7 @@
 
     python frozen.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
-The lower baseline: what the pretrained backbone gives without being adapted.
+This is the lower baseline: the pretrained backbone without adaptation.
 """
 
 from transrec.runner import adapt

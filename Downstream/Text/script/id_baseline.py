@@ -2,10 +2,10 @@
 
     python id_baseline.py --dataset ../../../Dataset/Adressa
 
-It trains by what makes IDs strong: softmax over the batch's items, and weights from N(0, 0.02). --protocol published is
-the papers' baseline, of one negative and Xavier-normal weights, which ranks far worse.
+It uses the settings that make ID models strong: in-batch softmax, and weights from N(0, 0.02). --protocol published is
+the papers' baseline, with one negative per positive and Xavier-normal weights, which ranks far worse.
 
-There is no backbone and nothing to transfer: items of another dataset have other numbers.
+There is no backbone and nothing to transfer, because item IDs differ between datasets.
 """
 
 from transrec.runner import pretrain

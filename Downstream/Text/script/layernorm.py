@@ -2,7 +2,7 @@
 
     python layernorm.py --dataset ../../../Dataset/Adressa --checkpoint RUN --text_encoder FOLDER
 
---insert item leaves the user encoder as it was, --insert user the text encoder.
+--insert item leaves the user encoder unchanged; --insert user leaves the text encoder unchanged.
 """
 
 from transrec.runner import adapt

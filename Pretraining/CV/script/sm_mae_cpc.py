@@ -2,9 +2,9 @@
 
     python sm_mae_cpc.py --dataset ../../../Dataset/HM --image_encoder facebook/vit-mae-base
 
-Same user encoder as sm_mae_sasrec.py; only the last position of a sequence predicts.
+The user encoder is that of sm_mae_sasrec.py, but only the last position of a sequence predicts the next item.
 
-MAE runs without masking; --mask_ratio 0.75 masks patches at random in every pass, as the released program did.
+MAE runs without masking. --mask_ratio 0.75 masks random patches in every forward pass, as the released program did.
 """
 
 from transrec.runner import pretrain

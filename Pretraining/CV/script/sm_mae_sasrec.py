@@ -2,10 +2,10 @@
 
     python sm_mae_sasrec.py --dataset ../../../Dataset/HM --image_encoder facebook/vit-mae-base
 
-Images come from the dataset's store (Dataset/build_lmdb.py). The run's folder is what Downstream scripts take as
+Images are read from the dataset's store (Dataset/build_lmdb.py). The scripts of Downstream/ take the run's folder as
 --checkpoint.
 
-MAE runs without masking; --mask_ratio 0.75 masks patches at random in every pass, as the released program did.
+MAE runs without masking. --mask_ratio 0.75 masks random patches in every forward pass, as the released program did.
 """
 
 from transrec.runner import pretrain

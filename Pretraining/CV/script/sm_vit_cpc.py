@@ -2,7 +2,7 @@
 
     python sm_vit_cpc.py --dataset ../../../Dataset/HM --image_encoder google/vit-base-patch16-224
 
-Same user encoder as sm_vit_sasrec.py; only the last position of a sequence predicts.
+The user encoder is that of sm_vit_sasrec.py, but only the last position of a sequence predicts the next item.
 """
 
 from transrec.runner import pretrain

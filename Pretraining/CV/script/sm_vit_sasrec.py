@@ -2,7 +2,7 @@
 
     python sm_vit_sasrec.py --dataset ../../../Dataset/HM --image_encoder google/vit-base-patch16-224
 
-Images come from the dataset's store (Dataset/build_lmdb.py). The run's folder is what Downstream scripts take as
+Images are read from the dataset's store (Dataset/build_lmdb.py). The scripts of Downstream/ take the run's folder as
 --checkpoint.
 """
 

@@ -2,7 +2,7 @@
 
     python sm_base_cpc.py --dataset ../../../Dataset/MIND --text_encoder bert-base-uncased
 
-Same user encoder as sm_base_sasrec.py; only the last position of a sequence predicts.
+The user encoder is that of sm_base_sasrec.py, but only the last position of a sequence predicts the next item.
 """
 
 from transrec.runner import pretrain

@@ -2,7 +2,7 @@
 
     python sm_base_sasrec.py --dataset ../../../Dataset/MIND --text_encoder bert-base-uncased
 
-The run's folder is what Downstream scripts take as --checkpoint.
+The scripts of Downstream/ take the run's folder as --checkpoint.
 """
 
 from transrec.runner import pretrain
