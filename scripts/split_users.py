@@ -35,9 +35,9 @@ def half_of(user: str, share: float) -> int | None:
 def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
     """Write OUT/source and OUT/target with a fraction `share` of each half's users; returns how many users each has."""
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
-    beside = users_path if is_parquet(users_path) else interactions_beside(dataset)
+    interactions = users_path if is_parquet(users_path) else interactions_beside(dataset)
     items = ITEMS[is_parquet(items_path)]
-    written = {items} | ({ROWS} if beside else set()) | (set() if is_parquet(users_path) else {USERS})
+    written = {items} | ({ROWS} if interactions else set()) | (set() if is_parquet(users_path) else {USERS})
     for half in HALVES:
         if dataset.resolve() == (out / half).resolve():
             raise TransrecError(f"--out {out}: its {half} is the dataset itself; give another folder")
@@ -47,7 +47,7 @@ def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
                 (out / half / name).unlink(missing_ok=True)
         with atomic_write(out / half / items) as temporary:
             shutil.copyfile(items_path, temporary)
-    counts = split_rows(beside, out, share) if beside else {}
+    counts = split_rows(interactions, out, share) if interactions else {}
     return counts if is_parquet(users_path) else split_lines(users_path, out, share)
 
 

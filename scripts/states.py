@@ -23,30 +23,34 @@ def chosen(files: list[StoredStates], names: list[str], since: str | None) -> li
 
     Raises TransrecError for a name that no file has, and for an invalid date.
     """
-    if unknown := sorted(set(names) - {of.name for of in files}):
+    if unknown := sorted(set(names) - {file.name for file in files}):
         raise TransrecError(f"--remove {unknown[0]}: no such file of hidden states; the list without flags names them")
     try:
         first = datetime.combine(date.fromisoformat(since), time.min) if since else datetime.min
     except ValueError as error:
         raise TransrecError(f"--remove_unused_since {since}: not a date like 2026-06-01") from error
-    return [of for of in files if of.name in names or of.last_used < first]
+    return [file for file in files if file.name in names or file.last_used < first]
 
 
 def main(folders: list[Path], names: list[str], since: str | None, yes: bool) -> None:
     files = find_states(folders)
-    size = sum(of.size for of in files) / 2**20
+    size = sum(file.size for file in files) / 2**20
     print(printable(f"{len(files)} files of hidden states, {size:,.1f} MiB, below {', '.join(map(str, folders))}"))
     if not names and not since:
         print(listing(files), end="\n" * bool(files))
         return
     freed = 0
-    for of in chosen(files, names, since):
-        if stays := yes and not of.remove():
+    for file in chosen(files, names, since):
+        if stays := yes and not file.remove():
             outcome = "stays, a run is using it"
         else:
             outcome = "removed" if yes else "would be removed"
-        freed += of.size * (not stays)
-        print(printable(f"{of.path}: {of.size / 2**20:,.1f} MiB, last used {of.last_used:%Y-%m-%d %H:%M}; {outcome}"))
+        freed += file.size * (not stays)
+        print(
+            printable(
+                f"{file.path}: {file.size / 2**20:,.1f} MiB, last used {file.last_used:%Y-%m-%d %H:%M}; {outcome}"
+            )
+        )
     print(f"{freed / 2**20:,.1f} MiB {'removed' if yes else 'would be removed; --yes removes them'}")
 
 

@@ -80,7 +80,7 @@ def write_png(dataset: Dataset, path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for panel, draw in zip(figure.subplots(1, 2), (sequences, popularity), strict=True):
         _draw(dataset, panel, draw)
-        # Without parse_math=False, matplotlib would read some names as formulas.
+        # A name may contain characters that matplotlib would read as a formula.
         panel.set_title(f"{printable(dataset.name)}: {draw.__name__}", parse_math=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)

@@ -24,7 +24,7 @@ def as_svg(draw: Callable[[Axes], Mapping[str, str] | None], name: str, label: s
     """
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     drawn = io.StringIO()
-    # Without text.parse_math, matplotlib would read some names as formulas.
+    # Names may contain characters that matplotlib would read as a formula.
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "text.parse_math": False}
     with rc_context(style):
         words = draw(figure.subplots()) or {}
