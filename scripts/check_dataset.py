@@ -132,7 +132,9 @@ if __name__ == "__main__":
         help="drop users with fewer interactions",
     )
     for name in AS_IN_A_RUN:
-        parser.add_argument(f"--{name}", default=getattr(DataOptions, name), help="the same flag as of a training run")
+        parser.add_argument(
+            f"--{name}", default=getattr(DataOptions, name), help="as the flag of the same name in a training run"
+        )
     parser.add_argument("--images", help="image store, folder or zip (default: the only *.lmdb in PATH)")
     parser.add_argument(
         "--pictures", type=int, metavar="N", help="open only N pictures, evenly spread (default: all; 0: none)"

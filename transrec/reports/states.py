@@ -20,7 +20,7 @@ class StoredStates:
     """One file of hidden states.
 
     Attributes:
-        size: size in bytes.
+        size: file size in bytes.
         last_used: the last time that a run opened the file or wrote to it.
         made_of: the provenance in the file's header, see `Provenance`; {} if the file is damaged.
     """
