@@ -20,6 +20,7 @@ from transrec.errors import TransrecError, printable
 from transrec.finished import MASKS
 from transrec.paths import make_folder, resolve, write_text
 from transrec.plugins import load_plugins
+from transrec.registry import unknown
 from transrec.reports.anew import Anew
 from transrec.reports.comparison import SIGNIFICANT, Comparison, wanted
 from transrec.reports.significance import CONFIDENCE, CORRECTIONS
@@ -27,6 +28,7 @@ from transrec.reports.slices import SLICES
 from transrec.reports.tables import comma_separated, markdown
 from transrec.reports.trec import write_qrels, write_run
 from transrec.training.distributed import start
+from transrec.training.metrics import METRICS
 
 TESTS = {"McNemar": "McNemar", "Wilcoxon": "Wilcoxon", "paired_t": "paired t"}
 
@@ -47,6 +49,8 @@ def main(arguments) -> None:
     if min(arguments.cutoffs) < 1:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
     metrics = wanted(arguments.metrics, arguments.cutoffs)
+    if arguments.test_metric not in METRICS.names():
+        raise TransrecError(f"--test_metric {arguments.test_metric}: {unknown(arguments.test_metric, METRICS.names())}")
     if arguments.trec_depth < 1:
         raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
     of_lists = any(each.metric.needs_lists for each in metrics)

@@ -313,11 +313,14 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
 
     def told(*words: str) -> str:
         assert evaluate([str(copy), str(runs["ids"]), *words], monkeypatch) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        printed = capsys.readouterr()
+        (line,) = printed.err.splitlines()
+        assert not printed.out
         return line
 
     assert "made of lists of recommended items" in told("--metrics", "coverage", "--baselines", "popularity")
     assert "--metrics hrr: unknown; did you mean hr" in told("--metrics", "hrr")
+    assert "--test_metric HR@10: unknown; choose from auc" in told("--test_metric", "HR@10")
     assert "--baselines item_kn: unknown; did you mean item_knn" in told("--baselines", "item_kn")
     assert "--cutoffs 0: must be at least 1" in told("--cutoffs", "0")
     kept = np.array(read_ranks(copy, "test"))

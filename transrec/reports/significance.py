@@ -49,10 +49,10 @@ class Comparison:
     """A method compared with another.
 
     Attributes:
-        difference: interval of the mean difference over users, the first method less the second.
-        p_values: two-sided, by test. "McNemar": exact, for values of 0 and 1. Over several seeds it is the exact
-            sign-flip test of the mean difference, which for one seed is McNemar's. "Wilcoxon" (signed ranks,
-            Pratt's zeros) and "paired t": on each user's mean over seeds, for any values.
+        difference: interval of the mean difference over users, the first method minus the second.
+        p_values: two-sided p-values by test. "McNemar" is exact and needs values of 0 and 1; over several seeds it is
+            the exact sign-flip test of the mean difference, which for one seed equals McNemar's test. "Wilcoxon"
+            (signed ranks, zeros by Pratt's method) and "paired t" test each user's mean over seeds, for any values.
     """
 
     difference: Interval
