@@ -1,1 +1,1 @@
-"""One loop for pretraining and adapting, evaluation, checkpoints and run folders."""
+"""The training loop for pretraining and adaptation, evaluation, checkpoints and run folders."""

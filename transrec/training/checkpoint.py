@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file each, whose header holds a JSON description. Nothing is pickled.
+"""Checkpoints: single safetensors files whose header holds a JSON description. Nothing is pickled.
 
-A checkpoint holds only what its run trained, buffers that the method brought along included, and describes the base it
-needs: the method, the sizes, and a hash of the weights that stayed frozen.
+A checkpoint holds only the weights that its run trained, including buffers that the method added. It describes the base
+model that it needs: the method, the sizes, and a hash of the weights that stayed frozen.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ HEADER = "transrec"
 
 @dataclass(frozen=True)
 class Base:
-    """What a checkpoint needs besides what it holds.
+    """The base model that a checkpoint needs in addition to the tensors it holds.
 
     Attributes:
-        checkpoint: the run's own --checkpoint.
-        frozen_sha256: fingerprint of the weights that stayed frozen; "" where all trained.
-        encoders: where each modality's backbone was, by modality.
+        checkpoint: the --checkpoint that the run itself was given.
+        frozen_sha256: fingerprint of the weights that stayed frozen; "" if all weights were trained.
+        encoders: path or name of each modality's backbone, by modality.
     """
 
     checkpoint: str | None
@@ -44,15 +44,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself, in the order of its header.
+    """The description of a checkpoint, with fields in the order of the header.
 
     Attributes:
-        method, method_options: what was inserted, and the values of its flags.
-        sizes: what decides what the weights mean, by name.
-        item_count: n of the items 1..n where items are learned vectors, else 0.
-        options: of the run, those that decide its numbers; {} of earlier releases.
-        epoch, validation: of a best checkpoint, which epoch's it is, and the validation metrics of that.
-        state, scaler: of a run's state, how far it is, and the loss scaling of fp16.
+        method, method_options: name of the adaptation method, and the values of its flags.
+        sizes: the options that decide what the weights mean, by name.
+        item_count: number of items n if items (1..n) are learned vectors, else 0.
+        options: the run's options that affect its numbers; {} in checkpoints of earlier releases.
+        epoch, validation: for a best checkpoint, its epoch and the validation metrics of that epoch.
+        state, scaler: for a saved state, the run's progress and the loss scaling of fp16.
     """
 
     method: str
@@ -67,14 +67,14 @@ class Description:
     scaler: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, of what there is."""
+        """Return the fields that are not None as plain values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def of(cls, told: Any) -> "Description":
-        """What a header tells, whatever else earlier or later releases say in it.
+        """Return the description in a header, ignoring fields that only earlier or later releases write.
 
-        Raises KeyError, TypeError or ValueError where it is no such description.
+        Raises KeyError, TypeError or ValueError if the header holds no valid description.
         """
         base = {f.name: told["base"][f.name] for f in fields(Base) if f.name in told["base"]}
         known = {f.name: told[f.name] for f in fields(cls) if f.name in told} | {"base": Base(**base)}
@@ -91,9 +91,9 @@ BASE_KINDS = {"checkpoint": str | None, "frozen_sha256": str, "encoders": dict}
 
 
 def save(path: Path, tensors: dict[str, Tensor], description: Description) -> None:
-    """Write tensors and description under a temporary name, then rename.
+    """Write tensors and description to a temporary file, then rename it.
 
-    Raises FileError when it cannot be written; what stood under the name before stays.
+    Raises FileError if the file cannot be written; an earlier file of that name is then left as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
@@ -101,9 +101,9 @@ def save(path: Path, tensors: dict[str, Tensor], description: Description) -> No
 
 
 def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Description]:
-    """Tensors (on the CPU), those whose names start with `prefix`, and description of a checkpoint.
+    """Return a checkpoint's tensors whose names start with `prefix`, on the CPU, and its description.
 
-    Raises TransrecError when the file is missing, damaged, not one of ours, or holds numbers that are not finite.
+    Raises TransrecError if the file is missing, damaged, not written by transrec, or holds numbers that are not finite.
     """
     with _opened(path) as file:
         description = _description(path, file.metadata())
@@ -113,7 +113,7 @@ def read(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], Description]:
 
 
 def describe(path: Path) -> Description:
-    """The description of a checkpoint alone. Raises TransrecError as `read`."""
+    """Return only the description of a checkpoint. Raises TransrecError like `read`."""
     with _opened(path) as file:
         return _description(path, file.metadata())
 
@@ -135,18 +135,18 @@ def _description(path: Path, metadata: dict[str, str] | None) -> Description:
     if (header := (metadata or {}).get(HEADER)) is None:
         raise TransrecError(f"{path}: a safetensors file, but not a checkpoint written by transrec")
     try:
-        told = parse_json(header)
-        if told["format"] != FORMAT:
+        content = parse_json(header)
+        if content["format"] != FORMAT:
             raise TransrecError(
-                f"{path}: checkpoint format {told['format']}; this version of transrec reads format {FORMAT}"
+                f"{path}: checkpoint format {content['format']}; this version of transrec reads format {FORMAT}"
             )
-        return Description.of(told)
+        return Description.of(content)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
 
 
 def damaged(path: Path, error: Exception) -> TransrecError:
-    """What to raise for a checkpoint whose description is not as it was written."""
+    """Return the error to raise for a checkpoint whose description is damaged."""
     return TransrecError(
         f"{path}: its description is damaged ({type(error).__name__}: {error}); copy the file again, or take another "
         f"checkpoint of that run"
@@ -154,7 +154,7 @@ def damaged(path: Path, error: Exception) -> TransrecError:
 
 
 def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Raise TransrecError naming the tensor where one of a file's holds NaN or infinity."""
+    """Raise TransrecError, naming the tensor, if a tensor of the file holds NaN or infinity."""
     if bad := first_not_finite(tensors):
         raise TransrecError(
             f"{path}: the tensor {bad} holds NaN or infinity; copy the file again, or take another checkpoint"
@@ -162,7 +162,7 @@ def check_finite(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name: the parameters that train, and the buffers that the method brought along."""
+    """Return the tensors that training changes, by name: trainable parameters and buffers that the method added."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad} | _saved_buffers(module)
 
 
@@ -171,7 +171,10 @@ def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and values; "" for no tensors. Held in fewer bytes, equal values are equal."""
+    """Return the SHA-256 over names, shapes, dtypes and values; "" for no tensors.
+
+    bfloat16 and float16 tensors are hashed as float32, so the dtype in which weights are held does not matter.
+    """
     if not tensors:
         return ""
     digest = hashlib.sha256()
@@ -183,12 +186,12 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def frozen_fingerprint(module: nn.Module, trained_names: set[str]) -> str:
-    """Fingerprint of everything a checkpoint that holds `trained_names` relies on."""
+    """Return the fingerprint of all parameters that a checkpoint of `trained_names` needs but does not hold."""
     return fingerprint({name: p for name, p in module.named_parameters() if name not in trained_names})
 
 
 def check_sizes(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise TransrecError with the flag to give where a checkpoint's sizes differ from the run's."""
+    """Raise TransrecError, naming the flags to give, if a checkpoint's sizes differ from the run's."""
     different = {k: v for k, v in theirs.items() if k in ours and ours[k] != v}
     if different:
         remedy = " ".join(f"--{name} {value}" for name, value in different.items())
@@ -197,12 +200,12 @@ def check_sizes(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
 
 
 def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise TransrecError where a tensor's shape or type is not that of the one wanted under its name."""
+    """Raise TransrecError if a tensor's shape or dtype differs from the tensor of the same name in `wanted`."""
     for name, tensor in tensors.items():
         for what in ("shape", "dtype"):
-            is_, must = (getattr(of, what) for of in (tensor, wanted[name]))
+            is_, must = (getattr(either, what) for either in (tensor, wanted[name]))
             if is_ != must:
-                is_, must = (list(of) if what == "shape" else of for of in (is_, must))
+                is_, must = (list(value) if what == "shape" else value for value in (is_, must))
                 raise TransrecError(
                     f"{path}: {name} is {is_}, this model's is {must}; "
                     f"the checkpoint is of another size or another text encoder, or damaged"
@@ -210,14 +213,14 @@ def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str,
 
 
 def load_into(module: nn.Module, path: Path, tensors: dict[str, Tensor], frozen: str | None = None) -> None:
-    """Copy `tensors` into the parameters, and the method's buffers, of the same names.
+    """Copy `tensors` into the module's parameters and the method's buffers of the same names.
 
     Args:
-        frozen: fingerprint that the parameters not among `tensors` must have; None demands that there are none.
-            Buffers are never missing.
+        frozen: fingerprint that the parameters missing from `tensors` must have. None: no parameter may be missing.
+            The method's buffers may never be missing.
 
-    Raises TransrecError when a tensor has no place, has another shape or type, or when the rest is not the base that
-    the checkpoint was trained on.
+    Raises TransrecError if the module has no tensor of that name, if a shape or dtype differs, or if the remaining
+    parameters are not the base weights that the checkpoint was trained on.
     """
     buffers = _saved_buffers(module)
     parameters = dict(module.named_parameters()) | buffers

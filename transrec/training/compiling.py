@@ -17,7 +17,7 @@ CPU_COMPILERS = ("g++", "clang++", "c++")
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise TransrecError when what torch.compile needs for `device` is missing."""
+    """Raise TransrecError if a tool that torch.compile needs for `device` is missing."""
     if device.type == "cpu":
         wanted = [os.environ["CXX"]] if "CXX" in os.environ else CPU_COMPILERS
         if not any(map(shutil.which, wanted)):
@@ -30,9 +30,9 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_encoders(recommender: Recommender) -> None:
-    """Have item and user encoder compiled when they first run; batches may hold any number of items.
+    """Have the item and user encoders compiled when they first run; batches may hold any number of items.
 
-    Random numbers stay those of the uncompiled model: what differs is the rounding of float sums.
+    Random numbers are the same as in the uncompiled model. Only the rounding of float sums differs.
     """
     from torch._inductor import config
 
@@ -43,9 +43,10 @@ def compile_encoders(recommender: Recommender) -> None:
 
 @contextmanager
 def about_compiler() -> Iterator[None]:
-    """Within, what fails while a compiled module runs for the first time is one line, with the remedy.
+    """Context in which a failing compilation is reported in one line, with the remedy.
 
-    Raises FileError for what torch keeps of earlier compilations and cannot read, else TransrecError.
+    Compilation happens when a compiled module first runs. Raises FileError if torch cannot read its cache of earlier
+    compilations, and TransrecError otherwise.
     """
     try:
         yield
@@ -54,12 +55,12 @@ def about_compiler() -> Iterator[None]:
         from torch._inductor.runtime.cache_dir_utils import cache_dir
 
         cause = getattr(error, "inner_exception", error)
-        said = f"--compile: failed ({reason_of(cause)})"
+        message = f"--compile: failed ({reason_of(cause)})"
         if cache_dir() in str(cause):
-            # torch writes compiled files in place: of a process that was killed a part of one may stay.
+            # torch writes compiled files in place, so a killed process may leave an incomplete file.
             raise FileError(
-                f"{said}; remove the folder {cache_dir()}, in which a killed run left it damaged"
+                f"{message}; remove the folder {cache_dir()}, in which a killed run left it damaged"
             ) from error
         if not isinstance(error, TorchDynamoException):
             raise
-        raise TransrecError(f"{said}; leave --compile out") from error
+        raise TransrecError(f"{message}; leave --compile out") from error

@@ -1,4 +1,4 @@
-"""Ranks: joining them, what they tell each other, and naming a rank that does not answer."""
+"""Distributed ranks: joining them, communication among them, and naming ranks that do not answer."""
 
 import os
 import signal
@@ -34,9 +34,9 @@ class World:
     """The ranks of this run and this process's place among them.
 
     Attributes:
-        timeout: seconds that a rank waits for another before it counts as silent.
+        timeout: seconds that a rank waits for another rank before it treats that rank as silent.
         store: key-value store that the ranks share; None for a single rank.
-        host_group: process group for communication on the CPU, for which no accelerator has to wait.
+        host_group: process group for communication on the CPU, which does not make the accelerator wait.
     """
 
     rank: int
@@ -56,9 +56,9 @@ class World:
         self.any(False)
 
     def patient_barrier(self) -> None:
-        """Wait for all ranks, however long they work, as long as their processes are alive.
+        """Wait for all ranks, however long their work takes, as long as their processes are alive.
 
-        Raises TransrecError naming one that has shown no sign of life for `timeout` seconds.
+        Raises TransrecError, naming the rank, if a rank has shown no sign of life for `timeout` seconds.
         """
         store = self.store
         if store is None:
@@ -77,25 +77,25 @@ class World:
             time.sleep(0.1)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of all ranks' tensors, in place."""
+        """Sum the tensors of all ranks in place, and return the sum."""
         if self.size > 1:
             if tensor.is_cuda:
-                # A rank that is missing can be told here; on the accelerator the wait for it would end in an abort.
+                # Here a missing rank can be reported; waiting for it on the accelerator would end in an abort.
                 self.barrier()
             distributed.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
+        """Return whether `flag` is true on any rank."""
         if self.size == 1:
             return flag
-        told = torch.tensor(int(flag))
-        distributed.all_reduce(told, group=self.host_group)
-        return bool(told)
+        total = torch.tensor(int(flag))
+        distributed.all_reduce(total, group=self.host_group)
+        return bool(total)
 
     @contextmanager
     def naming_silent_ranks(self) -> Iterator[None]:
-        """Within, failed communication is raised as a TransrecError that names the ranks that do not answer."""
+        """Context in which failed communication raises a TransrecError that names the ranks that do not answer."""
         try:
             yield
         except RuntimeError as error:
@@ -104,7 +104,7 @@ class World:
             raise self._silent(self._absent()) from error
 
     def _absent(self) -> list[int]:
-        """The ranks that do not answer a roll call, in which all ranks take part that noticed a failure."""
+        """Return the ranks that do not answer a roll call, which all ranks that noticed a failure answer."""
         if (store := self.store) is None:
             return []
         with suppress(RuntimeError):
@@ -130,7 +130,7 @@ def _beat_of(rank: int) -> str:
 
 
 def _is_of_conversation(error: RuntimeError) -> bool:
-    # gloo has no class of its own for its errors.
+    # gloo has no error class of its own.
     text = str(error)
     return isinstance(error, distributed.DistError) or any(
         word in text for word in ("gloo", "Connection closed by peer", "Timed out waiting", "Connection reset by peer")
@@ -138,14 +138,14 @@ def _is_of_conversation(error: RuntimeError) -> bool:
 
 
 def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> World:
-    """Join the ranks that --nproc or torchrun started, or be alone.
+    """Join the ranks that --nproc or torchrun started, or return a world of one rank.
 
     Args:
-        device: "auto" (a GPU where there is one, Apple's for one process only), or a torch device.
-        deterministic: have a GPU compute the same numbers from the same options; the CPU always does.
-        timeout: seconds to wait for a rank.
+        device: "auto" (a GPU if there is one; an Apple GPU only for a single process), or a torch device.
+        deterministic: make a GPU compute the same numbers from the same options; the CPU always does.
+        timeout: seconds to wait for another rank.
 
-    Raises TransrecError for a device that is not there.
+    Raises TransrecError if the device does not exist.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -155,7 +155,7 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
         if chosen.type == "cuda":
             available = torch.cuda.device_count()
             chosen = torch.device("cuda", local_rank if size > 1 or chosen.index is None else chosen.index)
-            # Asked of all processes alike, so that none waits for another that gave up.
+            # All processes check the same condition, so that none waits for a process that gave up.
             if max(chosen.index + 1, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > available:
                 raise RuntimeError(f"this machine has {available} GPUs")
             torch.cuda.set_device(chosen)
@@ -163,7 +163,7 @@ def start(device: str, deterministic: bool = True, timeout: float = TIMEOUT) -> 
             raise RuntimeError("an Apple GPU takes one process")
         torch.empty(0, device=chosen)
     except (NotImplementedError, ImportError) as error:
-        # The text may list all that torch could do elsewhere, over a hundred lines.
+        # The error is left out: it may list everything that torch supports elsewhere, in over a hundred lines.
         raise TransrecError(f"--device {device}: torch has none here; use --device cpu") from error
     except (RuntimeError, AssertionError) as error:
         raise TransrecError(f"--device {device}: {error}; use --device cpu or fewer processes") from error
@@ -190,7 +190,7 @@ def _join(alone: World) -> World:
     _beats[-1].start()
     groups = distributed.PrefixStore("groups", store)
     on_gpu = device.type == "cuda"
-    # What waits on the host gives up first, and says so; NCCL can only abort.
+    # Waiting on the host must time out first, because it can report the error; NCCL can only abort.
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=groups,
@@ -198,13 +198,13 @@ def _join(alone: World) -> World:
         world_size=size,
         timeout=2 * patience if on_gpu else patience,
     )
-    # All ranks belong to it, so it is no placeholder for those that do not.
+    # All ranks belong to this group, so new_group returns a real group and not the placeholder for non-members.
     host_group = distributed.new_group(backend="gloo", timeout=patience) if on_gpu else None
     return World(rank, size, device, alone.timeout, store, cast(distributed.ProcessGroup | None, host_group))
 
 
 def _beat(store: distributed.Store, rank: int) -> None:
-    """Show the other ranks that this process is alive; the store goes with the launcher."""
+    """Show the other ranks that this process is alive, until the store disappears with the launcher."""
     with suppress(RuntimeError):
         for number in count(1):
             if _leaving.wait(BEAT_SECONDS):
@@ -213,7 +213,7 @@ def _beat(store: distributed.Store, rank: int) -> None:
 
 
 def _leave_orphaned() -> None:
-    """Nobody is left to stop the ranks: each saves if it can, and goes."""
+    """Save if possible and exit: the launcher that could stop the ranks is gone."""
     say("the process that started this one is gone: leaving")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SECONDS_TO_SAVE)
@@ -221,16 +221,16 @@ def _leave_orphaned() -> None:
 
 
 def _accelerator(size: int) -> str:
-    """The kind of GPU that this machine has and that many processes can use, else the CPU."""
+    """Return the type of this machine's GPU if `size` processes can use it, else "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
-    # Apple's GPU knows no communication among processes.
+    # Apple GPUs do not support communication between processes.
     return "mps" if size == 1 and torch.backends.mps.is_available() else "cpu"
 
 
 @contextmanager
 def only_deterministic_algorithms() -> Iterator[None]:
-    """Within, an operation that has no such algorithm on the device is raised as a TransrecError that names it."""
+    """Context in which an operation without a deterministic algorithm raises a TransrecError that names it."""
     try:
         yield
     except RuntimeError as error:
@@ -245,7 +245,7 @@ def only_deterministic_algorithms() -> Iterator[None]:
 
 def stop() -> None:
     """Leave the ranks."""
-    # A thread that is inside the store when Python ends would abort the process.
+    # A thread that is still using the store when Python exits would abort the process.
     _leaving.set()
     for thread in _beats:
         thread.join(BEAT_SECONDS)

@@ -1,7 +1,7 @@
 """Full ranking of every item for every user, in blocks of bounded memory (docs/protocol.md).
 
-Blocks are cut by position, never by rank: how many processes share them changes nothing in any block, and each user is
-ranked once.
+Users and items are divided into blocks by position, not by rank. The number of processes that share the blocks changes
+no block, and each user is ranked exactly once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,26 +30,27 @@ USERS_AT_ONCE = 256
 
 
 class Scores(Protocol):
-    """Scores of items 1..n that are no inner products."""
+    """Scores of items 1..n that are not inner products."""
 
     device: torch.device
 
     def __len__(self) -> int:
-        """n."""
+        """Return the number of items n."""
         ...
 
     def score(self, users: Tensor, out: Tensor) -> None:
-        """Write those of B users into `out`, float32 [B, n]."""
+        """Write the scores of B users into `out`, float32 [B, n]."""
         ...
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """What ranks items without a recommender.
+    """Ranks items without a recommender: item vectors or scores, and a function from contexts to users.
 
     Attributes:
-        items: float32 [n, d], whose inner products with user vectors are the scores; or what scores them otherwise.
-        users: gives user vectors [B, d], or what else `items` scores, of contexts int64 [B, L], left-padded with 0.
+        items: item vectors float32 [n, d], whose inner products with user vectors are the scores; or a `Scores`.
+        users: maps contexts int64 [B, L], left-padded with 0, to user vectors [B, d], or to whatever representation
+            `items` can score.
     """
 
     items: Tensor | Scores
@@ -57,15 +58,15 @@ class Scorer:
 
 
 class Ranked(NamedTuple):
-    """What a `Ranker` makes of B users.
+    """The results of a `Ranker` for B users.
 
     Attributes:
-        ranks: float32 [B], exact to 2**24: 1 + items scored strictly higher than the target + half of the equal ones,
-            rounded up; infinity where the target itself is masked.
-        margins: float32 [B], the target's score less the highest of the other items that are not masked: minus infinity
-            where the target is masked, infinity where all others are.
-        lists: int32 [B, length], the items 1..n that score highest, best first, of equal ones the lower number first; 0
-            where all others are masked.
+        ranks: float32 [B], exact up to 2**24: 1 + the number of items that score strictly higher than the target + half
+            the number of items with an equal score, rounded up; infinity if the target itself is masked.
+        margins: float32 [B], the target's score minus the highest score of the other unmasked items: minus infinity if
+            the target is masked, infinity if all other items are masked.
+        lists: int32 [B, length], the items 1..n with the highest scores, best first, ties in order of item number; 0
+            in places for which no unmasked item is left.
     """
 
     ranks: Tensor
@@ -77,11 +78,11 @@ class Ranker:
     """Ranks targets among all items, one block of users at a time.
 
     Args:
-        items: float32 [n, d] of items 1..n, whose inner products with user vectors are the scores; or what scores them
-            otherwise.
-        memory: bytes that scores may take at a time; scores of at least one user are computed at a time.
+        items: vectors float32 [n, d] of items 1..n, whose inner products with user vectors are the scores; or a
+            `Scores`.
+        memory: maximum number of bytes for the scores of a block of users. A block holds at least one user.
         mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md).
-        length: of the lists of recommended items, at most n; 0: none are made.
+        length: length of the lists of recommended items, at most n; 0: no lists.
     """
 
     def __init__(self, items: Tensor | Scores, memory: int, mask_history: str, length: int = 0):
@@ -93,42 +94,42 @@ class Ranker:
         self.differences = torch.empty_like(self.scores)
 
     def ranks(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Tensor:
-        """The ranks of `rank` alone."""
+        """Return only the ranks that `rank` computes."""
         return self.rank(users, targets, history, owner).ranks
 
     def rank(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> Ranked:
         """Rank each user's target among all items.
 
         Args:
-            users: float32 [B, d], or what else the items are scored by.
+            users: user vectors float32 [B, d], or whatever representation `items` can score.
             targets: int64 [B], item numbers 1..n.
-            history, owner: int64 [H], seen items and the row of `users` each belongs to.
+            history, owner: int64 [H], seen items, and for each the row of `users` that it belongs to.
 
-        Raises TransrecError for scores that are not finite.
+        Raises TransrecError if the scores are not finite.
         """
         if self.mask_history == "none":
             history, owner = history[:0], owner[:0]
         elif self.mask_history == "seen_but_target":
-            other = history != targets[owner]
-            history, owner = history[other], owner[other]
+            not_target = history != targets[owner]
+            history, owner = history[not_target], owner[not_target]
         ranks, margins = torch.empty(2, len(users), device=users.device)
         lists = torch.empty(len(users), self.length, dtype=torch.int32, device=users.device)
         for start in range(0, len(users), self.rows):
             block = slice(start, min(start + self.rows, len(users)))
-            mine = (owner >= block.start) & (owner < block.stop)
-            found = self._block(users[block], targets[block], history[mine], owner[mine] - start)
-            ranks[block], margins[block] = found
+            in_block = (owner >= block.start) & (owner < block.stop)
+            results = self._block(users[block], targets[block], history[in_block], owner[in_block] - start)
+            ranks[block], margins[block] = results
             if self.length:
                 lists[block] = self._lists(len(ranks[block]))
         return Ranked(ranks, margins, lists)
 
     def _lists(self, users: int) -> Tensor:
-        """Of the block that was ranked last."""
+        """Return the top items of the block that was ranked last: int32 [B, length]."""
         scores, items = best(self.scores[:users], self.length)
         return torch.where(scores == -torch.inf, 0, items + 1).int()
 
     def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-        # Computing into float buffers made once is what makes this fast: a boolean matrix is slow to sum.
+        # Preallocated float buffers make this fast; summing a boolean matrix would be slow.
         scores, differences = self.scores[: len(users)], self.differences[: len(users)]
         self.score(users, scores)
         places = (targets - 1).unsqueeze(1)
@@ -138,7 +139,8 @@ class Ranker:
         margins = -differences.amax(1)
         if margins.isnan().any():
             raise _not_finite("scores")
-        # The signs of the others sum to the number of the higher ones less that of the lower ones, the target's is -1.
+        # Each other item's sign is 1 if it scores higher, -1 if lower and 0 if equal; the target's own sign is -1. The
+        # sum of signs plus n is thus twice the number of higher items plus the number of equal ones.
         twice = differences.sign_().sum(1).long() + scores.shape[1]
         ranks = (1 + (twice + 1) // 2).float()
         masked = owner[history == targets[owner]]
@@ -155,8 +157,8 @@ class Evaluator:
 
     Args:
         features: source of the item encoder's inputs.
-        options: cut-offs, memory, and what is left out of a ranking.
-        metrics: what is computed.
+        options: cut-offs, memory, and the items that are masked in a ranking.
+        metrics: the metrics to compute.
     """
 
     def __init__(
@@ -177,7 +179,7 @@ class Evaluator:
 
     @torch.no_grad()
     def encode_items(self, recommender: Recommender) -> Tensor:
-        """Embeddings of items 1..n, float32 [n, d], on every rank."""
+        """Return the embeddings of items 1..n, float32 [n, d], on every rank."""
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
         blocks = self._mine(range(0, count, batch))
@@ -191,22 +193,25 @@ class Evaluator:
         return self.world.sum(embeddings)
 
     def _keep_up(self, recommender: Recommender, done: int, most: int) -> None:
-        """Encode an item for each block that others have more: they wait for this rank's part of the weights."""
+        """Encode one item for each block that other ranks have in addition: they wait for this rank's weights."""
         for _ in range(done, most):
             with self.precision.autocast():
                 grouped(self.features, torch.ones(1, dtype=torch.int64)).encoded(recommender.item_encoder)
 
     def evaluate(self, recommender: Recommender, part: str) -> dict[str, float]:
-        """Metrics on `part`, "validation" or "test". Raises TransrecError as `rank`."""
+        """Return the metrics on `part`, "validation" or "test". Raises TransrecError like `rank`."""
         return self.summarise(self.rank(recommender, part))
 
     def summarise(self, ranking: Ranking) -> dict[str, float]:
-        """The metrics of a ranking at the cut-offs of the options, less those that it lacks the embeddings for."""
-        possible = [each for each in self.metrics if ranking.embeddings is not None or not each.needs_embeddings]
+        """Return the metrics of a ranking at the configured cut-offs.
+
+        Metrics that need item embeddings are left out if the ranking has none.
+        """
+        possible = [metric for metric in self.metrics if ranking.embeddings is not None or not metric.needs_embeddings]
         return summarise(ranking, self.options.cutoffs, possible)
 
     def intervals(self, ranking: Ranking, part: str) -> dict[str, tuple[float, float]]:
-        """95 % intervals for the metrics of all users, where the split evaluates a sample of them; else none."""
+        """Return 95 % intervals for the metrics of all users if the split evaluates a sample of them, else {}."""
         if self.split.evaluated_users is None:
             return {}
         owners, _ = self.split.targets(part)
@@ -214,10 +219,11 @@ class Evaluator:
 
     @torch.no_grad()
     def encode_users(self, recommender: Recommender, items: Tensor, sequences: np.ndarray) -> Tensor:
-        """User vectors float32 [B, d] of the last items of B users, int [B, L], left-padded with 0.
+        """Return user vectors float32 [B, d] for the last items of B users.
 
         Args:
             items: float32 [n, d], embeddings of items 1..n.
+            sequences: int [B, L], the last items of each user, left-padded with 0.
         """
         on_device = torch.from_numpy(sequences).long().to(items.device)
         mask = on_device > 0
@@ -227,12 +233,12 @@ class Evaluator:
 
     @torch.no_grad()
     def rank(self, recommender: Recommender, part: str, items: Tensor | None = None) -> Ranking:
-        """Rank the targets of `part`, "validation" or "test"; equal on every rank.
+        """Rank the targets of `part`, "validation" or "test". All ranks get the same result.
 
         Args:
-            items: what `encode_items` gave, where it was called before.
+            items: the result of `encode_items`, if it was called before.
 
-        Raises TransrecError when the model gives embeddings, user vectors or scores that are not finite.
+        Raises TransrecError if the model's embeddings, user vectors or scores are not finite.
         """
         was_training = recommender.training
         recommender.eval()
@@ -250,7 +256,7 @@ class Evaluator:
 
     @torch.no_grad()
     def rank_by(self, scorer: Scorer, part: str) -> Ranking:
-        """Rank the targets of `part`, "validation" or "test", from the contexts that a recommender sees."""
+        """Rank the targets of `part`, "validation" or "test", with the contexts that a recommender would see."""
         context = getattr(self.split, part).without_last(1)
 
         def users_of(users: np.ndarray) -> Tensor:
@@ -293,18 +299,18 @@ class Evaluator:
         )
 
     def _mine(self, blocks: range) -> range:
-        """This rank's share of the blocks."""
+        """Return this rank's share of the blocks."""
         return blocks[self.world.rank :: self.world.size]
 
     def _progress(self, work: Iterable, blocks: range, what: str) -> Bar:
-        """`work`, with a bar on the main rank once it takes a while."""
+        """Wrap `work` in a progress bar, which the main rank shows once the work takes a while."""
         return Bar(
             work, total=len(blocks), desc=what, unit="block", delay=1, leave=False, disable=not self.world.is_main
         )
 
 
 def check_finite(tensor: Tensor, what: str) -> None:
-    """Raise TransrecError for embeddings or user vectors that are not finite."""
+    """Raise TransrecError if embeddings or user vectors are not finite."""
     if not torch.isfinite(tensor).all():
         raise _not_finite(what)
 

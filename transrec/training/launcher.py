@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine; they end together, with one message and one exit status."""
+"""Starts the processes of a run on this machine. They end together, with one message and one exit status."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from transrec.errors import Interrupted, TransrecError
 from transrec.processes import STOP_SIGNALS
 
 HOST = "127.0.0.1"
-# How a process that was started here knows the store in which they find each other, and who started it.
+# Environment variables that give a started process the port of the shared store and the id of its launcher.
 STORE_PORT, LAUNCHER = "TRANSREC_STORE_PORT", "TRANSREC_LAUNCHER"
 JOINED = "joined"
 POLL_SECONDS = 0.1
@@ -22,13 +22,13 @@ SECONDS_TO_FOLLOW = 60
 
 
 def launch(processes: int) -> None:
-    """Run this same command in that many processes and exit with their exit status.
+    """Run this same command in the given number of processes and exit with their exit status.
 
-    Returns at once for a single process, and in one of several that this or torchrun has started.
+    Returns at once for a single process, and in processes that this function or torchrun has started.
 
     Raises:
         TransrecError: a process was killed.
-        Interrupted: a signal came before all of them had begun.
+        Interrupted: a signal arrived before all processes had begun.
     """
     if processes == 1 or "LOCAL_RANK" in os.environ:
         return
@@ -39,7 +39,7 @@ def launch(processes: int) -> None:
 class _Launch:
     def __init__(self, processes: int):
         self.store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
-        # Results depend on the number of threads in the last bits, speed on their not outnumbering the cores.
+        # The number of threads affects the last bits of results; more threads than cores would slow training down.
         threads = {"OMP_NUM_THREADS": str(max(1, usable_cpus() // processes))}
         shared = {STORE_PORT: str(self.store.port), LAUNCHER: str(os.getpid())}
         shared |= {name: str(processes) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
@@ -62,14 +62,14 @@ class _Launch:
             for child in self.children:
                 child.kill()
                 child.wait()
-        # Processes that were done already when the signal came have nothing left undone.
+        # If all processes had already finished when the signal arrived, the run is complete.
         sys.exit(128 + self.stopped.signal_number if self.stopped and status else status)
 
     def _step(self) -> int | None:
-        """Start a process, or look at those that run; returns the exit status once it is known."""
+        """Start the next process or check the running ones; return the exit status once it is known, else None."""
         if len(self.children) < len(self.environments):
             environment = self.environments[len(self.children)]
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+            # With a session of its own for each child, Ctrl-C reaches only this process, which passes it on once.
             command = [sys.executable, *sys.orig_argv[1:]]
             self.children.append(subprocess.Popen(command, env=environment, start_new_session=True))
             return None
@@ -80,7 +80,7 @@ class _Launch:
         failed = [(rank, status) for rank, status in ended if status]
         if not failed:
             return None
-        # Processes that were asked to stop leave one after the other; any other end leaves nothing for the rest to do.
+        # Processes that were asked to stop exit one after the other. After any other failure there is no need to wait.
         if all(status in {128 + number for number in STOP_SIGNALS} for _, status in failed):
             deadline = time.monotonic() + SECONDS_TO_FOLLOW
             while any(child.poll() is None for child in self.children) and time.monotonic() < deadline:
@@ -96,7 +96,7 @@ class _Launch:
         return status
 
     def _pass_on(self, stop: Interrupted) -> None:
-        """Have the processes save and leave. Raises Interrupted where there is nothing to save, and the second time."""
+        """Have the processes save and exit. Raises Interrupted if there is nothing to save, and on a second signal."""
         begun = len(self.children) == len(self.environments) and self.store.check(
             [f"{JOINED}/{rank}" for rank in range(len(self.children))]
         )

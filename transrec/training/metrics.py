@@ -1,4 +1,4 @@
-"""Metrics by name: of accuracy, from each target's rank, and of what is recommended, from lists (docs/protocol.md)."""
+"""Metrics by name: accuracy, from each target's rank, and properties of the recommended lists (docs/protocol.md)."""
 
 import math
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from transrec.registry import Registry
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a model makes of U users.
+    """A model's ranking of all items for U users.
 
     Attributes:
-        ranks: float64 [U], of each user's target among all items, 1 is best; infinity where it cannot be ranked, which
-            counts as a miss.
-        lists: int32 [U, K], each user's items of the highest scores, numbered 1..n, best first, of equal ones the lower
-            number first; K is the largest cut-off, or n. 0 where no item is left to recommend. None unless a metric
-            asks for them.
-        item_count: n.
+        ranks: float64 [U], the rank of each user's target among all items, 1 is best; infinity if the target cannot be
+            ranked, which counts as a miss.
+        lists: int32 [U, K], each user's items with the highest scores, numbered 1..n, best first, ties in order of item
+            number; K is the largest cut-off, at most n. 0 in places for which no item is left to recommend. None unless
+            a metric asks for lists.
+        item_count: number of items n.
         train_counts: int64 [n], how often each item occurs in training. None unless a metric asks for lists.
-        embeddings: float32 [n, d] of the items. None unless a metric asks for them.
-        margins: float32 [U], each target's score less the highest of the others that are not masked; minus infinity
-            where the target is masked, infinity where all others are. None where no scores are known.
+        embeddings: float32 [n, d], the item embeddings. None unless a metric asks for them.
+        margins: float32 [U], each target's score minus the highest score of the other unmasked items; minus infinity
+            if the target is masked, infinity if all other items are masked. None if no scores are known.
     """
 
     ranks: np.ndarray
@@ -37,20 +37,20 @@ class Ranking:
     margins: np.ndarray | None = None
 
     def only(self, chosen: np.ndarray) -> "Ranking":
-        """That of some of the users: bool [U]."""
+        """Return the ranking restricted to the users that the mask `chosen`, bool [U], selects."""
         of_users = {name: getattr(self, name) for name in ("ranks", "lists", "margins")}
-        return replace(self, **{name: None if of is None else of[chosen] for name, of in of_users.items()})
+        return replace(self, **{name: None if values is None else values[chosen] for name, values in of_users.items()})
 
 
 class Metric:
-    """Base of all metrics, made of the values of its flags by their names.
+    """Base class of all metrics. The constructor takes the values of the metric's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
-        label: what it is called in results; one with a cut-off LABEL@k.
-        has_cutoff: whether there is one value for each k of --cutoffs.
-        needs_lists: whether it reads `Ranking.lists` or `Ranking.train_counts`.
-        needs_embeddings: whether it reads `Ranking.embeddings`.
+        Options: the dataclass of the metric's flags.
+        label: name of the metric in results; LABEL@k if it has a cut-off.
+        has_cutoff: whether the metric has one value for each k of --cutoffs.
+        needs_lists: whether the metric reads `Ranking.lists` or `Ranking.train_counts`.
+        needs_embeddings: whether the metric reads `Ranking.embeddings`.
     """
 
     Options: type[Options] = Options
@@ -60,26 +60,29 @@ class Metric:
     needs_embeddings: ClassVar[bool] = False
 
     def __call__(self, ranking: Ranking, k: int) -> float:
-        """Its value, finite; k is the cut-off, or the largest of them for a metric without."""
+        """Return the metric's value, which must be finite.
+
+        k is the cut-off, or the largest of --cutoffs for a metric without a cut-off.
+        """
         raise NotImplementedError
 
     def named(self, k: int) -> str:
-        """What its value at a cut-off is called."""
+        """Return the name of the metric's value at cut-off k."""
         return f"{self.label}@{k}" if self.has_cutoff else self.label
 
 
-# Lists whose embeddings are in memory at a time.
+# Number of lists whose embeddings are in memory at the same time.
 LISTS_AT_ONCE = 4096
-# The tables of studies hold hit rate and NDCG, and the best epoch is chosen by the hit rate.
+# Hit rate and NDCG are always computed: the tables of studies show both, and the hit rate selects the best epoch.
 METRICS: Registry[Metric] = Registry("metric", Metric, __name__, flag="metrics", several=True, always=("hr", "ndcg"))
 register = METRICS.register
 
 
 class RankMetric(Metric):
-    """Base of metrics that are the mean over targets of a value that each target's rank gives."""
+    """Base class of metrics that are means over targets of a function of the target's rank."""
 
     def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
-        """Its value for each target: float64 [U] of ranks float64 [U], of which infinity is a miss."""
+        """Return the value for each target, float64 [U], given ranks float64 [U], where infinity is a miss."""
         raise NotImplementedError
 
     def __call__(self, ranking: Ranking, k: int) -> float:
@@ -88,7 +91,7 @@ class RankMetric(Metric):
 
 @register("hr")
 class HitRate(RankMetric):
-    """Share of the users whose target is among the first k."""
+    """Share of users whose target is among the first k items."""
 
     label = "HR"
 
@@ -98,7 +101,7 @@ class HitRate(RankMetric):
 
 @register("ndcg")
 class NDCG(RankMetric):
-    """A single relevant item gains 1 / log2(rank + 1) inside the cut-off."""
+    """Normalised discounted cumulative gain: 1 / log2(rank + 1) for the single relevant item within the cut-off."""
 
     label = "NDCG"
 
@@ -119,14 +122,14 @@ class MRR(RankMetric):
 
 @register("recall")
 class Recall(HitRate):
-    """Share of the relevant items among the first k: of one relevant item per ranking, the hit rate."""
+    """Share of the relevant items that are among the first k; with one relevant item per ranking, the hit rate."""
 
     label = "Recall"
 
 
 @register("precision")
 class Precision(RankMetric):
-    """Share of the first k that are relevant: of one relevant item, the hit rate / k."""
+    """Share of the first k items that are relevant; with one relevant item per ranking, the hit rate / k."""
 
     label = "Precision"
 
@@ -136,7 +139,7 @@ class Precision(RankMetric):
 
 @register("map")
 class MAP(RankMetric):
-    """Mean average precision inside the cut-off: of one relevant item 1 / rank, or 0 behind k."""
+    """Mean average precision within the cut-off; with one relevant item, 1 / rank, or 0 if the rank exceeds k."""
 
     label = "MAP"
 
@@ -146,7 +149,7 @@ class MAP(RankMetric):
 
 @register("auc")
 class AUC(Metric):
-    """Share of the other items that are ranked behind the target, over all n items; a masked target is behind all."""
+    """Share of the other n - 1 items that rank behind the target; a masked target ranks behind all of them."""
 
     label = "AUC"
     has_cutoff = False
@@ -157,12 +160,12 @@ class AUC(Metric):
 
 
 class ListMetric(Metric):
-    """Base of metrics of what is recommended, whether it is relevant or not."""
+    """Base class of metrics of the recommended lists, regardless of relevance."""
 
     needs_lists = True
 
     def recommended(self, ranking: Ranking, k: int) -> np.ndarray:
-        """The items among the first k of all users, one after the other, counted from 0: int64 [at most U k]."""
+        """Return the first k items of all users, concatenated and numbered from 0: int64 [at most U k]."""
         assert ranking.lists is not None
         first = ranking.lists[:, :k]
         return first[first > 0].astype(np.int64) - 1
@@ -170,7 +173,7 @@ class ListMetric(Metric):
 
 @register("coverage")
 class Coverage(ListMetric):
-    """Share of all items that are recommended to anyone."""
+    """Share of all items that are recommended to at least one user."""
 
     label = "Coverage"
 
@@ -180,7 +183,7 @@ class Coverage(ListMetric):
 
 @register("gini")
 class Gini(ListMetric):
-    """How unevenly recommendations fall on items: 0 where all are recommended alike, (n - 1) / n where one alone is."""
+    """Inequality of recommendations over items: 0 if all are recommended equally often, (n - 1) / n if only one is."""
 
     label = "Gini"
 
@@ -204,9 +207,9 @@ class AveragePopularity(ListMetric):
 
 @register("novelty")
 class Novelty(ListMetric):
-    """Mean of -log2 of the share of training interactions that the recommended items have (Zhou et al., PNAS 2010).
+    """Mean over recommended items of -log2 of the item's share of training interactions (Zhou et al., PNAS 2010).
 
-    Items without any count as if they had one.
+    Items without training interactions count as if they had one.
     """
 
     label = "Novelty"
@@ -220,7 +223,7 @@ class Novelty(ListMetric):
 
 @register("diversity")
 class IntraListDiversity(ListMetric):
-    """Mean over users of 1 - cosine between the embeddings of two items of a list (Ziegler et al., WWW 2005)."""
+    """Mean over users of 1 - cosine similarity between pairs of items in a list (Ziegler et al., WWW 2005)."""
 
     label = "Diversity"
     needs_embeddings = True
@@ -235,7 +238,7 @@ class IntraListDiversity(ListMetric):
             real = first > 0
             lengths = real.sum(1)
             chosen = directions[np.maximum(first - 1, 0)] * real[..., None]
-            # The sum of the cosines of all pairs, and of each item with itself.
+            # Sum of the cosines over ordered pairs: the squared norm of the sum, minus each item with itself.
             cosines = (chosen.sum(1) ** 2).sum(1) - (chosen**2).sum((1, 2))
             several = lengths > 1
             pairs = lengths[several] * (lengths[several] - 1)
@@ -244,7 +247,7 @@ class IntraListDiversity(ListMetric):
         return total / users if users else 0.0
 
 
-# A standard normal lies within this of 0 with a probability of 95 %.
+# A standard normal variable lies between minus and plus this value with a probability of 95 %.
 NORMAL_95 = 1.959964
 
 PAPERS = (HitRate(), NDCG(), MRR())
@@ -253,19 +256,19 @@ PAPERS = (HitRate(), NDCG(), MRR())
 def intervals(
     ranking: Ranking, owners: np.ndarray, users: int, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS
 ) -> dict[str, tuple[float, float]]:
-    """95 % intervals for the values that all users would give, by name, of the metrics that are means over targets.
+    """Return 95 % confidence intervals, by name, for the values of metrics over all users, given a sample of users.
 
-    By the normal approximation for a random sample of users without replacement, whose targets stand or fall together
-    (a ratio of sums, linearised).
+    Only metrics that are means over targets have an interval. It uses the normal approximation for a random sample of
+    users without replacement, with the targets of a user as one cluster (a linearised ratio of sums).
 
     Args:
-        ranking: of the targets of the users of the sample.
+        ranking: ranking of the targets of the sampled users.
         owners: int [T], the user of each target.
-        users: how many there are to draw from.
+        users: number of users from which the sample was drawn.
     """
     _, rows = np.unique(owners, return_inverse=True)
     drawn = rows.max() + 1
-    found = {}
+    bounds = {}
     for name, metric, k in _wanted(cutoffs, metrics):
         if isinstance(metric, RankMetric):
             values = metric.of_each(ranking.ranks, k)
@@ -273,26 +276,26 @@ def intervals(
             of_users = np.bincount(rows, values - mean)
             variance = (1 - drawn / users) * drawn / max(drawn - 1, 1) * (of_users**2).sum() / len(values) ** 2
             half = NORMAL_95 * math.sqrt(variance)
-            found[name] = (max(0.0, mean - half), min(1.0, mean + half))
-    return found
+            bounds[name] = (max(0.0, mean - half), min(1.0, mean + half))
+    return bounds
 
 
 def _wanted(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[tuple[str, Metric, int]]:
-    """Name, metric and cut-off of each value."""
+    """Return the name, metric and cut-off of each value."""
     wanted = [(metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
     wanted += [(metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
     return [(metric.named(k), metric, k) for metric, k in wanted]
 
 
 def names_of(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[str]:
-    """What values are called: of metrics with a cut-off LABEL@k for each k, then of the others."""
+    """Return the names of the values: LABEL@k of metrics with a cut-off for each k, then those of other metrics."""
     return [name for name, _, _ in _wanted(cutoffs, metrics)]
 
 
 def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS) -> dict[str, float]:
-    """Values by name: of metrics with a cut-off LABEL@k for each k, then of the others.
+    """Return values by name: LABEL@k of metrics with a cut-off for each k, then those of other metrics.
 
-    Raises TransrecError for a value that is no finite number, and for two of one name.
+    Raises TransrecError if a value is not a finite number or if two values have the same name.
     """
     values: dict[str, float] = {}
     for name, metric, k in _wanted(cutoffs, metrics):

@@ -11,32 +11,34 @@ from transrec.registry import Registry
 
 
 class Optimizer:
-    """Base of all optimisers, made of the values of its flags by their names.
+    """Base class of all optimisers. The constructor takes the values of the optimiser's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
+        Options: the dataclass of the optimiser's flags.
     """
 
     Options: type[Options] = Options
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimiser of groups of {"params": list of parameters, "lr": learning rate, "decays": bool}.
+        """Return the torch optimiser for parameter groups.
 
-        Parameters for which `decays` is false are those of LayerNorms, biases and embeddings.
+        Args:
+            groups: each {"params": list of parameters, "lr": learning rate, "decays": bool}. `decays` is false for
+                LayerNorms, biases and embeddings, to which no weight decay should be applied.
         """
         raise NotImplementedError
 
     def state_like(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Tensors of the shapes and types of a parameter's state, by the optimiser's names: what a run saves of it."""
+        """Return tensors with the shapes and dtypes of a parameter's saved state, by the optimiser's names for them."""
         raise NotImplementedError
 
 
 def without_decay(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters whose size means nothing that a decay should shrink: of norms and embeddings, and biases."""
+    """Return the parameters that weight decay should not shrink: those of norms and embeddings, and biases."""
     parameters = {parameter for parameter in model.parameters() if parameter.ndim < 2}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            # Positions and class tokens of vision transformers are no modules.
+            # Position embeddings and class tokens of vision transformers are parameters, not modules.
             if isinstance(module, nn.Embedding) or "embed" in name or name.endswith("_token"):
                 parameters.add(parameter)
     return parameters
@@ -48,7 +50,7 @@ register = OPTIMIZERS.register
 
 @register("adam")
 class Adam(Optimizer):
-    """Adam without weight decay, as the papers train."""
+    """Adam without weight decay, as in the papers."""
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, fused=True)
@@ -62,7 +64,7 @@ class AdamWOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"weight_decay": 0}
 
     weight_decay: float = flag(
-        0.01, "Decoupled weight decay of everything that trains but LayerNorms, biases and embeddings."
+        0.01, "Decoupled weight decay of all trainable parameters except LayerNorms, biases and embeddings."
     )
 
 
@@ -85,8 +87,8 @@ class SGDOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"momentum": 0, "weight_decay": 0}
     _below: ClassVar[dict[str, float]] = {"momentum": 1}
 
-    momentum: float = flag(0.9, "Momentum of stochastic gradient descent; 0: none.")
-    weight_decay: float = flag(0.0, "L2 penalty of everything that trains.")
+    momentum: float = flag(0.9, "Momentum of stochastic gradient descent; 0: no momentum.")
+    weight_decay: float = flag(0.0, "L2 penalty on all trainable parameters.")
 
 
 @register("sgd")

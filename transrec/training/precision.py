@@ -8,10 +8,10 @@ DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Precision:
-    """`auto` is bf16 on GPUs that have it and fp32 elsewhere; weights stay in float32 under all of them.
+    """The precision of forward passes: "fp32", "bf16", "fp16", or "auto".
 
-    On a GPU what is computed in float32 keeps all its bits from then on: convolutions, patch embeddings among them,
-    would be rounded to TF32 otherwise.
+    "auto" is bf16 on GPUs that support it and fp32 elsewhere. Trained weights stay in float32 at every precision. For
+    a GPU the constructor turns TF32 off, to which convolutions, including patch embeddings, would otherwise be rounded.
     """
 
     def __init__(self, name: str, device: torch.device):
@@ -25,10 +25,10 @@ class Precision:
         self.name, self.device = name, device
 
     def autocast(self) -> AbstractContextManager:
-        """The context that forward passes run in."""
+        """Return the context in which forward passes run."""
         dtype = DTYPES[self.name]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Loss scaling, active for fp16 only."""
+        """Return the loss scaler, which is active only for fp16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "fp16")

@@ -1,4 +1,4 @@
-"""What a run cost and what it ran on: parameters, memory, versions."""
+"""The costs and the environment of a run: parameters, seconds, memory, versions and hardware."""
 
 import platform
 import subprocess
@@ -22,10 +22,10 @@ except ImportError:
 
 
 class Clock:
-    """Seconds spent in each phase of training steps.
+    """Measures the seconds spent in each phase of training steps.
 
-    A GPU works behind the program's back: unless `exact`, which waits for it at every change of phase, its seconds are
-    counted where the program happens to wait. On the CPU they are exact always.
+    A GPU works asynchronously. If `exact` is false, its seconds are attributed to the phase in which the program
+    happens to wait for it; if true, the clock synchronises at every change of phase. CPU seconds are always exact.
     """
 
     def __init__(self, device: torch.device, exact: bool):
@@ -36,7 +36,7 @@ class Clock:
         self._since = 0.0
 
     def enter(self, phase: str | None) -> None:
-        """The phase that begins now; None for work that is not counted."""
+        """Begin a phase; None: the work that follows is not counted."""
         if self.wait:
             torch.accelerator.synchronize(self.device)
         now = time.perf_counter()
@@ -46,11 +46,14 @@ class Clock:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Peak device memory of this process in MiB: allocated on a GPU, resident set on the CPU; 0 where nothing tells."""
+    """Return the peak device memory of this process in MiB, or 0 if the system does not report it.
+
+    On a GPU this is the allocated memory, on the CPU the resident set size.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type == "mps":
-        # What its driver gave, which it keeps: no peak is counted there.
+        # MPS counts no peak; the memory that its driver has allocated comes close, because it is not returned.
         return torch.mps.driver_allocated_memory() / 2**20
     if getrusage is None:
         return 0.0
@@ -61,10 +64,10 @@ def peak_memory_mib(device: torch.device) -> float:
 def parameter_table(
     module: nn.Module, groups: list[TrainableGroup], left_out: dict[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """One row for each (module, group): what trains and what is frozen, with parameters and learning rate.
+    """Return one row for each module and parameter group, or "frozen", with parameter count and learning rate.
 
     Args:
-        left_out: parameters of the backbones that the module does without, by what they read.
+        left_out: number of parameters of each backbone that cached states replace, by the modality that it reads.
     """
     group_of = {name: group for group in groups for name in group.parameters}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
@@ -82,20 +85,20 @@ def parameter_table(
 
 
 def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
-    """Trainable parameters and all parameters of a `parameter_table`."""
+    """Return the numbers of trainable parameters and of all parameters in a `parameter_table`."""
     trainable = sum(row["parameters"] for row in table if row["lr"] is not None)
     return trainable, sum(row["parameters"] for row in table)
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the device."""
+    """Return the name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{'Apple GPU' if device.type == 'mps' else 'cpu'} ({platform.machine()})"
 
 
 def environment(device: torch.device, ranks: int) -> dict[str, Any]:
-    """Versions, commit and hardware, for the result of a run."""
+    """Return versions, commit and hardware, for the result of a run."""
     return {
         "transrec": transrec.__version__,
         "commit": _commit(),
@@ -109,7 +112,7 @@ def environment(device: torch.device, ranks: int) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """As `git describe --dirty` tells it, which would lock the index, where others may want to commit."""
+    """Return what `git describe --dirty` prints, without locking the index, in case someone wants to commit."""
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", str(REPOSITORY), *arguments]

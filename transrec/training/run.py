@@ -17,7 +17,7 @@ from transrec.untrusted import check_regular, read_json
 class Run:
     """Reads and writes one run folder; only the main rank writes.
 
-    Raises TransrecError when the folder cannot be written, or holds a run already that is not being resumed.
+    Raises TransrecError if the folder cannot be written, or if it already holds a run and `resume` is false.
     """
 
     def __init__(self, folder: Path, is_main: bool = True, resume: bool = False):
@@ -25,7 +25,7 @@ class Run:
         self.checkpoints = folder / "checkpoints"
         self.best = self.checkpoints / "best.safetensors"
         self.last = self.last_of(folder)
-        # Whether there is something that --resume continues.
+        # Whether the folder holds a run that --resume can continue.
         self.has_begun = (folder / "options.json").exists()
         if not is_main:
             return
@@ -39,7 +39,7 @@ class Run:
         make_folder(self.checkpoints, "--output")
         with about_file(folder):
             self._lock()
-            # Left by a process that was killed while it, or safetensors for it, wrote.
+            # Temporary files of transrec or safetensors, left by a process that was killed while it wrote.
             for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
                 leftover.unlink(missing_ok=True)
 
@@ -53,7 +53,7 @@ class Run:
             ) from error
 
     def close(self) -> None:
-        """Unlock the folder, and remove it where this object made it and no run has started in it."""
+        """Unlock the folder, and remove it if this object created it and no run has started in it."""
         if self.is_main:
             if self.is_new and not self.has_begun:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -61,7 +61,7 @@ class Run:
 
     @staticmethod
     def last_of(folder: Path) -> Path:
-        """Where the run in a folder keeps the state that --resume reads."""
+        """Return the path of the state that --resume reads from a run's folder."""
         return folder / "checkpoints" / "last.safetensors"
 
     def log(self, text: str = "") -> None:
@@ -73,7 +73,7 @@ class Run:
             self.note(text)
 
     def note(self, text: str) -> None:
-        """Append to log.txt alone."""
+        """Append a line to log.txt without printing it."""
         if self.is_main:
             path = self.folder / "log.txt"
             with about_file(path), open(path, "a", encoding="utf-8") as file:
@@ -84,7 +84,7 @@ class Run:
         self.has_begun = True
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
-        """One line per epoch; the whole file is written anew, so a resumed run leaves no line of an undone epoch."""
+        """Rewrite metrics.jsonl with one line per epoch, so that a resumed run leaves no line of an undone epoch."""
         if self.is_main:
             write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
@@ -97,9 +97,10 @@ class Run:
 
 
 def read_options(folder: str | Path) -> dict[str, Any]:
-    """The options that a run was started with; a path that starts with ./ means one within the folder.
+    """Return the options that a run was started with, with values that start with ./ as paths inside the folder.
 
-    Raises TransrecError when the folder holds no run, or a damaged one."""
+    Raises TransrecError if the folder holds no run, or a damaged one.
+    """
     path = resolve(folder) / "options.json"
     try:
         with about_file(path, what="cannot be read"):
@@ -116,5 +117,5 @@ def read_options(folder: str | Path) -> dict[str, Any]:
 
 
 def _within(folder: Path, value: Any) -> Any:
-    """What an option's value means where it is a path of a folder that was given away."""
+    """Return an option's value, resolving ./ paths, which exported folders contain, against the folder."""
     return str(folder / value) if isinstance(value, str) and value.startswith("./") else value

@@ -1,4 +1,4 @@
-"""Schedules of the learning rates by name: `constant`, `linear`, `cosine`, each with a warm-up if asked for."""
+"""Learning rate schedules by name: `constant`, `linear`, `cosine`, each with an optional warm-up."""
 
 import math
 from dataclasses import dataclass
@@ -10,23 +10,23 @@ from transrec.registry import Registry
 
 
 class Schedule:
-    """Base of all schedules, made of the values of its flags by their names.
+    """Base class of all schedules. The constructor takes the values of the schedule's flags as keyword arguments.
 
     Attributes:
-        Options: the dataclass of its flags.
-        reads_steps: whether a factor depends on how many steps a run takes in all: --epochs then decides its numbers
-            too, and cannot be changed when it is resumed.
+        Options: the dataclass of the schedule's flags.
+        reads_steps: whether the factors depend on the total number of steps of a run. If so, --epochs affects the run's
+            numbers and cannot be changed when the run is resumed.
     """
 
     Options: type[Options] = Options
     reads_steps: ClassVar[bool] = True
 
     def __call__(self, step: int, steps: int) -> float:
-        """What the learning rate of every group is multiplied by; a function of these numbers and nothing else.
+        """Return the factor by which the learning rate of every group is multiplied. It must depend only on the args.
 
         Args:
             step: the optimiser step, counted from 0 over all epochs.
-            steps: how many there are if no epoch is spared by early stopping.
+            steps: the total number of steps if early stopping does not end the run.
         """
         raise NotImplementedError
 
@@ -39,12 +39,12 @@ register = SCHEDULES.register
 class WarmupOptions(Options):
     _minimum: ClassVar[dict[str, float]] = {"warmup_steps": 0}
 
-    warmup_steps: int = flag(0, "Steps in which the learning rates rise evenly to their full values.")
+    warmup_steps: int = flag(0, "Number of steps over which the learning rates rise linearly to their full values.")
 
 
 @register("constant")
 class Constant(Schedule):
-    """Full learning rates behind the warm-up."""
+    """Full learning rates after the warm-up."""
 
     Options = WarmupOptions
     reads_steps = False
@@ -58,7 +58,7 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class DecayOptions(WarmupOptions):
-    warmup_share: float = flag(0.0, "The warm-up as a share of all steps, in place of --warmup_steps.")
+    warmup_share: float = flag(0.0, "The length of the warm-up as a share of all steps, instead of --warmup_steps.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,7 +69,7 @@ class DecayOptions(WarmupOptions):
 
 
 class _Decay(Schedule):
-    """From full learning rates behind the warm-up towards zero, which the step after the last would have."""
+    """Decays from full learning rates after the warm-up towards zero, which the step after the last would reach."""
 
     Options = DecayOptions
 
@@ -83,13 +83,13 @@ class _Decay(Schedule):
         return self.decay((step - warmup) / (steps - warmup))
 
     def decay(self, done: float) -> float:
-        """The factor when a share `done` of the steps behind the warm-up is over."""
+        """Return the factor when a share `done` of the steps after the warm-up has been taken."""
         raise NotImplementedError
 
 
 @register("linear")
 class Linear(_Decay):
-    """Straight down, as BERT is fine-tuned (Devlin et al., NAACL 2019)."""
+    """Linear decay, as BERT is fine-tuned (Devlin et al., NAACL 2019)."""
 
     def decay(self, done: float) -> float:
         return 1 - done
@@ -97,7 +97,7 @@ class Linear(_Decay):
 
 @register("cosine")
 class Cosine(_Decay):
-    """Half a cosine down (Loshchilov and Hutter, ICLR 2017, without restarts)."""
+    """Cosine decay over half a period (Loshchilov and Hutter, ICLR 2017, without restarts)."""
 
     def decay(self, done: float) -> float:
         return (1 + math.cos(math.pi * done)) / 2
