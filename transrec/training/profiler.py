@@ -53,7 +53,7 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type == "mps":
-        # MPS counts no peak; the memory that its driver has allocated comes close, because it is not returned.
+        # MPS reports no peak. The memory that its driver has allocated is used instead: the driver does not free it.
         return torch.mps.driver_allocated_memory() / 2**20
     if getrusage is None:
         return 0.0

@@ -1,7 +1,7 @@
-"""Backbones split over the processes: weights, gradients and optimiser states, by torch's fully_shard (--shard).
+"""Backbones split over the processes (--shard): weights, gradients and optimiser states, by torch's fully_shard.
 
-Each process keeps a part of every parameter inside a backbone. A block's weights are gathered when it runs and dropped
-behind it, so that all processes must run every backbone equally often. What lies outside backbones is held whole.
+Each process keeps a part of every parameter inside a backbone. The weights of a block are gathered when the block runs
+and freed afterwards, so all processes must run every backbone equally often. Weights outside backbones are not split.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from transrec.training.precision import Precision
 
 
 def why_not_split(training: TrainingOptions, world: World, precision: Precision) -> str:
-    """Why --shard cannot split the backbones of a run with these options; "" where it can."""
+    """Return why --shard cannot split the backbones of a run with these options; "" if it can."""
     if world.size == 1:
         return "splits backbones over several processes, and this run is one; give --nproc 2 or more"
     if training.compile:
@@ -35,18 +35,18 @@ def why_not_split(training: TrainingOptions, world: World, precision: Precision)
 
 
 def check_sharding(training: TrainingOptions, world: World, precision: Precision) -> None:
-    """Raise TransrecError where --shard is given and the run cannot be split."""
+    """Raise TransrecError if --shard is given and the run cannot be split."""
     if training.shard and (why := why_not_split(training, world, precision)):
         raise TransrecError(f"--shard: {why}")
 
 
 def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) -> list[TrainableGroup]:
-    """Split each backbone that the recommender runs over all processes, from the CPU onto the world's device.
+    """Split each backbone that the recommender runs over all processes, moving it from the CPU to the world's device.
 
     Returns:
-        The groups, of the parameters as they are now.
+        The groups, holding the parameters that have replaced the original ones.
 
-    Raises TransrecError where the method reads parameters outside of a step, and for quantised backbones.
+    Raises TransrecError if the method reads or changes weights outside the forward pass, or if a backbone is quantised.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -63,7 +63,7 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
             raise TransrecError(
                 f"--shard: the weights of the {tower.modality} encoder are quantised; leave --shard out"
             )
-        # Blocks below those that run may have been emptied.
+        # Blocks below the ones that run may have been emptied of their parameters.
         blocks = [block for block in blocks_of(backbone) if any(True for _ in block.parameters())]
         shared: dict[str, Any] = {"ignored_params": several} if (several := _in_several(blocks)) else {}
         if shared and "ignored_params" not in signature(fully_shard).parameters:
@@ -75,39 +75,45 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
 
 
 def _in_several(blocks: list[nn.Module]) -> set[nn.Parameter]:
-    """The parameters that more than one of the blocks holds, which stay whole."""
+    """Return the parameters that several blocks share. They are not split."""
     times = Counter(parameter for block in blocks for parameter in block.parameters())
     return {parameter for parameter, count in times.items() if count > 1}
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether this process keeps only a part of it."""
+    """Return whether this process keeps only a part of the tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def is_sharded(recommender: Recommender) -> bool:
-    """Whether `shard` has split anything of it."""
+    """Return whether `shard` has split any parameter of the recommender."""
     return any(map(is_split, recommender.parameters()))
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process keeps of a tensor."""
+    """Return the part of a tensor that this process keeps."""
     return cast(Any, tensor).to_local() if is_split(tensor) else tensor
 
 
 def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
-    """The tensors by name, those that are split put together, on the main process; none on others. All must call it."""
-    found = {}
+    """Return the tensors by name, with split tensors gathered, on the main process, and {} on the others.
+
+    All processes must call this function.
+    """
+    gathered = {}
     for name, tensor in tensors.items():
         full = cast(Any, tensor.detach()).full_tensor() if is_split(tensor) else tensor
         if world.is_main:
-            # One at a time: together they may not fit where their parts do.
-            found[name] = full.cpu() if is_split(tensor) else full
-    return found
+            # Each gathered tensor moves to the CPU at once: the device may hold the parts but not all full tensors.
+            gathered[name] = full.cpu() if is_split(tensor) else full
+    return gathered
 
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor what corresponds to `like`: split as that is, if it is. All processes must call it."""
+    """Return a full tensor split in the same way as `like`, or unchanged if `like` is not split.
+
+    All processes must call this function.
+    """
     if not is_split(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -117,7 +123,7 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
-    """Give parameters that every process holds whole the mean of all processes' gradients."""
+    """Average the gradients of parameters that are not split over all processes."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         summed = world.sum(nn.utils.parameters_to_vector(gradients))
@@ -125,15 +131,15 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float, world: World) -> None:
-    """Scale the gradients of parameters, split or whole, so that their norm together is at most `max_norm`."""
+    """Scale the gradients of all parameters, split or not, so that their total norm is at most `max_norm`."""
     parameters = list(parameters)
     if not any(map(is_split, parameters)):
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    split, held = ([local(each) for each in gradients if is_split(each) == kind] for kind in (True, False))
+    split, held = ([local(grad) for grad in gradients if is_split(grad) == kind] for kind in (True, False))
     norms = [nn.utils.get_total_norm(kind) for kind in (split, held)]
     norm = (world.sum(norms[0] ** 2) + norms[1] ** 2).sqrt()
     for gradient in (*split, *held):
-        # As torch.nn.utils.clip_grad_norm_ does.
+        # The same formula as in torch.nn.utils.clip_grad_norm_.
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1))

@@ -1,4 +1,4 @@
-"""What a run saves so that it can be resumed: how far it is, and the tensors of its optimiser."""
+"""The state that a run saves in order to be resumed: its progress and the tensors of its optimiser."""
 
 import math
 from collections.abc import Callable
@@ -13,21 +13,21 @@ from transrec.errors import TransrecError
 from transrec.training import checkpoint
 from transrec.training.sharding import part_of
 
-# In front of the validation metrics in an epoch's line.
+# Prefix of the validation metrics in an epoch's line.
 VALIDATION = "validation "
 
 
 @dataclass
 class State:
-    """All that is needed to go on, besides tensors.
+    """Everything needed to continue training, except tensors.
 
     Attributes:
         epoch, step: the next step to take (epochs count from 1, steps from 0).
         loss_sum: sum of the losses of this epoch's steps so far.
-        seconds: spent in this epoch's training steps so far.
-        best_epoch, best_metrics: of the best validation so far.
+        seconds: seconds spent in this epoch's training steps so far.
+        best_epoch, best_metrics: epoch and metrics of the best validation so far.
         epochs: one line of metrics for each finished epoch.
-        finished: training ended, by the last epoch or by early stopping.
+        finished: whether training has ended, after the last epoch or by early stopping.
     """
 
     epoch: int = 1
@@ -41,14 +41,14 @@ class State:
 
     @classmethod
     def from_description(cls, path: Path, description: checkpoint.Description) -> "State":
-        """The state that the description of a checkpoint holds. Raises TransrecError when it makes no sense."""
+        """Return the state in the description of a checkpoint. Raises TransrecError if the state is inconsistent."""
         try:
             if not isinstance(description.state, dict):
                 raise TypeError(f"state is {description.state!r}")
             state = cls(**description.state)
-            whole = (state.epoch, state.step, state.best_epoch)
-            if not all(type(number) is int and number >= 0 for number in whole):
-                raise ValueError(f"epoch, step and best_epoch are {whole}")
+            counts = (state.epoch, state.step, state.best_epoch)
+            if not all(type(number) is int and number >= 0 for number in counts):
+                raise ValueError(f"epoch, step and best_epoch are {counts}")
             # Every evaluated epoch has a line, and the best is one of them.
             if state.epoch != len(state.epochs) + 1 or bool(state.best_epoch) != bool(state.epochs):
                 raise ValueError(f"epoch {state.epoch}, best epoch {state.best_epoch}, {len(state.epochs)} metrics")
@@ -61,17 +61,17 @@ class State:
         return state
 
     def position(self, steps: int) -> str:
-        """Where it is, for people, in epochs of so many steps."""
+        """Return a readable description of the run's position, given the number of steps per epoch."""
         return f"epoch {self.epoch}, step {self.step} of {steps}" if self.step else f"the end of epoch {self.epoch - 1}"
 
 
 def _validation(epoch: dict[str, Any]) -> dict[str, float]:
-    """The validation metrics in an epoch's line."""
+    """Return the validation metrics in an epoch's line."""
     return {name.removeprefix(VALIDATION): value for name, value in epoch.items() if name.startswith(VALIDATION)}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimiser's state of each parameter, as `optimizer.KEY.NAME`."""
+    """Return the optimiser's state tensors of each parameter, named `optimizer.KEY.NAME`."""
     return {
         f"optimizer.{key}.{name}": value
         for name, parameter in trained.items()
@@ -90,18 +90,18 @@ def load_optimizer(
     """Restore the optimiser from the tensors of `optimizer_tensors`, read from the checkpoint at `path`.
 
     Args:
-        state_like: what the optimiser keeps of a parameter (transrec.training.optimizers).
-        trained: the parameters by name, in the order in which the optimiser was given them.
+        state_like: `Optimizer.state_like` (transrec.training.optimizers).
+        trained: the parameters by name, in the optimiser's order.
 
-    Raises TransrecError for a tensor that is missing, or of another shape or type than its parameter calls for.
+    Raises TransrecError if a tensor is missing, or if its shape or dtype does not fit its parameter.
     """
     saved = optimizer.state_dict()
     for index, (name, parameter) in enumerate(trained.items()):
         wanted = {f"optimizer.{key}.{name}": like for key, like in state_like(parameter).items()}
-        found = {full: tensors[full] for full in wanted if full in tensors}
-        # A parameter that has had no gradient yet has no state at all.
-        if found and (missing := wanted.keys() - found.keys()):
+        present = {full: tensors[full] for full in wanted if full in tensors}
+        # A parameter that has never had a gradient has no state.
+        if present and (missing := wanted.keys() - present.keys()):
             raise TransrecError(f"{path}: lacks {min(missing)}; it is damaged: put a whole copy back")
-        checkpoint.check_shapes(path, found, wanted)
-        saved["state"][index] = {full.split(".")[1]: part_of(tensor, wanted[full]) for full, tensor in found.items()}
+        checkpoint.check_shapes(path, present, wanted)
+        saved["state"][index] = {full.split(".")[1]: part_of(tensor, wanted[full]) for full, tensor in present.items()}
     optimizer.load_state_dict(saved)

@@ -1,10 +1,10 @@
-"""Threads that share their cores: OpenMP's spin while nobody else wants the cores, and sleep while somebody does.
+"""OpenMP threads that share cores: they spin while no other process wants the cores, and sleep while one does.
 
-torch's operations end in barriers at which GNU's OpenMP spins for milliseconds. On cores of its own that is fastest.
-Where other processes want them, the spinning takes the time that the thread waited for would need, and a run of small
-operations becomes tens of times slower. The library sleeps early instead whenever it manages more threads than there
-are cores, and looks at that at every barrier: a thread that opens one parallel region and then waits brings the number
-above it. Which thread computes what stays the same, and so does every number.
+torch's operations end in barriers at which GNU's OpenMP spins for milliseconds, which is fastest if the cores are idle
+otherwise. If other processes want the cores, spinning takes the time that the awaited thread needs, and a run of small
+operations becomes tens of times slower. At every barrier the library checks whether it manages more threads than there
+are cores, and if so, it sleeps early. A thread that opens one parallel region and then waits raises the number of
+managed threads above that limit. Each thread still computes the same part of the work, so no number changes.
 """
 
 import os
@@ -19,22 +19,21 @@ import torch
 from transrec.cpus import usable_cpus
 
 POLL_SECONDS = 1.0
-# Shares of the time that the main thread waits for a core while others compute on it: from the first on others want the
-# cores, below the second, for so many polls in a row, they no longer do.
+# Shares of the time in which the main thread waits for a core while other processes compute. Above CONTENDED, others
+# want the cores. Once the share has been below QUIET for QUIET_POLLS polls in a row, they no longer do.
 CONTENDED, QUIET, QUIET_POLLS = 0.08, 0.02, 5
 CORES = Path("/proc/stat")
-# Where a line of it tells how long a core worked, in ticks: for users, at low priority, for the system, for interrupts
-# of two kinds, and for other virtual machines.
+# Columns of /proc/stat with the ticks that a core worked: user, nice, system, irq, softirq and steal.
 BUSY = (1, 2, 3, 6, 7, 8)
-# Enough for torch to divide the work among all threads.
+# Number of elements large enough for torch to divide the work among all threads.
 PARALLEL_ELEMENTS = 2**20
 
 
 class _Surplus:
-    """Threads that do nothing but count among those which OpenMP manages."""
+    """Idle threads whose only purpose is to raise the number of threads that OpenMP manages."""
 
     def __init__(self):
-        # Of libgomp: those that its first region brings belong to the caller's own count.
+        # In libgomp a caller's first parallel region adds its threads, without the caller itself, to the managed ones.
         cores, of_each = len(os.sched_getaffinity(0)), torch.get_num_threads() - 1
         self._leave = threading.Event()
         self._threads = [threading.Thread(target=self._stand_by, daemon=True) for _ in range(cores // of_each)]
@@ -53,12 +52,12 @@ class _Surplus:
 
 @contextmanager
 def considerate() -> Iterator[None]:
-    """Within, at most one thread per usable CPU; they sleep rather than spin while other processes want the CPUs.
+    """Context with at most one thread per usable CPU, in which threads sleep while other processes want the CPUs.
 
-    A single thread never spins, and where the system does not tell how long a thread waits for a CPU, as outside Linux,
-    threads spin as ever.
+    A single thread never spins. If the system does not report how long a thread waits for a CPU, as outside Linux,
+    threads always spin.
     """
-    # Setting it, even to what it is, makes MKL divide small products among all threads, which takes longer.
+    # Setting the number, even to its current value, makes MKL divide small products among all threads, which is slower.
     if torch.get_num_threads() > usable_cpus():
         torch.set_num_threads(usable_cpus())
     waited = Path(f"/proc/self/task/{threading.main_thread().native_id}/schedstat")
@@ -76,10 +75,11 @@ def considerate() -> Iterator[None]:
 
 
 def _watch(seconds: Callable[[], tuple[float, float]], leave: threading.Event) -> None:
-    """Hold surplus threads while others want the cores.
+    """Keep surplus threads while other processes want the cores.
 
-    `seconds` tells for how long the main thread has waited for a core, and others have computed on this process's. Each
-    alone says nothing: the process's own threads wait for one another, and others may be content with idle cores.
+    `seconds` returns how long the main thread has waited for a core, and how long other processes have computed on this
+    process's cores. Neither number suffices alone: the process's own threads also wait for one another, and other
+    processes may be using cores that are idle anyway.
     """
     surplus, quiet = None, 0
     before = seconds()
@@ -100,7 +100,7 @@ def _waited(schedstat: Path) -> float:
 
 
 def _taken() -> float:
-    """Seconds that others have computed on the cores that this process may use."""
+    """Return the seconds that other processes have computed on the cores that this process may use."""
     own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = [line.split() for line in CORES.read_text().splitlines()]
     ticks = sum(int(line[column]) for line in lines if line[:1] and line[0] in own for column in BUSY)

@@ -1,4 +1,4 @@
-"""The training loop: one for pretraining and adapting, one or many ranks, any method."""
+"""The training loop, for pretraining and adaptation, one or many ranks, and any method."""
 
 import math
 import signal
@@ -48,10 +48,10 @@ from transrec.training.sharding import (
 )
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
-# What an epoch's line says of its metrics, after the one that chooses the best epoch.
+# Metrics in an epoch's log line, after the metric that selects the best epoch.
 TOLD = ("HR@10", "NDCG@10", "MRR")
-# Buffers are constants, or changed by all ranks alike: no need to send them each step. Newer torch has another name for
-# saying so.
+# Buffers are constant, or all ranks change them in the same way, so they need not be sent in each step. The argument
+# that turns this off has another name in newer releases of torch.
 _BUFFERS_FLAG = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
@@ -62,7 +62,7 @@ STEPS_BETWEEN_LOSS_CHECKS = 50
 
 @dataclass(frozen=True)
 class Optimization:
-    """By which steps a recommender trains: how many and how large, the optimiser, and how the learning rates change."""
+    """How a recommender is optimised: number and size of steps, the optimiser, and the learning rate schedule."""
 
     options: TrainingOptions
     optimizer: Optimizer = field(default_factory=Adam)
@@ -71,15 +71,15 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Records:
-    """What training writes.
+    """Where training writes its records, and which records.
 
     Attributes:
-        run: where to write.
-        description: what checkpoints say of the model (transrec.runner).
-        trackers: where each epoch's metrics go, besides the run's metrics.jsonl.
-        save_steps: save the state every so many steps as well; 0: after epochs only.
-        profile: have the seconds of each phase of a step exact on a GPU too.
-        test: rank the test targets in the end.
+        run: the run folder to write to.
+        description: description of the model for checkpoints (transrec.runner).
+        trackers: trackers that receive each epoch's metrics, in addition to the run's metrics.jsonl.
+        save_steps: number of steps after which the state is also saved within an epoch; 0: only after epochs.
+        profile: whether to measure the seconds of each phase of a step exactly on a GPU too.
+        test: whether to rank the test targets at the end.
     """
 
     run: Run
@@ -91,16 +91,18 @@ class Records:
 
 
 class Trainer:
-    """Trains the groups of a recommender, evaluates after every epoch and keeps the best.
+    """Trains parameter groups of a recommender, evaluates after every epoch and keeps the best epoch's weights.
 
-    Everything random in a step follows from (seed, epoch, step, rank), so a resumed run takes the steps that an
-    unbroken one would have taken.
+    All randomness in a step follows from (seed, epoch, step, rank), so a resumed run takes the same steps as an
+    uninterrupted one.
 
     Args:
-        recommender: with the method applied, on the world's device.
-        groups: what trains, at which rate.
+        recommender: the recommender with the method applied, on the world's device.
+        groups: the parameters to train, with their learning rates.
         batches: this rank's share of the training batches.
-        evaluator: of the same split, in the world and at the precision to train in.
+        evaluator: evaluator of the same split, whose world and precision training uses as well.
+        optimization: number and size of steps, optimiser and schedule.
+        records: what to write, and where.
     """
 
     def __init__(
@@ -118,11 +120,11 @@ class Trainer:
         self.save_steps, self.profile, self.tests = records.save_steps, records.profile, records.test
         self.clock = Clock(self.world.device, self.profile)
         self.trained = checkpoint.trained(recommender)
-        self.parameters = {name: each for name, each in self.trained.items() if isinstance(each, nn.Parameter)}
+        self.parameters = {name: tensor for name, tensor in self.trained.items() if isinstance(tensor, nn.Parameter)}
         self.groups = groups
         self.optimizing, self.schedule = optimization.optimizer, optimization.schedule
         self.optimizer = self.optimizing.make(_optimizer_groups(recommender, groups))
-        # Whether the method has a step of its own after each of the optimiser's.
+        # Whether the method takes a step of its own after each optimiser step.
         self.method_steps = type(recommender.method).after_step is not Method.after_step
         self.scaler = self.precision.scaler()
         self.state = State()
@@ -138,22 +140,22 @@ class Trainer:
         self._pending: list[Tensor] = []
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch or to early stopping, then test the best checkpoint, if it is to be tested.
+        """Train until the last epoch or early stopping, then test the best checkpoint unless testing is turned off.
 
         Returns:
-            selected_by, best_epoch, epochs_trained, validation and test metrics, test_intervals where only a sample of
-            the users is evaluated, seconds_per_epoch and how they divide among feed, forward, backward and step,
+            selected_by, best_epoch, epochs_trained, validation and test metrics, test_intervals if only a sample of
+            the users is evaluated, seconds_per_epoch, phase_seconds (feed, forward, backward and step),
             peak_memory_mib of the device and peak_host_memory_mib.
 
         Raises:
-            TransrecError: the loss stopped being finite; the last good checkpoint stays.
-            Interrupted: SIGINT or SIGTERM came; the state is saved.
+            TransrecError: the loss or the weights are no longer finite; the last good checkpoint is kept.
+            Interrupted: SIGINT or SIGTERM arrived; the state is saved.
         """
         with self._catch_signals():
             while not self.state.finished:
                 with about_memory("training", self._needs_less_memory()):
                     self._train_epoch()
-                # Evaluation may take long: it must not be what a kill costs the epoch for.
+                # Evaluation may take long: a process killed during it must not lose the epoch.
                 self._save_state()
                 self._leave_if_asked()
                 self._finish_epoch()
@@ -174,19 +176,20 @@ class Trainer:
         }
 
     def _test(self) -> dict[str, Any]:
-        """Metrics of the test targets at the best epoch, and, of a sample of users, their intervals."""
+        """Return the test metrics at the best epoch, with their intervals if only a sample of users is evaluated."""
         self._load(self._read_best())
         ranking = self._rank("test")
         self._keep("test", ranking)
         tested: dict[str, Any] = {"test": self.evaluator.summarise(ranking)}
-        if found := self.evaluator.intervals(ranking, "test"):
-            tested["test_intervals"] = found
+        if intervals := self.evaluator.intervals(ranking, "test"):
+            tested["test_intervals"] = intervals
         return tested
 
     def resume(self) -> bool:
-        """Go on from the run's last saved state; False if there is none.
+        """Load the run's last saved state; return False if there is none.
 
-        Raises TransrecError when it, or the best checkpoint that it names, is missing, damaged or of something else.
+        Raises TransrecError if the state is damaged or of another run, or if the best checkpoint that it refers to is
+        missing, damaged or of another run.
         """
         if not self.run.last.exists():
             return False
@@ -202,7 +205,7 @@ class Trainer:
         if self.options.epochs < begun:
             raise TransrecError(f"--epochs {self.options.epochs}: the run has begun epoch {begun} already")
         self.saved = self.state.position(len(self.batches))
-        # The run may be given more epochs, or more patience, than it had.
+        # The run may now have more epochs, or more patience, than before.
         self.state.finished = self.state.epoch > self.options.epochs or self._out_of_patience()
         if not self.state.finished:
             if not any(name.startswith("optimizer.") for name in tensors):
@@ -212,7 +215,7 @@ class Trainer:
                 )
             # The optimiser numbers its parameters in the order of its groups.
             names = {parameter: name for name, parameter in self.parameters.items()}
-            in_order = {names[each]: each for group in self.optimizer.param_groups for each in group["params"]}
+            in_order = {names[param]: param for group in self.optimizer.param_groups for param in group["params"]}
             load_optimizer(self.optimizer, self.optimizing.state_like, in_order, self.run.last, tensors)
             try:
                 self.scaler.load_state_dict(description.scaler or {})
@@ -228,17 +231,17 @@ class Trainer:
             )
 
     def _read_best(self) -> dict[str, Tensor]:
-        """What trained, as it was after the best epoch. Raises TransrecError when the file holds anything else."""
+        """Return the trained tensors after the best epoch. Raises TransrecError if the file holds anything else."""
         path, state = self.run.best, self.state
         tensors, description = checkpoint.read(path)
         self._check_base(path, description)
-        told = description.epoch, description.validation
-        # The run may have been killed after it wrote the checkpoint and before it noted so in its state: that epoch is
-        # evaluated once more, and the checkpoint written again.
-        is_ahead = state.step == len(self.batches) and told[0] == state.epoch
-        if told != (state.best_epoch, state.best_metrics) and not is_ahead:
+        saved = description.epoch, description.validation
+        # The run may have been killed after it wrote the best checkpoint and before it saved its state. The epoch is
+        # then evaluated once more, and the checkpoint written again.
+        is_ahead = state.step == len(self.batches) and saved[0] == state.epoch
+        if saved != (state.best_epoch, state.best_metrics) and not is_ahead:
             raise TransrecError(
-                f"{path}: is of epoch {told[0]}, and the run's best is epoch {state.best_epoch}, of other weights or "
+                f"{path}: is of epoch {saved[0]}, and the run's best is epoch {state.best_epoch}, of other weights or "
                 f"metrics; put that epoch's file back, or start a new run"
             )
         self._check_trained(path, tensors)
@@ -258,12 +261,12 @@ class Trainer:
         checkpoint.check_shapes(path, tensors, self.trained)
 
     def drop_optimizer(self) -> None:
-        """Take the optimiser's state out of a finished run's last save; resumed, the run gives the same result."""
+        """Remove the optimiser's state from a finished run's last save. A resumed run still gives the same result."""
         if self.world.is_main:
             checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
 
     def _needs_less_memory(self) -> str:
-        """What to change of this run's flags: first what this run can be resumed with."""
+        """Return advice on flags that save memory: first those that a resumed run may change, then those of a new run."""
         options, features = self.options, self.evaluator.features
         runs = running(cast("list[Tower]", self.recommender.item_encoder.towers))
         trains = any(tower.trains_inside for tower in runs)
@@ -280,8 +283,10 @@ class Trainer:
             "fewer --title_tokens": any(tower.modality == "text" for tower in runs),
             f"a smaller --batch_size than {options.batch_size}": options.batch_size > 1,
         }
-        told = (("resume with", same), ("start a new run with", anew))
-        advice = [f"{verb} {' or '.join(flags)}" for verb, of in told if (flags := [flag for flag in of if of[flag]])]
+        choices = (("resume with", same), ("start a new run with", anew))
+        advice = [
+            f"{verb} {' or '.join(flags)}" for verb, by in choices if (flags := [flag for flag in by if by[flag]])
+        ]
         return ", or ".join(["free some", *advice])
 
     def _train_epoch(self) -> None:
@@ -322,12 +327,12 @@ class Trainer:
         state.seconds += time.perf_counter() - started
 
     def _epoch(self) -> Iterator[tuple[list[Batch], list[tuple[Tensor, ...]]]]:
-        """The pieces of each step of this epoch that is still to take, and what the features read for them."""
+        """Yield, for each remaining step of this epoch, its pieces and the contents that the features read for them."""
         steps = range(self.state.step, len(self.batches))
         return ahead(partial(self.batches.pieces_of, self.state.epoch), steps, _items_of, self.evaluator.features)
 
     def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
-        """One optimiser step; returns this rank's part of the global batch's mean loss, on the device."""
+        """Take one optimiser step; return this rank's part of the global batch's mean loss, on the device."""
         device, model = self.world.device, self.model
         seed(self.options.seed, self.state.epoch, self.state.step, self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
@@ -341,15 +346,15 @@ class Trainer:
                 with self.precision.autocast():
                     loss = model(batch) / piece.predictions
                 self.clock.enter("backward")
-                # DDP averages over ranks; the global batch's mean is the sum of their parts.
+                # DDP averages gradients over ranks, whereas the global batch's mean loss is the sum of their parts.
                 whole = loss * self.world.size
                 if is_last and (penalty := self.recommender.method.penalty()) is not None:
-                    # Of every rank the same, it is not summed but averaged.
+                    # The penalty is the same on every rank, so it must be averaged, not summed.
                     whole, loss = whole + penalty, loss + penalty / self.world.size
                 self.scaler.scale(whole).backward()
             total += loss.detach()
         if self.is_sharded:
-            average_gradients((each for each in self.parameters.values() if not is_split(each)), self.world)
+            average_gradients((param for param in self.parameters.values() if not is_split(param)), self.world)
         self.clock.enter("step")
         self._set_rates()
         if self.options.clip_grad_norm or self.method_steps:
@@ -359,32 +364,32 @@ class Trainer:
         scale = self.scaler.get_scale() if self.method_steps else 1.0
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # A step whose gradient overflows in fp16 is not taken, and the scale is lowered.
+        # If the gradient overflows in fp16, the scaler skips the step and lowers the scale.
         if self.method_steps and self.scaler.get_scale() >= scale:
             self._after_step()
         return total
 
     def _set_rates(self) -> None:
-        """The learning rates of this step: the groups' own, as the schedule changes them."""
+        """Set the learning rates of this step: each group's own rate times the schedule's factor."""
         factor = self.schedule(*self._progress())
         rates = {group.name: group.lr for group in self.groups}
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["name"]] * factor
 
     def _after_step(self) -> None:
-        """The method's own step, the same on all ranks, random numbers included."""
+        """Take the method's own step, which is the same on all ranks, including its random numbers."""
         seed(self.options.seed, self.state.epoch, self.state.step)
         taken, steps = self._progress()
         with torch.no_grad():
             self.recommender.method.after_step(taken + 1, steps)
 
     def _progress(self) -> tuple[int, int]:
-        """Steps of the whole run before this one, and how many there are if no epoch is spared by early stopping."""
+        """Return the steps that the run has taken before this one, and its total without early stopping."""
         steps = len(self.batches)
         return (self.state.epoch - 1) * steps + self.state.step, self.options.epochs * steps
 
     def _check_losses(self) -> None:
-        """Bring the losses since the last check to the host, and stop if one is not finite."""
+        """Copy the losses since the last check to the host. Raises TransrecError if a loss is not finite."""
         losses = self.world.sum(torch.stack(self._pending)).tolist()
         first = self.state.step - len(losses)
         self._pending.clear()
@@ -394,9 +399,12 @@ class Trainer:
             self.state.loss_sum += loss
 
     def _check_weights(self) -> None:
-        """Before a save: the last step's gradient may have spoilt the weights behind a loss that was still finite."""
+        """Raise TransrecError if weights are not finite. Called before a save.
+
+        The last step's gradient may have spoilt the weights although its loss was still finite.
+        """
         finite = torch.stack([torch.isfinite(local(tensor)).all() for tensor in self.trained.values()]).all()
-        # A rank sees no more of what is split than its part.
+        # A rank sees only its own part of split tensors.
         if self.world.any(not finite):
             raise self._diverged(self.state.step - 1, "the weights are no longer finite")
 
@@ -433,10 +441,10 @@ class Trainer:
             if self.world.is_main:
                 description = replace(self.description, epoch=state.epoch, validation=metrics)
                 checkpoint.save(self.run.best, trained, description)
-        told = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
+        shown = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
         self.run.log(
             f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
-            + "  ".join(f"{name} {metrics[name]:.4f}" for name in told)
+            + "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
             + f"  train {line['train_seconds']:.1f} s  evaluation {line['evaluation_seconds']:.1f} s"
             + ("  best" if better else "")
         )
@@ -446,7 +454,7 @@ class Trainer:
         state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
 
     def _rank(self, part: str) -> Ranking:
-        """Rank the targets of a part; a signal leaves at once, since all that came before is saved."""
+        """Rank the targets of a part. A signal stops this at once, because all earlier work has been saved."""
         self._may_leave_at_once = True
         try:
             return self.evaluator.rank(self.recommender, part)
@@ -455,8 +463,8 @@ class Trainer:
 
     def _keep(self, part: str, ranking: Ranking) -> None:
         if self.world.is_main:
-            kept = target_ranks(self.evaluator.split, part, ranking.ranks, ranking.margins)
-            write_ranks(self.run.folder, part, kept)
+            ranks = target_ranks(self.evaluator.split, part, ranking.ranks, ranking.margins)
+            write_ranks(self.run.folder, part, ranks)
 
     def _out_of_patience(self) -> bool:
         worse = len(self.state.epochs) - self.state.best_epoch
@@ -473,7 +481,10 @@ class Trainer:
 
     @contextmanager
     def _catch_signals(self):
-        """Note the first SIGINT or SIGTERM; a second one acts at once, unless it is the first told twice."""
+        """Context that notes the first SIGINT or SIGTERM; a second one acts at once.
+
+        A second signal within SECONDS_OF_ONE_SIGNAL counts as the first one, delivered twice.
+        """
         previous, since = {}, 0.0
 
         def note(number, frame):
@@ -503,19 +514,19 @@ class Trainer:
 
 
 def _optimizer_groups(recommender: Recommender, groups: list[TrainableGroup]) -> list[dict[str, Any]]:
-    """Each group, what decays and what does not, and what is split and what is not, apart, for `Optimizer.make`."""
-    standing = without_decay(recommender)
+    """Return the groups for `Optimizer.make`, each divided by whether parameters decay and whether they are split."""
+    undecayed = without_decay(recommender)
 
     def kind(parameter: nn.Parameter) -> tuple[bool, bool]:
-        return parameter not in standing, is_split(parameter)
+        return parameter not in undecayed, is_split(parameter)
 
-    # An optimiser's fused step takes no tensors that are split beside tensors that are not.
+    # A fused optimiser step cannot mix split tensors with tensors that are not split.
     kinds = list(product((True, False), (False, True)))
     return [
         {"params": parameters, "lr": group.lr, "decays": decays, "name": group.name}
         for group in groups
         for decays, split in kinds
-        if (parameters := [each for each in group.parameters.values() if kind(each) == (decays, split)])
+        if (parameters := [param for param in group.parameters.values() if kind(param) == (decays, split)])
     ]
 
 
