@@ -1,8 +1,9 @@
 """Studies: grids of runs from one command, and their tables (`scripts/study_*.py`, `scripts/reproduce/`).
 
-A grid (`grid`) is a list of axes; a point of it is one row of the table. A study (`study`) makes of every point a run
-for each seed; `workers` starts them, several at a time and beside other processes of the same study, `cluster` as jobs
-of SLURM; `command` is the command line. `grids` holds the papers' grids, `papers` what their tables need.
+A grid (`grid`) is a list of axes; each of its points is one row of the table. A study (`study`) has one run per point
+and seed. `workers` runs several of them at the same time, next to other processes of the same study; `cluster` runs
+them as SLURM jobs. `command` is the command line, `grids` holds the papers' grids, and `papers` holds the datasets and
+backbones of the papers' tables.
 """
 
 from transrec.studies.command import main

@@ -21,9 +21,9 @@ from transrec.studies.papers import Table
 from transrec.studies.study import Job, Study
 from transrec.studies.workers import Workers
 
-# The study decides these itself.
+# Flags that the study sets itself.
 RESERVED = {"dataset", "checkpoint", "output", "resume", "method", "seed", "test"}
-# Clusters limit how many jobs of a user are queued, and a study keeps a file open for each.
+# Clusters limit the number of queued jobs per user, and a study keeps one open file per job.
 JOBS_IN_A_QUEUE = 200
 FURTHER_FLAGS = """
 Every other flag goes to the runs that know it: --epochs 20. With a stage or a method in front, to those alone:
@@ -40,25 +40,25 @@ def main(
     modality: str = "text",
     table: Table | None = None,
 ) -> None:
-    """Command line of a study, over `modality` by default.
+    """Run the command line of a study, with `modality` as the default of --modality.
 
     Args:
-        table: of a paper, which the study is to reproduce: at its settings, and beside its figures.
+        table: the table of a paper that the study reproduces, at the paper's settings and next to its figures.
 
-    Leaves with status 1 when runs failed, else as `transrec.command.reporting` says.
+    Exits with status 1 if runs failed, and otherwise with the status that `transrec.command.reporting` gives.
     """
     parser = study_parser(description, modality, table)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the target runs, one run for each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the target runs; one run per seed")
     for axis in grid.axes:
         parser.add_argument(
             f"--{axis.name}", nargs="+", help=f"values of this axis (default: {_default(axis, _modalities(table))})"
         )
     parser.add_argument(
-        "--published", metavar="FILE", help="CSV of published figures to show beside the rows (docs/reproducing.md)"
+        "--published", metavar="FILE", help="CSV of published figures to show next to the rows (docs/reproducing.md)"
     )
     if table:
         parser.add_argument(
-            "--quick", action="store_true", help="one step of each run, over tiny backbones and data that are made up"
+            "--quick", action="store_true", help="take one step of each run, with tiny backbones and generated data"
         )
     with reporting():
         words = sys.argv[1:] if arguments is None else arguments
@@ -68,7 +68,7 @@ def main(
 
 
 def study_parser(description: str, modality: str, table: Table | None = None) -> Parser:
-    """The flags of all commands that run many runs."""
+    """Return a parser with the flags that studies and searches share."""
     parser = Parser(description + FURTHER_FLAGS)
     papers = " (default: the paper's, in Dataset)" if table else ""
     parser.add_argument(
@@ -82,7 +82,7 @@ def study_parser(description: str, modality: str, table: Table | None = None) ->
         type=int,
         help=f"runs at a time, which share the GPUs (default: 1; {JOBS_IN_A_QUEUE} with --cluster)",
     )
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run, and stop")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that would be run, and stop")
     _add_cluster_flags(parser)
     return parser
 
@@ -91,8 +91,8 @@ def _add_cluster_flags(parser: Parser) -> None:
     parser.add_argument(
         "--cluster",
         choices=[*CLUSTERS],
-        help="each run is a job of SLURM, which saves and is queued again when it is preempted or at its time limit; "
-        "local: try that out with jobs on this machine",
+        help="slurm: each run is a SLURM job, which saves and is queued again when it is preempted or reaches its time "
+        "limit; local: try this out with jobs on this machine",
     )
     asked = {field.name: field.default for field in fields(Resources)}
     flags = {
@@ -107,9 +107,10 @@ def _add_cluster_flags(parser: Parser) -> None:
 
 
 def workers_of(options: argparse.Namespace) -> Callable[[Path], Workers]:
-    """What makes the workers for a folder of logs.
+    """Return a function that makes the workers, given the folder of their logs.
 
-    Raises TransrecError for less than one worker, for jobs that no cluster takes, and where there is no cluster.
+    Raises TransrecError for fewer than one worker, for --job flags without --cluster, for resources that are out of
+    range, and if the cluster or its partition does not exist.
     """
     asked = {field.name: getattr(options, f"job_{field.name}") for field in fields(Resources)}
     asked = {name: value for name, value in asked.items() if value is not None}
@@ -129,7 +130,7 @@ def workers_of(options: argparse.Namespace) -> Callable[[Path], Workers]:
 
 
 def check_once(flag: str, seeds: list[int]) -> None:
-    """Raise TransrecError for seeds that are given twice."""
+    """Raise TransrecError if a seed is given twice."""
     if len({*seeds}) < len(seeds):
         raise TransrecError(
             f"{flag} {' '.join(map(str, seeds))}: give each seed once, or its run would count as several"
@@ -137,26 +138,26 @@ def check_once(flag: str, seeds: list[int]) -> None:
 
 
 def out_folder(options: argparse.Namespace) -> Path:
-    """Where runs and tables go."""
+    """Return the folder for runs and tables."""
     quick = "-quick" if getattr(options, "quick", False) else ""
     return resolve(options.out) if options.out else default_runs_folder() / f"{Path(sys.argv[0]).stem}{quick}"
 
 
 def _modalities(table: Table | None) -> list[str]:
-    """What items may be represented by: in a paper's table as in the paper."""
+    """Return the possible item modalities: all of them, or for a paper's table those of the paper."""
     return [*(table.paper.domains if table else MODALITIES)]
 
 
 def _default(axis: Axis, known: Sequence[str]) -> str:
-    """The values that an axis has of itself over the known modalities, for people."""
+    """Return the axis' default values as text, by modality if they differ between the known modalities."""
     values = {modality: " ".join(axis.over(modality).values) for modality in known}
     if len({*values.values()}) == 1:
         return values[known[0]]
-    return "; ".join(f"{modality}: {of}" for modality, of in values.items())
+    return "; ".join(f"{modality}: {words}" for modality, words in values.items())
 
 
 def _study(options: argparse.Namespace, grid: Grid, rest: list[str], table: Table | None) -> Study:
-    """The study that the command line asks for; says first what a paper's table needs."""
+    """Return the study that the command line asks for; for a paper's table, first print what the table needs."""
     out = out_folder(options)
     grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
     given = given_flags(rest, grid)
@@ -209,7 +210,10 @@ def _why_damaged(job: Job) -> str:
 
 
 def given_flags(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]]:
-    """Flags for the runs, by (stage or method or "", flag). Raises TransrecError for one that the study sets itself."""
+    """Return flags for the runs, by (stage or method or "", flag).
+
+    Raises TransrecError if a word is unknown or if the study sets the flag itself.
+    """
     by_axis = {flag: axis.name for axis in grid.axes for flag in axis.flags or (axis.name,)}
     given: dict[tuple[str, str], list[str]] = {}
     values: list[str] | None = None

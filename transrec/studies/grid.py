@@ -1,4 +1,4 @@
-"""What a study varies: axes, and the points of their grid."""
+"""Axes, the settings that a study varies, and grids, their combinations."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from transrec import modalities
 from transrec.errors import TransrecError
 from transrec.options import ModelOptions
 
-# What a study's items may be represented by; the word is that of --item_tower.
+# The modalities of a study's items, named as in --item_tower.
 MODALITIES = ("text", "image", "multimodal")
 
 
@@ -17,14 +17,15 @@ class Axis:
     """One dimension of a grid.
 
     Attributes:
-        name: the table's column, and the command-line flag that gives other values.
-        values: of which a point takes one; or, where these differ, those of each modality.
-        flags: what a value sets, by default the flag of the axis' name; or those of each modality. A flag
-            "source.NAME" or "target.NAME" is for the runs of that stage alone.
-        divider: stands between the parts of a value that sets several flags. A part of several words is divided by ",".
-        named: by value, those that set flags of their own, by flag. What one sets beside a method is for that method's
-            runs alone, not for the source runs.
-        meaning: what a value stands for, given the values of all axes at a point; None: itself.
+        name: name of the table's column, and of the command-line flag that gives other values.
+        values: the values, of which each point takes one; a mapping from modality to values if modalities differ.
+        flags: the flags that a value sets, by default the flag with the axis' name; or a mapping from modality to
+            flags. A flag "source.NAME" or "target.NAME" applies only to runs of that stage.
+        divider: separates the parts of a value that sets several flags. The words within a part are separated by ",".
+        named: for values that set flags of their own, a mapping from value to settings by flag. If these include the
+            method, all of them apply only to the target runs, not to the source runs.
+        meaning: function from a value and the values of all axes at a point to the value to use instead; None: values
+            are used as they are.
     """
 
     name: str
@@ -35,13 +36,13 @@ class Axis:
     meaning: Callable[[str, Mapping[str, str]], str] | None = None
 
     def over(self, modality: str, values: list[str] | None = None) -> "Axis":
-        """The axis in studies over a modality, with other values if some are given."""
+        """Return the axis for studies over a modality, with `values` if given."""
         of_modality = self.values[modality] if isinstance(self.values, Mapping) else self.values
         flags = self.flags[modality] if isinstance(self.flags, Mapping) else self.flags
         return replace(self, values=tuple(values or of_modality), flags=flags or (self.name,))
 
     def settings(self, value: str) -> dict[str, str]:
-        """The flags that a value sets. Raises TransrecError when it has not as many parts as there are flags."""
+        """Return the flags that a value sets. Raises TransrecError if the value does not have one part per flag."""
         if value in self.named:
             return dict(self.named[value])
         flags = self.flags or (self.name,)
@@ -52,15 +53,15 @@ class Axis:
 
 
 def encoder_axis() -> Axis:
-    """The axis of backbones, by default the one that is --text_encoder's or --image_encoder's default.
+    """Return the axis of backbones. Its default values are the defaults of --text_encoder and --image_encoder.
 
-    Over titles and images a value names both, like bert-base-uncased,google/vit-base-patch16-224.
+    Over titles and images a value names both encoders, like bert-base-uncased,google/vit-base-patch16-224.
     """
     read_by = {name: ModelOptions(item_tower=name).read_by for name in MODALITIES}
-    flags = {name: tuple(f"{read}_encoder" for read in of) for name, of in read_by.items()}
+    flags = {name: tuple(f"{read}_encoder" for read in kinds) for name, kinds in read_by.items()}
     values = {
-        name: (",".join(modalities.get(read).Options.defaults()[f"{read}_encoder"] for read in of),)
-        for name, of in read_by.items()
+        name: (",".join(modalities.get(read).Options.defaults()[f"{read}_encoder"] for read in kinds),)
+        for name, kinds in read_by.items()
     }
     return Axis("encoder", values, flags, divider=",")
 
@@ -69,20 +70,20 @@ def encoder_axis() -> Axis:
 class Grid:
     """All combinations of the axes' values.
 
-    The axes of `singly` are varied one at a time, the others of them at their first value.
+    At most one of the axes named in `singly` deviates from its first value at any point.
     """
 
     axes: tuple[Axis, ...]
     singly: tuple[str, ...] = ()
 
     def with_values(self, **values: tuple[str, ...] | Mapping[str, tuple[str, ...]]) -> "Grid":
-        """The same with other values of some axes, by their names. Raises KeyError for an axis that it has not."""
+        """Return the grid with other values for the named axes. Raises KeyError if the grid has no such axis."""
         axes = {axis.name: axis for axis in self.axes}
-        axes |= {name: replace(axes[name], values=of) for name, of in values.items()}
+        axes |= {name: replace(axes[name], values=changed) for name, changed in values.items()}
         return replace(self, axes=tuple(axes.values()))
 
     def points(self) -> list[dict[str, str]]:
-        """Each point as a value for each axis."""
+        """Return the points, each as a mapping from axis name to value."""
         first = {axis.name: axis.values[0] for axis in self.axes}
         points = []
         for values in itertools.product(*(dict.fromkeys(axis.values) for axis in self.axes)):

@@ -1,4 +1,4 @@
-"""The grids of the papers' studies, which the scripts of `scripts/` and `scripts/reproduce/` vary and run."""
+"""The grids of the papers' studies, which scripts in `scripts/` and `scripts/reproduce/` adapt and run."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from transrec import methods
 from transrec.models.backbone import load_config
 from transrec.studies.grid import Axis, Grid, encoder_axis
 
-# IISAN in the ways in which its programs run it, by what tables call them; the uncached one trains with BERT's dropout.
+# The ways in which IISAN's programs run it, by their names in tables. Uncached IISAN trains with BERT's dropout.
 IISAN_RUNS = {
     "iisan_uncached": {"method": "iisan", "cached": "no", "backbone_dropout": "on"},
     "iisan_cached": {"method": "iisan", "cached": "yes", "state_dtype": "fp16"},
@@ -21,7 +21,7 @@ LAYER_CHOICES = {
 
 
 def _layers(value: str, point: Mapping[str, str]) -> str:
-    """The layers that a choice means for the encoders of a point of the grid; others stand for themselves."""
+    """Return the layers of both encoders at a point for one of LAYER_CHOICES; any other value is returned as it is."""
     if value not in LAYER_CHOICES:
         return value
     depths = (load_config(point[f"{kind}_encoder"], kind).num_hidden_layers for kind in ("text", "image"))

@@ -1,4 +1,4 @@
-"""What the tables of the papers need, and their quick form (`scripts/reproduce/`)."""
+"""Datasets and backbones of the papers' tables, and the tables' quick form (`scripts/reproduce/`)."""
 
 import argparse
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ from transrec.paths import resolve
 from transrec.reports.published import COSTS, Published
 from transrec.studies.grid import Axis, Grid, encoder_axis
 
-# Each run is to take one step of one batch.
+# Sizes at which each run takes one step of one batch.
 QUICK_DOMAIN = {"users": 60, "items": 150}
 QUICK = {"epochs": "1", "batch_size": "64", "max_seq_len": "6", "baselines": "popularity"}
-# With a prompt in front, what the tiny text encoders take.
+# Titles short enough for the tiny text encoders, even with a soft prompt in front.
 QUICK_TEXT = {"title_tokens": "8"}
-# What makes a tiny backbone in place of one whose name has this part, of the first that fits. They are as deep as the
-# papers', so that whatever numbers layers fits them.
+# Functions that make a tiny backbone. The first function whose key is part of the original backbone's name is used. The
+# tiny backbones are as deep as those in the papers, so that flags with layer numbers fit them.
 STAND_INS: dict[str, Callable[[Path], None]] = {
     "roberta": partial(make_text_backbone, layers=12, kind="roberta"),
     "bert": partial(make_text_backbone, layers=12),
@@ -40,7 +40,7 @@ class Paper:
     """A paper with tables.
 
     Attributes:
-        domains: by modality, folders of the source dataset, None where nothing is pretrained, and of the target one.
+        domains: by modality, the folders of the source dataset (None if nothing is pretrained) and the target dataset.
     """
 
     name: str
@@ -56,33 +56,33 @@ IISAN_VERSA = Paper("IISAN-Versa", IISAN.domains)
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper, by the name that published figures call it."""
+    """A table of a paper, by its name in the published figures."""
 
     paper: Paper
     name: str
 
     def prepare(self, options: argparse.Namespace, out: Path, grid: Grid) -> tuple[Grid, dict[str, str]]:
-        """Fill in the datasets that are not given; of --quick make them, and backbones.
+        """Fill in datasets that are not given; with --quick, generate tiny datasets and backbones.
 
-        Returns the grid, and the flags that its runs have where none are given.
+        Returns the grid, and the default flags of its runs.
         """
         source, target = self.paper.domains[options.modality]
         flags = {"protocol": "published"}
         if options.quick:
-            made = out / "demo"
-            source = source and str(_make_domain(made, "source"))
-            target = str(_make_domain(made, "target"))
-            grid = replace(grid, axes=tuple(_with_stand_ins(axis, made) for axis in grid.axes))
+            demo = out / "demo"
+            source = source and str(_make_domain(demo, "source"))
+            target = str(_make_domain(demo, "target"))
+            grid = replace(grid, axes=tuple(_with_stand_ins(axis, demo) for axis in grid.axes))
             flags |= QUICK | (QUICK_TEXT if options.modality != "image" else {})
             if not any(map(_is_of_backbones, grid.axes)):
-                axis = _with_stand_ins(encoder_axis().over(options.modality), made)
+                axis = _with_stand_ins(encoder_axis().over(options.modality), demo)
                 flags |= axis.settings(*axis.values)
         options.source = options.source or source
         options.target = options.target or target
         return grid, flags
 
     def check(self, options: argparse.Namespace) -> None:
-        """Raise TransrecError for a dataset that is not there, before any backbone is looked for."""
+        """Raise TransrecError if a dataset does not exist. Call this before any backbone is loaded."""
         for name in ("source", "target"):
             folder = getattr(options, name)
             if folder and not resolve(folder).is_dir():
@@ -92,7 +92,7 @@ class Table:
                 )
 
     def needs(self, options: argparse.Namespace, grid: Grid, published: Published) -> str:
-        """What the table needs, line by line."""
+        """Return the lines that tell what the table needs: datasets, backbones, checkpoints and published costs."""
         axes = [*filter(_is_of_backbones, grid.axes)] or [encoder_axis().over(options.modality)]
         backbones = dict.fromkeys(name for axis in axes for value in axis.values for name in value.split(","))
         source = f"{options.source} to pretrain on" if options.source else "nothing to pretrain on"
@@ -109,12 +109,14 @@ class Table:
 
 
 def _costs(published: Published) -> str:
-    """What is published of the costs of a run."""
-    told: dict[str, list[str]] = {}
+    """Return the published costs of a run as text."""
+    costs: dict[str, list[str]] = {}
     for figure in published.figures:
         if figure.metric in COSTS:
-            told.setdefault(figure.method, []).append(f"{figure.metric} {figure.value}")
-    return ", ".join(f"{method}: {' and '.join(of)}" for method, of in told.items()) or "memory and seconds: not known"
+            costs.setdefault(figure.method, []).append(f"{figure.metric} {figure.value}")
+    return (
+        ", ".join(f"{name}: {' and '.join(texts)}" for name, texts in costs.items()) or "memory and seconds: not known"
+    )
 
 
 def _make_domain(folder: Path, name: str) -> Path:
@@ -128,7 +130,7 @@ def _is_of_backbones(axis: Axis) -> bool:
 
 
 def _with_stand_ins(axis: Axis, folder: Path) -> Axis:
-    """The axis with a tiny backbone in place of each, if it is one of backbones."""
+    """Return an axis of backbones with tiny backbones as its values, and any other axis as it is."""
     if not _is_of_backbones(axis):
         return axis
     return replace(axis, values=tuple(",".join(_stand_in(n, folder) for n in v.split(",")) for v in axis.values))

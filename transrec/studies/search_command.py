@@ -18,36 +18,44 @@ from transrec.studies.workers import Workers
 
 
 def main(description: str, arguments: list[str] | None = None) -> None:
-    """Command line of the search.
+    """Run the command line of a search.
 
-    Leaves with status 1 when a method has no best settings or a run of the refit failed, else as
-    `transrec.command.reporting` says.
+    Exits with status 1 if a method has no best settings or a run of the refit failed, and otherwise with the status
+    that `transrec.command.reporting` gives.
     """
     parser = study_parser(description, "text")
     parser.add_argument(
-        "--method", nargs="+", required=True, help="methods, as METHOD, METHOD:VARIANT, or METHOD@ITEM_TOWER: full@id"
+        "--method",
+        nargs="+",
+        required=True,
+        help="methods, each as METHOD, METHOD:VARIANT or METHOD@ITEM_TOWER, such as full@id",
     )
     parser.add_argument(
         "--space",
         nargs="+",
         default=[],
         metavar="FLAG=RANGE",
-        help="what is varied: FLAG=LOW..HIGH, FLAG=LOW..HIGH:log, FLAG=A,B,C, for one method METHOD.FLAG=..., or a "
-        "JSON file of these",
+        help="flags to vary: FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C; METHOD.FLAG=... for one method only; or "
+        "a JSON file of these",
     )
-    parser.add_argument("--trials", type=int, help="trials of each method (default: 20, or as many as --hours has)")
-    parser.add_argument("--hours", type=float, help="hours of training and validation that the trials of a method take")
+    parser.add_argument("--trials", type=int, help="trials of each method (default: 20, or as many as --hours allows)")
+    parser.add_argument("--hours", type=float, help="hours of training and validation for the trials of each method")
     parser.add_argument(
-        "--together", type=int, default=4, help="trials of a method drawn at a time; so many at most run at a time"
+        "--together",
+        type=int,
+        default=4,
+        help="number of trials of a method that are drawn, and at most run, at the same time",
     )
     parser.add_argument(
         "--prune_after",
         type=int,
         default=3,
-        help="from this epoch on stop trials that are worse than the median of earlier ones; 0: stop none",
+        help="from this epoch on, stop trials that are worse than the median of earlier trials; 0: never stop trials",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn, and of every trial's training")
-    parser.add_argument("--refit_seeds", type=int, nargs="+", default=[], help="seeds to train the best settings at")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the search, and of every trial's training")
+    parser.add_argument(
+        "--refit_seeds", type=int, nargs="+", default=[], help="seeds with which to train the best settings"
+    )
     with reporting():
         words = sys.argv[1:] if arguments is None else arguments
         settings.check_flags(parser, words)
@@ -56,7 +64,7 @@ def main(description: str, arguments: list[str] | None = None) -> None:
 
 
 def _spaces(parser, words: list[str]) -> Spaces:
-    """What --space gives. Raises TransrecError for a flag that no run could have, naming the nearest ones."""
+    """Return the spaces given with --space. Raises TransrecError, naming similar flags, if a flag does not exist."""
     spaces = read_spaces(words)
     for (_, flag), text in spaces.items():
         try:
@@ -67,7 +75,7 @@ def _spaces(parser, words: list[str]) -> Spaces:
 
 
 def _rules(options: argparse.Namespace) -> Rules:
-    """Raises TransrecError for a budget that has room for nothing."""
+    """Return the rules of the search. Raises TransrecError if the budget leaves no room for a trial."""
     for name, least in (("trials", 1), ("together", 1), ("prune_after", 0), ("seed", 0)):
         if (value := getattr(options, name)) is not None and value < least:
             raise TransrecError(f"--{name} {value}: must be at least {least}")
@@ -87,9 +95,9 @@ def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
     study = Study(source, resolve(options.target), out, grid, [rules.seed], given, options.modality)
     search = Search(study, spaces, rules)
     print(f"search      {len(search.methods)} methods, {rules.told} each, {options.workers} runs at a time")
-    for of in search.methods:
-        varied = ", ".join(f"{each.flag} {each.text}" for each in of.space)
-        print(printable(f"space       {of.name}: {varied}; chosen by validation {of.select_by}"))
+    for method in search.methods:
+        varied = ", ".join(f"{dimension.flag} {dimension.text}" for dimension in method.space)
+        print(printable(f"space       {method.name}: {varied}; chosen by validation {method.select_by}"))
     print(printable(f"results     {out}"), flush=True)
     if options.dry_run:
         return 0
@@ -99,9 +107,9 @@ def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
     search.draw()
     print(f"\n{(out / 'search.md').read_text(encoding='utf-8')}")
     print(printable(f"Best settings: {out / BEST}; plots: {out}/history.png, importance.png"), flush=True)
-    without = [of.name for of in search.methods if of.trials.best is None]
-    found = len(without) < len(search.methods)
-    failed = _refit(options.refit_seeds, search, workers_for) if options.refit_seeds and found else 0
+    without = [method.name for method in search.methods if method.trials.best is None]
+    any_best = len(without) < len(search.methods)
+    failed = _refit(options.refit_seeds, search, workers_for) if options.refit_seeds and any_best else 0
     if without:
         print(f"error: no trial of {', '.join(without)} went to its end, see above", file=sys.stderr)
     return 1 if without or failed else 0
@@ -114,7 +122,7 @@ def _work(workers: Workers, work) -> None:
 
 
 def _refit(seeds: list[int], search: Search, workers_for: Callable[[Path], Workers]) -> int:
-    """Train the best settings anew and rank the test targets; returns how many runs failed."""
+    """Train again with the best settings and rank the test targets; return the number of failed runs."""
     study = search.refit(seeds)
     make_folder(study.out / "logs", "--out")
     workers = workers_for(study.out / "logs")

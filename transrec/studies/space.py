@@ -1,4 +1,4 @@
-"""What a search varies: a range, or choices, of each of some flags."""
+"""Search spaces: a range or a list of choices for each flag that a search varies."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ from transrec.untrusted import read_object
 
 HOW = "give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file of these"
 RANGE = re.compile(r"(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?P<log>:log)?")
-# What a trial cannot vary: what is measured, by what chance, and what a search's rows are.
+# Flags that a trial cannot vary: they decide what is measured, the random numbers, and the rows of a search.
 FIXED = {"seed", "select_by", "method", *presets.NEVER}
 FREE_OF_DATA = {"max_seq_len"}
 
-# Ranges or choices by (method or "", flag).
+# Ranges or choices as text, by (method or "", flag).
 Spaces = dict[tuple[str, str], str]
 
 
@@ -29,11 +29,11 @@ class Dimension:
     """A flag that a search varies.
 
     Attributes:
-        flag: its name.
-        text: the range or choices as --space takes them.
-        values: of the flag's type: the lower and the upper end of a range, or the choices.
-        is_range: whether all between the values may be drawn too.
-        log: whether a range is drawn from evenly by orders of magnitude.
+        flag: name of the flag.
+        text: the range or choices as given to --space.
+        values: lower and upper end of a range, or the choices, in the flag's type.
+        is_range: whether values between the two ends may also be drawn.
+        log: whether values are drawn uniformly on a logarithmic scale.
     """
 
     flag: str
@@ -47,9 +47,9 @@ class Dimension:
 
 
 def read_spaces(words: Sequence[str]) -> Spaces:
-    """The ranges and choices that the words of --space give; a later one goes before an earlier one.
+    """Return the ranges and choices given by the words of --space. Later words override earlier ones.
 
-    Raises TransrecError for what is neither FLAG=RANGE nor a file.
+    Raises TransrecError if a word is neither FLAG=RANGE nor a JSON file, or if it names an unknown method.
     """
     spaces: Spaces = {}
     for word in words:
@@ -79,35 +79,38 @@ def _read_file(path: Path) -> Spaces:
 
 
 def default_space(settings: Settings, has_start: bool) -> dict[str, str]:
-    """The space of `presets.SPACE` for such runs: of the flags that they have, those that they train by.
+    """Return the part of `presets.SPACE` for runs with these settings: the flags that affect their training.
 
     Args:
-        has_start: whether they start from a source run.
+        has_start: whether the runs start from a source run.
     """
     method, known = methods.get(settings.method), settings.as_dict()
     idle = set()
-    if not (method.trains_backbone and any(isinstance(of, BackboneModality) for of in settings.modalities.values())):
+    if not (
+        method.trains_backbone
+        and any(isinstance(modality, BackboneModality) for modality in settings.modalities.values())
+    ):
         idle.add("backbone_lr")
-    told = settings.training.train_recommender
-    if not (method.trains_recommender or told == "yes" or (told == "auto" and not has_start)):
+    mode = settings.training.train_recommender
+    if not (method.trains_recommender or mode == "yes" or (mode == "auto" and not has_start)):
         idle.add("lr")
     return {flag: text for flag, text in presets.SPACE.items() if flag in known and flag not in idle}
 
 
 def dimension(flag: str, text: str, settings_with: Callable[[str], Settings]) -> Dimension:
-    """A dimension of runs.
+    """Return the dimension for a flag and its range or choices.
 
     Args:
-        settings_with: the settings of such a run that is given a value of the flag, as a word of its command line.
+        settings_with: returns the settings of a run whose command line has the given word as the flag's value.
 
-    Raises TransrecError for a range that holds nothing, values that the runs do not take, and flags that cannot vary.
+    Raises TransrecError if the range is empty, if the runs do not accept a value, or if the flag cannot be varied.
     """
     try:
         match = RANGE.fullmatch(text.strip())
         words = [match["low"], match["high"]] if match else text.split(",")
-        made = [settings_with(word.strip()) for word in words]
-        _check_free(flag, made[0])
-        values = tuple(settings.as_dict()[flag] for settings in made)
+        variants = [settings_with(word.strip()) for word in words]
+        _check_free(flag, variants[0])
+        values = tuple(settings.as_dict()[flag] for settings in variants)
         if match:
             _check_range(values, bool(match["log"]))
         elif len({*map(str, values)}) < len(values):

@@ -266,7 +266,7 @@ class Trainer:
             checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
 
     def _needs_less_memory(self) -> str:
-        """Return advice on flags that save memory: first those that a resumed run may change, then those of a new run."""
+        """Return advice on flags that save memory: those that a resumed run may change, then those of a new run."""
         options, features = self.options, self.evaluator.features
         runs = running(cast("list[Tower]", self.recommender.item_encoder.towers))
         trains = any(tower.trains_inside for tower in runs)
