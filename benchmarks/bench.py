@@ -1,12 +1,12 @@
-"""Every benchmark that matters on a device, one after the other, and one table of them.
+"""Run all benchmarks for a device, one after the other, and collect them in one table.
 
     python benchmarks/bench.py --device cpu        (or: make bench)
     python benchmarks/bench.py --device cuda       (or: make bench-gpu)
 
-Each row is a script of this folder, or a part of the tests, in a process of its own. A row that is finished is written
-at once to OUT/DEVICE.json and DEVICE.md, and the same command goes on behind it, as long as the code, its libraries and
-the device are the same; --again starts over. A row that fails, or takes longer than it may, says so in its place and
-costs no other row. Leaves with status 1 where one failed.
+Each row is a script of this folder, or a part of the tests, and runs in a process of its own. A finished row is written
+at once to OUT/DEVICE.json and DEVICE.md. The same command continues after the last finished row, as long as the code,
+its libraries and the device are the same; --again starts from the beginning. If a row fails or exceeds its time limit,
+the table says so and the other rows still run. Exits with status 1 if a row failed.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-# The folder of this file holds modules of other packages' names.
+# The folder of this file contains modules with the names of other packages.
 sys.path[0] = str(HERE.parent)
 
 import torch  # noqa: E402
@@ -37,13 +37,13 @@ from transrec.training.profiler import environment  # noqa: E402
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that is measured.
+    """One row of the table.
 
     Attributes:
-        work: what, for people.
-        command: of which the first word is a file in this folder, or "tests" for pytest on what follows.
-        goals: the least that figures of the script are to be, by their names.
-        seconds: that it may take.
+        work: readable name of what is measured.
+        command: the command; its first word is a file in this folder, or "tests" for pytest with the words that follow.
+        goals: minimum values of the script's figures, by name.
+        seconds: time limit.
     """
 
     work: str
@@ -116,7 +116,7 @@ ROWS: dict[str, list[Row]] = {
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """Run a row's script: its tables, its figures, its seconds and what went wrong, None where nothing did."""
+    """Run a row's script; return its tables, figures, seconds, error (None if there is none) and last lines."""
     file, *flags = shlex.split(row.command)
     command = [sys.executable, *(["-m", "pytest", "-q", "-x"] if file == "tests" else [str(HERE / file)]), *flags]
     paths = filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
@@ -132,31 +132,31 @@ def measure(row: Row) -> dict[str, Any]:
         except subprocess.TimeoutExpired:
             failed = f"not done after {row.seconds} s"
         output.seek(0)
-        told = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {"tables": [], "figures": {}}
+        results = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {"tables": [], "figures": {}}
         last = output.read().splitlines()[-12:] if failed else []
-    return {**told, "seconds": round(time.perf_counter() - started, 1), "failed": failed, "last": last}
+    return {**results, "seconds": round(time.perf_counter() - started, 1), "failed": failed, "last": last}
 
 
 def page(device: str, of: dict[str, Any], done: dict[str, Any]) -> str:
-    """What is measured so far, as Markdown."""
-    told = [f"{name} {value}" for name, value in of.items() if value is not None]
-    lines = [f"# Benchmarks on {'a GPU' if device == 'cuda' else 'a CPU'}", "", ", ".join(told) + ".", ""]
+    """Return the results so far as Markdown."""
+    facts = [f"{name} {value}" for name, value in of.items() if value is not None]
+    lines = [f"# Benchmarks on {'a GPU' if device == 'cuda' else 'a CPU'}", "", ", ".join(facts) + ".", ""]
     cells = []
     for row in ROWS[device]:
-        if found := done.get(row.command):
-            figures = [f"{name} {value:,.3g}" for name, value in found["figures"].items()]
+        if result := done.get(row.command):
+            figures = [f"{name} {value:,.3g}" for name, value in result["figures"].items()]
             goals = [
-                f"{name} {goal:g}: {'reached' if found['figures'].get(name, 0) >= goal else 'missed'}"
+                f"{name} {goal:g}: {'reached' if result['figures'].get(name, 0) >= goal else 'missed'}"
                 for name, goal in row.goals.items()
             ]
-            failed = [f"failed: {found['failed']}"] if found["failed"] else []
-            cells.append([row.work, "; ".join(failed or figures), "; ".join(goals), f"{found['seconds']:.0f}"])
+            failed = [f"failed: {result['failed']}"] if result["failed"] else []
+            cells.append([row.work, "; ".join(failed or figures), "; ".join(goals), f"{result['seconds']:.0f}"])
     lines.append(markdown(["work", "measured", "goal", "s in all"], cells))
     for row in ROWS[device]:
-        found = done.get(row.command, {"tables": [], "last": []})
-        if found["tables"] or found["last"]:
+        result = done.get(row.command, {"tables": [], "last": []})
+        if result["tables"] or result["last"]:
             lines += ["", f"## {row.work}", "", f"`{row.command}`", ""]
-            lines += ["\n\n".join(found["tables"]), *(["```", *found["last"], "```"] if found["last"] else [])]
+            lines += ["\n\n".join(result["tables"]), *(["```", *result["last"], "```"] if result["last"] else [])]
     return "\n".join([*lines, ""])
 
 
@@ -164,10 +164,10 @@ def main(given: argparse.Namespace) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         print("skipped: torch sees no CUDA device")
         return 0
-    of = environment(torch.device(given.device), 1) | {"seed": 0}
+    facts = environment(torch.device(given.device), 1) | {"seed": 0}
     file = given.out / f"{given.device}.json"
-    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() and not given.again else {}
-    done = kept["rows"] if kept.get("environment") == of else {}
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() and not given.again else {}
+    done = earlier["rows"] if earlier.get("environment") == facts else {}
     rows = ROWS[given.device]
     print(
         f"{len(rows)} rows, of which {sum(row.command in done for row in rows)} are done; results: {file}", flush=True
@@ -178,16 +178,16 @@ def main(given: argparse.Namespace) -> int:
             continue
         tqdm.write(f"$ {row.command}")
         done[row.command] = measure(row) | {"work": row.work, "date": date.today().isoformat()}
-        write_text(file, json.dumps({"environment": of, "rows": done}, indent=2) + "\n")
-        write_text(file.with_suffix(".md"), page(given.device, of, done))
+        write_text(file, json.dumps({"environment": facts, "rows": done}, indent=2) + "\n")
+        write_text(file.with_suffix(".md"), page(given.device, facts, done))
         tqdm.write("\n\n".join([*done[row.command]["tables"], *done[row.command]["last"]]))
-    print(page(given.device, of, done).partition("\n## ")[0])
-    return int(any(found["failed"] for found in done.values()))
+    print(page(given.device, facts, done).partition("\n## ")[0])
+    return int(any(result["failed"] for result in done.values()))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=list(ROWS), default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of the results")
-    parser.add_argument("--again", action="store_true", help="measure what is measured already, too")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for the results")
+    parser.add_argument("--again", action="store_true", help="measure finished rows again, too")
     sys.exit(main(parser.parse_args()))

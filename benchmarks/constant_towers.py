@@ -1,10 +1,10 @@
-"""Runs over a constant text backbone: computed once, the default, beside running it in every step (--cached no).
+"""Compare running a constant text backbone once, the default, with running it in every step (--cached no).
 
     python benchmarks/constant_towers.py --dataset Dataset/Scientific --text_encoder all-MiniLM-L6-v2
 
-`frozen`, and `houlsby --insert user`, each with both. Seconds per epoch are those of training. The other
-seconds hold the evaluations on all items, and in the first run over states the pass over all items that makes them; the
-second run finds them.
+Trains `frozen` and `houlsby --insert user`, each in both ways. Seconds per epoch are those of training. The other
+seconds include the evaluations on all items. In the first run with cached states they also include the pass over all
+items that computes the states; the second such run reuses them.
 """
 
 import argparse
@@ -20,7 +20,7 @@ METRICS = ("HR@10", "NDCG@10")
 
 
 def measured(method: str, words: list[str], output: Path) -> dict[str, Any]:
-    """The result of a run."""
+    """Run a method and return its result."""
     return runner.execute(runner.parse([*words, "--output", str(output)], method, {}))
 
 
@@ -51,8 +51,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="dataset folder")
     parser.add_argument("--text_encoder", required=True, help="text backbone")
-    parser.add_argument("--epochs", type=int, default=2, help="of each run")
-    parser.add_argument("--user_fraction", type=float, default=1.0, help="of the users that are trained on")
-    parser.add_argument("--title_tokens", type=int, default=30, help="that are read of a title")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each run")
+    parser.add_argument("--user_fraction", type=float, default=1.0, help="share of the users to train on")
+    parser.add_argument("--title_tokens", type=int, default=30, help="maximum number of tokens per title")
     with tempfile.TemporaryDirectory() as temporary:
         main(parser.parse_args(), Path(temporary))

@@ -1,11 +1,11 @@
-"""Seconds of an epoch on cores of its own, and on cores that other programs want too.
+"""Measure the seconds of an epoch on idle cores, and on cores that other programs use as well.
 
     python benchmarks/contention.py --busy 3 --epochs 3
 
-Pretrains on the demo's titles, whose operations are small, so that barriers between threads count. "spinning"
-is torch as it comes, "considerate" is what every run of transrec does, "passive" is OMP_WAIT_POLICY=passive. The busy
-programs do nothing but count. A run of T threads beside B of them has T / (T + B) of the time of T cores: what it loses
-at least.
+Pretrains on the demo's titles, whose operations are small, so that barriers between threads matter. "spinning" is
+torch's default, "considerate" is what every run of transrec does, and "passive" is OMP_WAIT_POLICY=passive. The busy
+programs run an endless loop. With B of them, a run of T threads gets T / (T + B) of the time of T cores, so it becomes
+slower by at least (T + B) / T.
 """
 
 import argparse
@@ -41,7 +41,7 @@ MODES = {
 
 @contextmanager
 def busy_programs(count: int):
-    """So many processes that count for as long as the context lasts."""
+    """Run the given number of busy processes for as long as the context lasts."""
     with ExitStack() as stack:
         for _ in range(count):
             program = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
@@ -50,7 +50,7 @@ def busy_programs(count: int):
 
 
 def seconds_per_epoch(mode: str, folder: Path, flags: list[str], limit: float) -> float:
-    """The median over the epochs of a run; infinity when it takes longer than `limit` seconds."""
+    """Return the median seconds over the epochs of a run; infinity if the run takes longer than `limit` seconds."""
     code, environment = MODES[mode]
     command = [sys.executable, "-c", code, *flags, "--output", str(folder)]
     try:
@@ -63,9 +63,9 @@ def seconds_per_epoch(mode: str, folder: Path, flags: list[str], limit: float) -
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", type=int, default=3, help="busy programs beside the run (default: 3)")
+    parser.add_argument("--busy", type=int, default=3, help="number of busy programs next to the run (default: 3)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs of each run (default: 3)")
-    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=MODES, help="what to run (default: all)")
+    parser.add_argument("--modes", nargs="+", default=[*MODES], choices=MODES, help="modes to run (default: all)")
     parser.add_argument("--limit", type=float, default=150, help="seconds after which a run is given up (default: 150)")
     arguments = parser.parse_args()
     threads = usable_cpus()

@@ -1,9 +1,9 @@
-"""Item rows that the encoder sees in a batch, with and without distinct-item batching.
+"""Count the item rows that the encoder sees in a batch, with and without distinct-item batching.
 
     python benchmarks/distinct_items.py --dataset Dataset/Scientific
 
-"every slot" encodes each of the B (L + 1) sequence slots, padding included, and under the bce objective a negative
-beside each, as the published programs do; "real slots" leaves padding out; "distinct" is what transrec encodes.
+"every slot" encodes each of the B (L + 1) sequence slots, including padding, and with the bce objective one negative
+per slot, as the published programs do. "real slots" leaves padding out. "distinct" is what transrec encodes.
 """
 
 import argparse

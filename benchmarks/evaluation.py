@@ -1,13 +1,14 @@
-"""Full ranking of 12,000 users over 20,000 items: blocks on the device against a sort for each user.
+"""Compare full ranking of 12,000 users over 20,000 items in blocks on the device with one sort per user.
 
     python benchmarks/evaluation.py [--threads 2] [--device cuda]
 
-Both rank the same vectors (d = 64) with 5 to 10 masked items a user, and must agree on every rank. The plain way scores
-a user, masks the history, sorts all items and looks the target up, as research code does; once with torch, once with
-numpy, whose sort has vector instructions on some processors.
+Both rank the same vectors (d = 64) with 5 to 10 masked items per user. Their ranks must agree, except that rounding may
+move one rank in a thousand by one. The plain way scores a user, masks the history, sorts all items and looks up the
+target, as research code does; once with torch, and once with numpy, whose sort uses vector instructions on some
+processors.
 
-The second table is what evidence costs: blocks of 64 MiB whose ranks and margins are kept in a file, beside blocks that
-are asked for ranks alone and keep nothing, in turns.
+The second table shows what it costs to keep ranks for later tests. It compares blocks of 64 MiB whose ranks and margins
+are written to a file with blocks that compute only ranks and write nothing. The two are measured alternately.
 """
 
 import argparse
@@ -28,7 +29,7 @@ MEBIBYTES, TURNS = 64, 15
 
 
 class RanksAlone(Ranker):
-    """Counts what is higher and what is equal, and looks for no margin."""
+    """Counts the items with higher and with equal scores, and computes no margins."""
 
     def _block(self, users, targets, history, owner):
         scores, comparison = self.scores[: len(users)], self.differences[: len(users)]
@@ -43,26 +44,26 @@ class RanksAlone(Ranker):
 
 
 def blocks(users, items, targets, history, offsets, memory: int, kind: type[Ranker] = Ranker) -> torch.Tensor:
-    """Ranks and margins: float32 [2, USERS]."""
+    """Return ranks and margins: float32 [2, USERS]."""
     ranker = kind(items, memory, "seen")
-    found = []
+    results = []
     for start in range(0, USERS, USERS_AT_ONCE):
         stop = min(start + USERS_AT_ONCE, USERS)
         seen = history[offsets[start] : offsets[stop]]
         owner = torch.repeat_interleave(
             torch.arange(stop - start, device=users.device), offsets[start : stop + 1].diff()
         )
-        found.append(torch.stack(ranker.rank(users[start:stop], targets[start:stop], seen, owner)[:2]))
-    return torch.cat(found, dim=1)
+        results.append(torch.stack(ranker.rank(users[start:stop], targets[start:stop], seen, owner)[:2]))
+    return torch.cat(results, dim=1)
 
 
 def kept(folder: Path, *data) -> torch.Tensor:
-    """As `blocks`, written into a folder as a run does."""
-    ranks, margins = found = blocks(*data)
+    """Return the results of `blocks`, and write them into a folder as a run does."""
+    ranks, margins = results = blocks(*data)
     evidence = np.zeros(USERS, RANK)
     evidence["rank"], evidence["margin"] = ranks.cpu(), margins.cpu()
     write_ranks(folder, "test", evidence)
-    return found
+    return results
 
 
 def sort_with_torch(users, items, targets, history, offsets) -> torch.Tensor:
@@ -101,7 +102,7 @@ if __name__ == "__main__":
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     users, items = torch.randn(USERS, WIDTH), torch.randn(ITEMS, WIDTH)
-    # Items 1..1000 are targets only, so that no target is masked.
+    # Items 1..1000 occur only as targets, so that no target is masked.
     targets = torch.randint(1, 1001, (USERS,))
     lengths = torch.randint(5, 11, (USERS,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
@@ -113,11 +114,11 @@ if __name__ == "__main__":
     seconds, plain = timed(sort_with_numpy, *data)
     rows.append(["one sort per user, numpy", f"{seconds:.2f}", f"{reference / seconds:.1f}"])
     for mebibytes in (4, 16, 64, 256):
-        # The first call touches fresh memory and loads kernels; the median of the next five is quoted.
+        # The first call allocates memory and loads kernels; the median of the next five calls is reported.
         times = [timed(blocks, *data, mebibytes * 2**20) for _ in range(6)]
         seconds = float(np.median([t for t, _ in times[1:]]))
         ranks = times[0][1][0].long().cpu()
-        # A sum in another order can swap two nearly equal scores: at most one rank in a thousand may move, by one.
+        # Summing in another order can swap two nearly equal scores: at most one rank in a thousand may move, by one.
         moved = (ranks - plain).abs()
         assert moved.max() <= 1 and (moved > 0).float().mean() < 1e-3, "the two disagree"
         rows.append([f"blocks of {mebibytes} MiB", f"{seconds:.2f}", f"{reference / seconds:.1f}"])

@@ -1,10 +1,11 @@
-"""What a run costs against users, items, length, width and ranks: one of them grows, the others stay.
+"""Measure how the costs of a run grow with users, items, length, width and ranks, varying one of them at a time.
 
     python benchmarks/growth.py [--plots FOLDER] [--vary users items length width ranks]
 
-SASRec over item IDs with in_batch, one epoch and one evaluation of each size, in a process of its own, on generated
-sequences of full length; with --modality text the items are titles over a tiny BERT. An exponent of 1 is growth in
-proportion, 0 none. Ranks share the threads of this machine, so their seconds fall only as far as these are idle.
+Trains SASRec over item IDs with in_batch, for one epoch with one evaluation per size, in a process of its own, on
+generated sequences of full length. With --modality text, items are titles read by a tiny BERT. An exponent of 1 means
+proportional growth, 0 means none. Ranks share the threads of this machine, so more ranks are faster only if threads are
+idle.
 """
 
 import argparse
@@ -31,12 +32,12 @@ SIZES = {
     "width": [32, 64, 128],
     "ranks": [1, 2],
 }
-# What is measured of a run, and where its result tells it.
+# The measured costs, in the order in which `measure` reads them.
 COSTS = ("training, s", "evaluation, s", "memory, MiB")
 
 
 def make_dataset(folder: Path, users: int, items: int, length: int) -> None:
-    """Sequences of `length` training interactions and two more, drawn uniformly."""
+    """Write a dataset with uniformly drawn sequences of `length` + 3 interactions."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     titles = rng.choice(FILLERS, (items, 6))
@@ -48,7 +49,7 @@ def make_dataset(folder: Path, users: int, items: int, length: int) -> None:
 
 
 def measure(size: dict[str, int], modality: str, folder: Path) -> dict[str, float]:
-    """The costs of one run."""
+    """Return the costs of one run."""
     make_dataset(folder / "data", size["users"], size["items"], size["length"])
     flags: dict[str, Any] = {"dataset": folder / "data", "output": folder / "run", "item_tower": modality}
     flags |= {"max_seq_len": size["length"], "embedding_dim": size["width"], "nproc": size["ranks"]}
@@ -60,15 +61,15 @@ def measure(size: dict[str, int], modality: str, folder: Path) -> dict[str, floa
     subprocess.run([sys.executable, str(SCRIPT), *words, "--no_test"], check=True, stdout=subprocess.DEVNULL)
     result = json.loads((folder / "run" / "result.json").read_text(encoding="utf-8"))
     (epoch,) = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = (result["seconds_per_epoch"], json.loads(epoch)["evaluation_seconds"], result["peak_memory_mib"])
-    return dict(zip(COSTS, found, strict=True))
+    values = (result["seconds_per_epoch"], json.loads(epoch)["evaluation_seconds"], result["peak_memory_mib"])
+    return dict(zip(COSTS, values, strict=True))
 
 
 def plot(name: str, sizes: list[int], found: list[dict[str, float]], file: Path) -> None:
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for cost in COSTS[:2]:
-        axes.loglog(sizes, [of[cost] for of in found], marker="o", label=cost)
+        axes.loglog(sizes, [costs[cost] for costs in found], marker="o", label=cost)
     axes.set_xlabel(name)
     axes.set_ylabel("seconds")
     axes.legend()
@@ -79,17 +80,17 @@ def main(given: argparse.Namespace) -> None:
     rows, figures = [], {}
     for name in given.vary:
         sizes = [size for size in SIZES[name] if name != "ranks" or size <= usable_cpus()]
-        found = []
+        runs = []
         for size in sizes:
             with tempfile.TemporaryDirectory() as folder:
-                found.append(measure(BASE | {name: size}, given.modality, Path(folder)))
-            rows.append([name, f"{size:,}", *(f"{found[-1][cost]:,.2f}" for cost in COSTS)])
-        exponents = [np.polyfit(np.log(sizes), np.log([of[cost] for of in found]), 1)[0] for cost in COSTS]
+                runs.append(measure(BASE | {name: size}, given.modality, Path(folder)))
+            rows.append([name, f"{size:,}", *(f"{runs[-1][cost]:,.2f}" for cost in COSTS)])
+        exponents = [np.polyfit(np.log(sizes), np.log([run[cost] for run in runs]), 1)[0] for cost in COSTS]
         rows.append([name, "exponent", *(f"{exponent:.2f}" for exponent in exponents)])
         figures |= {f"{name}: exponent of {cost}": e for cost, e in zip(COSTS[:2], exponents[:2], strict=True)}
         if given.plots:
             given.plots.mkdir(parents=True, exist_ok=True)
-            plot(name, sizes, found, given.plots / f"{name}.png")
+            plot(name, sizes, runs, given.plots / f"{name}.png")
     tell(["what grows", "size", *COSTS], rows, figures)
 
 
@@ -97,5 +98,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vary", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--modality", default="id", choices=["id", "text"])
-    parser.add_argument("--plots", type=Path, help="folder for one plot of each")
+    parser.add_argument("--plots", type=Path, help="folder for one plot per quantity that is varied")
     main(parser.parse_args())

@@ -1,8 +1,8 @@
-"""Running a study in a cluster: each run is a job of SLURM, by submitit.
+"""Running a study in a cluster: each run is a SLURM job, submitted with submitit.
 
-What is known of a job is where everybody finds it: its name in the cluster's queue is that of a folder beside the logs,
-`cluster/RUN-XXXXXXXX`, which holds what submitit keeps and, once the run is over, its exit status. So a study may be
-stopped and started again without a job being lost, or submitted twice.
+Everything known of a job is stored where any process of the study finds it. The job's name in the cluster's queue is
+that of a folder next to the logs, `cluster/RUN-XXXXXXXX`, which holds submitit's files and, once the run is over, its
+exit status. A study can therefore be stopped and started again without losing a job or submitting one twice.
 """
 
 import math
@@ -27,29 +27,29 @@ from transrec.studies.study import Job
 from transrec.studies.workers import LINES_OF_A_FAILURE, Workers, tell
 from transrec.untrusted import read_regular
 
-# So long before its time limit a job is told to save, where half of its time is not less.
+# A job is told to save this long before its time limit, or after half of its time if that is later.
 SECONDS_TO_SAVE = 120
-# SLURM may tell it a minute earlier, and what has just started could not save.
+# SLURM may signal a job up to a minute early, and a job that has just started could not save yet.
 LEAST_HOURS = 0.05
-# A run that has not ended by then makes no progress within the time of its jobs.
+# How often a job may reach its time limit. A run that has not ended by then makes no progress within one job.
 TIMES_OVER_THE_LIMIT = 1000
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
 STATUS = "status"
 STATUS_BYTES = 16
-# By SIGKILL, which not every system has.
+# The exit status after SIGKILL, as a number because not every system defines the signal.
 KILLED = SIGNALLED + 9
 SECONDS_UNTIL_ASKED_AGAIN = 60
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job asks its cluster for; None: what the cluster gives by itself.
+    """The resources that each job requests; None: the cluster's default.
 
-    Raises TransrecError for what no cluster has.
+    Raises TransrecError if a value is out of range.
 
     Attributes:
-        memory: GiB.
-        hours: after which a job saves and is queued again.
+        memory: memory in GiB.
+        hours: time limit, at which a job saves and is queued again.
     """
 
     gpus: int = 1
@@ -67,7 +67,7 @@ class Resources:
 
     @property
     def told(self) -> str:
-        """For people."""
+        """The resources as text."""
         parts = [f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"]
         parts += [f"{self.cpus} CPU{'' if self.cpus == 1 else 's'}"] if self.cpus else []
         parts += [f"{self.memory:g} GiB"] if self.memory else []
@@ -75,9 +75,9 @@ class Resources:
         return ", ".join(parts + ([f"in {self.partition}"] if self.partition else []))
 
     def parameters(self, name: str) -> dict[str, Any]:
-        """What submitit is told of a job of that name."""
+        """Return submitit's parameters for a job of the given name."""
         minutes = math.ceil(60 * self.hours)
-        # srun does not take the number of CPUs over from its job.
+        # srun does not inherit the number of CPUs from its job.
         step = {"slurm_srun_args": [f"--cpus-per-task={self.cpus}"]} if self.cpus else {}
         return step | {
             "name": name,
@@ -92,22 +92,22 @@ class Resources:
         }
 
     def threads(self, job: Job) -> int | None:
-        """Of each process of a run."""
+        """Return the number of threads of each process of a run; None if the number of CPUs is not set."""
         processes = int(job.flags.get("nproc", ["1"])[0])
         return max(1, self.cpus // processes) if self.cpus else None
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What runs jobs.
+    """A system that runs jobs.
 
     Attributes:
-        name: of submitit's executor.
-        listing: the command that prints a line for each job: its id first, its name last.
-        mark: what lines of jobs hold.
-        cancel: the command that cancels jobs, given their ids.
-        seconds: that what was listed holds.
-        patience: seconds in which a file that a job has written appears everywhere.
+        name: name of submitit's executor.
+        listing: command that prints one line per job, with its id first and its name last.
+        mark: text that all lines of jobs contain.
+        cancel: command that cancels jobs, given their ids.
+        seconds: how long a listing is used before it is read again.
+        patience: seconds within which a file written by a job becomes visible on all machines.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Cluster:
     patience: float
 
     def check(self, resources: Resources) -> None:
-        """Raise TransrecError where there is no such cluster, or no such partition in it."""
+        """Raise TransrecError if submitit, the cluster or the requested partition is missing."""
         try:
             import submitit  # noqa: F401
         except ImportError as error:
@@ -127,13 +127,13 @@ class Cluster:
             ) from error
         self.jobs()
         if resources.partition and self.name == "slurm":
-            there = sorted({*self._lines(["sinfo", "--all", "--noheader", "--format=%R"])})
-            if missing := {*resources.partition.split(",")} - {*there}:
-                raise TransrecError(f"--job_partition {min(missing)}: the cluster has {', '.join(there) or 'none'}")
+            known = sorted({*self._lines(["sinfo", "--all", "--noheader", "--format=%R"])})
+            if missing := {*resources.partition.split(",")} - {*known}:
+                raise TransrecError(f"--job_partition {min(missing)}: the cluster has {', '.join(known) or 'none'}")
 
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Id and state of each job of this user by its name. Raises TransrecError where nobody says so."""
-        # A name is that of a folder, which `ps` shows at the end of a command line.
+        """Return the id and state of each of this user's jobs, by name. Raises TransrecError if the listing fails."""
+        # A job's name is the name of its folder, which `ps` shows at the end of the command line.
         lines = [re.split(r"[\s/]+", line) for line in self._lines(self.listing) if self.mark in line]
         return {words[-1]: (words[0], words[1]) for words in lines if len(words) > 1}
 
@@ -151,13 +151,13 @@ class Cluster:
 
 CLUSTERS = {
     "slurm": Cluster("slurm", ("squeue", "--me", "--noheader", "--format=%A %T %j"), "", ("scancel",), 10, 30),
-    # For trying out what SLURM would do.
+    # Runs jobs on this machine, to try out what SLURM would do.
     "local": Cluster("local", ("ps", "-A", "-ww", "-o", "pid=,args="), "submitit.local", ("kill",), 0.5, 2),
 }
 
 
 class Queue:
-    """The jobs of this user in a cluster, as they were a moment ago at most."""
+    """This user's jobs in a cluster, listed at most `Cluster.seconds` ago."""
 
     def __init__(self, cluster: Cluster):
         self.cluster = cluster
@@ -167,7 +167,7 @@ class Queue:
 
     @property
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Id and state by name; those last seen while the cluster does not answer."""
+        """Id and state of each job, by name. While the cluster does not answer, the last listing is kept."""
         if time.monotonic() > self._read + self.cluster.seconds:
             self._read = time.monotonic()
             try:
@@ -180,16 +180,16 @@ class Queue:
         return self._jobs
 
     def add(self, name: str, number: str) -> None:
-        """Count in what has just been submitted."""
+        """Add a job that has just been submitted."""
         self._jobs[name] = number, "PENDING"
 
 
 class Submitted:
-    """A job in the queue, as `Workers` see a process.
+    """A job in the queue, with the interface of the processes that `Workers` run.
 
     Args:
-        folder: of what submitit keeps of it, whose name it has.
-        result: the file that a run which has ended well has written.
+        folder: folder of submitit's files for the job, whose name is the job's name.
+        result: the file that a successful run writes.
     """
 
     def __init__(self, queue: Queue, folder: Path, result: Path):
@@ -199,7 +199,7 @@ class Submitted:
         self._gone = math.inf
 
     def poll(self) -> int | None:
-        """The run's exit status; None while its job is queued or runs."""
+        """Return the run's exit status; None while its job is queued or running."""
         if self.returncode is None:
             if self.folder.name in self.queue.jobs:
                 self._gone = math.inf
@@ -210,28 +210,28 @@ class Submitted:
 
     @property
     def status(self) -> int | None:
-        """The exit status that the job has written."""
+        """The exit status that the job has written; None if it has not written any."""
         try:
             return int(read_regular(self.folder / STATUS, STATUS_BYTES))
         except (OSError, ValueError):
             return None
 
     def _end(self) -> int | None:
-        """How a job that is gone has ended; None while its files may be on their way from another machine."""
+        """Return the exit status of a job that has left the queue; None while its files may not be visible here yet."""
         status = self.status
-        # One that was told to stop may be about to be queued again.
+        # A job that was told to stop may be about to be queued again.
         is_seen = self.result.exists() if status == 0 else status is not None and status <= SIGNALLED
         if is_seen or time.monotonic() > self._gone + self.queue.cluster.patience:
             return KILLED if status is None else status
         return None
 
     def terminate(self) -> None:
-        """Have it save and end."""
+        """Have the run save and end."""
         subprocess.run([*self.queue.cluster.cancel, self.pid], capture_output=True)
 
 
 class ClusterWorkers(Workers):
-    """Runs jobs in a cluster, `count` at most in its queue, where they stay when the study is stopped."""
+    """Runs jobs in a cluster, with at most `count` of them in its queue. They stay there when the study is stopped."""
 
     poll_seconds = 1.0
 
@@ -256,9 +256,9 @@ class ClusterWorkers(Workers):
         )
 
     def _found(self, job: Job) -> Path | None:
-        """The folder of a job that is in the cluster already."""
+        """Return the folder of a job that is already in the cluster, else None."""
         folders = (self.folder / name for name in self.queue.jobs if name.rpartition("-")[0] == job.folder.name)
-        # The same run of another study has the same name, less the last letters.
+        # The same run of another study has the same name except for the suffix, so its folder is not in this study.
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def _runs_alone(self, job: Job) -> bool:
@@ -274,7 +274,7 @@ class ClusterWorkers(Workers):
             return submitted
         with about_file(self.folder):
             self.folder.mkdir(exist_ok=True)
-            # Made anew, for its owner alone: submitit unpickles what is in it.
+            # A new folder that only its owner can access, because submitit unpickles the files in it.
             folder = Path(tempfile.mkdtemp(prefix=f"{job.folder.name}-", dir=self.folder))
         try:
             number = self._submit(job, folder)
@@ -282,7 +282,7 @@ class ClusterWorkers(Workers):
             shutil.rmtree(folder)
             if not self.running:
                 raise
-            # As where only so many jobs of a user are queued.
+            # For instance because the number of queued jobs per user is limited: try again later.
             tell(f"waiting     {job.name}: {error}")
             self._not_before = time.monotonic() + SECONDS_UNTIL_ASKED_AGAIN
             return None
@@ -291,7 +291,7 @@ class ClusterWorkers(Workers):
         return Submitted(self.queue, folder, job.folder / "result.json")
 
     def _submit(self, job: Job, folder: Path) -> str:
-        """Put a job into the queue; returns its id. Raises TransrecError where the cluster does not take it."""
+        """Submit a job and return its id. Raises TransrecError if the cluster does not accept it."""
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -327,14 +327,14 @@ class ClusterWorkers(Workers):
         return done
 
     def _explain(self, process: Submitted, job: Job) -> None:
-        """Add to a run's log what its job said that ended without an exit status."""
-        said = [
+        """Append the output of a job that ended without an exit status to the run's log."""
+        lines = [
             line
             for path in sorted(process.folder.glob("*_log.out"))
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[1 - LINES_OF_A_FAILURE :]
         ]
         with about_file(self._log(job)), open(self._log(job), "a", encoding="utf-8") as log:
-            log.write("".join(f"{line}\n" for line in said))
+            log.write("".join(f"{line}\n" for line in lines))
             log.write(f"job         {process.pid} was ended by the cluster, or by whoever cancelled it\n")
 
     def _doing(self) -> str:
@@ -343,7 +343,7 @@ class ClusterWorkers(Workers):
         return f"{len(states) - waiting} run, {waiting} wait for the cluster"
 
     def _abandon(self) -> None:
-        """Leave jobs where they are, for whoever watches them next."""
+        """Leave jobs in the cluster, for the next process that watches them."""
         for *_, lock in self.running.values():
             lock.close()
 
@@ -355,12 +355,12 @@ class ClusterWorkers(Workers):
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Within, a job that is started knows nothing of one that the study is in, nor of Ctrl-C."""
+    """Context in which started jobs do not inherit the variables of the study's own job, and do not get Ctrl-C."""
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
         names = {name for name in os.environ if name.startswith(OF_A_JOB)} - {"SLURM_CONF"}
         hidden = {name: os.environ.pop(name) for name in names}
-    # A job on this machine has the same terminal, and inherits what is blocked.
+    # A job on this machine shares the terminal; it inherits the blocked signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -1,8 +1,8 @@
-"""A search: trials of every method by the same budget, judged by validation metrics, and the best settings as presets.
+"""A search: trials of every method with the same budget, compared by validation metrics; the best settings as presets.
 
-A trial is a run of scripts/train.py that leaves the test targets alone. What is random about a search stands in
-`trials`; here are the runs, what comes of them, and the tables. The test targets are ranked once, by a study over seeds
-at the best settings of each method (`Search.refit`), after which no trial is added.
+A trial is a run of scripts/train.py that does not rank the test targets. This module contains the runs, their outcomes
+and the tables; everything random about a search is in `trials`. The test targets are ranked once, by a study over seeds
+with the best settings of each method (`Search.refit`), after which no trial is added.
 """
 
 import json
@@ -34,13 +34,13 @@ from transrec.untrusted import parse_json, read_regular
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-# A trial whose process is killed, as for want of memory, is begun so many times.
+# How often a trial is started whose process is killed, for instance for lack of memory.
 TRIES = 3
 METRICS_BYTES = 2**26
 LONGEST_REASON = 300
-# A run that leaves with more than this was ended by a signal.
+# A run with an exit status above this was ended by a signal.
 SIGNALLED = 128
-# Whose flags the file of best settings keeps, beside the method's own.
+# Kinds of components whose flags the file of best settings contains, in addition to the method's own flags.
 KEPT_KINDS = (USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES)
 ERROR = re.compile(r"error: (.*)")
 BEST = "best.json"
@@ -48,7 +48,7 @@ BEST = "best.json"
 
 @dataclass(frozen=True)
 class Listed(Grid):
-    """Points that are listed, where a grid crosses values."""
+    """A grid whose points are listed explicitly instead of combining all values."""
 
     listed: tuple[tuple[str, ...], ...] = ()
 
@@ -57,9 +57,9 @@ class Listed(Grid):
 
 
 def rows_of(methods: list[str], modality: str) -> Listed:
-    """The grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY; over `modality` where none is named.
+    """Return the grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY; the default is `modality`.
 
-    Raises TransrecError for a method that is named twice over a modality.
+    Raises TransrecError if a method is named twice over the same modality.
     """
     rows = []
     for name in methods:
@@ -94,19 +94,19 @@ class Trial(Job):
 
     @property
     def told(self) -> str:
-        kept = self.of.trials.all[self.number]
-        if kept.state.name == "PRUNED":
-            return f"stopped early after epoch {max(kept.intermediate_values)}"
-        return f"validation {self.of.select_by} {kept.value:.4f}"
+        trial = self.of.trials.all[self.number]
+        if trial.state.name == "PRUNED":
+            return f"stopped early after epoch {max(trial.intermediate_values)}"
+        return f"validation {self.of.select_by} {trial.value:.4f}"
 
     @property
     def epochs(self) -> dict[int, float]:
-        """The validation metric by epoch, of those that are over."""
+        """The validation metric of each finished epoch."""
         name = f"{VALIDATION}{self.of.select_by}"
         return {line["epoch"]: line[name] for line in self.of.lines(self.folder)}
 
     def outcome(self) -> Outcome | None:
-        """What its folder says came of it; None while it has not come to an end."""
+        """Return the outcome according to the trial's folder; None while the trial has not ended."""
         epochs = self.epochs
         pruned = self.of.trials.pruned_at(self.number, epochs)
         if pruned is not None:
@@ -127,15 +127,15 @@ class Trial(Job):
         outcome = outcome or Outcome("failed", self.epochs, reason=self._reason(status))
         self.of.trials.tell(self.number, outcome)
         if outcome.state != "failed":
-            # Its settings, log and metrics stay; whoever wants the weights trains them again.
+            # Settings, log and metrics are kept. Anyone who wants the weights can train them again.
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return outcome.state != "failed"
 
     def _reason(self, status: int) -> str:
-        """What the run said last."""
-        said = self.of.log_of(self).read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [match[1] for line in said if (match := ERROR.match(line))]
-        return printable((errors or said or [""])[-1])[:LONGEST_REASON] or f"left with status {status}"
+        """Return the run's last error message, or the last line of its log."""
+        lines = self.of.log_of(self).read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [match[1] for line in lines if (match := ERROR.match(line))]
+        return printable((errors or lines or [""])[-1])[:LONGEST_REASON] or f"left with status {status}"
 
 
 class MethodSearch:
@@ -143,14 +143,16 @@ class MethodSearch:
 
     Args:
         out: the folder of the search.
-        study: whose one row of the method the trials vary.
-        base: that row's run.
+        study: the study with one row for the method, which the trials vary.
+        base: the run of that row.
+        spaces: ranges and choices that override those of presets.
+        rules: the rules of the search.
 
     Attributes:
-        name: of the method and what its items are read by.
-        settings: of a run that nobody searched for.
-        space: what is varied.
-        trials: kept in the folder of the search, once it is open.
+        name: name of the method and of the modality of its items.
+        settings: settings of a run without a search.
+        space: the flags that are varied.
+        trials: the trials in the folder of the search, available after `open`.
     """
 
     trials: Trials
@@ -167,7 +169,10 @@ class MethodSearch:
         self._lines: dict[Path, tuple[int, list[dict[str, Any]]]] = {}
 
     def open(self, storage: Any) -> None:
-        """Read its trials. Raises TransrecError where they are those of another search, or may be no more."""
+        """Read the method's trials.
+
+        Raises TransrecError if they belong to another search, or if more trials would be added after the refit.
+        """
         path = self.out / "search.db"
         self.trials = Trials(storage, path, self.name, self.space, self.settings.as_dict(), self.rules)
         self.trials.check(self.signature)
@@ -183,7 +188,7 @@ class MethodSearch:
         texts = default_space(self.settings, self.base.start is not None)
         texts = {flag: text for flag, text in texts.items() if flag not in fixed}
         for scope in ("", self.method):
-            texts |= {flag: text for (of, flag), text in spaces.items() if of == scope and flag in known}
+            texts |= {flag: text for (owner, flag), text in spaces.items() if owner == scope and flag in known}
         if both := [flag for flag in texts if flag in fixed]:
             raise TransrecError(f"--space {both[0]}={texts[both[0]]}: --{both[0]} gives it one value; leave one out")
         if not texts:
@@ -196,29 +201,29 @@ class MethodSearch:
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What decides the trials, beside the budget."""
+        """Everything that determines the trials, except the budget."""
         settings, content, start = self.study.signatures[self.base.folder]
         rules = {"seed": self.rules.seed, "together": self.rules.together, "prune_after": self.rules.prune_after}
         return {
-            "space": {each.flag: each.text for each in self.space},
+            "space": {dimension.flag: dimension.text for dimension in self.space},
             "flag": settings,
             "content of": {"--target": content, "--source": start},
             "rule": rules,
         }
 
     def job(self, trial: "FrozenTrial") -> Trial:
-        """The run of a trial."""
+        """Return the run of a trial."""
         params = {flag: [str(value)] for flag, value in trial.params.items()}
         flags = self.base.flags | params | {"test": ["false"]}
         folder = self.folder(trial.number)
         return Trial(folder.name, flags, folder, self.base.start, of=self, number=trial.number)
 
     def log_of(self, trial: Trial) -> Path:
-        """Where the output of a trial's process is kept."""
+        """Return the path of the output of a trial's process."""
         return self.out / "logs" / f"{trial.folder.name}.txt"
 
     def lines(self, folder: Path) -> list[dict[str, Any]]:
-        """metrics.jsonl of a trial's folder; none while no epoch is over."""
+        """Return the lines of metrics.jsonl in a trial's folder; [] while no epoch is over."""
         path = folder / "metrics.jsonl"
         if not path.exists():
             return []
@@ -233,37 +238,37 @@ class MethodSearch:
         return self._lines[path][1]
 
     def kill(self, number: int) -> int:
-        """Count that the process of a trial was killed; returns how many times it has been."""
+        """Count that the process of a trial was killed; return how often this has happened."""
         self._kills[number] = self._kills.get(number, 0) + 1
         return self._kills[number]
 
     @property
     def hours(self) -> float:
-        """Of training and validation that all trials have taken so far."""
+        """Hours of training and validation that all trials have taken so far."""
         lines = [line for trial in self.trials.all for line in self.lines(self.folder(trial.number))]
         return sum(line["train_seconds"] + line["evaluation_seconds"] for line in lines) / 3600
 
     @property
     def is_spent(self) -> bool:
-        """Whether the budget of hours is."""
+        """Whether the budget of hours is used up."""
         return self.rules.hours is not None and self.hours >= self.rules.hours
 
     @property
     def may_extend(self) -> bool:
-        """Whether the budget has room for trials that there are not."""
+        """Whether trials can be added now: the budget allows it and earlier rounds are over."""
         return not (self.trials.is_waiting or self.is_spent)
 
     def unseen(self, seen: set[Path]) -> list[Trial]:
-        """Its trials that are not over, and whose folders are not among those seen."""
+        """Return the unfinished trials whose folders are not in `seen`."""
         unfinished = [trial for trial in self.trials.all if not trial.state.is_finished()]
         return [self.job(trial) for trial in unfinished if self.folder(trial.number) not in seen]
 
     def folder(self, number: int) -> Path:
-        """Of a trial's run."""
+        """Return the folder of a trial's run."""
         return self.out / "trials" / f"{self.name}-{number:04d}"
 
     def extend(self) -> None:
-        """Add trials that the budget has room for; one whose settings do not fit together has failed at once."""
+        """Add the trials that the budget allows now. A trial whose settings do not fit together fails at once."""
         self.trials.refresh()
         if not self.may_extend or self.trials.refitted is not None:
             return
@@ -277,11 +282,11 @@ class MethodSearch:
 
     @property
     def history(self) -> list[tuple[int, float]]:
-        """Number and validation metric of each trial that went to its end."""
+        """Number and validation metric of each complete trial."""
         return [(trial.number, trial.value) for trial in self.trials.all if trial.state.name == "COMPLETE"]
 
     def row(self) -> dict[str, Any]:
-        """What tables say of it."""
+        """Return the method's row for the tables."""
         trials, best = self.trials.all, self.trials.best
         states = Counter(trial.state.name for trial in trials)
         failed = [trial for trial in trials if trial.state.name == "FAIL"]
@@ -297,12 +302,12 @@ class MethodSearch:
             "validation": best and best.value,
             "best trial": best and best.number,
             "settings": best.params if best else {},
-            "space": {each.flag: each.text for each in self.space},
+            "space": {dimension.flag: dimension.text for dimension in self.space},
             "failure": failed[-1].user_attrs.get(REASON, "") if failed else "",
         }
 
     def best_settings(self) -> dict[str, Any]:
-        """The best trial's settings as a preset: what was varied, and what else the command line says of training."""
+        """Return the best trial's settings as a preset: the varied flags, and training flags of the command line."""
         best = self.trials.best
         if best.number not in self._settings:
             self._settings[best.number] = self._preset(self.job(best))
@@ -312,96 +317,99 @@ class MethodSearch:
         settings = self.study.settings_of(job.flags, self.name)
         own = [choice.options for kind in KEPT_KINDS for choice in settings.choices[kind.flag]]
         groups = (settings.model, settings.training, settings.method_options, *own)
-        kept = {name for group in groups for name in group.as_dict()} | {each.flag for each in self.space}
-        said = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
-        return {name: of for name, of in settings.as_dict().items() if name in kept & said - {*presets.NEVER, "seed"}}
+        kept = {name for group in groups for name in group.as_dict()} | {dimension.flag for dimension in self.space}
+        set_ = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
+        return {name: v for name, v in settings.as_dict().items() if name in kept & set_ - {*presets.NEVER, "seed"}}
 
 
 class Search:
-    """Searches of several methods by the same rules, as `Workers` run them.
+    """Searches of several methods by the same rules, with the interface of a study, so that `Workers` can run them.
 
     Args:
-        study: a row for each method; its one seed is that of all trials.
-        spaces: ranges and choices that go before those of presets.
+        study: the study with one row per method; its only seed is the seed of all trials.
+        spaces: ranges and choices that override those of presets.
+        rules: the rules of the search.
 
-    Raises TransrecError where a range holds nothing, and where nothing has a flag that is to be varied.
+    Raises TransrecError if a range is empty, or if no run has a flag that is to be varied.
     """
 
     def __init__(self, study: Study, spaces: Spaces, rules: Rules):
         self.study, self.rules, self.out = study, rules, study.out
         self.methods = [MethodSearch(self.out, study, job, spaces, rules) for _, (job,) in study.rows]
         for (scope, flag), text in spaces.items():
-            if not any(flag in of.settings.as_dict() for of in self.methods if scope in ("", of.method)):
+            if not any(flag in search.settings.as_dict() for search in self.methods if scope in ("", search.method)):
                 raise TransrecError(f"--space {flag}={text}: no run of this search has such a flag")
         self._seen: set[Path] = set()
 
     def open(self) -> None:
-        """Read the trials of the folder, or begin them. Raises TransrecError where it holds those of another search."""
+        """Read the trials in the folder, or create their file. Raises TransrecError if it holds another search."""
         with self._alone():
             storage = open_storage(self.out / "search.db")
-            for of in self.methods:
-                of.open(storage)
+            for search in self.methods:
+                search.open(storage)
 
     def _alone(self) -> closing[Lock]:
-        """Within, no other process adds trials."""
+        """Return a context in which no other process adds trials."""
         return closing(Lock(self.out / "search.lock", wait=True))
 
     @property
     def jobs(self) -> list[Job]:
         """The source runs, and the trials that are known so far."""
-        trials = [of.job(trial) for of in self.methods for trial in of.trials.all]
+        trials = [search.job(trial) for search in self.methods for trial in search.trials.all]
         self._seen |= {trial.folder for trial in trials}
         return [*(job for _, job in self.study.sources.values()), *trials]
 
     def more(self) -> list[Job]:
-        """The trials that there was no room for before, by this process or by another one."""
-        if any(of.may_extend for of in self.methods):
+        """Add the trials that the budget allows now, and return those that this process has not seen yet."""
+        if any(search.may_extend for search in self.methods):
             with self._alone():
-                for of in self.methods:
-                    of.extend()
-        new = [trial for of in self.methods for trial in of.unseen(self._seen)]
+                for search in self.methods:
+                    search.extend()
+        new = [trial for search in self.methods for trial in search.unseen(self._seen)]
         self._seen |= {trial.folder for trial in new}
         return new
 
     def write_tables(self) -> None:
-        """Write the tables, and the best settings as presets, of what is over so far."""
-        self._write(search_tables([of.row() for of in self.methods], self.rules.told))
+        """Write the tables, and the best settings as presets, of the trials that are over so far."""
+        self._write(search_tables([search.row() for search in self.methods], self.rules.told))
 
     def _write(self, tables: dict[str, str]) -> None:
         best: dict[str, dict[str, dict[str, Any]]] = {}
-        for of in self.methods:
-            if of.trials.best:
-                best.setdefault(of.method, {})[of.modality] = of.best_settings()
+        for search in self.methods:
+            if search.trials.best:
+                best.setdefault(search.method, {})[search.modality] = search.best_settings()
         for name, text in (tables | {BEST: json.dumps(best, indent=2) + "\n"}).items():
             write_text(self.out / name, text)
 
     def draw(self) -> None:
-        """Draw how the best metric of each method grew with its trials, and how much each flag matters to it."""
-        draw_history(self.out / "history.png", {of.name: of.history for of in self.methods})
-        draw_importances(self.out / "importance.png", {of.name: of.trials.importances() for of in self.methods})
+        """Plot each method's best metric against the number of trials, and the importance of each flag."""
+        draw_history(self.out / "history.png", {search.name: search.history for search in self.methods})
+        draw_importances(
+            self.out / "importance.png", {search.name: search.trials.importances() for search in self.methods}
+        )
 
     def refit(self, seeds: list[int]) -> Study:
-        """The study that ranks the test targets, over seeds, at the best settings of each method that has some.
+        """Return the study that ranks the test targets, over seeds, with the best settings of each method that has any.
 
-        No trial is added from now on.
+        No trial can be added from now on.
         """
         study = self.study
-        found = [of for of in self.methods if of.trials.best]
-        bases = [of.base for of in found]
+        searches = [search for search in self.methods if search.trials.best]
+        bases = [search.base for search in searches]
         listed = tuple(tuple(point.values()) for point, (job,) in study.rows if job in bases)
         given = study.given | {("target", "presets"): [str(self.out / BEST)]}
         with self._alone():
-            for of in found:
-                of.trials.refit(of.trials.best.number)
+            for search in searches:
+                search.trials.refit(search.trials.best.number)
         return Study(
             study.source, study.target, self.out, replace(study.grid, listed=listed), seeds, given, study.modality
         )
 
     def write_refitted(self, study: Study) -> str:
-        """Write the tables with the test metrics of a study of `refit`; returns the table."""
+        """Write the tables with the test metrics of a study of `refit`; return the Markdown table."""
         tested = {tuple(point.values()): [job.result for job in jobs if job.is_done] for point, jobs in study.rows}
         points = [tuple(point.values()) for point, _ in self.study.rows]
-        rows = [of.row() for of in self.methods]
+        rows = [search.row() for search in self.methods]
         tables = search_tables(
             [row | {"tested": tested.get(point, [])} for row, point in zip(rows, points, strict=True)], self.rules.told
         )

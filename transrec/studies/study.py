@@ -1,8 +1,9 @@
 """The runs of a study, and its tables.
 
-Each point of a grid is a target run for each seed, which starts from the source run that its objective, encoder and so
-on call for; points that call for the same one share it. A run's folder is named after all that decides its numbers: a
-study that is started again skips what is done, resumes what was interrupted, and repeats only what has changed.
+Each point of a grid has one target run per seed. It starts from the source run with the point's objective, encoder and
+other source settings; points with the same source settings share a source run. The name of a run's folder contains a
+hash of everything that affects the run's numbers. If a study is started again, it skips finished runs, resumes
+interrupted ones, and repeats only runs whose settings or data have changed.
 """
 
 import hashlib
@@ -39,12 +40,12 @@ from transrec.settings import Settings
 from transrec.studies.grid import Axis, Grid
 
 SCRIPT = REPOSITORY / "scripts" / "train.py"
-# Of an axis that does not change a row.
+# Value of an axis that does not affect a row.
 NO_VALUE = "-"
 BELOW = "(below)"
-# What names a run's folder beside what decides its numbers.
+# Flags that are part of the hash in a run's folder name although a resumed run may change them.
 COUNTS_TOO = {"epochs", "patience"}
-# The dataset's place may change, its content may not.
+# Flags that are not part of the hash: the dataset may be moved, and only its content counts.
 PLACES = {"dataset", "users_file", "items_file"}
 
 
@@ -53,10 +54,10 @@ class Job:
     """One run of a study.
 
     Attributes:
-        name: what the study calls it.
-        flags: what the script is given, less the folders.
-        folder: of the run.
-        start: the run it starts from.
+        name: the run's name in the study's output.
+        flags: the script's flags, except those that name run folders.
+        folder: the run's folder.
+        start: the run from which this run starts.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Job:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What its result.json holds; None while it is not done, and when the file is damaged."""
+        """The content of result.json; None while the run is not done, and if the file is damaged."""
         try:
             return read_result(self.folder)
         except TransrecError:
@@ -78,39 +79,39 @@ class Job:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it is still to be started."""
+        """Whether the run should still be started."""
         return True
 
     @property
     def may_stop(self) -> bool:
-        """Whether what it has done so far is all that is wanted of it."""
+        """Whether the run can be stopped, because no further progress of it is needed."""
         return False
 
     @property
     def told(self) -> str:
-        """What came of it, for people."""
+        """The outcome of the run as text."""
         return f"HR@10 {cells(self.result)[0]}"
 
     def end(self, status: int, stopped: bool) -> bool | None:
-        """Whether it is done, now that its process has left with a status; None: it is to be run again.
+        """Return whether the run is done, given its process's exit status; None if it should be run again.
 
         Args:
-            stopped: whether all runs were told to stop.
+            stopped: whether all runs were asked to stop.
         """
         return (status == 0 and self.is_done) or (None if stopped else False)
 
     @property
     def begun(self) -> Path:
-        """The file by which one knows that it has begun."""
+        """The file whose existence shows that the run has begun."""
         return self.folder / "options.json"
 
     @property
     def command(self) -> list[str]:
-        """What begins it, or goes on with it where it has begun."""
+        """The command that starts the run, or resumes it if it has begun."""
         return self.command_with("--resume" if self.begun.exists() else "--output")
 
     def command_with(self, where: str) -> list[str]:
-        """What begins it, with --output, or goes on with it, with --resume."""
+        """Return the command that starts the run, if `where` is --output, or resumes it, if --resume."""
         flags = self.flags | ({"checkpoint": [str(self.start.folder)]} if self.start else {})
         return [sys.executable, str(SCRIPT), *_words(flags), where, str(self.folder)]
 
@@ -121,18 +122,19 @@ class Study:
 
     Args:
         source, target: dataset folders; without a source nothing is pretrained.
-        out: where runs and tables go.
-        grid: what is varied; its axes are those over the study's modality.
-        seeds: of the target runs.
+        out: folder for runs and tables.
+        grid: the grid to run, with axes for the study's modality (`Axis.over`).
+        seeds: seeds of the target runs.
         given: further flags, by (stage or method or "", flag).
-        modality: what items are represented by, where no axis says otherwise.
-        published: figures to show beside the rows that they are of.
+        modality: item modality, unless an axis sets it.
+        published: published figures to show next to the rows that they belong to.
 
     Attributes:
-        rows: the points of the grid, with their runs; an axis that does not change the runs of a point has no value.
-        sources: the source runs by folder, with the values that decide them.
-        once: by method, the axes that do not change its runs.
-        signatures: by a run's folder, the settings, the dataset's content and the start that decide its numbers.
+        rows: the points of the grid, with their runs; an axis that does not affect a point's runs has NO_VALUE there.
+        sources: the source runs by folder, with the axis values that determine them.
+        once: by method, the axes that do not affect the method's runs.
+        signatures: by run folder, what determines the run's numbers: settings, the dataset's content, and the name of
+            the source run's folder.
     """
 
     source: Path | None
@@ -175,7 +177,7 @@ class Study:
         return [*(job for _, job in self.sources.values()), *(job for _, jobs in self.rows for job in jobs)]
 
     def more(self) -> list[Job]:
-        """The runs that what has come of others calls for: none, all are known from the beginning."""
+        """Return the runs to add in response to results so far: none, because a study knows all its runs in advance."""
         return []
 
     def _source_job(self, point: dict[str, str]) -> Job | None:
@@ -187,16 +189,16 @@ class Study:
         return self.sources.setdefault(job.folder, (values, job))[1]
 
     def _matters(self, axis: Axis, point: dict[str, str], start: Job | None) -> bool:
-        """Whether the axis' value changes the target runs of a point, or the source run that they start from."""
+        """Return whether the axis' value affects the target runs of a point, or the source run that they start from."""
         if "method" in axis.settings(point[axis.name]) or self._sets(axis, point, "target"):
             return True
         if self.source is None:
             return False
-        # Without a start, because that of the value is to train on nobody.
+        # A point without a source run may owe this to the axis, if its value is a source.user_fraction of 0.
         return self._sets(axis, point, "source") if start else "source.user_fraction" in axis.settings(point[axis.name])
 
     def _sets(self, axis: Axis, point: dict[str, str], stage: str) -> bool:
-        """Whether a stage's run at a point reads a flag that the axis sets."""
+        """Return whether a stage's run at a point has a flag that the axis sets."""
         names = {name for scope, name in _scoped(axis, point) if scope in ("", stage)}
         return not names.isdisjoint(self._known(point, stage))
 
@@ -206,15 +208,15 @@ class Study:
         return self._job([*name, f"seed{seed}"], flags, start)
 
     def _flags(self, point: dict[str, str], stage: str) -> dict[str, list[str]]:
-        """The flags of a run: those given for all, for its stage, for its method, and the point's own."""
+        """Return the flags of a run: those given for all runs, its stage and its method, and those of the point."""
         method, variant = self._method(point, stage)
         known = self._known(point, stage)
         flags = {"method": [method], "item_tower": [self._modality(point)]}
         if self._modality(point) != self.modality:
-            # One of the study's modalities alone is seen under what holds for them together.
+            # A row over a single one of the study's modalities uses the presets of the modalities together.
             of_all = presets.MODALITIES.get(self.modality, {})
-            taken = known - self._in_file(stage, method, self._modality(point))
-            flags |= {name: [str(value)] for name, value in of_all.items() if name in taken}
+            free = known - self._in_file(stage, method, self._modality(point))
+            flags |= {name: [str(value)] for name, value in of_all.items() if name in free}
         for key, values in self._given(stage, method):
             if key[1] in known:
                 flags[key[1]] = values
@@ -225,24 +227,24 @@ class Study:
         return flags
 
     def _known(self, point: dict[str, str], stage: str) -> set[str]:
-        """The flags that a run has."""
+        """Return the names of the flags that a run has."""
         method, _ = self._method(point, stage)
-        said = {name: values[0] for (_, name), values in self._given(stage, method) if values}
-        said |= self._set(point, stage) | {"method": method, "item_tower": self._modality(point)}
-        return settings.flags(**said)
+        values_of = {name: values[0] for (_, name), values in self._given(stage, method) if values}
+        values_of |= self._set(point, stage) | {"method": method, "item_tower": self._modality(point)}
+        return settings.flags(**values_of)
 
     def _set(self, point: dict[str, str], stage: str) -> dict[str, str]:
-        """What the axes set in a stage's run at a point, by flag."""
-        scoped = (of for axis in self.grid.axes for of in _scoped(axis, point).items())
+        """Return the flags that the axes set in a stage's run at a point, with their values."""
+        scoped = (item for axis in self.grid.axes for item in _scoped(axis, point).items())
         return {name: value for (scope, name), value in scoped if scope in ("", stage)}
 
     def _method(self, point: dict[str, str], stage: str = "target") -> tuple[str, str]:
-        """Method and variant of a stage's run at a point of the grid."""
+        """Return the method and variant of a stage's run at a point of the grid."""
         method, _, variant = self._set(point, stage).get("method", "full").partition(":")
         return method, variant
 
     def _in_file(self, stage: str, method: str, item_tower: str) -> set[str]:
-        """The flags that a file of --presets sets for runs of a method."""
+        """Return the flags that the file given with --presets sets for runs of a method."""
         (*_, file) = None, *(values[0] for (_, name), values in self._given(stage, method) if name == "presets")
         read_by = ModelOptions(item_tower=item_tower).read_by
         return {flag for preset in presets.of(method, read_by, file=file) if preset.file for flag in preset.values}
@@ -251,7 +253,7 @@ class Study:
         return point.get("item_tower", self.modality)
 
     def _given(self, stage: str, method: str) -> Iterator[tuple[tuple[str, str], list[str]]]:
-        """The further flags of a run by scope and name, the more general scopes first."""
+        """Yield the further flags of a run by scope and name, with more general scopes first."""
         for scope in ("", stage, *((method,) if stage == "target" else ())):
             yield from ((key, values) for key, values in self.given.items() if key[0] == scope)
 
@@ -269,13 +271,13 @@ class Study:
         return job
 
     def settings_of(self, flags: dict[str, list[str]], title: str) -> Settings:
-        """The settings of a run that is given flags. Raises TransrecError where it could not run."""
+        """Return the settings of a run with the given flags. Raises TransrecError if such a run could not start."""
         parsed = settings.parse(_words(flags), "full", {})
         self._check(parsed, title)
         return parsed
 
     def _check(self, parsed: Settings, name: str) -> None:
-        """Raise TransrecError where a run's method or sizes do not fit its backbones, as the run itself would do."""
+        """Raise TransrecError, as the run itself would, if its method or sizes do not fit its backbones."""
         data = parsed.data
         model = _sizes({key: value for key, value in parsed.model.as_dict().items() if key != "objective"})
         kinds = ("method", "user_encoder", "modalities")
@@ -290,7 +292,7 @@ class Study:
         self._checked.add(key)
 
     def _content(self, parsed: Settings) -> str:
-        """What the dataset's files hold; reads it whole, so that a mistake in it is told before the first run."""
+        """Return the hashes of the dataset's files. Loads the dataset, so errors in it are reported before any run."""
         data = parsed.data
         key = (data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files)
         if key not in self._datasets:
@@ -304,7 +306,7 @@ class Study:
         return content
 
     def tables(self) -> dict[str, str]:
-        """The study's files by name: of what has finished so far."""
+        """Return the texts of the study's table files, by name, with the results so far."""
         rows = [self._table_row(point, jobs) for point, jobs in self.rows]
         marked = [*rows, *(beside := baselines_beside(rows))]
         columns = {metric: mark(marked, metric) for metric in METRICS}
@@ -318,10 +320,10 @@ class Study:
                     emphasis[number, place] = column.places[number]
             lines.append([*line, *(column.cells[number] for column in further)])
             if row.runs:
-                told = summary(frame(dict(row.runs.values())))
-                told |= {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
-                told |= {name: value for column in further for name, value in column.numbers[number].items()}
-                numbers.append({"stage": "target", **_names(row.results[0]), **point, **told})
+                values = summary(frame(dict(row.runs.values())))
+                values |= {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
+                values |= {name: value for column in further for name, value in column.numbers[number].items()}
+                numbers.append({"stage": "target", **_names(row.results[0]), **point, **values})
         axes = [axis.name for axis in self.grid.axes]
         for number, row in enumerate(beside, len(rows)):
             scores = metric_cells(*(result["test"] for result in row.results))
@@ -337,7 +339,7 @@ class Study:
         }
 
     def _further(self, rows: list[Row]) -> tuple[list[Further], str]:
-        """The columns behind COLUMNS, which compare a row with the others or with papers, and what is said of them."""
+        """Return the columns after COLUMNS, which compare a row with other rows or with papers, and their legend."""
         results = [row.results for row in rows]
         columns, legend = [tpme_column(results)], _legend(rows)
         figures = [self.published.of(self._identity(point, jobs)) for point, jobs in self.rows]
@@ -347,25 +349,25 @@ class Study:
         return columns, legend
 
     def _identity(self, point: dict[str, str], jobs: list[Job]) -> dict[str, str]:
-        """What published figures tell rows by; the method is what the table calls it."""
+        """Return the fields by which published figures identify a row, with the method named as in the table."""
         return self._identities[jobs[0].folder] | {name: point[name] for name in ("method",) if name in point}
 
     def _table_row(self, point: dict[str, str], jobs: list[Job]) -> Row:
-        """What has finished of a point's runs; in its name only what is varied."""
+        """Return a table row with a point's finished runs, named by the values of the axes that are varied."""
         varied = [point[axis.name] for axis in self.grid.axes if len(axis.values) > 1 and point[axis.name] != NO_VALUE]
-        runs = {seed: (job.folder, of) for seed, job in zip(self.seeds, jobs, strict=True) if (of := job.result)}
+        runs = {seed: (job.folder, done) for seed, job in zip(self.seeds, jobs, strict=True) if (done := job.result)}
         return Row(" ".join(map(_short, varied)), runs)
 
     def _source_table(self) -> tuple[str, list[dict[str, Any]]]:
-        """The source runs so far in Markdown, and as numbers; nothing where there are none."""
+        """Return the source runs so far, in Markdown and as numbers; "" and [] if there are none."""
         lines, numbers = [], []
         for values, job in self.sources.values():
             result = job.result
             lines.append([" ".join(map(_short, values.values())) or "source", *(cells(result) if result else cells())])
             if result:
                 numbers.append({"stage": "source", **_names(result), **values, **summary(frame({job.folder: result}))})
-        said = "Each source run has one seed; they are not tested against each other."
-        table = f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], lines)}\n\n{said}\n" if lines else ""
+        remark = "Each source run has one seed; they are not tested against each other."
+        table = f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], lines)}\n\n{remark}\n" if lines else ""
         return table, numbers
 
     def write_tables(self) -> None:
@@ -374,23 +376,23 @@ class Study:
 
 
 def _identity(parsed: Settings) -> dict[str, str]:
-    """Dataset, encoder, objective and method of a run, as published figures name them."""
-    told, read_by = parsed.as_dict(), parsed.model.read_by
+    """Return the dataset, encoder, objective and method of a run, named as in published figures."""
+    values, read_by = parsed.as_dict(), parsed.model.read_by
     return {
         "dataset": Path(parsed.data.dataset).name,
-        "encoder": ",".join(Path(told.get(f"{modality}_encoder") or modality).name for modality in read_by),
+        "encoder": ",".join(Path(values.get(f"{modality}_encoder") or modality).name for modality in read_by),
         "objective": parsed.choice("objective").name,
         "method": parsed.method,
     }
 
 
 def _sizes(options: dict[str, Any]) -> dict[str, Any]:
-    """What of options decides whether parts fit: of a rate or a share only whether it is none."""
+    """Return what decides whether the parts of a model fit together: for floats, only whether they are 0."""
     return {name: value != 0 if isinstance(value, float) else value for name, value in options.items()}
 
 
 def cells(*results: dict[str, Any]) -> list[str]:
-    """COLUMNS of a row over its results so far; says where they rank below popularity."""
+    """Return a row's cells for COLUMNS over its results so far, marked if the results rank below popularity."""
     if not results:
         return ["-"] * len(COLUMNS)
     hit_rate, *others = result_row(*results)
@@ -402,7 +404,7 @@ def _results(rows: list[Row]) -> list[dict[str, Any]]:
 
 
 def _legend(rows: list[Row]) -> str:
-    """What is said of a table's runs beside their tests."""
+    """Return the legend of a table's runs, apart from the note on their tests."""
     towers = dict.fromkeys(result["item_tower"] for result in _results(rows) if "item_tower" in result)
     text = f"\nItem tower: {', '.join(towers)}.\n" if towers else ""
     if any(row.runs and below_popularity(*row.results) for row in rows):
@@ -413,12 +415,12 @@ def _legend(rows: list[Row]) -> str:
 
 
 def _names(result: dict[str, Any]) -> dict[str, str]:
-    """Item tower and method of a result."""
+    """Return the item tower and the method of a result."""
     return {name: result[name] for name in ("item_tower", "method") if name in result}
 
 
 def _scoped(axis: Axis, point: dict[str, str]) -> dict[tuple[str, str], str]:
-    """What an axis sets at a point, by (stage or "", flag). Nothing but the target runs has a method."""
+    """Return the values that an axis sets at a point, by (stage or "", flag). Only target runs have a method."""
     sets = axis.settings(point[axis.name])
     scope = "target" if "method" in sets else ""
     return {(flag.rpartition(".")[0] or scope, flag.rpartition(".")[2]): value for flag, value in sets.items()}
@@ -429,6 +431,6 @@ def _words(flags: dict[str, list[str]]) -> list[str]:
 
 
 def _short(value: str) -> str:
-    """A value as a cell or in a name: of a folder only the last part."""
-    folders = [value] if resolve(value).is_dir() else value.split(",")
-    return printable(",".join(Path(one).name if resolve(one).is_dir() else one for one in folders))
+    """Return a value as shown in cells and names: only the last part of a folder's path."""
+    words = [value] if resolve(value).is_dir() else value.split(",")
+    return printable(",".join(Path(word).name if resolve(word).is_dir() else word for word in words))

@@ -1,8 +1,8 @@
-"""The trials of a search, kept in one SQLite file by Optuna, which processes share.
+"""The trials of a search, which Optuna keeps in one SQLite file that processes share.
 
-Which settings a trial tries, and when it is stopped early, follow from the search's seed, the trial's number and what
-came of the trials of earlier rounds alone. Neither workers nor interruptions change them: a round is drawn as a whole
-once the one before it is over.
+The settings of a trial, and the epoch at which it is stopped early, depend only on the search's seed, the trial's
+number and the outcomes of earlier rounds. Workers and interruptions do not change them, because all trials of a round
+are drawn once the previous round is over.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ SIGNATURE = "searched"
 REASON, REFITTED = "reason", "refitted"
 SECONDS_FOR_OTHERS = 60
 SECONDS_OF_A_MOMENT = 2
-# Of a method, so many trials are over before one is stopped for being worse than their median.
+# Number of a method's trials that must be over before a trial can be stopped for being worse than their median.
 TRIALS_BEFORE_PRUNING = 5
-# A method whose first trials all fail, so many of them, is given up.
+# A method is given up if this many trials have run and all have failed.
 GIVE_UP_AFTER = 10
 
 
 @dataclass(frozen=True)
 class Rules:
-    """By what every method is searched alike.
+    """The rules of a search, the same for all methods.
 
     Attributes:
-        trials: how many are run; None: as many as fit into `hours`.
-        hours: of training and validation; None: as many as `trials` take.
-        together: trials of a round.
-        prune_after: epochs that no trial is stopped before; None: none is stopped early.
-        seed: of what is drawn.
+        trials: number of trials per method; None: as many as fit into `hours`.
+        hours: hours of training and validation per method; None: as many as `trials` take.
+        together: number of trials in a round.
+        prune_after: first epoch after which a trial may be stopped early; None: no trial is stopped early.
+        seed: seed from which settings are drawn.
     """
 
     trials: int | None = 20
@@ -52,14 +52,14 @@ class Rules:
 
     @property
     def told(self) -> str:
-        """The budget, for people."""
+        """The budget as text."""
         parts = [f"{self.trials} trials"] if self.trials else []
         return " or ".join([*parts, *([f"{self.hours:g} hours of training and validation"] if self.hours else [])])
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: its validation metric by epoch, and the best one, where it went to its end."""
+    """The outcome of a trial: its validation metric by epoch, and the best value if the trial is complete."""
 
     state: Literal["complete", "pruned", "failed"]
     epochs: Mapping[int, float] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def load_optuna() -> Any:
-    """The library. Raises TransrecError where it is not installed."""
+    """Return the optuna module. Raises TransrecError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -79,7 +79,7 @@ def load_optuna() -> Any:
 
 @contextmanager
 def _told_about(path: Path) -> Iterator[None]:
-    """Within, what Optuna and SQLite raise over the file is one line that names it."""
+    """Context in which errors of Optuna and SQLite become a TransrecError of one line that names the file."""
     optuna = load_optuna()
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -94,7 +94,7 @@ def _told_about(path: Path) -> Iterator[None]:
 
 
 def open_storage(path: Path) -> Any:
-    """The file of a search's trials, made where there is none. Raises TransrecError where it is something else."""
+    """Open the file of a search's trials, or create it. Raises TransrecError if the file holds something else."""
     with _told_about(path):
         storages = load_optuna().storages
         waiting = {"connect_args": {"timeout": SECONDS_FOR_OTHERS}}
@@ -105,11 +105,12 @@ class Trials:
     """The trials of one method.
 
     Args:
-        storage: of `open_storage`.
-        path: of that file.
-        name: of the method.
-        space: what is varied.
-        default: values of a run that nobody searched for; the first trial takes them where the space has them.
+        storage: the result of `open_storage`.
+        path: path of the storage's file.
+        name: name of the method.
+        space: the flags that are varied.
+        default: the flags' values in a run without a search. The first trial takes those that the space contains.
+        rules: the rules of the search.
     """
 
     def __init__(
@@ -131,12 +132,12 @@ class Trials:
         kinds = self.optuna.distributions
         if not dimension.is_range:
             return kinds.CategoricalDistribution(dimension.values)
-        whole = all(isinstance(value, int) for value in dimension.values)
-        kind = kinds.IntDistribution if whole else kinds.FloatDistribution
+        is_integer = all(isinstance(value, int) for value in dimension.values)
+        kind = kinds.IntDistribution if is_integer else kinds.FloatDistribution
         return kind(*dimension.values, log=dimension.log)
 
     def check(self, signature: dict[str, Any]) -> None:
-        """Raise TransrecError where the file holds trials of another search of the method, naming what differs."""
+        """Raise TransrecError, naming the differences, if the file holds trials of another search of the method."""
         with _told_about(self.path):
             kept = self._kept.user_attrs.get(SIGNATURE)
             if kept is None:
@@ -156,7 +157,7 @@ class Trials:
 
     @property
     def all(self) -> list["FrozenTrial"]:
-        """In the order of their numbers, as they were a moment ago at most, and as this process last changed them."""
+        """All trials in the order of their numbers, read at most SECONDS_OF_A_MOMENT ago and after own changes."""
         if time.monotonic() > self._read + SECONDS_OF_A_MOMENT:
             with _told_about(self.path):
                 self._all = sorted(self._kept.get_trials(deepcopy=False), key=lambda trial: trial.number)
@@ -164,28 +165,28 @@ class Trials:
         return self._all
 
     def refresh(self) -> None:
-        """Have `all` read what other processes have changed."""
+        """Make `all` read the file again, including changes by other processes."""
         self._read = -math.inf
 
     @property
     def refitted(self) -> int | None:
-        """The trial whose settings the test targets were ranked at; None while they have not been."""
+        """Number of the trial with whose settings the test targets were ranked; None if they have not been ranked."""
         with _told_about(self.path):
             return self._kept.user_attrs.get(REFITTED)
 
     def refit(self, number: int) -> None:
-        """Note that the test targets are ranked at the settings of a trial."""
+        """Note that the test targets are ranked with the settings of a trial."""
         with _told_about(self.path):
             self._kept.set_user_attr(REFITTED, number)
 
     def is_finished(self, number: int) -> bool:
-        """Whether it is known what came of a trial, from whatever process."""
+        """Return whether any process has recorded the outcome of a trial."""
         self.refresh()
         return self.all[number].state.is_finished()
 
     @property
     def is_complete(self) -> bool:
-        """Whether there are as many as the budget has, or the method was given up."""
+        """Whether the budget's number of trials is reached, or the method was given up."""
         trials = self.all
         failed = [trial for trial in trials if trial.state.name == "FAIL"]
         given_up = len(trials) >= GIVE_UP_AFTER and len(failed) == len(trials)
@@ -193,35 +194,35 @@ class Trials:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no trial can be added now: the budget has no more, or earlier rounds are not over."""
+        """Whether no trial can be added now, because the budget is used up or earlier rounds are not over."""
         trials = self.all
         begun = len(trials) - len(trials) % self.rules.together
         return self.is_complete or not all(trial.state.is_finished() for trial in trials[:begun])
 
     def extend(self) -> None:
-        """Add the trials of the next round, or what lacks of the last one, once all before them are over."""
+        """Add the trials of the next round, or the missing ones of the last, once all earlier rounds are over."""
         if self.is_waiting:
             return
         trials, together = self.all, self.rules.together
         begun = len(trials) - len(trials) % together
         for number in range(len(trials), min(begun + together, self.rules.trials or begun + together)):
             state = self.optuna.trial.TrialState.RUNNING
-            made = self.optuna.trial.create_trial(
+            trial = self.optuna.trial.create_trial(
                 state=state, params=self.proposed(number, trials), distributions=self.distributions
             )
             with _told_about(self.path):
-                self._kept.add_trial(made)
+                self._kept.add_trial(trial)
         self.refresh()
 
     def proposed(self, number: int, trials: Sequence["FrozenTrial"]) -> dict[str, Any]:
-        """What the trial of a number tries, given those before it: TPE over the trials of earlier rounds."""
-        drawn = self._earlier(number, trials).ask(self.distributions).params
+        """Return the settings for the trial with a number, drawn by TPE from the trials of earlier rounds."""
+        params = self._earlier(number, trials).ask(self.distributions).params
         if number == 0:
-            drawn |= {flag: of for flag, of in self.default.items() if flag in self.space and self.space[flag].has(of)}
-        return drawn
+            params |= {flag: v for flag, v in self.default.items() if flag in self.space and self.space[flag].has(v)}
+        return params
 
     def _earlier(self, number: int, trials: Sequence["FrozenTrial"]) -> Any:
-        """The trials of the rounds before that of a number, in memory, with the sampler and pruner of that number."""
+        """Return an in-memory study of the rounds before trial `number`, with that trial's sampler and pruner."""
         name = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "little")
         seed = int(np.random.SeedSequence([self.rules.seed, name, number]).generate_state(1)[0])
         pruners = self.optuna.pruners
@@ -234,10 +235,10 @@ class Trials:
         return study
 
     def pruned_at(self, number: int, epochs: Mapping[int, float]) -> int | None:
-        """The first of the epochs at which a trial is worse than the median of those of earlier rounds; or None."""
+        """Return the first epoch at which a trial is worse than the median of earlier rounds' trials, else None."""
         if self.rules.prune_after is None or max(epochs, default=0) < self.rules.prune_after:
             return None
-        # Epochs that are over do not change, nor do earlier rounds.
+        # The result can be cached: finished epochs and earlier rounds do not change.
         if (key := (number, len(epochs))) not in self._pruned_at:
             self._pruned_at[key] = self._judged(number, epochs)
         return self._pruned_at[key]
@@ -251,7 +252,7 @@ class Trials:
         return None
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Note what came of a trial."""
+        """Record the outcome of a trial."""
         state = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome.state]
         with _told_about(self.path):
             known = self.all[number]
@@ -265,12 +266,12 @@ class Trials:
 
     @property
     def best(self) -> "FrozenTrial | None":
-        """Of those that went to their end the one with the best validation metric, the first of equals."""
+        """The complete trial with the best validation metric, the first one on ties; None if no trial is complete."""
         complete = [trial for trial in self.all if trial.state.name == "COMPLETE"]
         return max(complete, key=lambda trial: trial.value, default=None)
 
     def importances(self) -> dict[str, float]:
-        """How much of the spread of the validation metric each flag explains; none while too few trials say it."""
+        """Return how much of the validation metric's variance each flag explains; {} while trials are too few."""
         if len({trial.value for trial in self.all if trial.state.name == "COMPLETE"}) < 2 or len(self.space) < 2:
             return {}
         with _told_about(self.path):

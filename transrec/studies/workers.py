@@ -1,4 +1,4 @@
-"""Running a study: several jobs at a time, beside other processes that work on the same study."""
+"""Running a study: several jobs at the same time, next to other processes that work on the same study."""
 
 import os
 import shlex
@@ -24,12 +24,12 @@ THE_RUNS_SAVED = "the runs have saved, the same command continues"
 
 
 def tell(text: str) -> None:
-    """Print a line between the bars."""
+    """Print a line without disturbing progress bars."""
     tqdm.write(printable(text))
 
 
 class Workers:
-    """Runs jobs, `count` at a time, each with its share of the machine's GPUs or CPU threads."""
+    """Runs up to `count` jobs at the same time, each with its share of the machine's GPUs or CPU threads."""
 
     poll_seconds = 0.2
 
@@ -38,23 +38,23 @@ class Workers:
         self.running: dict[int, tuple[subprocess.Popen, Job, float, Lock]] = {}
         self.failed: list[Job] = []
         self.again: list[Job] = []
-        # Runs that have been told that they may stop: a second time would be taken as impatience.
+        # Processes that have been asked to stop. They must not be asked twice: a second signal would stop them at once.
         self.stopped: set[int] = set()
         self.elsewhere: set[Path] = set()
         self.stop_signal = 0
 
     @property
     def may_leave(self) -> bool:
-        """Whether nothing is left to do after a signal to stop."""
+        """Whether nothing is left to do after a stop signal."""
         return bool(self.stop_signal) and not self.running
 
     @property
     def advice(self) -> str:
-        """What to say after a signal to stop."""
+        """The message to print after a stop signal."""
         return THE_RUNS_SAVED
 
     def run(self, study: Study) -> None:
-        """Run all that is not done; tables are rewritten after each. Raises Interrupted after SIGINT or SIGTERM."""
+        """Run all jobs that are not done and rewrite the tables after each. Raises Interrupted on SIGINT or SIGTERM."""
         waiting = [job for job in study.jobs if not job.is_done]
         old = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
@@ -85,7 +85,7 @@ class Workers:
             raise Interrupted(self.stop_signal, self.advice)
 
     def _start(self, waiting: list[Job]) -> tuple[list[Job], int]:
-        """Start what can be started; returns what still waits, and how many runs another process has done."""
+        """Start the jobs that can start; return the jobs that still wait and the number of jobs done elsewhere."""
         later, done = [], 0
         for job in waiting:
             free = next((slot for slot in range(self.count) if slot not in self.running), None)
@@ -97,21 +97,21 @@ class Workers:
             elif free is None or not (job.start is None or job.start.is_done):
                 later.append(job)
             elif self._launch(free, job):
-                # Only what has been seen to run elsewhere can be done: it was not when this process began.
+                # If the job is done, another process has run it: it was not done when this process began.
                 done += job.is_done
             else:
                 later.append(job)
         return later, done
 
     def _stop_finished(self) -> None:
-        """Stop runs of which no more is wanted."""
+        """Stop the runs that may stop early."""
         for process, job, *_ in self.running.values():
             if process.pid not in self.stopped and job.may_stop:
                 process.terminate()
                 self.stopped.add(process.pid)
 
     def _launch(self, slot: int, job: Job) -> bool:
-        """Start a job, unless it is done by now; False where it has to wait, as while another process runs it."""
+        """Start a job unless it is already done; return False if it has to wait, as while another process runs it."""
         lock = self._take(job)
         if lock is None:
             if job.folder not in self.elsewhere:
@@ -129,16 +129,16 @@ class Workers:
         return True
 
     def _begin(self, slot: int, job: Job) -> subprocess.Popen | None:
-        """Start the process of a job; None where there is no room for it now."""
+        """Start the process of a job; return None if there is no room for it now."""
         tell(f"$ {shlex.join(job.command)}")
         with about_file(self._log(job)), open(self._log(job), "ab") as log:
-            # A session of its own: Ctrl-C reaches the study alone, which passes it on once.
+            # With a session of its own for each run, Ctrl-C reaches only the study, which passes it on once.
             return subprocess.Popen(
                 job.command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
             )
 
     def _take(self, job: Job) -> Lock | None:
-        """A job's lock, which its study holds while it runs; None while another process runs the job."""
+        """Return a job's lock, which the study holds while the job runs; None while another process runs the job."""
         try:
             lock = Lock(self._log(job).with_suffix(".lock"))
         except BlockingIOError:
@@ -149,7 +149,7 @@ class Workers:
         return lock
 
     def _runs_alone(self, job: Job) -> bool:
-        """Whether a job runs unwatched: begun by hand, or by a study that was killed, it holds its folder itself."""
+        """Return whether a job runs outside any study: its process, started by hand or by a killed study, locks it."""
         try:
             if job.folder.is_dir():
                 Lock(job.folder / ".lock").close()
@@ -158,11 +158,11 @@ class Workers:
         return False
 
     def _doing(self) -> str:
-        """What is being done, for the progress bar."""
+        """Return the progress bar's text on the jobs that are running."""
         return ", ".join(job.name for _, job, *_ in self.running.values())
 
     def _abandon(self) -> None:
-        """Stop the runs, where the study itself cannot go on."""
+        """Stop all runs and wait for them, because the study itself ends."""
         for process, *_ in self.running.values():
             process.terminate()
         for process, *_ in self.running.values():
