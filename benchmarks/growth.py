@@ -37,7 +37,7 @@ COSTS = ("training, s", "evaluation, s", "memory, MiB")
 
 
 def make_dataset(folder: Path, users: int, items: int, length: int) -> None:
-    """Write a dataset with uniformly drawn sequences of `length` + 3 interactions."""
+    """Write a dataset of uniformly drawn sequences: `length` + 1 training interactions and two held-out targets."""
     rng = np.random.default_rng(0)
     folder.mkdir()
     titles = rng.choice(FILLERS, (items, 6))

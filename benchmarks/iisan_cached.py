@@ -1,12 +1,12 @@
-"""Cached IISAN at the paper's shapes, beside a straightforward reading of the paper and the matrix products' own time.
+"""Compare cached IISAN at the paper's shapes with a straightforward implementation and with its matrix products alone.
 
     python benchmarks/iisan_cached.py [--device cuda]
 
-12,076 users, 20,825 items, 13 states of width 768 from each of two modalities, of which 7 are read, batches of 64. Ours
-gathers the distinct items' rows from one memory-mapped file per modality. The other reads one file per item and
-modality for every slot of every sequence, padding included, encodes each slot, and masks the softmax in loops over
-users and positions. The ceiling is the time of the side network's matrix products alone, on as many rows, forward and
-backward.
+Shapes: 12,076 users, 20,825 items, 13 states of width 768 from each of two modalities, of which 7 are read, and batches
+of 64. Ours gathers the rows of distinct items from one memory-mapped file per modality. The straightforward
+implementation reads one file per item and modality for every slot of every sequence, including padding, encodes each
+slot, and masks the softmax in loops over users and positions. The upper limit is the speed of the side network's matrix
+products alone, forward and backward, on the same number of rows.
 """
 
 import argparse
@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 
 def sequences(users: int, items: int) -> Interactions:
-    """Lengths and popularity as skewed as Scientific's."""
+    """Return sequences whose lengths and item popularity are as skewed as Scientific's."""
     rng = np.random.default_rng(0)
     lengths = 5 + rng.geometric(0.45, users).clip(max=20)
     popularity = 1 / np.arange(1, items + 1) ** 0.6
@@ -49,7 +49,7 @@ def sequences(users: int, items: int) -> Interactions:
 
 
 def make_states(path: Path, items: int, count: int) -> StateFile:
-    """A file of so many states of each item, random."""
+    """Return a file with `count` random states per item, and make it if it does not exist."""
     if not path.exists():
         builder = StateBuilder(path, (items, count, WIDTH), "fp16", {})
         builder.begin()
@@ -62,13 +62,13 @@ def make_states(path: Path, items: int, count: int) -> StateFile:
 def state_features(
     folder: Path, rows: np.ndarray, items: int, count: int, place: str, device: torch.device = CPU
 ) -> MultimodalFeatures:
-    """So many states of each item in two modalities, from files that are made when they are missing."""
+    """Return features with `count` states per item in two modalities, from files that are made if missing."""
     files = [make_states(folder / f"{modality}.safetensors", items, count) for modality in ("text", "image")]
     return MultimodalFeatures([StateFeatures(file, rows, device, place) for file in files])
 
 
 def recommender(options: IISANOptions, device: torch.device = CPU) -> tuple[Recommender, torch.optim.Optimizer]:
-    """A recommender over cached states in train mode, and its optimiser."""
+    """Return a recommender over cached states, in training mode, and its optimiser."""
     torch.manual_seed(0)
     encoder = SideItemEncoder([StoredTower(kind, D, WIDTH, 1 + BLOCKS, BLOCKS) for kind in ("text", "image")], options)
     model = Recommender(encoder, SASRec(D, L, 2, 2, 0.1), InBatchObjective()).train().to(device)
@@ -76,7 +76,7 @@ def recommender(options: IISANOptions, device: torch.device = CPU) -> tuple[Reco
 
 
 def train(model: Recommender, optimizer: torch.optim.Optimizer, piece: Batch, features: MultimodalFeatures) -> None:
-    """One step."""
+    """Take one training step."""
     device = features.parts[0].device
     optimizer.zero_grad(set_to_none=True)
     with Precision("auto", device).autocast():
@@ -95,7 +95,7 @@ def ours(
     compiled: bool = False,
     device: torch.device = CPU,
 ):
-    """Seconds a step, and distinct items a step."""
+    """Return seconds per step and distinct items per step."""
     features = state_features(folder, rows, items, len(KEPT), place, device)
     model, optimizer = recommender(IISANOptions(), device)
     if compiled:
@@ -112,14 +112,14 @@ def ours(
 
 
 def now(device: torch.device) -> float:
-    """The clock, when the device has done all that it was asked to."""
+    """Return the time once the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 class Plain(nn.Module):
-    """The paper read word for word: one slot, one encoding."""
+    """A literal implementation of the paper, which encodes every slot separately."""
 
     def __init__(self):
         super().__init__()
@@ -150,7 +150,7 @@ class Plain(nn.Module):
 
 
 def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.device) -> float:
-    """Seconds a step; the files of the items that occur are written before."""
+    """Return seconds per step of `Plain`. The files of the items that occur are written before timing starts."""
     torch.manual_seed(0)
     model = Plain().train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -171,7 +171,7 @@ def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.devi
             modality: torch.stack([torch.load(folder / f"{modality}-{int(i)}.pt")[KEPT] for i in ids.flatten()])
             for modality in ("text", "image")
         }
-        states = {modality: of.to(device) for modality, of in states.items()}
+        states = {modality: tensor.to(device) for modality, tensor in states.items()}
         optimizer.zero_grad()
         embeddings = model.encode(states["text"], states["image"])
         slots = embeddings.view(*ids.shape, D)
@@ -197,7 +197,7 @@ def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.devi
 
 
 def ceiling(rows: int, steps: int, device: torch.device) -> float:
-    """Seconds of the side network's matrix products on so many rows, forward and twice that backward."""
+    """Return the seconds of the side network's matrix products on `rows` rows: one forward and two backward each."""
     shapes = [(WIDTH, 64), (64, WIDTH)] * (3 * len(KEPT)) + [(WIDTH, WIDTH), (WIDTH, D)] * 3
     kind = {"device": device, "dtype": DTYPES[Precision("auto", device).name]}
     inputs = {width: torch.randn(rows, width, **kind) for width in {a for a, _ in shapes} | {b for _, b in shapes}}
@@ -219,11 +219,11 @@ def main(users: int, items: int, batch_size: int, steps: int, device: torch.devi
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         memory = "gpu" if device.type == "cuda" else "cpu"
-        alike = {"device": device}
-        held, distinct = ours(folder, batches, split.item_rows, items, memory, steps, **alike)
+        common = {"device": device}
+        held, distinct = ours(folder, batches, split.item_rows, items, memory, steps, **common)
         peak = peak_memory_mib(device)
-        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps, **alike)
-        compiled, _ = ours(folder, batches, split.item_rows, items, memory, steps, compiled=True, **alike)
+        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps, **common)
+        compiled, _ = ours(folder, batches, split.item_rows, items, memory, steps, compiled=True, **common)
         straight = plain(folder, batches, max(2, steps // 10), device)
         products = ceiling(round(distinct), steps, device)
     for what, seconds in (
@@ -252,7 +252,10 @@ if __name__ == "__main__":
     parser.add_argument("--items", type=int, default=20825)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument(
-        "--steps", type=int, default=40, help="timed steps (a tenth of them for the straightforward one)"
+        "--steps",
+        type=int,
+        default=40,
+        help="number of timed steps (a tenth of it for the straightforward implementation)",
     )
     parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     main(**vars(parser.parse_args()))

@@ -1,12 +1,12 @@
-"""Item images from disk to batches uint8 [64, 3, 224, 224], and building a store.
+"""Measure reading item images into batches uint8 [64, 3, 224, 224], and building an image store.
 
     python benchmarks/images.py [--images 2000] [--workers 1 2 4]
     python benchmarks/images.py --build 20000
 
-The first reads the same images, 500 x 400 JPEGs that compress like photos, from a JPEG and a raw store, from their
-files, and from an LMDB of pickled 500 x 400 arrays that are resized and normalised to fp32 at every reading, and prints
-images per second and MiB on disk. The second builds a store of as many images as it is told with Dataset/build_lmdb.py,
-and prints seconds, peak memory of all its processes, and MiB.
+The first command reads the same images, 500 x 400 JPEGs that compress like photos, in random order from a JPEG store, a
+raw store, the image files, and an LMDB of pickled 500 x 400 arrays that are resized and normalised to fp32 on every
+read. It prints images per second and MiB on disk. The second command builds a store of the given number of images with
+Dataset/build_lmdb.py, and prints seconds, peak memory of all its processes, and MiB on disk.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MEMORY_SAMPLES_A_SECOND = 20
 
 
 def picture(number: int) -> Image.Image:
-    """A distinct image, broad forms with fine grain, that takes a photo's bytes as a JPEG."""
+    """Return a distinct image of broad shapes with fine grain, whose JPEG is about as large as that of a photo."""
     return Image.blend(noise(number, 6, 5), noise(number % 16, WIDTH // 2, HEIGHT // 2), 0.12)
 
 
@@ -51,7 +51,7 @@ def noise(seed: int, width: int, height: int) -> Image.Image:
 
 
 def generate(folder: Path, count: int) -> tuple[Path, Path]:
-    """Write an items file and an image folder; returns both."""
+    """Write an items file and an image folder; return both paths."""
     images = folder / "images"
     images.mkdir()
     for number in range(count):
@@ -62,7 +62,7 @@ def generate(folder: Path, count: int) -> tuple[Path, Path]:
 
 
 class LMDB_Image:
-    """The record of the original programs."""
+    """The record type of the original programs."""
 
     def __init__(self, image: np.ndarray):
         self.channels, self.size, self.image = image.shape[2], image.shape[:2], image.tobytes()
@@ -77,7 +77,7 @@ def write_original(images: Path, out: Path) -> None:
 
 
 class Originals:
-    """Reads as the original programs do: an image at a time, unpickled, resized, and normalised to fp32."""
+    """Reads images like the original programs: each is unpickled, resized, and normalised to fp32."""
 
     def __init__(self, path: Path):
         self.path, self.environment = path, None
@@ -128,7 +128,7 @@ class Batches(Dataset):
 
 
 def images_per_second(read: Callable[[list[str]], torch.Tensor], ids: list[str], workers: int) -> float:
-    """The median of three passes in random order, after one that starts the workers and warms the file cache."""
+    """Return the median rate of three passes, after a first pass that starts the workers and warms the file cache."""
     loader = DataLoader(Batches(read, ids), batch_size=None, num_workers=workers, persistent_workers=True)
     seconds = []
     for _ in range(PASSES):
@@ -145,13 +145,13 @@ def mebibytes(path: Path) -> float:
 
 
 def compare(folder: Path, count: int, workers: list[int]) -> None:
-    # More workers than cores is what is to be seen.
+    # Numbers of workers above the number of cores are measured on purpose.
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     items, images = generate(folder, count)
     for kind in ("jpeg", "raw"):
         build_store(items, images, folder / kind, SIZE, kind)
     write_original(images, folder / "original")
-    # Or the first to be timed reads while the last is still being written.
+    # Otherwise the first reader would be timed while the last files are still being written.
     os.sync()
     readers = {
         "JPEG store": (ImageStore(folder / "jpeg").read, folder / "jpeg"),
@@ -172,7 +172,7 @@ def compare(folder: Path, count: int, workers: list[int]) -> None:
 
 
 def resident(pid: int | str) -> int:
-    """Bytes in memory of a process and all that it started; shared pages count for each."""
+    """Return the resident bytes of a process and all its descendants; shared pages are counted for each process."""
     try:
         own = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -197,8 +197,10 @@ def build(folder: Path, count: int, workers: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000, help="images to read (default: 2000)")
-    parser.add_argument("--workers", type=int, nargs="+", help="processes (default: 1 2 4 to read, 2 to build)")
+    parser.add_argument("--images", type=int, default=2000, help="number of images to read (default: 2000)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="numbers of worker processes (default: 1 2 4 to read, 2 to build)"
+    )
     parser.add_argument("--build", type=int, metavar="N", help="build a store of N images instead")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

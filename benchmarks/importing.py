@@ -1,12 +1,12 @@
-"""Importing a generated set of H&M's size, 5-core included, beside the same job in pandas.
+"""Compare importing a generated dataset of H&M's size, including the 5-core, with the same job in pandas.
 
     python benchmarks/importing.py --scale 0.1
 
 Writes transactions_train.csv and articles.csv in H&M's layout (at scale 1: 31.8 million transactions of 1.36 million
-customers with 105 thousand articles, 3.5 GB) into a temporary folder, and imports them with the format `hm`. The same
-in pandas: read as text, parse dates, keep the first of several purchases of an article, iterate the 5-core, sort, write
-users.tsv. Each runs in a process of its own, whose peak memory is taken; the sequences must be the same. Needs
-pip install 'transrec[import]' pandas. Linux and macOS only.
+customers with 105 thousand articles, 3.5 GB) into a temporary folder, and imports them with the format `hm`. The job in
+pandas reads text, parses dates, sorts, keeps the first of several purchases of an article, iterates the 5-core, and
+writes users.tsv. Each job runs in a process of its own, whose peak memory is measured; the digests show whether the
+sequences are the same. Needs pip install 'transrec[import]' pandas. Linux and macOS only.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from transrec.reports.tables import markdown
 
 TRANSACTIONS, CUSTOMERS, ARTICLES = 31_788_324, 1_362_281, 105_542
 CORE = 5
-# Where in 0 to 1 the row's own number puts it, evenly.
+# SQL that maps the row number to a pseudo-random number, uniform between 0 and 1.
 EVENLY = "(hash(i * 4 + {}) % 1000000007 / 1000000007.0)"
 
 
 def generate(folder: Path, scale: float) -> None:
-    """Write the two files; popularity and activity fall off as steeply as H&M's."""
+    """Write the two files, with item popularity and customer activity as skewed as H&M's."""
     import duckdb
 
     rows, customers, articles = (max(100, round(count * scale)) for count in (TRANSACTIONS, CUSTOMERS, ARTICLES))
@@ -72,7 +72,7 @@ def in_pandas(folder: Path, out: Path) -> None:
 
 
 def measure(job: str, folder: Path, memory: str) -> list[str]:
-    """Run one of the two jobs in a process of its own: seconds, peak memory, and a digest of what it wrote."""
+    """Run a job in a process of its own; return its name, seconds, peak memory, and a digest of its users.tsv."""
     out = folder / job
     started = time.perf_counter()
     code = subprocess.run([sys.executable, __file__, "--job", job, "--folder", str(folder), "--memory", memory])
@@ -87,8 +87,8 @@ def measure(job: str, folder: Path, memory: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=0.1, help="share of H&M's transactions, customers and articles")
-    parser.add_argument("--memory", default="4GB", help="memory that the import may use")
-    parser.add_argument("--jobs", nargs="+", default=["transrec", "pandas"], help="of transrec and pandas")
+    parser.add_argument("--memory", default="4GB", help="maximum memory of the import by transrec")
+    parser.add_argument("--jobs", nargs="+", default=["transrec", "pandas"], help="jobs to run, transrec and/or pandas")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -100,8 +100,8 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         (options.folder / f"{options.job}.peak").write_text(str(peak))
         return
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         generate(folder, options.scale)
         size = (folder / "transactions_train.csv").stat().st_size
         print(f"{round(TRANSACTIONS * options.scale):,} transactions, {size / 2**20:,.0f} MiB", flush=True)

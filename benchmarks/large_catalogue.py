@@ -1,10 +1,10 @@
-"""Cached IISAN over 100,000 items, all 13 states of two modalities, held on disk: what memory it takes of its own.
+"""Measure the memory of cached IISAN over 100,000 items, with all 13 states of two modalities on disk.
 
     python benchmarks/large_catalogue.py
 
-Makes 4 GB of states in fp16 in a temporary folder, trains on them from disk for some steps, then encodes every item
-from disk and ranks them all for 12,000 users. Memory of its own is what the process allocates; pages of the files that
-the system keeps beside it are given back whenever anybody needs them, and counted apart. Linux only.
+Makes 4 GB of states in fp16 in a temporary folder, trains on them from disk for some steps, then encodes all items from
+disk and ranks them for 12,000 users. The process's memory is what it allocates itself. File pages that the system
+caches are counted separately, because it frees them when memory is needed. Linux only.
 """
 
 import argparse
@@ -31,7 +31,7 @@ USERS = 12_000
 
 
 class Memory:
-    """The most that this process has held while it was watched, in MiB: of its own, and pages of files."""
+    """Peak memory of this process in MiB since the object was made: own memory, and file pages."""
 
     def __init__(self):
         self.own = self.files = 0.0
@@ -39,9 +39,9 @@ class Memory:
 
     def _watch(self) -> None:
         while True:
-            told = dict(re.findall(r"(Rss\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))
-            self.own = max(self.own, int(told["RssAnon"]) / 1024)
-            self.files = max(self.files, int(told["RssFile"]) / 1024)
+            sizes = dict(re.findall(r"(Rss\w+):\s+(\d+) kB", Path("/proc/self/status").read_text()))
+            self.own = max(self.own, int(sizes["RssAnon"]) / 1024)
+            self.files = max(self.files, int(sizes["RssFile"]) / 1024)
             time.sleep(0.02)
 
 
@@ -74,8 +74,8 @@ def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -
 
 
 def main(items: int, batch_size: int, steps: int, places: list[str], folder: Path | None) -> None:
-    with tempfile.TemporaryDirectory() as made:
-        rows = [measure(folder or Path(made), items, batch_size, steps, place) for place in places]
+    with tempfile.TemporaryDirectory() as root:
+        rows = [measure(folder or Path(root), items, batch_size, steps, place) for place in places]
     head = ["states held in", "items", "states, MiB", "s per step", "s to rank", "process, MiB", "page cache, MiB"]
     tell(head, rows, {"MiB of its own": float(rows[0][5].replace(",", ""))})
 
@@ -86,5 +86,5 @@ if __name__ == "__main__":
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--places", nargs="+", default=["disk"], choices=["disk", "cpu"])
-    parser.add_argument("--folder", type=Path, help="keep the states there")
+    parser.add_argument("--folder", type=Path, help="folder in which the states are kept (default: a temporary folder)")
     main(**vars(parser.parse_args()))

@@ -1,10 +1,10 @@
-"""Loading a text encoder: peak host memory against the bytes of its weights as its file stores them.
+"""Compare the peak host memory of loading a text encoder with the bytes of its stored weights.
 
     python benchmarks/loading.py --layers 18 --width 1024 --stored bf16 fp32
 
-A random Llama of that size is written, then loaded as a frozen backbone in a process of its own for each
---encoder_dtype, and run on one title. Memory is what the process grew by: at most, the pages of the mapped file
-included, which the system takes back when it needs them; and of that what is the process's own. Linux only.
+Writes a random Llama of that size, then loads it as a frozen backbone, in a process of its own for each
+--encoder_dtype, and runs it on one short sequence. Memory is the process's peak growth, given in two ways: including
+pages of the mapped file, which the system frees when memory is needed, and the process's own memory alone. Linux only.
 """
 
 import argparse
@@ -44,13 +44,13 @@ def make(folder: Path, layers: int, width: int, stored: str) -> None:
 
 
 def resident() -> tuple[int, int]:
-    """Bytes of this process in memory, and those of them that no file holds."""
+    """Return the resident bytes of this process, and the part of them that is not file pages."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return tuple(1024 * int(re.search(rf"{name}:\s*(\d+)", status)[1]) for name in ("VmRSS", "RssAnon"))
 
 
 def load(folder: Path, dtype: str) -> None:
-    """Load and run it, and print the bytes that this took at most, those of them its own, and the seconds."""
+    """Load and run the encoder; print the peak growth in bytes, the peak growth of own memory, and the seconds."""
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     before, most, done = resident(), [0, 0], threading.Event()
@@ -81,19 +81,19 @@ def main(given: argparse.Namespace) -> None:
             size = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
             for dtype in given.held:
                 command = [sys.executable, __file__, "--load", folder, "--held", dtype]
-                told = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-                whole, own, seconds = json.loads(told.splitlines()[-1])
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+                total, own, seconds = json.loads(output.splitlines()[-1])
                 rows.append(
                     [
                         stored,
                         f"{size / 2**20:,.0f}",
                         dtype,
-                        f"{whole / size:.2f}",
+                        f"{total / size:.2f}",
                         f"{own / size:.2f}",
                         f"{seconds:.1f}",
                     ]
                 )
-                figures[f"{stored} held {dtype}, peak against stored bytes"] = whole / size
+                figures[f"{stored} held {dtype}, peak against stored bytes"] = total / size
     tell(["stored", "MiB", "--encoder_dtype", "peak / stored", "of it its own / stored", "seconds"], rows, figures)
 
 
@@ -103,8 +103,10 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--stored", nargs="+", default=["bf16", "fp32"], choices=list(DTYPES))
     parser.add_argument("--held", nargs="+", default=["fp32", "auto", "bf16"], choices=["auto", *DTYPES])
-    parser.add_argument("--folder", type=Path, help="where to write the encoder for a while (default: as of TMPDIR)")
-    parser.add_argument("--load", type=Path, help="load this encoder alone, in this process")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the temporary encoder (default: the system's, see TMPDIR)"
+    )
+    parser.add_argument("--load", type=Path, help="only load the encoder in this folder, in this process")
     given = parser.parse_args()
     if given.load:
         load(given.load, given.held[0])

@@ -1,4 +1,4 @@
-"""What a benchmark tells: a table for people, and figures for bench.py, which gathers those of many."""
+"""Output of a benchmark: a table to read, and figures for bench.py, which collects those of many benchmarks."""
 
 import json
 import os
@@ -7,21 +7,21 @@ from pathlib import Path
 
 from transrec.reports.tables import markdown
 
-# Names the file that bench.py reads a script's figures from.
+# Environment variable with the path of the file from which bench.py reads a script's figures.
 FIGURES = "TRANSREC_FIGURES"
 
 
 def tell(header: Sequence[str], rows: Sequence[Sequence[str]], figures: Mapping[str, float] | None = None) -> None:
-    """Print a table as Markdown, and hand its figures on to bench.py where that has started the script.
+    """Print a table as Markdown; if bench.py started the script, write table and figures to its file.
 
     Args:
-        figures: by name; several calls add up.
+        figures: figures by name. Several calls accumulate.
     """
     table = markdown(list(header), [list(row) for row in rows])
     print(table, flush=True)
     if name := os.environ.get(FIGURES):
         file = Path(name)
-        told = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"tables": [], "figures": {}}
-        told["tables"].append(table)
-        told["figures"] |= figures or {}
-        file.write_text(json.dumps(told), encoding="utf-8")
+        results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"tables": [], "figures": {}}
+        results["tables"].append(table)
+        results["figures"] |= figures or {}
+        file.write_text(json.dumps(results), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""What share of a text backbone's tokens is padding, and what a step takes: one padded batch, or groups by length.
+"""Compare one padded batch with groups of titles by length: share of padding tokens, and seconds per step.
 
     python benchmarks/padding.py --flags --dataset Dataset/Scientific --text_encoder pretrained_models/MiniLM
 
-Full fine-tuning, in_batch, L 10. Without flags it makes titles and a backbone as steps.py does.
+Full fine-tuning with in_batch and L 10. Without --flags the script generates titles and a backbone, like steps.py.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from transrec.training.trainer import Trainer
 
 
 def padding(trainer: Trainer, pass_tokens: float) -> tuple[float, float]:
-    """Share of padding among the tokens of an epoch's batches, and groups of a batch in the mean."""
+    """Return the share of padding among the tokens of an epoch's batches, and the mean number of groups per batch."""
     features, read, used, groups = trainer.evaluator.features, 0, 0, []
     for step in range(len(trainer.batches)):
         (piece,) = trainer.batches.pieces_of(1, step)
@@ -59,9 +59,11 @@ def compare(words: list[str], folder: Path, given: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_sizes", nargs="+", type=int, default=[32, 64], help="users in a batch")
-    parser.add_argument("--steps", type=int, default=4, help="steps of each, in turns, after a first one")
+    parser.add_argument("--steps", type=int, default=4, help="alternating steps of each, after a first one")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and a backbone; the last")
+    parser.add_argument(
+        "--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and a backbone; must come last"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)

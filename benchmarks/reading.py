@@ -1,10 +1,10 @@
-"""Reading a dataset of generated interactions, 15 for each user, of 80,000 items: seconds, peak memory, and growth.
+"""Measure reading a dataset of generated interactions, 15 per user with 80,000 items: seconds, peak memory and growth.
 
     python benchmarks/reading.py --interactions 2500000 5000000 10000000 --forms tsv parquet
 
 Generates each size in a temporary folder, reads and splits it in a fresh process, and prints that process's seconds and
-peak memory. Of several sizes it also prints the exponent by which both grow (1: in proportion), and what the straight
-line through them gives at 100 million interactions. Without flags: MIND's size, 630,000 users. Linux and macOS only.
+peak memory. For several sizes it also prints the exponent with which both grow (1: proportionally), and extrapolates
+both linearly to 100 million interactions. Without flags: MIND's size, 630,000 users. Linux and macOS only.
 """
 
 import argparse
@@ -24,7 +24,7 @@ USERS_AT_ONCE, FAR = 50_000, 100_000_000
 
 
 def generate(folder: Path, form: str, interactions: int) -> None:
-    """Write items.tsv, and users.tsv or interactions.parquet, whose times ascend."""
+    """Write items.tsv, and users.tsv or interactions.parquet with ascending times."""
     names = np.array([f"N{number}" for number in range(ITEMS)], dtype=object)
     (folder / "items.tsv").write_text("".join(f"{name}\tthe title of item {name}\n" for name in names))
     write = write_lines if form == "tsv" else write_rows
@@ -55,12 +55,12 @@ def write_rows(folder: Path, names: np.ndarray, users: int) -> None:
 
 
 def peak() -> float:
-    """Of this process, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def read(folder: Path) -> None:
-    import torch  # noqa: F401  what every run has loaded before it reads
+    import torch  # noqa: F401  every run has imported torch before it reads
 
     from transrec.data.dataset import load_dataset
 
@@ -70,7 +70,7 @@ def read(folder: Path) -> None:
 
 
 def measure(form: str, interactions: int) -> list[float]:
-    """Seconds, and MiB at most before and during reading."""
+    """Return the seconds of reading, and the peak memory in MiB before and after it."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder), form, interactions)
         command = [sys.executable, __file__, "--read", folder]
@@ -78,15 +78,15 @@ def measure(form: str, interactions: int) -> list[float]:
 
 
 def growth(sizes: list[int], found: np.ndarray) -> list[str]:
-    """Of what was found for each size, the exponent, and where the straight line through it ends."""
+    """Return the exponent with which the measured values grow, and their linear extrapolation to FAR interactions."""
     exponent = np.polyfit(np.log(sizes), np.log(found), 1)[0]
     return [f"{exponent:.2f}", f"{np.polyval(np.polyfit(sizes, found, 1), FAR):,.0f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interactions", type=int, nargs="+", default=[MIND], help="sizes")
-    parser.add_argument("--forms", nargs="+", default=["tsv"], help="of tsv and parquet")
+    parser.add_argument("--interactions", type=int, nargs="+", default=[MIND], help="numbers of interactions")
+    parser.add_argument("--forms", nargs="+", default=["tsv"], help="file formats, tsv and/or parquet")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -94,11 +94,11 @@ def main() -> None:
         return
     rows, grown = [], []
     for form in options.forms:
-        found = np.array([measure(form, size) for size in options.interactions])
-        for size, (seconds, before, most) in zip(options.interactions, found, strict=True):
+        costs = np.array([measure(form, size) for size in options.interactions])
+        for size, (seconds, before, most) in zip(options.interactions, costs, strict=True):
             rows.append([form, f"{size:,}", f"{seconds:.1f}", f"{most:,.0f}", f"{most - before:,.0f}"])
-        if len(found) > 1:
-            for what, values in (("seconds", found[:, 0]), ("MiB more than before", found[:, 2] - found[:, 1])):
+        if len(costs) > 1:
+            for what, values in (("seconds", costs[:, 0]), ("MiB more than before", costs[:, 2] - costs[:, 1])):
                 grown.append([form, what, *growth(options.interactions, values)])
     tell(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows)
     if grown:

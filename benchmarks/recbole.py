@@ -1,14 +1,14 @@
-"""Ours beside RecBole 1.2.1's own SASRec and GRU4Rec: the same interactions, targets, candidates and sizes.
+"""Compare ours with RecBole 1.2.1's own SASRec and GRU4Rec: the same interactions, targets, candidates and sizes.
 
     python scripts/import_dataset.py recbole .../site-packages/recbole/dataset_example/ml-100k --out ml-100k
     python benchmarks/recbole.py --dataset ml-100k --out recbole-runs
 
 Needs pip install recbole==1.2.1. Leave-one-out by time, L 50, width 64, 2 blocks and 2 heads, Adam at 1e-3, 128
-sequences a step, Linear(d, 4d) in feed-forward; every item is ranked but those of the user's history, which RecBole is
-told to mask. RecBole is given the very interactions that ours keeps of each user, in their order. What is searched, of
-each row alike: the dropouts of --dropouts, by validation HR@10 at the first seed. Training stops after --patience
-epochs without a better one: RecBole makes an example of every prefix, so its epoch has 38 times as many steps. Rows
-take turns, and a run that is finished is kept in OUT/runs.jsonl: the same command goes on.
+sequences per step, Linear(d, 4d) in feed-forward. All items are ranked except those of the user's history, which this
+script makes RecBole mask as well. RecBole gets exactly the interactions that ours keeps of each user, in the same
+order. For each row, the dropout is chosen from --dropouts by validation HR@10 at the first seed. Training stops after
+--patience epochs without a better validation HR@10; RecBole makes an example of every prefix, so its epoch has 38 times
+as many steps. Rows are run alternately, and finished runs are kept in OUT/runs.jsonl: the same command continues.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-# The folder of this file holds a module of RecBole's name.
+# The folder of this file contains a module with RecBole's name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from transrec import runner  # noqa: E402
@@ -33,7 +33,7 @@ from transrec.data.interactions import Split  # noqa: E402
 from transrec.reports.tables import markdown, mean_and_spread, metric_cells  # noqa: E402
 
 L, BATCH = 50, 128
-# By row: the user encoder and the flags of ours, or RecBole's model and loss.
+# By row: the flags of ours, the user encoder first, or RecBole's model and loss.
 OURS = {
     "ours, sasrec, softmax": ["--user_encoder", "sasrec", "--objective", "softmax"],
     "ours, sasrec, in_batch": ["--user_encoder", "sasrec", "--objective", "in_batch"],
@@ -45,7 +45,7 @@ THEIRS = {
     "RecBole, SASRec, BPR": ("SASRec", "BPR"),
     "RecBole, GRU4Rec, CE": ("GRU4Rec", "CE"),
 }
-# Whose epoch each of ours is compared with.
+# The row of RecBole with whose epoch each of our rows is compared.
 COUNTERPART = dict(zip(OURS, [next(iter(THEIRS)), *THEIRS], strict=True))
 DROPOUT = {
     "sasrec": ("dropout",),
@@ -56,7 +56,7 @@ DROPOUT = {
 
 
 def ours(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict[str, Any]:
-    """Train one of ours, and what is to be kept of it."""
+    """Train the model of one of our rows; return its scores, epochs and seconds."""
     words = [*OURS[row], f"--{DROPOUT[OURS[row][1]][0]}", str(dropout), "--dataset", given.dataset]
     words += ["--item_tower", "id", "--max_seq_len", str(L), "--batch_size", str(BATCH), "--lr", "1e-3"]
     words += ["--seed", str(seed), "--epochs", "400", "--patience", str(given.patience[0]), "--patience_steps", "0"]
@@ -69,7 +69,7 @@ def ours(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict
 
 
 def write_atomic(split: Split, folder: Path) -> Path:
-    """The kept interactions as RecBole reads them; an interaction's time is its place."""
+    """Write the kept interactions in RecBole's format, with positions as times; return the file."""
     file = folder / "kept" / "kept.inter"
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = ["user_id:token\titem_id:token\ttimestamp:float"]
@@ -80,11 +80,13 @@ def write_atomic(split: Split, folder: Path) -> Path:
 
 
 class Theirs:
-    """One of RecBole's models, trained by its own trainer, whose evaluation masks the history.
+    """One of RecBole's models with its own trainer, whose evaluation is changed to mask the history.
 
     Args:
-        split: of ours, the same interactions.
-        settings: of RecBole, by its names, beyond those that hold for all rows.
+        split: our split of the same interactions.
+        folder: the folder of the runs, to which `write_atomic` has written the interactions.
+        model: RecBole's name of the model.
+        settings: settings by RecBole's names, in addition to those of all rows.
     """
 
     def __init__(self, split: Split, folder: Path, model: str, settings: dict[str, Any]):
@@ -131,11 +133,11 @@ class Theirs:
         self.trainer._full_sort_batch_eval = self._masked(split, dataset, self.trainer._full_sort_batch_eval)
 
     def _masked(self, split: Split, dataset, evaluate):
-        """RecBole's evaluation of a batch, its history masked."""
+        """Return RecBole's evaluation of a batch, changed to mask the history."""
         users, numbers = dataset.field2id_token["user_id"], dataset.field2token_id["item_id"]
         for part in self.parts:
             history = split.history(part)
-            # Its first user and item are padding.
+            # RecBole's first user and first item are padding.
             seen = [[], *([numbers[str(item)] for item in history[int(user)]] for user in users[1:])]
             self.seen[part] = [torch.tensor(items, dtype=torch.int64) for items in seen]
 
@@ -149,20 +151,20 @@ class Theirs:
 
     def evaluate(self, part: str) -> dict[str, float]:
         self.part = part
-        found = self.trainer.evaluate(self.parts[part], load_best_model=False)
-        return {"HR@10": found["hit@10"], "NDCG@10": found["ndcg@10"]}
+        scores = self.trainer.evaluate(self.parts[part], load_best_model=False)
+        return {"HR@10": scores["hit@10"], "NDCG@10": scores["ndcg@10"]}
 
     def fit(self, patience: int, epochs: int) -> dict[str, Any]:
-        """Train as ours does: until so many evaluations in turn have brought no better validation HR@10."""
+        """Train as ours does: until `patience` evaluations in a row have not improved the validation HR@10."""
         seconds, best, best_epoch, weights = [], {"HR@10": -1.0}, 0, {}
         for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             self.trainer._train_epoch(self.train, epoch)
-            found = self.evaluate("validation")
+            metrics = self.evaluate("validation")
             seconds.append(time.perf_counter() - started)
-            print(f"epoch {epoch:3}  {found}  {seconds[-1]:.1f} s", flush=True)
-            if found["HR@10"] > best["HR@10"]:
-                best, best_epoch, weights = found, epoch, deepcopy(self.model.state_dict())
+            print(f"epoch {epoch:3}  {metrics}  {seconds[-1]:.1f} s", flush=True)
+            if metrics["HR@10"] > best["HR@10"]:
+                best, best_epoch, weights = metrics, epoch, deepcopy(self.model.state_dict())
             if epoch - best_epoch == patience:
                 break
         self.model.load_state_dict(weights)
@@ -171,7 +173,7 @@ class Theirs:
 
 
 def theirs(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict[str, Any]:
-    """Train one of RecBole's, and what is to be kept of it."""
+    """Train the model of one of RecBole's rows; return its scores, epochs and seconds."""
     model, loss = THEIRS[row]
     settings: dict[str, Any] = {"loss_type": loss, "seed": seed} | dict.fromkeys(DROPOUT[model], dropout)
     if loss == "CE":
@@ -186,7 +188,7 @@ def dataset_of(given: argparse.Namespace) -> Dataset:
 
 
 def _as_numpy_was() -> None:
-    """Give numpy the names back that RecBole 1.2.1 asks for."""
+    """Restore the names in numpy that RecBole 1.2.1 uses."""
     old = {"float_": np.float64, "unicode_": np.str_, "complex_": np.complex128, "float": float, "int": int}
     for name, kind in (old | {"bool": np.bool_, "object": np.object_}).items():
         if name not in vars(np):
@@ -194,7 +196,10 @@ def _as_numpy_was() -> None:
 
 
 def jobs(given: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
-    """Row, dropout and seed of each run that is still to make, rows in turns."""
+    """Yield the row, dropout and seed of each run, with rows alternating.
+
+    The dropout of later seeds is chosen from the runs in `done`, to which the caller adds each run.
+    """
     for dropout in given.dropouts:
         yield from ((row, dropout, given.seeds[0]) for row in given.rows)
     for seed in given.seeds[1:]:
@@ -202,13 +207,13 @@ def jobs(given: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[tupl
 
 
 def chosen(row: str, done: list[dict[str, Any]], given: argparse.Namespace) -> float:
-    """The dropout of a row that ranks best in validation at the first seed."""
+    """Return the dropout with which a row has the best validation HR@10 at the first seed."""
     tried = [run for run in done if run["row"] == row and run["seed"] == given.seeds[0]]
     return max(tried, key=lambda run: run["validation"]["HR@10"])["dropout"]
 
 
 def table(given: argparse.Namespace, done: list[dict[str, Any]]) -> str:
-    """What is done, as a table; ratios are of the seconds of an epoch, its evaluation included."""
+    """Return the finished runs as a table; ratios compare the seconds of an epoch, including its evaluation."""
     rows, seconds = [], {}
     for row in given.rows:
         if tried := [run for run in done if run["row"] == row]:
@@ -236,8 +241,8 @@ def main(given: argparse.Namespace) -> None:
         key = {"row": row, "dropout": dropout, "seed": seed}
         if not any(key.items() <= run.items() for run in done):
             started = time.process_time()
-            found = (ours if row in OURS else theirs)(row, given, dropout, seed)
-            done.append(key | found | {"cpu_seconds": time.process_time() - started})
+            result = (ours if row in OURS else theirs)(row, given, dropout, seed)
+            done.append(key | result | {"cpu_seconds": time.process_time() - started})
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(done[-1]) + "\n")
         print(table(given, done), flush=True)
@@ -245,8 +250,8 @@ def main(given: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="MovieLens-100k, imported")
-    parser.add_argument("--out", type=lambda text: Path(text).resolve(), required=True, help="folder of the runs")
+    parser.add_argument("--dataset", required=True, help="folder of MovieLens-100k, imported")
+    parser.add_argument("--out", type=lambda text: Path(text).resolve(), required=True, help="folder for the runs")
     parser.add_argument("--rows", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS])
     parser.add_argument("--dropouts", nargs="+", type=float, default=[0.2, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -255,7 +260,7 @@ if __name__ == "__main__":
         nargs=2,
         type=int,
         default=[25, 3],
-        help="epochs without a better validation HR@10, ours and RecBole",
+        help="epochs without a better validation HR@10 after which training stops, of ours and of RecBole",
     )
-    parser.add_argument("--epochs", type=int, default=50, help="at most, of RecBole")
+    parser.add_argument("--epochs", type=int, default=50, help="maximum number of epochs of RecBole")
     main(parser.parse_args())

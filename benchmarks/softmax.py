@@ -1,10 +1,10 @@
-"""Softmax over a whole catalogue: seconds and peak memory of a step, in chunks and with all scores at once.
+"""Measure a softmax over a full catalogue: seconds and peak memory of a step, in chunks and with all scores at once.
 
     python benchmarks/softmax.py --items 20000
     python benchmarks/softmax.py --items 1000000 --chunked_only
 
-A step is the loss of every position of a batch and its gradients with respect to user vectors and item embeddings. Each
-way runs in a process of its own; its memory is what the process grew by.
+A step computes the loss of every position of a batch and its gradients with respect to user vectors and item
+embeddings. Each way runs in a process of its own; its memory is the growth of the process's peak memory.
 """
 
 import argparse
@@ -27,11 +27,11 @@ CPU = torch.device("cpu")
 
 
 def step(way: str, positions: int, items: int, width: int, memory: int) -> None:
-    """Take one step, and print its seconds and the MiB that it took."""
+    """Take one step, and print its seconds, the growth of peak memory in MiB, and the loss."""
     torch.manual_seed(0)
     users, embeddings = ((0.1 * torch.randn(size, width)).requires_grad_() for size in (positions, items))
     targets = torch.randint(items, (positions,))
-    # What only the first operation of a process pays for.
+    # A small step first, so that one-time costs of a process are not measured.
     cross_entropy(users[:2], embeddings[:9], targets[:2] % 9, 2**20).sum().backward()
     users.grad = embeddings.grad = None
     before, started = peak_memory_mib(CPU), time.perf_counter()
@@ -49,9 +49,9 @@ if __name__ == "__main__":
     parser.add_argument("--items", type=int, default=20_000)
     parser.add_argument("--positions", type=int, default=128 * 50)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--memory", type=int, default=64, help="MiB that scores may take at a time")
-    parser.add_argument("--chunked_only", action="store_true", help="leave out the way that needs all scores at once")
-    parser.add_argument("--way", choices=["chunked", "plain"], help="that way alone, in this process")
+    parser.add_argument("--memory", type=int, default=64, help="maximum MiB for the scores of a chunk")
+    parser.add_argument("--chunked_only", action="store_true", help="skip the way that computes all scores at once")
+    parser.add_argument("--way", choices=["chunked", "plain"], help="measure only this way, in this process")
     given = parser.parse_args()
     if given.way:
         step(given.way, given.positions, given.items, given.width, given.memory)

@@ -1,13 +1,14 @@
-"""A training step of each method: ours beside a straightforward reading of the papers' programs, in turns.
+"""Compare a training step of each method with a straightforward implementation of the papers' programs.
 
-    python benchmarks/steps.py [--reads text] [--methods full lora] [--dataset FOLDER --text_encoder FOLDER]
+    python benchmarks/steps.py [--reads text] [--methods full lora] [--flags --dataset FOLDER --text_encoder FOLDER]
 
-Without a dataset it makes one: 2,400 users, 4,000 items, titles about as long as Scientific's (25 of 30 tokens in the
-mean), images of 224 pixels where they are read; and backbones of random weights, of MiniLM's size on a CPU, BERT-base
-and ViT-base on a GPU. The straightforward reading trains the same model, but encodes every slot of every sequence and
-every negative, padding included, pads titles to the longest of a batch, and has eager attention and an optimiser that
-takes its parameters one by one. Of one batch the two must have the same loss. METHOD:FLAGS is the method with those
-flags of a run, as "houlsby:--insert item_last2": it is compared with the first row of the method too.
+Without --flags the script makes a dataset: 2,400 users, 4,000 items, titles about as long as Scientific's (25 of 30
+tokens on average), and images of 224 pixels if they are read. It also makes backbones with random weights, of MiniLM's
+size on a CPU, of the size of BERT-base and ViT-base on a GPU. The straightforward implementation trains the same model,
+but encodes every slot of every sequence and every negative, including padding, pads titles to the longest of a batch,
+and uses eager attention and an optimiser that updates parameters one by one. The two are timed alternately, and must
+have the same loss on a batch. METHOD:FLAGS is a method with those flags of a run, such as "houlsby:--insert
+item_last2"; it is also compared with the first row of the same method.
 """
 
 import argparse
@@ -48,12 +49,13 @@ from transrec.training.trainer import Trainer
 MINILM = {"hidden_size": 384, "layers": 6, "heads": 12, "inner_size": 1536}
 BASE = {"hidden_size": 768, "layers": 12, "heads": 12, "inner_size": 3072}
 TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "inner_size": 64}
-# In words, of which a title of the demo has four; tokens are two more, and cut to 30.
+# Mean and standard deviation of title lengths in words, including the four words of the demo's titles. A title has two
+# tokens more than words, and is cut to 30 tokens.
 TITLE_WORDS, SPREAD = 26, 8
 
 
 def make_data(folder: Path, reads: str, sizes: dict[str, int], domain: Domain, pixels: int) -> list[str]:
-    """Write a dataset and backbones of random weights; the flags of runs on them."""
+    """Write a dataset and backbones with random weights; return the flags of runs on them."""
     dataset = folder / "dataset"
     if reads == "text":
         make_domain(dataset, domain)
@@ -73,7 +75,7 @@ def make_data(folder: Path, reads: str, sizes: dict[str, int], domain: Domain, p
 
 @contextmanager
 def trainer_of(words: list[str], method: str, folder: Path) -> Iterator[Trainer]:
-    """The trainer of a run, ready to take its first step."""
+    """Yield the trainer of a run, ready to take its first step."""
     settings = runner.parse([*words, "--output", str(folder)], method, {})
     world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
     with closing(Run(folder, True, resume=False)) as run, Trackers(run.folder) as trackers:
@@ -84,9 +86,9 @@ def trainer_of(words: list[str], method: str, folder: Path) -> Iterator[Trainer]
 
 
 def every_slot(batch: Batch) -> Batch:
-    """The same batch with an item for each slot of its sequences and each negative, whether it holds one or not."""
+    """Return the batch with a separate item for each slot of its sequences and each negative, including padding."""
     codes = torch.cat([batch.sequences.flatten(), batch.negatives.flatten()])
-    # What encodes padding costs as much as what encodes an item.
+    # Padding is encoded as an arbitrary item, which costs as much as a real one.
     slots = batch.items[(codes - 1).clamp(min=0)]
     places = torch.where(codes > 0, torch.arange(1, len(codes) + 1), 0)
     sequences, negatives = places.split([batch.sequences.numel(), batch.negatives.numel()])
@@ -101,10 +103,10 @@ def every_slot(batch: Batch) -> Batch:
 
 
 class Steps:
-    """Takes steps of a trainer, one after the other, and times them.
+    """Takes and times steps of a trainer, one after the other.
 
     Args:
-        change: what becomes of each batch before the step.
+        change: function applied to each batch before the step.
     """
 
     def __init__(self, trainer: Trainer, change: Callable[[Batch], Batch] = lambda batch: batch):
@@ -136,12 +138,12 @@ class Steps:
 
     @property
     def second(self) -> float:
-        """Median seconds of a step, but for the first, which also loads kernels."""
+        """Median seconds per step, without the first step, which also loads kernels."""
         return statistics.median(self.seconds[1:])
 
 
 def plain_steps(trainer: Trainer) -> Steps:
-    """The same model, trained as research code does."""
+    """Return steps that train the same model in the way of typical research code."""
     for tower in running(trainer.recommender.item_encoder.towers):
         tower.backbone.set_attn_implementation("eager")
     keep_together(trainer.evaluator.features)
@@ -152,7 +154,10 @@ def plain_steps(trainer: Trainer) -> Steps:
 
 @torch.no_grad()
 def check_losses(ours: Trainer, plain: Trainer) -> None:
-    """Of one batch, without dropout, both have the same loss; in_batch masks what only distinct items tell."""
+    """Check that both have the same loss on a batch, without dropout.
+
+    This does not hold for in_batch, whose masks rely on distinct items.
+    """
     (piece,) = ours.batches.pieces_of(1, 0)
     losses = []
     for trainer, batch in ((ours, piece), (plain, every_slot(piece))):
@@ -163,20 +168,20 @@ def check_losses(ours: Trainer, plain: Trainer) -> None:
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
+    """Return the floating-point operations per second of a large matrix product."""
     size = 8192 if device.type == "cuda" else 1024
-    one, other = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=precision) for _ in range(2))
     best = np.inf
     for _ in range(5):
         started = time.perf_counter()
-        # Whoever reads an element of the product waits for it.
-        (one @ other)[0, 0].item()
+        # Reading an element waits for the product.
+        (left @ right)[0, 0].item()
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 
 def _told(both: list[Steps]) -> list[tuple[list[float], str]]:
-    """Seconds and items of a step, and how each is written."""
+    """Return the seconds and the items per step, each with its number format."""
     return [([steps.second for steps in both], ".3f"), ([statistics.mean(steps.items) for steps in both], ",.0f")]
 
 
@@ -195,35 +200,35 @@ def main(given: argparse.Namespace, folder: Path) -> None:
     for name in given.methods:
         method, _, flags = name.partition(":")
         inserts = ["--insert", "item"] if "insert" in methods.get(method).Options.defaults() else []
-        alike = [*words, *inserts]
+        common = [*words, *inserts]
         with ExitStack() as stack:
-            ours = stack.enter_context(trainer_of([*alike, *shlex.split(flags)], method, folder / f"ours-{len(rows)}"))
+            ours = stack.enter_context(trainer_of([*common, *shlex.split(flags)], method, folder / f"ours-{len(rows)}"))
             both = [Steps(ours)]
             if not given.only_ours:
-                words_of_plain = [*alike, "--cached", "no"]
+                words_of_plain = [*common, "--cached", "no"]
                 plain = stack.enter_context(trainer_of(words_of_plain, method, folder / f"plain-{len(rows)}"))
                 if given.objective != "in_batch":
                     check_losses(ours, plain)
                 both.append(plain_steps(plain))
             for turn in range(1 + given.turns):
                 for steps in both:
-                    # A first step each, and then some in turns.
+                    # First one step each, which is not counted, then several of ours for each straightforward step.
                     for _ in range(given.steps if turn and steps is both[0] else 1):
                         steps.take()
             both[0].count()
             first.setdefault(method, both[0].second)
             share = both[0].flops / both[0].second / peak
             feed = ours.clock.seconds["feed"] / sum(ours.clock.seconds.values())
-            seconds, items = ([f"{of:{form}}" for of in each] for each, form in _told(both))
+            seconds, items = ([f"{value:{form}}" for value in values] for values, form in _told(both))
             ratio, than_first = both[-1].second / both[0].second, first[method] / both[0].second
-            told = [f"{ratio:.1f}" if len(both) > 1 else "", f"{than_first:.1f}"]
+            ratios = [f"{ratio:.1f}" if len(both) > 1 else "", f"{than_first:.1f}"]
             missing = [""] * (2 - len(both))
-            rows.append([name, *seconds, *missing, *told, *items, *missing, f"{share:.0%}", f"{feed:.1%}"])
-            called = " ".join(re.findall(r"\w+", name.replace("--", "")))
+            rows.append([name, *seconds, *missing, *ratios, *items, *missing, f"{share:.0%}", f"{feed:.1%}"])
+            label = " ".join(re.findall(r"\w+", name.replace("--", "")))
             if len(both) > 1:
-                figures[f"{called} times faster"] = ratio
+                figures[f"{label} times faster"] = ratio
             if than_first != 1:
-                figures[f"{called} times faster than its first"] = than_first
+                figures[f"{label} times faster than its first"] = than_first
     header = ["method", "ours, s", "straightforward, s", "times faster", "than its first", "items", "straightforward"]
     tell([*header, "of a matrix product's rate", "feed"], rows, figures)
 
@@ -234,12 +239,16 @@ if __name__ == "__main__":
     parser.add_argument("--methods", nargs="+", default=["full", "lora"], metavar="METHOD[:FLAGS]")
     parser.add_argument("--objective", default="bce")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--length", type=int, default=20, help="L")
+    parser.add_argument("--length", type=int, default=20, help="maximum sequence length L")
     parser.add_argument("--turns", type=int, default=2, help="rounds of both, after a first one that is not counted")
-    parser.add_argument("--steps", type=int, default=3, help="of ours in each turn; of the straightforward one, one")
-    parser.add_argument("--only_ours", action="store_true", help="leave the straightforward reading out")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of ours per round; the straightforward implementation takes one"
+    )
+    parser.add_argument("--only_ours", action="store_true", help="leave out the straightforward implementation")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--tiny", action="store_true", help="tiny backbones and few items, to try the script")
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and backbones; the last")
+    parser.add_argument("--tiny", action="store_true", help="use tiny backbones and few items, to try the script")
+    parser.add_argument(
+        "--flags", nargs=argparse.REMAINDER, help="flags that name a dataset and backbones; must come last"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         main(parser.parse_args(), Path(temporary))

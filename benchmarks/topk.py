@@ -1,9 +1,9 @@
-"""Top 10 of 100,000 items for 100,000 users in bounded memory, beside the matrix product alone.
+"""Compare computing the top 10 of 100,000 items for 100,000 users in bounded memory with the matrix product alone.
 
     python benchmarks/topk.py [--threads 2] [--users 100000] [--items 100000] [--device cuda]
 
-Width 64, 20 items left out for each user. The product alone makes the same scores block by block and looks at none; the
-plain way takes torch's topk of each block.
+Vectors have width 64, and 20 items per user are left out. The matrix product alone computes the same scores block by
+block and discards them; the plain way applies torch's topk to each block.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def seconds(function, users, items, seen) -> float:
 
 
 def now(tensor: torch.Tensor) -> float:
-    """The clock, when the tensor's device has done all that it was asked to."""
+    """Return the time once the tensor's device has finished all queued work."""
     if tensor.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -58,7 +58,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    users, items = (torch.randn(of, WIDTH, device=arguments.device) for of in (arguments.users, arguments.items))
+    users, items = (torch.randn(count, WIDTH, device=arguments.device) for count in (arguments.users, arguments.items))
     seen = torch.randint(0, arguments.items, (arguments.users, SEEN), device=arguments.device)
     few = slice(0, 4 * USERS_AT_ONCE)
     before = peak_memory_mib(users.device)
