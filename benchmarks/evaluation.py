@@ -107,7 +107,7 @@ if __name__ == "__main__":
     lengths = torch.randint(5, 11, (USERS,))
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
     history = torch.randint(1001, ITEMS + 1, (int(offsets[-1]),))
-    data = tuple(of.to(given.device) for of in (users, items, targets, history, offsets))
+    data = tuple(tensor.to(given.device) for tensor in (users, items, targets, history, offsets))
 
     reference, _ = timed(sort_with_torch, *data)
     rows = [["one sort per user, torch", f"{reference:.2f}", "1.0"]]

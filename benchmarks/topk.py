@@ -68,7 +68,7 @@ if __name__ == "__main__":
     for name, function in {"matrix product alone": product, "transrec": ours, "torch's topk": plain}.items():
         seconds(function, users[few], items, seen[few])
         took[name] = seconds(function, users, items, seen)
-    rows = [[name, f"{of:.1f}", f"{of / took['matrix product alone']:.2f}"] for name, of in took.items()]
+    rows = [[name, f"{time_:.1f}", f"{time_ / took['matrix product alone']:.2f}"] for name, time_ in took.items()]
     header = [f"{arguments.users:,} users x {arguments.items:,} items", "seconds", "times the product"]
     figures = {"times the product": took["transrec"] / took["matrix product alone"], "seconds": took["transrec"]}
     tell(header, rows, figures)

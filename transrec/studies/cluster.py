@@ -258,7 +258,7 @@ class ClusterWorkers(Workers):
     def _found(self, job: Job) -> Path | None:
         """Return the folder of a job that is already in the cluster, else None."""
         folders = (self.folder / name for name in self.queue.jobs if name.rpartition("-")[0] == job.folder.name)
-        # The same run of another study has the same name except for the suffix, so its folder is not in this study.
+        # A job of another study may have the same name except for the random suffix. Its folder is elsewhere.
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def _runs_alone(self, job: Job) -> bool:

@@ -34,7 +34,7 @@ from transrec.untrusted import parse_json, read_regular
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-# How often a trial is started whose process is killed, for instance for lack of memory.
+# Number of times that a trial is started if its process is killed, for instance for lack of memory.
 TRIES = 3
 METRICS_BYTES = 2**26
 LONGEST_REASON = 300
@@ -57,7 +57,7 @@ class Listed(Grid):
 
 
 def rows_of(methods: list[str], modality: str) -> Listed:
-    """Return the grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY; the default is `modality`.
+    """Return the grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY, by default over `modality`.
 
     Raises TransrecError if a method is named twice over the same modality.
     """

@@ -194,7 +194,7 @@ class Study:
             return True
         if self.source is None:
             return False
-        # A point without a source run may owe this to the axis, if its value is a source.user_fraction of 0.
+        # The point may have no source run because this axis sets source.user_fraction to 0.
         return self._sets(axis, point, "source") if start else "source.user_fraction" in axis.settings(point[axis.name])
 
     def _sets(self, axis: Axis, point: dict[str, str], stage: str) -> bool:
@@ -213,7 +213,7 @@ class Study:
         known = self._known(point, stage)
         flags = {"method": [method], "item_tower": [self._modality(point)]}
         if self._modality(point) != self.modality:
-            # A row over a single one of the study's modalities uses the presets of the modalities together.
+            # A row over only one of the study's modalities uses the presets for all of them together.
             of_all = presets.MODALITIES.get(self.modality, {})
             free = known - self._in_file(stage, method, self._modality(point))
             flags |= {name: [str(value)] for name, value in of_all.items() if name in free}

@@ -118,8 +118,8 @@ class Trials:
     ):
         self.path, self.name, self.default, self.rules = path, name, default, rules
         self.optuna = load_optuna()
-        self.space = {each.flag: each for each in space}
-        self.distributions = {each.flag: self._distribution(each) for each in space}
+        self.space = {dimension.flag: dimension for dimension in space}
+        self.distributions = {dimension.flag: self._distribution(dimension) for dimension in space}
         self._all: list[FrozenTrial] = []
         self._pruned_at: dict[tuple[int, int], int | None] = {}
         self.refresh()
@@ -139,14 +139,14 @@ class Trials:
     def check(self, signature: dict[str, Any]) -> None:
         """Raise TransrecError, naming the differences, if the file holds trials of another search of the method."""
         with _told_about(self.path):
-            kept = self._kept.user_attrs.get(SIGNATURE)
-            if kept is None:
+            earlier = self._kept.user_attrs.get(SIGNATURE)
+            if earlier is None:
                 self._kept.set_user_attr(SIGNATURE, signature)
                 return
         if differences := [
             f"{part} {name} {_shown(now.get(name))} (was {_shown(before.get(name))})"
             for part in signature
-            for now, before in [(signature[part], kept.get(part, {}))]
+            for now, before in [(signature[part], earlier.get(part, {}))]
             for name in dict.fromkeys([*now, *before])
             if now.get(name) != before.get(name)
         ]:
@@ -157,7 +157,7 @@ class Trials:
 
     @property
     def all(self) -> list["FrozenTrial"]:
-        """All trials in the order of their numbers, read at most SECONDS_OF_A_MOMENT ago and after own changes."""
+        """All trials by number. They are read again after each change by this process and after SECONDS_OF_A_MOMENT."""
         if time.monotonic() > self._read + SECONDS_OF_A_MOMENT:
             with _told_about(self.path):
                 self._all = sorted(self._kept.get_trials(deepcopy=False), key=lambda trial: trial.number)

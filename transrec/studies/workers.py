@@ -149,7 +149,7 @@ class Workers:
         return lock
 
     def _runs_alone(self, job: Job) -> bool:
-        """Return whether a job runs outside any study: its process, started by hand or by a killed study, locks it."""
+        """Return whether a process started by hand, or left by a killed study, runs the job and locks its folder."""
         try:
             if job.folder.is_dir():
                 Lock(job.folder / ".lock").close()

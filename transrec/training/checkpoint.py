@@ -203,11 +203,11 @@ def check_shapes(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str,
     """Raise TransrecError if a tensor's shape or dtype differs from the tensor of the same name in `wanted`."""
     for name, tensor in tensors.items():
         for what in ("shape", "dtype"):
-            is_, must = (getattr(either, what) for either in (tensor, wanted[name]))
-            if is_ != must:
-                is_, must = (list(value) if what == "shape" else value for value in (is_, must))
+            actual, expected = (getattr(either, what) for either in (tensor, wanted[name]))
+            if actual != expected:
+                actual, expected = (list(value) if what == "shape" else value for value in (actual, expected))
                 raise TransrecError(
-                    f"{path}: {name} is {is_}, this model's is {must}; "
+                    f"{path}: {name} is {actual}, this model's is {expected}; "
                     f"the checkpoint is of another size or another text encoder, or damaged"
                 )
 

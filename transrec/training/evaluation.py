@@ -62,7 +62,7 @@ class Ranked(NamedTuple):
 
     Attributes:
         ranks: float32 [B], exact up to 2**24: 1 + the number of items that score strictly higher than the target + half
-            the number of items with an equal score, rounded up; infinity if the target itself is masked.
+            the number of other items with an equal score, rounded up; infinity if the target itself is masked.
         margins: float32 [B], the target's score minus the highest score of the other unmasked items: minus infinity if
             the target is masked, infinity if all other items are masked.
         lists: int32 [B, length], the items 1..n with the highest scores, best first, ties in order of item number; 0

@@ -223,7 +223,7 @@ class Novelty(ListMetric):
 
 @register("diversity")
 class IntraListDiversity(ListMetric):
-    """Mean over users of 1 - cosine similarity between pairs of items in a list (Ziegler et al., WWW 2005)."""
+    """Mean over users of 1 - cosine similarity of the embeddings of item pairs in a list (Ziegler et al., WWW 2005)."""
 
     label = "Diversity"
     needs_embeddings = True

@@ -22,7 +22,7 @@ class Schedule:
     reads_steps: ClassVar[bool] = True
 
     def __call__(self, step: int, steps: int) -> float:
-        """Return the factor by which the learning rate of every group is multiplied. It must depend only on the args.
+        """Return the factor for the learning rates of all groups, which must depend on these arguments alone.
 
         Args:
             step: the optimiser step, counted from 0 over all epochs.

@@ -276,14 +276,14 @@ class Trainer:
             "--shard": bool(runs) and not options.shard and not why_not_split(options, self.world, self.precision),
             "--cache_device disk": holds,
         }
-        anew = {
+        restart = {
             "--cached auto": bool(runs) and not trains,
             f"a larger --accumulate than {options.accumulate}": options.accumulate < options.batch_size,
             "--precision bf16": self.precision.name == "fp32",
             "fewer --title_tokens": any(tower.modality == "text" for tower in runs),
             f"a smaller --batch_size than {options.batch_size}": options.batch_size > 1,
         }
-        choices = (("resume with", same), ("start a new run with", anew))
+        choices = (("resume with", same), ("start a new run with", restart))
         advice = [
             f"{verb} {' or '.join(flags)}" for verb, by in choices if (flags := [flag for flag in by if by[flag]])
         ]
@@ -410,10 +410,10 @@ class Trainer:
 
     def _diverged(self, step: int, what: str) -> TransrecError:
         rates = ", ".join(f"{group.name} {group.lr:g}" for group in self.groups)
-        kept = f"the last good checkpoint is {self.run.best}" if self.state.best_epoch else "no checkpoint was made yet"
+        left = f"the last good checkpoint is {self.run.best}" if self.state.best_epoch else "no checkpoint was made yet"
         return TransrecError(
             f"epoch {self.state.epoch}, step {step + 1} of {len(self.batches)}: {what} (learning rates: {rates}; "
-            f"precision {self.precision.name}); {kept}. Lower the learning rates, clip with --clip_grad_norm 1, or use "
+            f"precision {self.precision.name}); {left}. Lower the learning rates, clip with --clip_grad_norm 1, or use "
             f"--precision fp32"
         )
 
