@@ -1,12 +1,12 @@
 """transrec: adapt foundation models to sequential recommendation cheaply.
 
-What other programs and scripts call is here. Each name is imported when first asked for, so that `import transrec`
-alone takes no time:
+These names are for scripts and other programs to call. Each is imported on first use, so that `import transrec` alone
+takes no time:
 
-    pretrain, adapt     the command line of a script
-    load_run            a finished run: its recommender, to ask for recommendations, embeddings and metrics
-    results             finished runs as a DataFrame of pandas, a row each
-    load_original       the recommender of a checkpoint of the papers' released programs
+    pretrain, adapt     run the command line of a script
+    load_run            load the recommender of a finished run, for recommendations, embeddings and metrics
+    results             read finished runs into a pandas DataFrame, one row per run
+    load_original       load the recommender of a checkpoint of the papers' released programs
 """
 
 from importlib import import_module
@@ -31,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, imported from its module (PEP 562). Raises AttributeError for any other."""
+    """Import a public name from its module (PEP 562). Raises AttributeError for any other name."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Command lines: flags from dataclasses of options, and mistakes told in one line with the nearest names."""
+"""Command lines: flags defined by dataclasses of options, and one-line error messages that suggest similar names."""
 
 import argparse
 import dataclasses
@@ -16,9 +16,9 @@ TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
 
 
 def no_such_flag(flag: str, known: Collection[str]) -> TransrecError:
-    """What to raise for a flag that is none of the known ones: names those it may have been meant for."""
-    # The hyphens that all share make none of them alike.
-    names = {one.lstrip("-"): one for one in known}
+    """Return the error for an unknown flag; it suggests the known flags with the most similar names."""
+    # Compare without leading hyphens, which all flags share and which would make any two flags seem similar.
+    names = {known_flag.lstrip("-"): known_flag for known_flag in known}
     near = [names[name] for name in difflib.get_close_matches(flag.lstrip("-"), names, n=2, cutoff=0.7)]
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     help = "--help-all" if "--help-all" in known else "--help"
@@ -26,9 +26,9 @@ def no_such_flag(flag: str, known: Collection[str]) -> TransrecError:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, but a mistake is a TransrecError of one line.
+    """An ArgumentParser that reports a mistake as a TransrecError of one line.
 
-    Flags are written with underscores; hyphens in their place are understood.
+    Flags are written with underscores; hyphens in place of them are accepted too.
     """
 
     def __init__(self, description: str | None = None, add_help: bool = True):
@@ -38,23 +38,23 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> list[str]:
-        """All flags that it knows, as they are written."""
+        """All flags that the parser knows, with their hyphens."""
         return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
     def unknown(self, words: Sequence[str]) -> list[str]:
-        """The flags among `words` that it does not know."""
+        """Return the flags among `words` that the parser does not know."""
         flags = [self._spelt(word).partition("=")[0] for word in words if FLAG.fullmatch(word.partition("=")[0])]
         return [flag for flag in flags if flag not in self._option_string_actions]
 
     def given(self, words: Sequence[str]) -> set[str]:
-        """Names of the values that flags among `words` set."""
+        """Return the names of the values that the flags among `words` set."""
         flags = (self._spelt(word).partition("=")[0] for word in words)
         return {self._option_string_actions[flag].dest for flag in flags if flag in self._option_string_actions}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """Raises TransrecError where argparse prints its usage and exits."""
+        """Parse the arguments. Raises TransrecError where argparse would print its usage and exit."""
         words = sys.argv[1:] if args is None else args
-        # First of all: what argparse would say of a misspelt flag may be that its value is one too many.
+        # Check this first: argparse may report only the value of a misspelt flag, as a superfluous argument.
         for flag in self.unknown(words):
             raise no_such_flag(flag, self.flags)
         return super().parse_args(words, namespace)
@@ -64,12 +64,12 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args([self._spelt(word) for word in words], namespace)
 
     def error(self, message: str):
-        """Raise TransrecError: argparse calls this with what is wrong."""
+        """Raise TransrecError. argparse calls this method with its own message about a mistake."""
         if missing := re.fullmatch(r"the following arguments are required: (.*)", message):
             message = f"{missing[1]}: missing; --help says what to give"
         elif stray := re.fullmatch(r"unrecognized arguments: (.*)", message):
             message = f"unknown: {stray[1]}; --help shows how to call this"
-        # Of a flag with several names the first.
+        # Call a flag that has several names by the first one.
         raise TransrecError(re.sub(r"^argument ([^\s/]+)\S*: ", r"\1: ", message))
 
     def _spelt(self, word: str) -> str:
@@ -84,9 +84,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class OptionsParser(Parser):
-    """Flags of dataclasses of options, by their titles: a group for each, name, help and default from its fields.
+    """A parser whose flags are the fields of dataclasses of options.
 
-    --help shows the flags of these names alone that `common` has, in that order; --help-all shows all.
+    Each dataclass in `groups` comes with a title and becomes one group of flags. Its fields give the flags' names, help
+    texts and defaults. --help shows only the flags named in `common`, in that order; --help-all shows all flags.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class OptionsParser(Parser):
         common: Sequence[str] = (),
     ):
         super().__init__(description)
-        # All flags at once would be twenty lines before the first that says what one is for.
+        # argparse's own usage would list all flags: twenty lines before the first explanation of a flag.
         self.usage = "%(prog)s --FLAG VALUE ..."
         self._common = common
         self.add_argument("--help-all", action=_HelpAll, nargs=0, help="show all flags, in groups, and exit")
@@ -109,16 +110,16 @@ class OptionsParser(Parser):
 
     @property
     def names(self) -> set[str]:
-        """Names of the values that the dataclasses have."""
+        """Names of all fields of the dataclasses."""
         return {field.name for options in self._groups for field in dataclasses.fields(options)}
 
     def add_to_help(self, flag: str, text: str) -> None:
-        """Say more of a flag."""
+        """Append text to the help of a flag."""
         action = self._option_string_actions[f"--{flag}"]
         action.help = f"{action.help}{text}"
 
     def format_help(self) -> str:
-        """What --help prints."""
+        """Return the text that --help prints."""
         formatter = self._get_formatter()
         formatter.add_usage(self.usage, self._actions, [])
         formatter.add_text(self.description)
@@ -129,20 +130,20 @@ class OptionsParser(Parser):
         return formatter.format_help()
 
     def format_all_help(self) -> str:
-        """What --help-all prints."""
+        """Return the text that --help-all prints."""
         return super().format_help()
 
     def parse_options(self, words: Sequence[str]) -> list[Options]:
-        """An object of each dataclass. Raises TransrecError for flags and values that are not as they should be."""
-        given = vars(self.parse_args(words))
-        return [options(**{f.name: given[f.name] for f in dataclasses.fields(options)}) for options in self._groups]
+        """Return one object of each dataclass. Raises TransrecError for unknown or missing flags and invalid values."""
+        values = vars(self.parse_args(words))
+        return [options(**{f.name: values[f.name] for f in dataclasses.fields(options)}) for options in self._groups]
 
 
 def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     argument: dict[str, Any] = dict(field.metadata)
     names = [f"--{field.name}", *argument.pop("aliases", ())]
-    for ours in ("absolute", "decides"):
-        argument.pop(ours, None)
+    for not_for_argparse in ("absolute", "decides"):
+        argument.pop(not_for_argparse, None)
     off = argument.pop("off", False if kind is bool else None)
     shorthands = argument.pop("shorthands", {})
     has_default = field.default is not dataclasses.MISSING
@@ -151,11 +152,11 @@ def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
         argument["choices"] = get_args(kind)
     elif kind is bool:
         argument |= {"type": bool, "nargs": "?", "const": True, "metavar": "{true,false}"}
-    elif lists := [of for of in (kind, *get_args(kind)) if get_origin(of) is list]:
+    elif lists := [part for part in (kind, *get_args(kind)) if get_origin(part) is list]:
         argument |= {"type": get_args(lists[0])[0], "nargs": "+"}
     else:
-        # Of `str | None` the str.
-        argument["type"] = next((of for of in get_args(kind) if of is not type(None)), kind)
+        # For `str | None` the type is str.
+        argument["type"] = next((part for part in get_args(kind) if part is not type(None)), kind)
     group.add_argument(*names, **argument)
     hidden = {"dest": field.name, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     if off is not None:
@@ -171,7 +172,7 @@ class _HelpAll(argparse.Action):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Says of each flag that it is required, or its default and what turns it off."""
+    """Adds to the help of each flag that it is required, or its default and the flag that turns it off."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         help, default = action.help or "", action.default
@@ -180,10 +181,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         if "(default" in help or action.nargs == 0 or default in (None, argparse.SUPPRESS, [], ""):
             return help
         if isinstance(default, bool):
-            said = str(default).lower() + (f"; --no_{action.dest} turns it off" if default else "")
+            text = str(default).lower() + (f"; --no_{action.dest} turns it off" if default else "")
         else:
-            said = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
-        return f"{help} (default: {said.replace('%', '%%')})"
+            text = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{help} (default: {text.replace('%', '%%')})"
 
 
 def _whole_number(text: str) -> int:

@@ -1,4 +1,4 @@
-"""From a plan to a recommender: build it, load what it starts from, apply the method."""
+"""Turns a plan into a recommender: builds it, loads the weights that it starts from, and applies the method."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -27,22 +27,22 @@ from transrec.registry import Choice
 from transrec.seeds import seed
 from transrec.training import checkpoint
 
-# What checkpoints of earlier releases do not say, since there was no other.
+# Checkpoints of earlier releases do not name the user encoder, because SASRec was the only one.
 SASREC = {"user_encoder": "sasrec"}
-# Modules that read checkpoints of other programs, by a file's suffix; each is imported when such a file is given.
+# Modules that read checkpoints of other programs, by file suffix. Each is imported only when such a file is given.
 READERS = dict.fromkeys((".pt", ".pth", ".bin"), "transrec.interop")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recommender is built of, what it starts from, and what of it trains.
+    """The parts of a recommender, the weights that it starts from, and what trains.
 
     Attributes:
-        method, user_encoder, objective: entries with the values of their flags.
-        modalities: what items are read by, by name.
-        checkpoint: what it starts from; None: pretrained backbones, and the rest drawn at random.
-        max_seq_len: L, the longest sequence.
-        cached: as --cached says.
+        method, user_encoder, objective: registered entries with the values of their flags.
+        modalities: the modalities that the recommender reads, by name.
+        checkpoint: the checkpoint to start from; None: pretrained backbones, and all other weights drawn at random.
+        max_seq_len: L, the length of the longest sequence.
+        cached: the value of --cached.
     """
 
     method: Choice
@@ -59,20 +59,20 @@ class Plan:
 def build_recommender(
     plan: Plan, item_count: int, load_weights: bool = True, sizes: Mapping[str, Any] | None = None
 ) -> Recommender:
-    """A recommender before any checkpoint or method; what is drawn at random follows from the run's seed.
+    """Build a recommender, without loading a checkpoint or applying a method. The run's seed decides random weights.
 
     Args:
-        sizes: what a checkpoint says of a finished run.
+        sizes: the `Description.sizes` of a finished run's checkpoint, if there is one.
 
-    Raises TransrecError for an unknown or unfit backbone.
+    Raises TransrecError for an unknown or unsuitable backbone.
     """
     model = plan.model
     stored = stored_states(plan)
     spread(plan)
-    # What --checkpoint holds is loaded in float32.
+    # Weights from --checkpoint are loaded in float32.
     held = {} if plan.checkpoint and load_weights else _held(plan)
     towers = {}
-    # In one order, whatever the order of --modalities: what is drawn last is followed by the fusion.
+    # Always in the same order, because the fusion draws its weights from the RNG as the last tower leaves it.
     for name in reversed(fusion_order(list(plan.modalities))):
         modality = plan.modalities[name]
         if name in stored:
@@ -90,13 +90,13 @@ def build_recommender(
 
 
 def _draw_normal(plan: Plan, recommender: Recommender) -> None:
-    """Draw linear layers and embeddings outside backbones from N(0, --init_std), not Xavier-normal."""
+    """Draw linear layers and embeddings outside backbones again, from N(0, --init_std) instead of Xavier-normal."""
     parts: dict[str, nn.Module] = {tower.modality: tower for tower in recommender.item_encoder.towers}
     parts["user encoder"] = recommender.user_encoder
     if isinstance(recommender.item_encoder, FusedItemEncoder):
         parts["fusion"] = recommender.item_encoder.fusion
-    for part, whole in parts.items():
-        for name, module in whole.named_modules():
+    for part, root in parts.items():
+        for name, module in root.named_modules():
             if name.split(".")[0] == "backbone" or not isinstance(module, nn.Linear | nn.Embedding):
                 continue
             seed(plan.training.seed, f"{part} {name}, normal")
@@ -109,11 +109,11 @@ def _draw_normal(plan: Plan, recommender: Recommender) -> None:
 
 
 def stored_states(plan: Plan) -> dict[str, list[int]]:
-    """The states of backbones that a run reads without ever loading the backbones, by modality.
+    """Return the backbone states that a run reads from files without ever loading the backbones, by modality.
 
-    Those are what a method that chooses states reads under --cached yes.
+    Under --cached yes, these are the states that the method chooses, if it chooses any; otherwise there are none.
 
-    Raises TransrecError where backbones give other states in every step.
+    Raises TransrecError if the backbones give different states in every step.
     """
     if plan.cached != "yes":
         return {}
@@ -126,9 +126,9 @@ def stored_states(plan: Plan) -> dict[str, list[int]]:
 
 
 def tower_of(plan: Plan, modality: str) -> Tower:
-    """The tower of one modality with its backbone, as --checkpoint left it if there is one.
+    """Return the tower of one modality with its backbone, which has the weights of --checkpoint if there is one.
 
-    Raises TransrecError for an unknown or unfit backbone, and as `load_start`.
+    Raises TransrecError for an unknown or unsuitable backbone, and for the same reasons as `load_start`.
     """
     if not plan.checkpoint:
         known = {"encoder_dtype": _held(plan)[modality], "spread": spread(plan)}
@@ -137,23 +137,24 @@ def tower_of(plan: Plan, modality: str) -> Tower:
 
 
 def _held(plan: Plan) -> dict[str, torch.dtype]:
-    """What the weights of each modality's backbone are held in."""
+    """Return the dtype in which the weights of each backbone are held, by modality."""
     encoders = {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder}
     for name, encoder in encoders.items():
         if quantisation(plan.modalities[name].config, encoder):
             _check_stays_as_it_is(plan, encoder)
     if plan.model.encoder_dtype != "auto":
         return dict.fromkeys(encoders, DTYPES[plan.model.encoder_dtype])
-    # Compiled, every layer that widens its weights would be a piece for itself.
+    # Under --compile, every layer that widens its weights would be compiled as a separate piece.
     if plan.checkpoint or plan.model.random_backbone or plan.training.compile or _changes_backbones(plan):
         return dict.fromkeys(encoders, torch.float32)
     return {name: stored_dtype(encoder) for name, encoder in encoders.items()}
 
 
 def spread(plan: Plan) -> dict[str, Any]:
-    """What transformers is told to spread a backbone by, whose states are computed; nothing without --device_map.
+    """Return the arguments with which transformers spreads a backbone over devices; empty without --device_map.
 
-    Raises TransrecError where the run computes no states ahead of all steps, and where accelerate is not installed.
+    Raises TransrecError if the run does not compute all states before its first step, if the weights come from
+    --checkpoint or --random_backbone, and if accelerate is not installed.
     """
     model = plan.model
     if model.device_map == "none":
@@ -172,14 +173,14 @@ def spread(plan: Plan) -> dict[str, Any]:
 
 
 def _changes_backbones(plan: Plan) -> bool:
-    """Whether the method trains a part of backbones, or inserts anything into them."""
+    """Return whether the method trains any part of the backbones, or inserts anything into them."""
     options = plan.method.options
     inserts = isinstance(options, methods.InsertOptions) and not options.insert.startswith("user")
     return inserts or plan.method.entry.trains_backbone
 
 
 def _check_stays_as_it_is(plan: Plan, encoder: str) -> None:
-    """Raise TransrecError where a run would change quantised weights, or insert anything between them."""
+    """Raise TransrecError if a run would change or replace quantised weights, or insert anything between them."""
     what = f"{encoder}: its weights are quantised, "
     if plan.model.encoder_dtype != "auto":
         raise TransrecError(f"{what}and are held as they are; leave out --encoder_dtype {plan.model.encoder_dtype}")
@@ -193,7 +194,7 @@ def _check_stays_as_it_is(plan: Plan, encoder: str) -> None:
 
 
 def rounded_to(plan: Plan, modality: str) -> str:
-    """What tells weights that --encoder_dtype rounds from those of the same files that it does not; "" for these."""
+    """Return a suffix for the digest of weights that --encoder_dtype rounds; "" if they stay as stored."""
     chosen = DTYPES.get(plan.model.encoder_dtype, torch.float32)
     drawn = plan.checkpoint or plan.model.random_backbone
     if chosen == torch.float32 or (not drawn and stored_dtype(plan.modalities[modality].encoder) == chosen):
@@ -202,7 +203,7 @@ def rounded_to(plan: Plan, modality: str) -> str:
 
 
 def _whole_start(plan: Plan) -> Recommender:
-    """What --checkpoint holds, backbones included."""
+    """Return the recommender that --checkpoint holds, backbones included."""
     plain = replace(plan, method=Choice("frozen", methods.get("frozen"), methods.MethodOptions()))
     recommender = build_recommender(plain, item_count=0)
     load_start(recommender, plain)
@@ -216,23 +217,23 @@ def _tower(plan: Plan, modality: Modality, known: Mapping[str, Any], load_weight
 
 
 def check_fit(plan: Plan) -> None:
-    """Build and adapt the recommender without memory for its weights, reading nothing but configurations.
+    """Build the recommender and apply the method, without memory for weights: only configurations are read.
 
-    Raises TransrecError where backbones, method and sizes do not fit together.
+    Raises TransrecError if backbones, method and sizes do not fit together.
     """
     with torch.device("meta"):
         apply_method(build_recommender(plan, item_count=1, load_weights=False), plan)
 
 
 def parameters_left_out(plan: Plan) -> dict[str, int]:
-    """How many parameters each backbone has whose states a run reads from files, by modality."""
+    """Return the number of parameters of each backbone whose states a run reads from files, by modality."""
     return {name: plan.modalities[name].parameter_count for name in stored_states(plan)}
 
 
 def load_start(recommender: Recommender, plan: Plan) -> None:
-    """Load --checkpoint into a recommender without a method; one over stored states takes all but the backbones.
+    """Load --checkpoint into a recommender without a method, leaving out the backbones if it reads stored states.
 
-    Raises TransrecError when it is missing, damaged, of other sizes, or of an adapter method.
+    Raises TransrecError if the checkpoint is missing, damaged, of other sizes, or of an adapter method.
     """
     if stored_states(plan):
         whole = _whole_start(plan)
@@ -262,7 +263,7 @@ def _load_plain(
     tensors, description = checkpoint.read(path)
     if description.state is not None:
         raise TransrecError(f"{path}: is a run's state, which only --resume reads; give its run folder")
-    base, theirs = description.base, SASREC | description.sizes
+    base, stored_sizes = description.base, SASREC | description.sizes
     try:
         method = methods.get(description.method)
     except TransrecError as error:
@@ -274,17 +275,17 @@ def _load_plain(
             f"--checkpoint takes a recommender without adapters"
         )
     for tower in recommender.item_encoder.towers:
-        # As a checkpoint of earlier releases says it.
-        if tower.modality == "text" and theirs.get("text_pooling") == "auto":
-            theirs = theirs | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
-    checkpoint.check_sizes(path, theirs, sizes)
+        # Checkpoints of earlier releases may say "auto".
+        if tower.modality == "text" and stored_sizes.get("text_pooling") == "auto":
+            stored_sizes = stored_sizes | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
+    checkpoint.check_sizes(path, stored_sizes, sizes)
     if base.frozen_sha256 and base.checkpoint:
         _load_plain(recommender, base.checkpoint, sizes, (*above, path))
     checkpoint.load_into(recommender, path, tensors, base.frozen_sha256)
 
 
 def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
-    """Insert the method and decide what trains."""
+    """Apply the method and return the parameters that train, in groups."""
     seed(plan.training.seed, "method")
     choice = plan.training.train_recommender
     train_recommender = choice == "yes" or (choice == "auto" and not plan.checkpoint)
@@ -298,13 +299,13 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     )
     for tower in running(recommender.item_encoder.towers):
         check_what_trains(tower.backbone, tower.modality)
-        # The method may have put layers of its own around those weights.
+        # The method may have replaced layers by its own, which now hold those weights.
         widen_as_it_runs(tower.backbone)
     return groups
 
 
 def describe(plan: Plan, recommender: Recommender, options: dict[str, Any]) -> checkpoint.Description:
-    """What a checkpoint says of itself; `options` are those of the run that decide its numbers."""
+    """Return the description that a checkpoint carries; `options` are the run's options that decide its numbers."""
     embeddings = [tower.embedding for tower in recommender.item_encoder.towers if hasattr(tower, "embedding")]
     return checkpoint.Description(
         method=plan.method.name,
@@ -331,7 +332,7 @@ def _sizes(plan: Plan) -> dict[str, Any]:
 
 
 def checkpoint_file(given: str | Path) -> Path:
-    """A checkpoint from a run folder or a file. Raises TransrecError when there is none."""
+    """Return the path of a checkpoint, given as a run folder or a file. Raises TransrecError if there is none."""
     path = resolve(given)
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"

@@ -1,4 +1,4 @@
-"""Hidden states of a dataset's items that runs read: use the file that is there, or make it."""
+"""The cache of hidden states of a dataset's items: a run uses an existing file, or computes a new one."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ from transrec.training.precision import Precision
 
 CONFIGURATION = "config.json"
 WEIGHT_FILES = (CONFIGURATION, "*.safetensors", "*.bin")
-# The states that are kept where nothing but what the backbone gives out is read.
+# Value of `Provenance.states` if only the backbone's output is cached.
 OUTPUT = "output"
 STATE_CACHE = "give another folder with --state_cache"
 LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that are done are kept"
@@ -34,12 +34,12 @@ LESS_MEMORY = "give fewer --title_tokens or --precision bf16; the blocks that ar
 
 @dataclass(frozen=True)
 class StateCache:
-    """The files of hidden states in a folder. Each is made once, by the first run that needs it, and the others wait.
+    """The files of hidden states in a folder. The first run that needs a file computes it; other runs wait for it.
 
     Attributes:
-        folder: made where it is missing.
-        world, precision: of the run.
-        log: called with a line that says what is about to be made.
+        folder: the folder of the files, which is created if it is missing.
+        world, precision: those of the run.
+        log: a function that is called with a line about what is going to be computed.
     """
 
     folder: Path
@@ -54,26 +54,26 @@ class StateCache:
         features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> StateFile:
-        """The hidden states of every item of a catalogue.
+        """Return the hidden states of every item of a catalogue, from a file that is written first if it is missing.
 
-        A file that is damaged is made again, with a warning: all that it could hold is made of what `made_of` names.
+        A damaged file is computed again, with a warning: `made_of` names everything that its states depend on.
 
         Args:
-            shape: items, or tokens of all items, K, D.
-            features: of the whole catalogue, whose items 1..n are its rows.
-            tower: gives the backbone to compute them with, where they are to be computed.
+            shape: (items, K, D), or (tokens of all items, K, D).
+            features: the features of the complete catalogue, whose rows are the items 1..n.
+            tower: returns the tower that computes the states; called only if there are states to compute.
 
-        Raises TransrecError when there is no room, or the folder cannot be written.
+        Raises TransrecError if there is no room, or the folder cannot be written.
         """
         world, path = self.world, self.folder / made_of.file_name
         file, _ = _opened(path, made_of, shape)
         if world.any(file is None):
             make_folder(self.folder, "--state_cache")
-            # Several runs may start at once: one makes hidden states, the others wait.
+            # Several runs may start at once: one computes the hidden states, the others wait.
             lock = self.folder / f".{path.name}.lock"
             with closing(Lock(lock, wait=True)) if world.is_main else nullcontext():
                 world.patient_barrier()
-                # Another run may have made the file meanwhile: the main process, which holds the lock, says so for all.
+                # Another run may have written the file by now. The main process, which holds the lock, checks for all.
                 file, damage = _opened(path, made_of, shape) if world.is_main else (None, None)
                 if damage:
                     warn(f"{damage.args[0].removesuffix('; delete it, it is made again')}; it is made again")
@@ -82,7 +82,7 @@ class StateCache:
                     builder = StateBuilder(path, shape, made_of.dtype, made_of.as_dict(), bounds)
                     self._make(builder, made_of, features, tower)
             file = StateFile(path, made_of.deciding())
-        # Others may read a folder that this process cannot write.
+        # Record when the file was last used. This fails if the process may read the folder but not write to it.
         with suppress(OSError):
             os.utime(path)
         return file
@@ -141,8 +141,8 @@ class StateCache:
                 builder.put(builder.blocks[int(items[0] - 1) // BLOCK_ITEMS], states)
                 done += 1
         except Interrupted as stop:
-            of_whom = " of this process" if world.size > 1 else ""
-            kept = f"{done:,} of {share:,} blocks of {modality} states{of_whom} are kept"
+            owner = " of this process" if world.size > 1 else ""
+            kept = f"{done:,} of {share:,} blocks of {modality} states{owner} are kept"
             stop.advice = f"{kept}, the same command continues"
             raise
 
@@ -152,13 +152,13 @@ def _is_of_tokens(made_of: Provenance) -> bool:
 
 
 def token_lengths(features: BackboneFeatures, longest: int) -> np.ndarray:
-    """How many tokens each of the items 1..n has, int64 [n]; of features that are all alike, `longest`."""
+    """Return the number of tokens of each item 1..n, int64 [n]; `longest` for all if all items have equally many."""
     lengths = features.host_lengths
     return np.full(len(features), longest) if lengths is None else lengths.astype(np.int64)
 
 
 def token_bounds(features: BackboneFeatures, rows: int) -> list[int]:
-    """The first row of each block of items in a file with a row for each of so many tokens, and behind them `rows`."""
+    """Return the first row of each block of items in a file with one row per token, followed by the number of rows."""
     ends = np.cumsum(token_lengths(features, rows // len(features)))
     return [0, *ends[BLOCK_ITEMS - 1 : -1 : BLOCK_ITEMS].tolist(), int(ends[-1])]
 
@@ -166,7 +166,10 @@ def token_bounds(features: BackboneFeatures, rows: int) -> list[int]:
 def _reader(
     encoder: BackboneTower, states: list[int] | str, features: BackboneFeatures
 ) -> Callable[[Tensor, tuple[Tensor, ...]], Tensor]:
-    """What is kept of items int64 [N], of which this was read: [N, K, D], or of their tokens [tokens, 1, D]."""
+    """Return a function that computes the states to cache: [N, K, D], or [tokens, 1, D] if every token's state is kept.
+
+    Its arguments are items int64 [N] and what `features.read` returned for them.
+    """
     if states == OUTPUT:
         return lambda items, read: grouped(features, items, read).encoded(encoder.read_out).unsqueeze(1)
     if isinstance(states, list):
@@ -186,7 +189,7 @@ def _reader(
 def _opened(
     path: Path, made_of: Provenance, shape: tuple[int, int, int]
 ) -> tuple[StateFile | None, DamagedStates | None]:
-    """The file, or None with what is wrong with it, if it is there."""
+    """Return the file and None; for a damaged file, None and the damage; for a missing file, None twice."""
     if not path.exists():
         return None, None
     try:
@@ -199,7 +202,7 @@ def _opened(
 
 
 def structure(backbone: nn.Module) -> list[tuple]:
-    """What would differ if anything were inserted into the backbone, or changed how it computes."""
+    """Return a value that changes when anything is inserted into a backbone, or changes how the backbone computes."""
     return [
         (name, id(type(module)), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
         for name, module in backbone.named_modules()
@@ -207,10 +210,10 @@ def structure(backbone: nn.Module) -> list[tuple]:
 
 
 def why_not_constant(tower: Tower, before: list[tuple]) -> str:
-    """Why a tower's backbone gives other states in every step; "" where it always gives the same.
+    """Return why a tower's backbone gives different states in every step; "" if the states are always the same.
 
     Args:
-        before: `structure` of its backbone before the method was applied.
+        before: the `structure` of the backbone before the method was applied.
     """
     backbone = tower.backbone
     if tower.trains_inside:
@@ -221,7 +224,7 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
 
 
 def _why_not_fixed(tower: Tower) -> str:
-    """Why even an unchanged backbone would give other states in every step, or no states; "" where it would not."""
+    """Return why even an unchanged backbone would give different states in every step, or no states; "" if neither."""
     if not tower.states:
         return f"{tower.stateless} have no hidden states"
     if tower.backbone_dropout:
@@ -233,13 +236,13 @@ def _why_not_fixed(tower: Tower) -> str:
 
 @dataclass(frozen=True)
 class ConstantBlocks:
-    """The first blocks of a backbone whose last ones a method changes.
+    """The first blocks of a backbone, which compute the same in every step because a method changes only later blocks.
 
     Attributes:
-        count: how many give the same in every step; at least one.
-        tokens: how many of an item they read: T.
-        besides: what such a block gives out beside its hidden states, in a tuple; None where it gives no tuple.
-        others: gives the inputs that the backbone still needs, of items int64 [N] on the host.
+        count: the number of these blocks, at least one.
+        tokens: T, the number of tokens of the first item, or of every item if all have equally many.
+        besides: the values that such a block returns in a tuple after its hidden states; None if it returns no tuple.
+        others: maps items int64 [N] on the host to the inputs that the backbone still needs.
     """
 
     count: int
@@ -249,25 +252,25 @@ class ConstantBlocks:
 
 
 def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeatures) -> ConstantBlocks | None:
-    """The first blocks of a tower's backbone that a method has left as they were, and whatever stands before them.
+    """Find the first blocks of a tower's backbone that a method left unchanged, together with all layers before them.
 
-    None where there are none, or where they cannot be left out.
+    Returns None if there are no such blocks, or if they cannot be left out.
 
     Args:
-        before: `structure` of the backbone before the method was applied.
-        features: what the tower is given; of the first item it is read to see what runs in front of the blocks.
+        before: the `structure` of the backbone before the method was applied.
+        features: the tower's features. The tower reads the first item, to show which layers run before the blocks.
     """
     backbone, same = tower.backbone, set(before)
     blocks = list(blocks_of(backbone))
-    # A block that several layers share cannot be left out of some.
+    # A block that several layers share (ALBERT) cannot be left out of only some of them.
     if _why_not_fixed(tower) or tower.projection is None or not 1 < len(blocks) == tower.depth:
         return None
     names = {module: name for name, module in backbone.named_modules()}
     touched = {entry[0] for entry in structure(backbone) if entry not in same}
     touched |= {name.rpartition(".")[0] for name, parameter in backbone.named_parameters() if parameter.requires_grad}
-    own = [f"{names[block]}." for block in blocks]
-    of_touched = (n for n, block in enumerate(own) if any(f"{name}.".startswith(block) for name in touched))
-    count = next(of_touched, len(blocks) - 1)
+    prefixes = [f"{names[block]}." for block in blocks]
+    touched_blocks = (n for n, prefix in enumerate(prefixes) if any(f"{name}.".startswith(prefix) for name in touched))
+    count = next(touched_blocks, len(blocks) - 1)
     if not count or not hasattr(features, "digest"):
         return None
     first = features.inputs(torch.ones(1, dtype=torch.int64))
@@ -286,14 +289,14 @@ def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeature
     besides = outputs[0][1:] if isinstance(outputs[0], tuple) else None
     if touched & set(in_front) or any(isinstance(value, Tensor) for value in besides or ()):
         return None
-    # Masks follow from the items' own inputs; without masks those of any item do.
+    # Masks are computed from the items' own inputs; without masks, the inputs of any item will do.
     others = (lambda items: first) if features.host_lengths is None else features.inputs
     return ConstantBlocks(count, tokens, besides, others)
 
 
 def replace_tower(recommender: Recommender, tower: Tower) -> None:
-    """Replace the tower that runs a backbone by one that reads the backbone's stored states."""
-    # Drawing nothing: the projection, where the tower still has it, stays.
+    """Replace a tower that runs a backbone by a tower that reads the backbone's stored states."""
+    # On the meta device, no random numbers are drawn. The projection is reused, if the tower still has one.
     with torch.device("meta"):
         stored = StoredTower(tower.modality, tower.embedding_dim, tower.width, len(tower.states), tower.depth)
     stored.projection = tower.projection
@@ -304,13 +307,13 @@ def replace_tower(recommender: Recommender, tower: Tower) -> None:
 
 
 def weights_digest(name: str, config, seed: int | None = None) -> str:
-    """What decides a backbone's weights: of a folder its files, of a hub name the commit that was loaded.
+    """Return what identifies a backbone's weights: a digest of a folder's files, or the commit of a model on the hub.
 
     Args:
-        config: of the backbone.
-        seed: of weights that are drawn at random; only the configuration counts then.
+        config: the configuration of the backbone.
+        seed: the seed of weights that are drawn at random, which depend on no file but the configuration.
 
-    Raises FileError for a file that cannot be read, TransrecError for a hub model of unknown commit.
+    Raises FileError if a file cannot be read, TransrecError if the commit of a hub model is unknown.
     """
     folder, drawn = Path(name), f" drawn by seed {seed}" if seed is not None else ""
     if not folder.is_dir():

@@ -1,6 +1,6 @@
-"""A run as a job of a cluster: told that it has to leave, it saves, and its job is queued again.
+"""Runs transrec in a job on a cluster. If the job has to leave, the run saves and the job is queued again.
 
-Nothing is imported here that a job would have to wait for, as torch: the run is a process of its own.
+Nothing here imports torch or other slow modules, which the job would have to wait for: the run is a separate process.
 """
 
 import os
@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
-# A process that a signal ended has this and the signal as the exit status of its job.
+# If a signal ended the run, the exit status of its job is this number plus that of the signal.
 SIGNALLED = 128
 STOPPED = SIGNALLED + signal.SIGTERM
 
 
 @dataclass
 class ClusterJob:
-    """What a job runs, as submitit calls it.
+    """The function that a job calls, in the form that submitit expects.
 
-    A job gets SIGUSR2 ahead of its time limit, and SIGTERM, or that and SIGUSR2, where another one preempts it: the run
-    saves, and the job is queued again. A job that is cancelled saves and is not.
+    A job receives SIGUSR2 shortly before its time limit. If another job preempts it, it receives SIGTERM, or both
+    signals. In either case the run saves, and the job is queued again. A cancelled job saves and is not queued again.
 
     Args:
-        begin, go_on: the commands of a run that has not begun, and of one that has.
-        begun: the file by which one knows that it has.
-        log: where its output is added.
-        status: where its exit status is written once it is over.
-        threads: of each of the run's processes, where the environment does not say; None: what it takes of itself.
+        begin, go_on: the commands that start the run, and that continue it once it has begun.
+        begun: a file that exists once the run has begun.
+        log: the file to which the run's output is appended.
+        status: the file to which the run's exit status is written when it ends.
+        threads: threads of each of the run's processes, unless the environment sets them; None: as the run chooses.
     """
 
     begin: list[str]
@@ -47,7 +47,7 @@ class ClusterJob:
         self._is_told = False
 
     def __call__(self) -> None:
-        """Run it to its end, write its exit status, and leave with that."""
+        """Run the command to its end, write its exit status, and exit with the same status."""
         signal.signal(signal.SIGTERM, lambda number, frame: self._stop())
         self.status.unlink(missing_ok=True)
         environment = dict(os.environ)
@@ -55,12 +55,12 @@ class ClusterJob:
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
         command = self.go_on if self.begun.exists() else self.begin
         with open(self.log, "ab") as log:
-            # SLURM signals all processes of a job; the run knows SIGTERM alone.
+            # SLURM signals all processes of a job, and the run handles only SIGTERM.
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=_ignore_preemption
             )
         if self._is_told:
-            # Before there was a process to tell.
+            # The signal came before there was a process to pass it on to.
             self._process.terminate()
         self._wait()
         status = self._process.wait()
@@ -71,7 +71,7 @@ class ClusterJob:
         sys.exit(status)
 
     def checkpoint(self) -> "DelayedSubmission":
-        """Have the run save and leave; returns what goes on with it, for submitit, which queues the job again."""
+        """Make the run save and leave. Return the submission that continues it, for submitit to queue."""
         from submitit.helpers import DelayedSubmission
 
         self._stop()
@@ -79,14 +79,14 @@ class ClusterJob:
         return DelayedSubmission(replace(self))
 
     def _stop(self) -> None:
-        """Tell the run to save and leave: once, since twice would be taken as impatience."""
+        """Tell the run to save and leave. Do so only once: a second signal makes a run stop at once."""
         if not self._is_told and self._process:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
         self._is_told = True
 
     def _wait(self) -> None:
-        # A handler that interrupted Popen.wait could not call it too.
+        # Not Popen.wait, because a signal handler that interrupts it could not call it as well.
         if self._process:
             with suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
@@ -97,11 +97,11 @@ def _ignore_preemption() -> None:
 
 
 def _may_go_on() -> bool:
-    """Whether the job was asked to make room: one that was cancelled, or that SLURM queues again itself, is over."""
+    """Return whether the job was only asked to make room. It is over if it was cancelled or SLURM requeues it."""
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return False
-    told = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True)
-    return told.stdout.strip() == "RUNNING"
+    result = subprocess.run(["squeue", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True)
+    return result.stdout.strip() == "RUNNING"
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How a command ends: with one line for the user and an exit status, without a traceback."""
+"""Ends commands with one line for the user and an exit status, and without a traceback."""
 
 import atexit
 import math
@@ -23,11 +23,11 @@ SECONDS_OF_ONE_SIGNAL = 1
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Report what goes wrong within, which is everything that a command does.
+    """Context for everything that a command does, which reports errors and exits.
 
-    It leaves with the status of a TransrecError, 2 after any other error of a file or of memory, 128 + the signal after
-    one that asked it to stop, which is raised as Interrupted wherever the command is, and as if killed by SIGPIPE when
-    nobody reads its output any more.
+    The exit status is that of a TransrecError, 2 after any other error about a file or memory, and 128 + the number of
+    a signal that asked the command to stop. Such a signal raises Interrupted wherever the command is. If nobody reads
+    the output any more, the command exits as if SIGPIPE had killed it.
     """
     with _interruptible():
         try:
@@ -37,7 +37,7 @@ def reporting() -> Iterator[None]:
                 _flush()
                 raise
             _flush()
-            # Nothing is left to stop: a signal while the interpreter takes itself down must not make a failure of it.
+            # Nothing is left to stop: a signal while the interpreter shuts down must not turn success into failure.
             atexit.register(_ignore_signals)
         except Interrupted as stop:
             _ignore_signals()
@@ -48,14 +48,14 @@ def reporting() -> Iterator[None]:
             _close_output()
             sys.exit(128 + signal.SIGPIPE)
         except Exception as error:
-            told = as_told(error)
-            if told is None:
+            reported = as_told(error)
+            if reported is None:
                 raise
-            _leave(told.exit_status, f"error: {told}")
+            _leave(reported.exit_status, f"error: {reported}")
 
 
 def resume_command(folder: Path, processes: int = 1, plugins: Sequence[str] = ()) -> str:
-    """The command that continues a run with the script that was called."""
+    """Return the command that continues a run with the script that was called."""
     words = [sys.orig_argv[0], sys.argv[0], "--resume", str(folder)]
     words += [word for plugin in plugins for word in ("--plugin", plugin)]
     return shlex.join([*words, "--nproc", str(processes)] if processes > 1 else words)
@@ -67,11 +67,11 @@ def say(text: str) -> None:
 
 
 def run_script(command: list[str]) -> int:
-    """Run another script of ours to its end and return its exit status.
+    """Run another script of this project to its end and return its exit status.
 
-    Raises Interrupted once the script, which is told to stop too, has saved and left.
+    Raises Interrupted after a signal to stop, once the script, which is asked to stop too, has saved and exited.
     """
-    # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+    # With a session of its own for the script, Ctrl-C reaches only this process, which passes it on once.
     process = subprocess.Popen(command, start_new_session=True)
     stopped: Interrupted | None = None
     while True:
@@ -88,9 +88,9 @@ def run_script(command: list[str]) -> int:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM raise Interrupted, unless whoever started this process had it ignore them.
+    """Context in which SIGINT and SIGTERM raise Interrupted, unless this process was started with the signal ignored.
 
-    One that comes within a second of another is the same, sent to a job as a whole and passed on by its launcher too.
+    Two signals within a second count as one, sent to all processes of a job and passed on by its launcher as well.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -126,7 +126,7 @@ def _ignore_signals() -> None:
 def _leave(status: int, line: str) -> None:
     """Print the line on standard error and exit."""
     if rank := int(os.environ.get("RANK", 0)):
-        # What concerns all processes of a run is the main one's to say, whose end ends the others.
+        # The main process reports what concerns all processes of a run, and ends the others when it ends.
         time.sleep(SECONDS_FOR_MAIN_TO_SPEAK)
         line = line.replace("error: ", f"error: process {rank}: ", 1)
     with suppress(OSError, TransrecError):
@@ -139,7 +139,7 @@ def _leave(status: int, line: str) -> None:
 
 
 def _flush() -> None:
-    """Flush the output now: an error of it could not be reported at the end of the process."""
+    """Flush the output now, because an error in flushing could not be reported when the process ends."""
     if sys.stdout:
         try:
             sys.stdout.flush()
@@ -151,7 +151,7 @@ def _flush() -> None:
 
 
 def _close_output() -> None:
-    """Discard what could not be printed; Python would try once more at its end, and complain."""
+    """Discard output that could not be printed. Otherwise Python would try again at exit, and complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -39,24 +39,24 @@ class TransrecError(Exception):
     def __init__(self, message: str):
         message = printable(message)
         if len(message) > LONGEST_MESSAGE:
-            # What to do stands at the end.
+            # Keep the end, which says what to do.
             message = f"{message[: LONGEST_MESSAGE // 2]} [...] {message[-LONGEST_MESSAGE // 2 :]}"
         super().__init__(message)
 
 
 class FileError(TransrecError):
-    """A file or folder that the system could not read or write; what was written before stays."""
+    """The system could not read or write a file or folder; what was written before is kept."""
 
 
 class MemoryShortage(TransrecError):
-    """Memory ran out, of this machine or of its accelerator."""
+    """This machine or its accelerator ran out of memory."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The command was asked to stop by a signal.
+    """A signal asked the command to stop.
 
     Attributes:
-        signal_number: SIGINT, as after Ctrl-C, or SIGTERM.
+        signal_number: SIGINT (Ctrl-C) or SIGTERM.
         advice: what is saved and how to continue; set by the code that knows.
     """
 
@@ -68,10 +68,10 @@ class Interrupted(KeyboardInterrupt):
 def file_error(
     error: OSError, path: str | Path | None = None, remedy: str = "", what: str = "cannot be used"
 ) -> FileError:
-    """The FileError for an OSError: the file, what fails, the system's reason, and the remedies that fit.
+    """Return the FileError for an OSError. It names the file, what failed, the system's reason and suitable remedies.
 
     Args:
-        path: the file to name, where the error names none or a temporary one.
+        path: the file to name, if the error names no file or a temporary one.
         remedy: a further remedy to name.
     """
     place = path or error.filename or "a file, or the output"
@@ -81,7 +81,7 @@ def file_error(
 
 
 def os_error(error: BaseException) -> OSError | None:
-    """The OSError that `error` is, or that its text quotes, as those of LMDB and safetensors do; None for others."""
+    """Return the OSError that `error` is, or that its text quotes (as in LMDB and safetensors), or None."""
     if isinstance(error, OSError):
         return error
     text = str(error)
@@ -92,9 +92,9 @@ def os_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def about_file(path: str | Path, remedy: str = "", what: str = "cannot be written") -> Iterator[None]:
-    """Within, an OSError, or another error that quotes one, is raised as the FileError of `path`.
+    """Context that turns an OSError, or another error that quotes one, into a FileError about `path`.
 
-    A closed pipe stays a BrokenPipeError; a lack of memory becomes a MemoryError, whichever library reports it.
+    A closed pipe stays a BrokenPipeError. Running out of memory becomes a MemoryError, whichever library reports it.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def about_file(path: str | Path, remedy: str = "", what: str = "cannot be writte
 
 
 def is_memory_shortage(error: BaseException) -> bool:
-    """Whether memory ran out, be it reported by Python, numpy, torch on any device, or the system."""
+    """Return whether an error of Python, numpy, torch (on any device) or the system says that memory ran out."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or bool(MEMORY_TEXT.search(str(error)))
@@ -118,7 +118,7 @@ def is_memory_shortage(error: BaseException) -> bool:
 
 @contextmanager
 def about_memory(doing: str, remedy: str) -> Iterator[None]:
-    """Within, running out of memory is raised as a MemoryShortage that names what it was `doing` and the remedy."""
+    """Context that turns running out of memory into a MemoryShortage, with the remedy and what the code was `doing`."""
     try:
         yield
     except TransrecError:
@@ -130,13 +130,13 @@ def about_memory(doing: str, remedy: str) -> Iterator[None]:
 
 
 def memory_shortage(error: BaseException, when: str = "", remedy: str = "use a machine with more") -> MemoryShortage:
-    """The MemoryShortage for an error that `is_memory_shortage`."""
+    """Return the MemoryShortage for an error that `is_memory_shortage` recognises."""
     reason = _first_line(error)
     return MemoryShortage(f"out of memory{when}{f' ({reason})' if reason else ''}; {remedy}")
 
 
 def as_told(error: Exception) -> TransrecError | None:
-    """The TransrecError for any error; None for a fault of transrec itself, which keeps its traceback."""
+    """Return the TransrecError for an error; None for a fault of transrec itself, which keeps its traceback."""
     if isinstance(error, TransrecError):
         return error
     if is_memory_shortage(error):
@@ -149,19 +149,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what an error says, or else its kind."""
+    """Return the first line of an error's message, or the name of its type if it has no message."""
     return _first_line(error) or type(error).__name__
 
 
 def warn(text: str) -> None:
-    """Print a line of warning on standard error."""
+    """Print a warning of one line on standard error."""
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """`text` for a terminal, a log or a table, on one line.
+    """Return `text` on one line, safe to show in a terminal, a log or a table.
 
-    Control characters, terminal escapes, line ends, what changes the direction of writing, and bytes that are no text
-    are shown as Python writes them: \\x1b.
+    Control characters, terminal escapes, line ends, characters that change the direction of writing, and bytes that are
+    not text are shown as Python writes them: \\x1b.
     """
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

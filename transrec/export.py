@@ -1,4 +1,4 @@
-"""Parts of a recommender for use without transrec: backbones for transformers, LoRA for peft, the user encoder."""
+"""Exports parts of a recommender for use without transrec: backbones for transformers, LoRA for peft, user encoders."""
 
 import copy
 import json
@@ -22,9 +22,11 @@ from transrec.paths import make_folder, write_text
 
 
 def merge(backbone: nn.Module) -> nn.Module:
-    """A copy of the backbone in float32 as transformers builds it: what its `merge` gives for every inserted layer.
+    """Return a copy of the backbone in float32 as transformers builds it, with every inserted layer merged.
 
-    Raises TransrecError when something is inserted that has no `merge`, with its own word for why (`cannot_merge`).
+    An inserted layer is replaced by the result of its `merge` method.
+
+    Raises TransrecError if an inserted layer has no `merge`. Its `cannot_merge`, if it has one, gives the reason.
     """
     plain = copy.deepcopy(backbone)
     with torch.device("meta"):
@@ -42,47 +44,47 @@ def merge(backbone: nn.Module) -> nn.Module:
 
 
 def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) -> None:
-    """Write a tower's backbone, merged, and its tokenizer or image processor, completely or not at all.
+    """Write a tower's merged backbone and its tokenizer or image processor, completely or not at all.
 
-    Raises TransrecError when it cannot be merged, and when the folder exists already or cannot be written.
+    Raises TransrecError if the backbone cannot be merged, and if the folder exists already or cannot be written.
     """
     merged = merge(tower.backbone)
-    with whole_folder(folder) as whole:
-        merged.save_pretrained(whole)
+    with whole_folder(folder) as unfinished:
+        merged.save_pretrained(unfinished)
         if processor is not None:
-            processor.save_pretrained(whole)
+            processor.save_pretrained(unfinished)
 
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a new folder to fill, which becomes `folder` once it is filled, or is removed.
+    """Yield a new folder to fill. It becomes `folder` when the block ends, or is removed if the block raises an error.
 
-    Raises TransrecError when the folder exists already or cannot be written.
+    Raises TransrecError if the folder exists already or cannot be written.
     """
     folder = Path(folder)
     if folder.exists():
         raise TransrecError(f"{folder}: exists already; give another folder")
     make_folder(folder.parent, "--out")
     with about_file(folder), tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        whole = Path(temporary) / folder.name
-        whole.mkdir()
-        yield whole
-        shutil.move(whole, folder)
+        unfinished = Path(temporary) / folder.name
+        unfinished.mkdir()
+        yield unfinished
+        shutil.move(unfinished, folder)
 
 
 def low_rank_layers(backbone: nn.Module) -> dict[str, LowRankLinear]:
-    """LoRA's layers in a backbone, by their names."""
+    """Return the LoRA layers in a backbone, by name."""
     return {path: module for path, module in backbone.named_modules() if isinstance(module, LowRankLinear)}
 
 
 def export_lora(backbone: nn.Module, folder: Path, base: str | None) -> None:
-    """Write LoRA's updates of a backbone in peft's format into a new folder, for PeftModel.from_pretrained.
+    """Write the LoRA updates of a backbone in peft's format into a new folder, for PeftModel.from_pretrained.
 
     Args:
-        base: what the updates are of, as transformers names it; None: the backbone's own frozen weights, which are then
-            written to `folder`/base.
+        base: the model that the updates apply to, as transformers names it; None: the backbone's own frozen weights,
+            which are then written to `folder`/base.
 
-    Raises TransrecError where more is inserted than LoRA, or its layers differ in rank or scaling.
+    Raises TransrecError if anything but LoRA is inserted, or the LoRA layers differ in rank or scaling.
     """
     layers = low_rank_layers(backbone)
     sizes = {(layer.r, layer.scaling) for layer in layers.values()}
@@ -119,7 +121,7 @@ def export_lora(backbone: nn.Module, folder: Path, base: str | None) -> None:
 
 
 class _LastUserVector(nn.Module):
-    """item embeddings [B, L, d] and mask bool [B, L], left-padded -> user vectors [B, d]."""
+    """Maps item embeddings [B, L, d] and a mask bool [B, L], left-padded, to user vectors [B, d]."""
 
     def __init__(self, user_encoder: UserEncoder):
         super().__init__()
@@ -130,21 +132,21 @@ class _LastUserVector(nn.Module):
 
 
 def export_user_encoder(user_encoder: UserEncoder, length: int, path: Path) -> None:
-    """Write a user encoder by torch.export, for any number of users: `torch.export.load(path).module()`.
+    """Write a user encoder with torch.export, for any number of users. `torch.export.load(path).module()` loads it.
 
-    It takes item embeddings float32 [B, L, d] and a mask bool [B, L], left-padded, and gives user vectors [B, d].
+    It takes item embeddings float32 [B, L, d] and a mask bool [B, L], left-padded, and returns user vectors [B, d].
 
     Args:
         length: L.
 
-    Raises TransrecError for a user encoder that torch cannot export.
+    Raises TransrecError if torch cannot export the user encoder.
     """
     module = _LastUserVector(copy.deepcopy(user_encoder).cpu()).eval()
-    # Of two users: torch.export takes one for all that there will ever be.
+    # Two users, because torch.export would treat a batch of one as the only possible batch size.
     example = torch.zeros(2, length, user_encoder.width), torch.ones(2, length, dtype=torch.bool)
     any_users = {0: torch.export.Dim.DYNAMIC}
     try:
-        # It warns of how torch's own recurrent layers hold their weights.
+        # torch.export warns about how torch's own recurrent layers hold their weights.
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.export.export(module, example, dynamic_shapes=(any_users, any_users))

@@ -1,4 +1,4 @@
-"""A finished run: recommendations, embeddings and metrics of its best epoch."""
+"""Recommendations, embeddings and metrics of a finished run at its best epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +33,12 @@ MASKS = get_args(MaskHistory)
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What is recommended to one user, best first; fewer than k where the user has seen nearly all items.
+    """The items recommended to one user, best first; fewer than k if the user has seen nearly all items.
 
     Attributes:
-        ids: of the items, as the items file has them.
-        scores: float32 [k], inner products of user vector and item embeddings.
-        titles: of the items; empty where the items file has none.
+        ids: the ids of the items, as in the items file.
+        scores: float32 [k], inner products of the user vector and the item embeddings.
+        titles: the titles of the items; empty strings if the items file has none.
     """
 
     ids: list[str]
@@ -47,20 +47,20 @@ class Recommendations:
 
 
 class FinishedRun(Recommender):
-    """The recommender of a finished run at its best epoch, in eval mode, which can be asked for recommendations.
+    """The recommender of a finished run at its best epoch, in eval mode, with methods to recommend and evaluate.
 
     It ranks the items that the run ranked, and those that `add_items` adds. `.to("cuda")` moves it to a GPU.
 
     Args:
-        folder: of the run.
-        plugins: files that may run, among them all that the run was started with by --plugin.
-        dataset: folder of the dataset as it is now, where it is not what the run was trained on.
+        folder: the folder of the run.
+        plugins: plugin files that may be run, among them all that the run was started with (--plugin).
+        dataset: the folder of the dataset as it is now, if that is not what the run was trained on.
 
     Attributes:
-        folder: of the run.
-        settings: what the run was started with.
+        folder: the folder of the run.
+        settings: the settings that the run was started with, but with the paths of `dataset` if that is given.
 
-    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
+    Raises TransrecError if the run, a plugin, or a backbone or checkpoint that the run needs is missing or has changed.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class FinishedRun(Recommender):
         self.eval()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FinishedRun":
-        # Whatever moves or converts weights: what was computed by them is computed anew.
+        # torch calls this to move or convert weights. The embeddings must then be computed again.
         self._embeddings = None
         return super()._apply(fn, recurse)
 
     @cached_property
     def dataset(self) -> Dataset:
-        """What the run was trained and evaluated on, read anew. Raises TransrecError where it is missing or changed."""
+        """The run's dataset, read from its files again. Raises TransrecError if it is missing or has changed."""
         dataset = read_dataset(self.settings)
         by_number = "id" in self.settings.modalities
         known = set(read_options(self.folder).get("files", {}).values())
@@ -96,28 +96,28 @@ class FinishedRun(Recommender):
 
     @property
     def ids(self) -> list[str]:
-        """The n items that are ranked: of item i, from 0, its id."""
+        """The ids of the n ranked items, in their order."""
         return self._table[0]
 
     @property
     def titles(self) -> list[str]:
-        """[n], empty where the items file has none."""
+        """The titles of the ranked items, [n]; empty strings if the items file has none."""
         return self._table[1]
 
     @property
     def index(self) -> dict[str, int]:
-        """The place of each id in `ids`."""
+        """The position of each id in `ids`, from 0."""
         return self._table[2]
 
     @property
     def catalog(self) -> Catalog:
-        """The items that are ranked, in their order."""
+        """The ranked items, in their order."""
         return replace(self.dataset.catalog, ids=self.ids, texts=self.titles)
 
     @cached_property
     def _table(self) -> tuple[list[str], list[str], dict[str, int]]:
         catalog, rows = self.dataset.catalog, self.dataset.split.item_rows
-        ids, titles = ([of[row] for row in rows] for of in (catalog.ids, catalog.texts))
+        ids, titles = ([column[row] for row in rows] for column in (catalog.ids, catalog.texts))
         for added in self._added:
             ids += [added.catalog.ids[row] for row in added.rows]
             titles += [added.catalog.texts[row] for row in added.rows]
@@ -126,18 +126,17 @@ class FinishedRun(Recommender):
     def add_items(
         self, items: str | Path, images: str | Path | None = None, vectors: str | Path | None = None
     ) -> list[str]:
-        """Rank further items, such as came after training, too. They are encoded, and nothing is trained.
+        """Add items to those that are ranked, such as items that appeared after training. Nothing is trained.
 
         Args:
-            items: an items file of the form of the dataset's; those of its items that are ranked already stay as they
-                are.
-            images: the store of their images, where the run reads images.
-            vectors: the file of their vectors, where the run reads vectors.
+            items: an items file in the format of the dataset's. Items in it that are ranked already do not change.
+            images: the store of the items' images, if the run reads images.
+            vectors: the file of the items' vectors, if the run reads vectors.
 
         Returns:
-            The ids that are new.
+            The ids of the new items.
 
-        Raises TransrecError for a run over item IDs, for a damaged file, and where an image or vector is missing.
+        Raises TransrecError for a run over item IDs, for a damaged file, and if an image or vector is missing.
         """
         if "id" in self.settings.modalities:
             raise TransrecError(
@@ -147,10 +146,10 @@ class FinishedRun(Recommender):
         catalog, known = read_catalog(resolve(items)), self.index
         rows = np.array([row for row, item in enumerate(catalog.ids) if item not in known], dtype=np.int64)
         if len(rows):
-            given = {"images": images, "vectors": vectors}
-            paths = {name: str(resolve(path)) for name, path in given.items() if path is not None}
+            sources = {"images": images, "vectors": vectors}
+            paths = {name: str(resolve(path)) for name, path in sources.items() if path is not None}
             added = _Added(catalog, rows, with_values(self.settings, **paths))
-            # What is wrong with them is said before they are ranked.
+            # Encode the items before adding them, so that nothing is added if this raises an error.
             embeddings = torch.cat([self.embeddings, self._encoded(added)])
             self._added.append(added)
             self.__dict__.pop("_table", None)
@@ -159,9 +158,9 @@ class FinishedRun(Recommender):
 
     @property
     def embeddings(self) -> Tensor:
-        """Of all items that are ranked, float32 [n, d], on the device of the weights; computed when first asked for.
+        """The embeddings of all ranked items, float32 [n, d], on the device of the weights; computed on first use.
 
-        Raises TransrecError for a dataset that is missing or has changed, and embeddings that are not finite.
+        Raises TransrecError if the dataset is missing or has changed, and if embeddings are not finite.
         """
         if self._embeddings is None:
             self._embeddings = torch.cat([self._encoded(part) for part in (None, *self._added)])
@@ -187,7 +186,7 @@ class FinishedRun(Recommender):
         return self._world, Precision(self.settings.training.precision, self._world.device)
 
     def embed(self, items: Sequence[str]) -> np.ndarray:
-        """Embeddings of items by their ids: float32 [n, d], as user vectors are multiplied with them.
+        """Return embeddings of items by their ids, in the form that is multiplied with user vectors: float32 [N, d].
 
         Raises TransrecError for an item that is not ranked.
         """
@@ -195,7 +194,7 @@ class FinishedRun(Recommender):
         return self.objective.scored(self.embeddings)[rows].cpu().numpy()
 
     def numbers(self, items: Sequence[str]) -> np.ndarray:
-        """The place of each in `ids`: int32 [n]. Raises TransrecError for an item that is not ranked."""
+        """Return the position of each item in `ids`: int32 [N]. Raises TransrecError for an item that is not ranked."""
         if isinstance(items, str):
             raise TransrecError(f"{items!r}: is one text; give a list of item ids")
         unknown = [item for item in items if item not in self.index]
@@ -205,7 +204,7 @@ class FinishedRun(Recommender):
         return np.array([self.index[item] for item in items], dtype=np.int32)
 
     def unranked(self, item: str) -> str:
-        """Why an item is not ranked, and what to do."""
+        """Return why an item is not ranked, and what to do about it."""
         path = self.dataset.catalog.path
         if item in self._listed:
             return f"{path} lists it, but no user that {self.folder} kept has it; add it with --items {path}"
@@ -222,65 +221,66 @@ class FinishedRun(Recommender):
         self, history: Sequence[Sequence[str]], k: int = 10, exclude_seen: bool = True
     ) -> list[Recommendations]: ...
     def recommend(self, history, k=10, exclude_seen=True):
-        """The k items that score highest for one history, or for each of many.
+        """Recommend the k items that score highest for one history, or for each of several histories.
 
         Args:
             history: item ids, oldest first, or a list of such lists. The last --max_seq_len of each are read.
-            k: at most n, the number of items that are ranked.
-            exclude_seen: whether items of the whole history are left out.
+            k: at most n, the number of ranked items.
+            exclude_seen: whether to leave out all items of the history, including those that are too old to be read.
 
         Returns:
-            Recommendations of the history, or a list of one for each. Of equal scores the item that stands first in the
-            items file comes first.
+            Recommendations for the history, or a list with those for each history. Items with equal scores are in the
+            order of the items file.
 
-        Raises TransrecError for an item that is not ranked, a history without items, and k below 1 or above n.
+        Raises TransrecError for an item that is not ranked, an empty history, and k below 1 or above n.
         """
         alone = all(isinstance(item, str) for item in history)
-        histories = [self.numbers(of) for of in ([history] if alone else history)]
-        for number, of in enumerate(histories, start=1):
-            if not len(of):
+        histories = [self.numbers(sequence) for sequence in ([history] if alone else history)]
+        for number, sequence in enumerate(histories, start=1):
+            if not len(sequence):
                 which = "the history" if alone else f"history {number}"
                 raise TransrecError(f"{which} is empty; give at least one item id")
-        found = [
+        results = [
             self.named(scores, items)
             for block in self.top(sequences_of(histories), k, exclude_seen)
             for scores, items in zip(*block, strict=True)
         ]
-        return found[0] if alone else found
+        return results[0] if alone else results
 
     @torch.no_grad()
     def neighbours(self, item: str, k: int = 10) -> Recommendations:
-        """The k items whose embeddings have the highest cosine with that of an item, which is left out itself.
+        """Return the k items whose embeddings have the highest cosine similarity to an item's, without the item itself.
 
         Args:
-            k: at most n, the number of items that are ranked.
+            k: at most n, the number of ranked items.
 
         Returns:
-            The items, and as scores the cosines.
+            The items, with cosine similarities as scores.
 
         Raises TransrecError for an item that is not ranked, and k below 1 or above n.
         """
         self._check_k(k)
-        itself = torch.from_numpy(self.numbers([item])).long().to(self.embeddings.device)
+        row = torch.from_numpy(self.numbers([item])).long().to(self.embeddings.device)
         unit = torch.nn.functional.normalize(self.objective.scored(self.embeddings), dim=1)
-        seen = itself, torch.zeros_like(itself)
-        scores, found = top_items(unit[itself], unit, seen, k, self.settings.evaluation.eval_memory * 2**20)
-        return self.named(scores[0].cpu().numpy(), found[0].cpu().numpy())
+        seen = row, torch.zeros_like(row)
+        scores, places = top_items(unit[row], unit, seen, k, self.settings.evaluation.eval_memory * 2**20)
+        return self.named(scores[0].cpu().numpy(), places[0].cpu().numpy())
 
     def named(self, scores: np.ndarray, items: np.ndarray) -> Recommendations:
-        """A user's row of what `top` gives."""
+        """Return the recommendations in one user's row of the results of `top`."""
         real = scores > -np.inf
         items = items[real]
         return Recommendations([self.ids[i] for i in items], scores[real], [self.titles[i] for i in items])
 
     def top(self, histories: Sequences, k: int, exclude_seen: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As `recommend`, for any number of users: block by block of users, in memory that does not grow with them.
+        """Yield recommendations, like those of `recommend`, for any number of users, in blocks that bound the memory.
 
         Args:
-            histories: items by their place in `ids`, at least one for each user.
+            histories: items as positions in `ids`, at least one item for each user.
 
         Yields:
-            float32 [B, k] scores, minus infinity where no item is left, and int64 [B, k] places in `ids`.
+            For each block, float32 [B, k] scores, minus infinity if no item is left, and int64 [B, k] positions in
+            `ids`.
 
         Raises TransrecError for k below 1 or above n, and user vectors that are not finite.
         """
@@ -289,13 +289,13 @@ class FinishedRun(Recommender):
     def top_of(
         self, part: str, k: int, mask_history: str | None = None, targets: np.ndarray | slice = slice(None)
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What is ranked highest for each target of "validation" or "test", as `top`: what evaluation ranks.
+        """Yield the highest ranked items for each target of "validation" or "test", as evaluation ranks them.
 
         Args:
-            mask_history: as of `evaluate`.
-            targets: which of the targets, by their places in `Split.targets` (default: all).
+            mask_history: as in `evaluate`.
+            targets: which of the targets, as positions in `Split.targets` (default: all).
 
-        Raises TransrecError as `top` and `evaluate`.
+        Yields the same as `top`. Raises TransrecError for the same reasons as `top` and `evaluate`.
         """
         _check_asked(part, mask_history)
         history = self.dataset.split.history(part).of(targets)
@@ -308,7 +308,7 @@ class FinishedRun(Recommender):
 
     @torch.no_grad()
     def _top(self, histories: Sequences, left_out: Sequences | None, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As `top`; `left_out` are the items that are not recommended, of each user by their places in `ids`."""
+        """Do the work of `top`. `left_out`: the items not to recommend to each user, as positions in `ids`."""
         self._check_k(k)
         items, evaluation = self.embeddings, self.settings.evaluation
         scored = self.objective.scored(items)
@@ -318,12 +318,12 @@ class FinishedRun(Recommender):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(histories)))
             vectors = evaluator.encode_users(self, items, numbered.last(self.settings.data.max_seq_len, users))
             check_finite(vectors, "user vectors")
-            hidden = (np.empty(0, np.int64),) * 2
+            excluded = (np.empty(0, np.int64),) * 2
             if left_out is not None:
-                hidden = left_out.flat(users), left_out.owners(users)
-            seen, owner = (torch.from_numpy(of).long().to(items.device) for of in hidden)
-            scores, found = top_items(vectors, scored, (seen, owner), k, evaluation.eval_memory * 2**20)
-            yield scores.cpu().numpy(), found.cpu().numpy()
+                excluded = left_out.flat(users), left_out.owners(users)
+            seen, owner = (torch.from_numpy(array).long().to(items.device) for array in excluded)
+            scores, places = top_items(vectors, scored, (seen, owner), k, evaluation.eval_memory * 2**20)
+            yield scores.cpu().numpy(), places.cpu().numpy()
 
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= len(self.ids):
@@ -335,17 +335,17 @@ class FinishedRun(Recommender):
         histories: Sequence[Sequence[str]] | Sequences | None = None,
         mask_history: str | None = None,
     ) -> dict[str, float]:
-        """The run's metrics by name, such as HR@10, on targets of its dataset or of other histories.
+        """Return the run's metrics by name, such as HR@10, on targets of its dataset or of other histories.
 
-        Without `add_items`, `histories` and `mask_history` these are the numbers of result.json.
+        Without `add_items`, `histories` and `mask_history`, these are the numbers of result.json.
 
         Args:
             part: "validation" or "test".
-            histories: if given, their last items are the targets, and what stands before is the context: cold items
-                are evaluated by histories that end in them. Item ids, or items by their place in `ids`.
-            mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md); None: as the run was told.
+            histories: item ids, or items as positions in `ids`. If given, the last item of each history is its target,
+                and the items before it are the context. To evaluate cold items, give histories that end in them.
+            mask_history: "seen", "none" or "seen_but_target" (docs/protocol.md); None: the value that the run used.
 
-        Raises TransrecError for another part or mask, a history of fewer than two items, and an item not ranked.
+        Raises TransrecError for another part or mask, a history with fewer than two items, and an unranked item.
         """
         metrics = [choice.build() for choice in self.settings.choices["metrics"]]
         evaluator, part = self._evaluator(part, histories, mask_history, metrics)
@@ -354,10 +354,10 @@ class FinishedRun(Recommender):
     def ranking(
         self, part: str, metrics: Sequence[Metric], cutoffs: Sequence[int], mask_history: str | None = None
     ) -> Ranking:
-        """What metrics at cut-offs are computed of, ranked anew among all items that are ranked now.
+        """Rank a part's targets again, among all items that are ranked now, and return what metrics are computed from.
 
         Args:
-            part, mask_history: as of `evaluate`.
+            part, mask_history: as in `evaluate`.
 
         Raises TransrecError for another part or mask.
         """
@@ -365,10 +365,10 @@ class FinishedRun(Recommender):
         return evaluator.rank(self, part, self.embeddings)
 
     def ranks(self, part: str = "test", mask_history: str | None = None) -> np.ndarray:
-        """What a run keeps of its targets, ranked anew among all items that are ranked now: RANK [T].
+        """Rank a part's targets again, among all items that are ranked now: RANK records [T], as a run saves them.
 
         Args:
-            part, mask_history: as of `evaluate`.
+            part, mask_history: as in `evaluate`.
 
         Raises TransrecError for another part or mask.
         """
@@ -383,14 +383,14 @@ class FinishedRun(Recommender):
         metrics: Sequence[Metric],
         cutoffs: Sequence[int] = (),
     ) -> tuple[Evaluator, str]:
-        """What evaluates, and the part of its split that the targets are."""
+        """Return the evaluator, and the part of its split that holds the targets."""
         _check_asked(part, mask_history)
         catalogue, added = self.dataset.split.item_rows, len(self.ids) - self.dataset.split.item_count
         rows = len(self.dataset.catalog.ids) + np.arange(added)
         split = replace(self.dataset.split, item_rows=np.concatenate([catalogue, rows]))
         if histories is not None:
             if not isinstance(histories, Sequences):
-                histories = sequences_of([self.numbers(of) for of in histories])
+                histories = sequences_of([self.numbers(history) for history in histories])
             split, part = _with_targets(split, histories), "test"
         options = self.settings.evaluation
         cutoffs = list(cutoffs or options.cutoffs)
@@ -400,7 +400,7 @@ class FinishedRun(Recommender):
 
 @dataclass(frozen=True)
 class _Added:
-    """Items that were added: rows of a catalogue, and the settings that say where their images or vectors are."""
+    """Added items: rows of a catalogue, and the settings that say where the images or vectors of the items are."""
 
     catalog: Catalog
     rows: np.ndarray
@@ -408,19 +408,19 @@ class _Added:
 
 
 def load_run(folder: str | Path, plugins: Sequence[str | Path] = (), dataset: str | Path | None = None) -> FinishedRun:
-    """A finished run at its best epoch, in eval mode on the CPU: a recommender to ask, and a torch module.
+    """Load a finished run at its best epoch, in eval mode on the CPU: a torch module that recommends and evaluates.
 
     Args:
-        plugins: files that may run, among them all that the run was started with by --plugin.
-        dataset: folder of the dataset, where it has moved or grown since.
+        plugins: plugin files that may be run, among them all that the run was started with (--plugin).
+        dataset: the folder of the dataset, if it has moved or grown since the run.
 
-    Raises TransrecError when the run, a plugin, or the base it needs, is missing or has changed.
+    Raises TransrecError if the run, a plugin, or a backbone or checkpoint that the run needs is missing or has changed.
     """
     return FinishedRun(folder, plugins, dataset)
 
 
 def _check_asked(part: str, mask_history: str | None) -> None:
-    """Raise TransrecError for a part or a mask that there is none."""
+    """Raise TransrecError for an unknown part or mask."""
     if part not in ("validation", "test"):
         raise TransrecError(f"part {part!r}: must be validation or test")
     if mask_history not in (None, *MASKS):
@@ -428,7 +428,7 @@ def _check_asked(part: str, mask_history: str | None) -> None:
 
 
 def _without(sequences: Sequences, items: np.ndarray) -> Sequences:
-    """Each sequence less the one of `items` that is its own, however often it stands there."""
+    """Return each sequence without the item that `items` holds for it, however often the item occurs."""
     values, owners = sequences.flat(), sequences.owners()
     others = values != items[owners]
     stops = np.cumsum(np.bincount(owners[others], minlength=len(sequences)))
@@ -436,14 +436,14 @@ def _without(sequences: Sequences, items: np.ndarray) -> Sequences:
 
 
 def sequences_of(histories: Sequence[np.ndarray]) -> Sequences:
-    """Histories of items by number, one after the other."""
-    stops = np.cumsum([len(of) for of in histories], dtype=np.int64)
+    """Return histories of item numbers as `Sequences`, stored one after another."""
+    stops = np.cumsum([len(history) for history in histories], dtype=np.int64)
     values = np.concatenate([np.empty(0, np.int32), *histories]).astype(np.int32)
     return Sequences(values, np.concatenate([np.zeros(1, np.int64), stops[:-1]])[: len(stops)], stops)
 
 
 def _moved(settings: Settings, dataset: Path) -> Settings:
-    """The same settings, over a dataset that lies in another folder."""
+    """Return the same settings for a dataset in another folder."""
     data = settings.data
     named = {"users_file": data.users_file, "items_file": data.items_file}
     return with_values(
@@ -452,17 +452,17 @@ def _moved(settings: Settings, dataset: Path) -> Settings:
 
 
 def with_values(settings: Settings, **values: str) -> Settings:
-    """The same settings, with other values of those flags that they have."""
+    """Return the same settings with new values for flags; values for flags that they do not have are ignored."""
 
     def change(options: Options) -> Options:
-        mine = {name: value for name, value in values.items() if name in options.as_dict()}
-        return replace(options, **mine) if mine else options
+        changes = {name: value for name, value in values.items() if name in options.as_dict()}
+        return replace(options, **changes) if changes else options
 
     return settings.changed(change)
 
 
 def _with_targets(split: Split, histories: Sequences) -> Split:
-    """The same split, trained on what it is trained on, whose one test target each is the last item of a history."""
+    """Return the same split with the same training data, and the last item of each history as the only test targets."""
     short = np.flatnonzero(histories.lengths < 2)
     if len(short) or not len(histories):
         which = f"history {short[0] + 1} has {histories.lengths[short[0]]}" if len(short) else "there is no history"
@@ -478,7 +478,7 @@ def _with_targets(split: Split, histories: Sequences) -> Split:
             np.concatenate([old.starts, stops - lengths]),
             np.concatenate([old.stops, stops]),
         ),
-        # Of the run's own users nothing is a target here.
+        # The run's own users have no targets here.
         validation_starts=np.concatenate([split.validation_starts, stops - 1]),
         test_starts=np.concatenate([old.stops, stops - 1]),
         times=None,

@@ -1,7 +1,7 @@
-"""The original authors' checkpoints <-> ours.
+"""Reads checkpoints of the papers' original programs into transrec recommenders.
 
-An `epoch-N.pt` is a dict with `model_state_dict`, optimiser and random states. Only tensors and plain containers are
-unpickled, and only the weights are used.
+An `epoch-N.pt` holds a dict with `model_state_dict`, optimiser state and random states. Only tensors and plain
+containers are unpickled, and only the weights are used.
 """
 
 import pickle
@@ -38,8 +38,8 @@ TEXT = r"^bert_encoder\.text_encoders\.title\."
 IMAGE = r"^cv_encoder\.image_net\."
 USER = r"^user_encoder\.transformer_encoder\."
 
-# The side network of IISAN's programs, cached and uncached. There each step's gate of a tower is a tensor of its own,
-# here they are one vector.
+# The side network in IISAN's programs, cached and uncached. There, the gate of each step of a tower is a separate
+# tensor; here, the gates of a tower are one vector.
 SIDE_RULES = [
     (r"^mm_encoder\.cv_adapter_list\.", "side.intra.image.adapters."),
     (r"^mm_encoder\.bert_adapter_list\.", "side.intra.text.adapters."),
@@ -61,10 +61,10 @@ SIDE_PREFIX = "item_encoder.side."
 GATE = re.compile(r"^(side\..*\.gates)\.\d+$")
 SIDE = re.compile(r"mm_encoder\.(?:cv|bert|mm)_adapter_list\.")
 
-# Applied in order, each to the result of the one before. `@3.query.` is the query projection of the image backbone's
-# block 3: where that is depends on the layout that transformers gives the model (`Places`).
+# Applied in order, each to the result of the previous one. `@3.query.` is the query projection in block 3 of the image
+# backbone. Its place depends on the layout that transformers gives the model (`Places`).
 KEY_RULES = [
-    # Where things are. K-Adapter wraps the whole backbone and the list of blocks, other adapters wrap single blocks.
+    # Large parts. K-Adapter wraps the whole backbone and the list of blocks, other adapters wrap single blocks.
     (rf"{TEXT}bert_model\.bert_adapter_list\.", "item_encoder.backbone.k_adapter.adapters."),
     (rf"{TEXT}bert_model\.com_dense\.", "item_encoder.backbone.k_adapter.fusion."),
     (rf"{TEXT}bert_model\.(?:bert_model\.)?", "item_encoder.backbone."),
@@ -84,7 +84,7 @@ KEY_RULES = [
         r"user_encoder.blocks.\1.",
     ),
     (USER, "user_encoder."),
-    # The parts of a SASRec block, K-Adapter's own included.
+    # Parts of a SASRec block, including K-Adapter's own blocks.
     (r"(\.k_adapter\.adapters\.\d+)\.transformer_blocks\.", r"\1.blocks."),
     (r"\.multi_head_attention\.w_Q\.", ".attention.query."),
     (r"\.multi_head_attention\.w_K\.", ".attention.key."),
@@ -94,7 +94,7 @@ KEY_RULES = [
     (r"\.feed_forward\.w_1\.", ".up."),
     (r"\.feed_forward\.w_2\.", ".feed_forward_output.dense."),
     (r"\.feed_forward\.layer_norm\.", ".feed_forward_output.layer_norm."),
-    # Where adapters are. A wrapped sub-layer of the backbone keeps its own tensors one level down.
+    # Adapters. A wrapped sub-layer of the backbone keeps its own tensors one level down.
     (r"^(user_encoder\.blocks\.\d+)\.adapter1\.", r"\1.attention_output.dropout.adapter."),
     (r"^(user_encoder\.blocks\.\d+)\.adapter2?\.", r"\1.feed_forward_output.dropout.adapter."),
     (r"^(user_encoder\.blocks\.\d+)\.LN\.", r"\1.feed_forward_output.layer_norm.norm."),
@@ -104,7 +104,7 @@ KEY_RULES = [
     (r"\.word_embeddings\.learned_embedding$", ".prompt.vectors"),
     (r"^(item_encoder\.backbone)\.embeddings(\.prompt\.vectors)$", r"\1\2"),
     (r"\.word_embeddings\.wte\.", ".word_embeddings."),
-    # The parts of a block of an image backbone.
+    # Parts of a block of an image backbone.
     (r"^(@\d+)\.attention\.attention\.(query|key|value)\.", r"\1.\2."),
     (r"^(@\d+\.attention)\.output\.dense\.", r"\1.projection."),
     (r"^(@\d+)\.intermediate\.dense\.", r"\1.feed_forward.entry."),
@@ -112,7 +112,7 @@ KEY_RULES = [
     (r"^(@\d+)\.output\.adapter\.", r"\1.feed_forward.output.adapter."),
     (r"^(@\d+)\.layernorm_before\.", r"\1.attention.stream."),
     (r"^(@\d+)\.layernorm_after\.", r"\1.feed_forward.stream."),
-    # The parts of an adapter.
+    # Parts of an adapter.
     (r"\.adapter\.fc_(down|up)\.", r".adapter.\1."),
     (r"\.(down|up)_project\.", r".\1."),
     (r"\.adapter\.(down|up)_sampler\.W_", r".adapter.\1."),
@@ -120,31 +120,31 @@ KEY_RULES = [
     (r"\.adapter\.(down|up)_sampler\.phm_rule$", r".adapter.\1.rule"),
 ]
 
-# With a second LayerNorm (Pfeiffer's) the adapter sits between the two, not behind the dropout.
+# With a second LayerNorm (Pfeiffer), the adapter is between the two LayerNorms, not after the dropout.
 BETWEEN_NORMS = [
     (r"^(item_encoder\..*)\.output\.dropout\.adapter\.", r"\1.output.LayerNorm.adapter."),
     (r"\.feed_forward_output\.dropout\.adapter\.", ".feed_forward_output.layer_norm.adapter."),
 ]
 
-# Methods with which the original scripts trained the LayerNorms too.
+# The methods for which the original scripts also trained the LayerNorms, by item tower.
 LAYERNORM_TRAINED = {"text": {"pfeiffer", "pfeiffer_attention", "compacter"}, "image": set()}
 
-# Tensors that no computation reads: BERT's pooler, position numbers that older transformers stored, and Compacter's
-# rule, which every adapter repeats.
+# Tensors that no computation reads: BERT's pooler, the position and token type ids that older releases of transformers
+# stored, and the shared copy of Compacter's rule, which every adapter also holds.
 UNREAD = re.compile(
     rf"{TEXT}bert_model\.(bert_model\.)?(pooler\.|embeddings\.(position_ids|token_type_ids)$)|^phm_rule$"
 )
-# Prefixes of whole checkpoints: DDP's, and that of the program which shares Compacter's rule.
+# Prefixes of all keys of a checkpoint: from DDP, and from the program that shares Compacter's rule.
 PREFIX = re.compile(r"^(?:module\.|model\.)+")
 ADAPTED = re.compile(r"\.adapter\.|\.lora_[AB]$|\.k_adapter\.|\.prompt\.")
 
 
 @dataclass(frozen=True)
 class Original:
-    """An original checkpoint under our names.
+    """The content of an original checkpoint, under our names.
 
     Attributes:
-        tensors: float32, by the names of `our_names`.
+        tensors: the float32 tensors, by the names that `our_names` returns.
         sizes: item_tower, embedding_dim, max_seq_len and blocks, read from the tensors.
     """
 
@@ -152,7 +152,7 @@ class Original:
     sizes: dict[str, Any]
 
     def tensors_for(self, recommender: Recommender) -> dict[str, Tensor]:
-        """The tensors by the parameter names of a recommender without a method."""
+        """Return the tensors by the parameter names of a recommender without a method."""
         places = Places(recommender)
         return {places.name(name): tensor for name, tensor in self.tensors.items()}
 
@@ -162,7 +162,7 @@ class Original:
 
 
 class Places:
-    """Where the blocks of a recommender's image backbone are; made before a method is applied, it serves after too."""
+    """Locates blocks of a recommender's image backbone. Create it before a method is applied; it stays valid after."""
 
     ROLES = (
         *("query", "key", "value"),
@@ -182,7 +182,7 @@ class Places:
                     self.paths[f"@{number}.{role}"] = path_of[attrgetter(role)(block).module]
 
     def name(self, name: str) -> str:
-        """The parameter's name for a name of `our_names`."""
+        """Return the name of a parameter in the recommender for a name that `our_names` returns."""
         role = next((role for role in self.paths if name.startswith(f"{role}.")), None)
         if role is None:
             return name
@@ -190,23 +190,23 @@ class Places:
         if not _has(self.recommender, path):
             # A method may have moved the whole backbone.
             path = path.replace("item_encoder.", "item_encoder.encoders.", 1)
-        # What an adapter wraps lies one level down.
+        # A layer that an adapter wraps is one level down.
         wrapped = hasattr(self.recommender.get_submodule(path), "inner") and not rest.startswith("adapter.")
         return f"{path}.inner.{rest}" if wrapped else f"{path}.{rest}"
 
 
 def our_names(keys: Iterable[str]) -> dict[str, str]:
-    """Our parameter's name for each original state-dict key that something reads; `Places` completes names with @.
+    """Return our parameter name for each original state-dict key that is read; `Places` completes names with @.
 
-    The keys of a tower's gates, one per step, share one name.
+    The keys of a tower's gates, one per step, get the same name.
     """
     keys = list(keys)
     rules = KEY_RULES + (BETWEEN_NORMS if any(".LN." in key for key in keys) else [])
-    beside = any(SIDE.search(key) for key in keys)
+    has_side = any(SIDE.search(key) for key in keys)
     names = {}
     for key in keys:
         name = PREFIX.sub("", key)
-        side = _renamed(name, SIDE_RULES) if beside else name
+        side = _renamed(name, SIDE_RULES) if has_side else name
         if side.startswith("side."):
             names[key] = "item_encoder." + GATE.sub(r"\1", side)
             continue
@@ -216,7 +216,7 @@ def our_names(keys: Iterable[str]) -> dict[str, str]:
         renamed = _renamed(inner, rules)
         if inner != name:
             tower = "text" if inner.startswith("bert_encoder.") else "image"
-            place = f"encoders.{tower}" if beside else tower
+            place = f"encoders.{tower}" if has_side else tower
             renamed = re.sub(r"^item_encoder\.", f"item_encoder.{place}.", renamed)
         names[key] = renamed
     return names
@@ -229,41 +229,42 @@ def _renamed(name: str, rules: list[tuple[str, str]]) -> str:
 
 
 def _named_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict in float32 by our names; the gates of a tower in one."""
+    """Return the tensors of a state dict in float32 by our names, with the gates of each tower in one tensor."""
     keys: dict[str, list[str]] = {}
     for key, name in our_names(state).items():
         keys.setdefault(name, []).append(key)
     steps = _steps(keys)
     tensors = {}
-    for name, of in keys.items():
+    for name, originals in keys.items():
         side = name.removeprefix(SIDE_PREFIX) if name.startswith(SIDE_PREFIX) else ""
         if side and _is_unread(side, steps):
             continue
         if side.endswith(".gates"):
-            read = sorted(of, key=_last_number)[: steps[side.removesuffix(".gates")]]
+            read = sorted(originals, key=_last_number)[: steps[side.removesuffix(".gates")]]
             tensors[name] = torch.cat([state[key].reshape(1) for key in read]).float()
         else:
-            tensors[name] = state[of[-1]].float()
+            tensors[name] = state[originals[-1]].float()
     return tensors
 
 
 def _steps(names: Iterable[str]) -> dict[str, int]:
-    """Number of steps of each tower of a side network, by its name.
+    """Return the number of steps of each tower of a side network, by the name of the tower.
 
-    The original programs make an inter-modal tower for as many as the deeper modality has, and take the fewer.
+    The original programs create as many inter-modal steps as the deeper modality has, but run only as many as the
+    shallower one has.
     """
     numbers: dict[str, set[str]] = {}
     for name in names:
         tower, _, rest = name.removeprefix(SIDE_PREFIX).partition(".adapters.")
         if rest:
             numbers.setdefault(tower, set()).add(rest.partition(".")[0])
-    counts = {tower: len(of) for tower, of in numbers.items()}
+    counts = {tower: len(steps) for tower, steps in numbers.items()}
     fewest = min((count for tower, count in counts.items() if tower != INTER), default=None)
     return {tower: fewest if tower == INTER and fewest else count for tower, count in counts.items()}
 
 
 def _is_unread(name: str, steps: dict[str, int]) -> bool:
-    """Whether nothing reads a tensor of a side network: parts of a tower without steps, and of steps not taken."""
+    """Return whether nothing reads a side network's tensor, because its tower has no steps or its step is not run."""
     tower = re.match(r"(?:intra\.\w+|inter)(?=\.)", name)
     if name.startswith("projections."):
         return set(steps) == {INTER}
@@ -278,15 +279,15 @@ def _last_number(key: str) -> int:
 
 
 def read_original(path: Path) -> Original:
-    """Read `epoch-N.pt`, or the same state dict as .safetensors.
+    """Read an `epoch-N.pt`, or a .safetensors file with the same state dict.
 
-    Raises TransrecError for a missing or damaged file, one that holds anything but tensors and plain containers, and
-    one that is no recommender of the original programs.
+    Raises TransrecError if the file is missing or damaged, holds anything but tensors and plain containers, or is not a
+    recommender of the original programs.
     """
     state = _load_state(path)
     tensors = _named_tensors(state)
     if (prompt := tensors.get("item_encoder.backbone.prompt.vectors")) is not None:
-        # Image prompts carry an axis for the batch.
+        # Image prompts have an additional batch axis.
         tensors["item_encoder.backbone.prompt.vectors"] = prompt.reshape(prompt.shape[-2:])
     positions = tensors.get("user_encoder.position_embedding.weight")
     if positions is None or positions.dim() != 2:
@@ -319,7 +320,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except (TransrecError, MemoryError):
         raise
-    # A pickle that was not written by pickle can raise anything.
+    # A pickle that was not written by pickle can raise any exception.
     except Exception as error:
         raise TransrecError(f"{path}: truncated or damaged ({reason_of(error)}); copy it again") from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
@@ -328,7 +329,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     ):
         raise TransrecError(f"{path}: no model_state_dict of tensors in it")
     for name, tensor in state.items():
-        # Sparse, quantised or expanded ones may declare any size; nobody trains such.
+        # Sparse, quantised or expanded tensors may declare any size, and training produces none.
         if not _is_plain(tensor):
             raise TransrecError(f"{path}: {name} is no plain tensor of numbers; save it as one")
     checkpoint.check_finite(path, dict(state))
@@ -356,22 +357,22 @@ def load_original(
     image_encoder: str | Path | None = None,
     mask_ratio: float = 0.0,
 ) -> Recommender:
-    """The recommender of an original checkpoint, in eval mode on the CPU in float32.
+    """Return the recommender of an original checkpoint, in eval mode on the CPU in float32.
 
-    Every tensor is accounted for: each has its place, each place is filled. Of an IISAN checkpoint without backbones in
-    it (cached, Versa) the item encoder takes hidden states.
+    Every tensor has a place in the recommender, and every place is filled. If an IISAN checkpoint holds no backbones
+    (cached, Versa), the item encoder takes hidden states.
 
     Args:
-        path: `epoch-N.pt`, or the same state dict as .safetensors.
+        path: `epoch-N.pt`, or a .safetensors file with the same state dict.
         text_encoder, image_encoder: folder or name whose config.json describes the backbone; its weights are not read.
-        method: of an adapted checkpoint, by its name in `transrec.methods`.
-        variant: what the method computes; the original programs computed "published".
-        method_options: of the method; where not given, sizes are read from the tensors, and what trains is what the
-            original scripts trained.
-        objective, heads, dropout: what tensors do not tell.
-        mask_ratio: share of the patches that MAE masks; the original programs masked 0.75, evaluation included.
+        method: the method of an adapted checkpoint, by its name in `transrec.methods`.
+        variant: the variant of the method to compute; the original programs computed "published".
+        method_options: the options of the method. If not given, sizes are read from the tensors, and the parameters
+            that the original scripts trained are trained.
+        objective, heads, dropout: settings that the tensors do not show.
+        mask_ratio: share of the patches that MAE masks; the original programs masked 0.75, also in evaluation.
 
-    Raises TransrecError when the file cannot be read, and when a tensor has no place or a place no tensor.
+    Raises TransrecError if the file cannot be read, and if a tensor has no place or a place has no tensor.
     """
     path = resolve(path)
     original = read_original(path)
@@ -379,7 +380,7 @@ def load_original(
     name = method or "full"
     cached = name == "iisan" and not any(".backbone." in key for key in original.tensors)
     options = methods.get(name).Options
-    # BitFit and LayerNorm tuning put nothing in.
+    # BitFit and LayerNorm tuning insert nothing.
     if original.adapted != (issubclass(options, methods.InsertOptions) and bool(options._tensor_sizes)):
         raise TransrecError(
             f"{path}: holds adapters; say which method with method=..."
@@ -393,7 +394,7 @@ def load_original(
     )
     places = Places(recommender)
     options = method_options or _options_from(original, name, variant, places)
-    # IISAN's programs have no source pretraining: projections, fusion and user encoder train with every method.
+    # IISAN's programs have no source pretraining, so projections, fusion and user encoder train with every method.
     scratch = sizes["item_tower"] == "multimodal"
     methods.apply(recommender, name, options, methods.Rates(recommender=1e-4, backbone=5e-5), train_recommender=scratch)
     tensors = {places.name(key): tensor for key, tensor in original.tensors.items()}
@@ -421,12 +422,12 @@ def _item_encoder(
 def load_side(
     path: str | Path, keep_embedding: bool = True, activation: Literal["relu", "gelu"] = "relu"
 ) -> SideNetwork:
-    """The side network of an original IISAN checkpoint, cached or not, in eval mode; backbones in it are left out.
+    """Return the side network of an original IISAN checkpoint, cached or not, in eval mode, without its backbones.
 
     Args:
-        keep_embedding, activation: what tensors do not tell.
+        keep_embedding, activation: settings that the tensors do not show.
 
-    Raises TransrecError when the file cannot be read, or holds no side network.
+    Raises TransrecError if the file cannot be read, or holds no side network.
     """
     path = resolve(path)
     state = _load_state(path)
@@ -454,43 +455,43 @@ def load_side(
 
 
 def _inter_widths(path: Path, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The width of each modality's states, of a side network of the inter-modal tower alone.
+    """Return the width of each modality's states, for a side network that consists of the inter-modal tower alone.
 
-    It holds the projections, which nothing reads then, but which tell them.
+    Nothing reads the projections in such a checkpoint, but their shapes show which width belongs to which modality.
     """
     narrow = tensors["inter.end.weight"].shape[1]
     wide = tensors["inter.align.0.weight"].shape[1] if "inter.align.0.weight" in tensors else narrow
     if wide == narrow:
         return dict.fromkeys(("text", "image"), narrow)
     shapes = {name: state[key].shape for key, name in our_names(state).items()}
-    told = {m: shapes.get(f"{SIDE_PREFIX}projections.{m}.weight", (0, 0))[1] for m in ("text", "image")}
-    if sorted(told.values()) != [narrow, wide]:
+    widths = {m: shapes.get(f"{SIDE_PREFIX}projections.{m}.weight", (0, 0))[1] for m in ("text", "image")}
+    if sorted(widths.values()) != [narrow, wide]:
         raise TransrecError(
             f"{path}: holds no projections of {narrow} and {wide} columns, which would tell whether text or image "
             f"states are the wider"
         )
-    return told
+    return widths
 
 
 def _options_from(original: Original, method: str, variant: str, places: Places) -> MethodOptions:
-    """Options of an adapted checkpoint, as far as its tensors tell."""
+    """Return the options of an adapted checkpoint, as far as its tensors show them."""
     options = methods.get(method).Options
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     towers = set()
     for name_of_flag, (pattern, axis) in getattr(options, "_tensor_sizes", {}).items():
         for name, tensor in original.tensors.items():
             if re.fullmatch(pattern, place := places.name(name)):
-                found[name_of_flag] = tensor.shape[axis]
+                values[name_of_flag] = tensor.shape[axis]
                 towers.add(place.partition("_")[0])
     flags = {field.name for field in fields(options)}
     if "insert" in flags and len(towers) == 1:
-        found["insert"] = towers.pop()
-    found |= options.told_by(original.tensors)
+        values["insert"] = towers.pop()
+    values |= options.told_by(original.tensors)
     if "variant" in flags:
-        found["variant"] = variant
+        values["variant"] = variant
     if "train_layernorm" in flags:
-        found["train_layernorm"] = method in LAYERNORM_TRAINED.get(original.sizes["item_tower"], ())
-    return options(**found)
+        values["train_layernorm"] = method in LAYERNORM_TRAINED.get(original.sizes["item_tower"], ())
+    return options(**values)
 
 
 def _has(module: nn.Module, path: str) -> bool:
@@ -502,7 +503,7 @@ def _has(module: nn.Module, path: str) -> bool:
 
 
 def _without_aliases(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The tensors less those that repeat a shared parameter under another of its names."""
+    """Return the tensors without those that repeat a shared parameter under another of its names."""
     first_name: dict[nn.Parameter, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         first_name.setdefault(parameter, name)

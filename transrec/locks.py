@@ -1,4 +1,4 @@
-"""Lock files, and files that are in use, on any system."""
+"""Lock files, and locks on files that are in use, on any operating system."""
 
 import os
 import time
@@ -19,7 +19,7 @@ try:
 except ImportError:
 
     def _share(descriptor: int) -> None:
-        """Windows removes no file that is open."""
+        """Do nothing, because Windows does not remove a file that is open."""
 
     try:
         # Windows.
@@ -31,22 +31,22 @@ except ImportError:
     except ImportError:
 
         def _lock(descriptor: int) -> None:
-            """A system without locks."""
+            """Do nothing on a system without locks."""
 
 
 SECONDS_BETWEEN_TRIES = 0.1
 
 
 class Lock:
-    """An empty file that this process holds until `close`, which removes it, or until it ends, however it ends.
+    """An empty file that this process holds until `close`, which removes it, or until the process ends for any reason.
 
-    One that a killed process left behind locks nothing. Where a file system knows no locks, as some network ones,
-    none is held.
+    A file that a killed process left behind locks nothing. On file systems without locks, such as some network file
+    systems, nothing is locked either.
 
     Args:
-        wait: for another process that holds it.
+        wait: whether to wait while another process holds the file.
 
-    Raises BlockingIOError when another process holds it and `wait` is not set, TransrecError when the file cannot be
+    Raises BlockingIOError if another process holds the file and `wait` is not set, TransrecError if the file cannot be
     written.
     """
 
@@ -70,7 +70,7 @@ class Lock:
                 return True
             if self._is_in_place():
                 return True
-            # Removed by its holder between opening and locking it: what is locked is no longer that file.
+            # Its holder removed the file after it was opened here, so this lock is on a deleted file. Try again.
             os.close(self._descriptor)
 
     def _is_in_place(self) -> bool:
@@ -80,8 +80,8 @@ class Lock:
             return False
 
     def close(self) -> None:
-        """Let it go."""
-        # Windows removes no file that is open; there it stays.
+        """Release the lock and remove the file."""
+        # Windows does not remove an open file; there it stays.
         with suppress(OSError):
             if self._is_in_place():
                 self.path.unlink()
@@ -89,18 +89,18 @@ class Lock:
 
 
 def share(descriptor: int) -> None:
-    """Have `remove_unused` leave a file alone as long as this process, or one forked from it, keeps it open.
+    """Make `remove_unused` leave a file alone as long as this process, or one forked from it, keeps it open.
 
-    Where a file system knows no locks, nothing is done.
+    If the file system has no locks, nothing is done.
     """
     with suppress(OSError):
         _share(descriptor)
 
 
 def remove_unused(path: Path) -> bool:
-    """Remove a file that no process holds by `share` or `Lock`; returns whether it did.
+    """Remove a file unless a process holds it by `share` or `Lock`. Return whether the file was removed.
 
-    Raises FileError when it cannot be removed for another reason.
+    Raises FileError if it cannot be removed for another reason.
     """
     with about_file(path, what="cannot be removed"):
         with open(path, "r+b") as file:
@@ -114,7 +114,7 @@ def remove_unused(path: Path) -> bool:
             if os.name != "nt":
                 path.unlink()
                 return True
-        # Windows removes no file that is open, by whomever.
+        # Windows does not remove a file that any process has open, so the file is closed first.
         try:
             path.unlink()
         except PermissionError:
