@@ -1,4 +1,4 @@
-"""Every flag once: its name, help, default and check. Flags of a method, an objective, ... live with it."""
+"""Flags, each defined once: name, help, default and check. Flags of a method, an objective, ... are in its module."""
 
 import math
 import os
@@ -18,12 +18,13 @@ MaskHistory = Literal["seen", "none", "seen_but_target"]
 
 
 def flag(default: Any, help: str, **argument: Any) -> Any:
-    """A dataclass field that is also a command-line flag.
+    """Return a dataclass field that is also a command-line flag.
 
     Args:
-        argument: goes to argparse; but `absolute` makes of a path, or of each of a list, the one that means the same
-            whatever the working directory, and `decides=False` says that no number of a run depends on the flag: a
-            resumed run may be given another value.
+        argument: keyword arguments of argparse's `add_argument`, or some of transrec's own: `aliases`, further names of
+            the flag; `off`, the value that --no_FLAG sets; `shorthands`, flags that set a certain value; `absolute`, a
+            function that makes a path, or each path in a list, independent of the working directory; `decides=False`
+            if no number of a run depends on the flag, so that a resumed run may change it.
     """
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **argument})
@@ -32,16 +33,16 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 @cache
 def kinds_of(options: "type[Options]") -> Mapping[str, Any]:
-    """The type of each flag."""
+    """Return the type of each flag by name."""
     return get_type_hints(options)
 
 
 @dataclass(frozen=True)
 class Options:
-    """A group of flags.
+    """Base class of groups of flags.
 
-    Each class sets `_minimum`, the least value that each number of its own flags may have, and `_below`, what it must
-    stay below.
+    A subclass sets `_minimum`, the smallest allowed values of its own flags by name, and `_below`, values that its
+    flags must stay below.
     """
 
     _argument_group_name: ClassVar[str] = ""
@@ -69,31 +70,31 @@ class Options:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def absolute(self) -> Self:
-        """The same options, of paths that mean the same whatever folder they are read from later."""
+        """Return the same options with paths that mean the same in any working directory."""
         paths: dict[str, Any] = {}
         for f in fields(self):
             if (absolute := f.metadata.get("absolute")) and (value := getattr(self, f.name)):
                 several = isinstance(value, list)
                 paths[f.name] = (
-                    list(dict.fromkeys(str(absolute(one)) for one in value)) if several else str(absolute(value))
+                    list(dict.fromkeys(str(absolute(path)) for path in value)) if several else str(absolute(value))
                 )
         return replace(self, **paths)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """The default of every flag by name."""
+        """Return the default of every flag by name."""
         return {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(cls)}
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type that a field is annotated with."""
-    of = get_args(kind)
+    """Return whether a value has the type that a field is annotated with."""
+    arguments = get_args(kind)
     if get_origin(kind) is Literal:
-        return value in of
+        return value in arguments
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(one, of[0]) for one in value)
-    if of:
-        return any(_fits(value, one) for one in of)
+        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+    if arguments:
+        return any(_fits(value, alternative) for alternative in arguments)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
@@ -102,14 +103,14 @@ def _fits(value: Any, kind: Any) -> bool:
 def _called(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
-    if lists := [of for of in (kind, *get_args(kind)) if get_origin(of) is list]:
+    if lists := [part for part in (kind, *get_args(kind)) if get_origin(part) is list]:
         return f"a list of {({int: 'whole numbers', str: 'texts'})[get_args(lists[0])[0]]}"
-    kinds = [one for one in get_args(kind) or (kind,) if one is not type(None)]
+    kinds = [part for part in get_args(kind) or (kind,) if part is not type(None)]
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kinds[0]]
 
 
 def _yes_or_no(value: Any) -> Any:
-    """ "yes" for what says true, "no" for what says false, anything else as it is."""
+    """Return "yes" for values that mean true, "no" for values that mean false, and any other value unchanged."""
     if not isinstance(value, str | bool):
         return value
     return {"true": "yes", "1": "yes", "y": "yes", "false": "no", "0": "no", "n": "no"}.get(str(value).lower(), value)
@@ -127,80 +128,88 @@ class DataOptions(Options):
 
     dataset: str | None = flag(
         None,
-        "Dataset folder (required): one *users*.tsv and one *items*.tsv, or Parquet, or as dataset.json says.",
+        "Dataset folder (required): one *users*.tsv and one *items*.tsv, Parquet files, or files that dataset.json "
+        "describes.",
         absolute=resolve,
     )
     users_file: str | None = flag(
-        None, "Interactions file of the dataset, where the folder's names do not tell which it is."
+        None, "Interactions file of the dataset, if neither its name nor dataset.json identifies it."
     )
-    items_file: str | None = flag(None, "Items file of the dataset, where the folder's names do not tell which it is.")
-    max_seq_len: int = flag(20, "L, the longest sequence that the user encoder sees; it learns as many positions.")
+    items_file: str | None = flag(
+        None, "Items file of the dataset, if neither its name nor dataset.json identifies it."
+    )
+    max_seq_len: int = flag(
+        20, "L, the maximum length of the user encoder's input, and the number of positions that it learns."
+    )
     min_seq_len: int = flag(5, "Drop users with fewer interactions than this.")
     split: Literal["loo", "time", "ratio", "given"] = flag(
         "loo",
-        "What is trained on, validated on and tested on. loo: leave-one-out, each user's last interaction is for test "
-        "and the one before it for validation; time: at two moments, alike for all users, so that no training "
-        "interaction is later than a target; ratio: shares of each user's interactions; given: as the dataset's "
-        "publisher has split it.",
+        "How interactions are split into training, validation and test. loo: leave-one-out, each user's last "
+        "interaction is for test and the one before it for validation; time: at two moments that are the same for all "
+        "users, so that no training interaction is later than a target; ratio: by shares of each user's interactions; "
+        "given: as the dataset's publisher split it.",
     )
     split_at: str | None = flag(
         None,
-        "Where test interactions start under --split time and ratio: a share of the interactions, as 0.9, or for time "
-        "a date, as 2018-09-01 (default: 0.9).",
+        "Start of the test interactions with --split time or ratio: a share of the interactions, such as 0.9, or for "
+        "time also a date, such as 2018-09-01 (default: 0.9).",
     )
     validate_at: str | None = flag(
-        None, "Where validation interactions start under --split time and ratio, as of --split_at (default: 0.8)."
+        None, "Start of the validation interactions with --split time or ratio, like --split_at (default: 0.8)."
     )
     catalogue: Literal["touched", "all"] = flag(
-        "touched", "Items that are ranked: those that the users kept interact with, or all that the items file lists."
+        "touched",
+        "Items that are ranked. touched: those with an interaction of a user who is kept; all: all in the items file.",
     )
-    user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, against all items.")
+    user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, over all items.")
     eval_users: int = flag(
         0,
-        "Evaluate so many users, drawn at random, against all items, and tell 95-percent intervals for all of them; 0: "
-        "evaluate all users.",
+        "Evaluate this many users, drawn at random, over all items, and report 95-percent intervals for the values of "
+        "all users; 0: evaluate all users.",
     )
     subset_seed: int = flag(
         0,
-        "Seed that draws the users of --user_fraction, and those of --eval_users; under one seed fewer of them lie "
-        "within more.",
+        "Seed that draws the users of --user_fraction and of --eval_users; with the same seed, a smaller sample is a "
+        "subset of a larger one.",
     )
     cached: Literal["auto", "yes", "no"] = flag(
         "auto",
-        "Compute what the backbones give once, before the first epoch, keep it in files, and read it from there. auto: "
-        "where it is constant, because nothing trains inside a backbone and its dropout is off, or nothing below its "
-        "last blocks; yes: the same, and refuse to run where no block is; no: run the backbones in every step.",
+        "Run the backbones once, before the first epoch, and read their states from files afterwards. auto: if the "
+        "states are constant, because a backbone's dropout is off and nothing trains inside it, or only in its last "
+        "blocks; yes: like auto, but refuse to run if no block is constant; no: run the backbones in every step.",
         nargs="?",
         const="yes",
         off="no",
         type=_yes_or_no,
     )
-    state_dtype: Literal["fp16", "fp32"] = flag("fp32", "Number format of the files of --cached.", aliases=["--dtype"])
+    state_dtype: Literal["fp16", "fp32"] = flag(
+        "fp32", "Number format of the files that --cached writes.", aliases=["--dtype"]
+    )
     state_cache: str | None = flag(
         None,
-        "Folder for the files of --cached (default: .transrec/ beside the items file).",
+        "Folder for the files that --cached writes (default: .transrec/ next to the items file).",
         absolute=resolve,
         decides=False,
     )
     cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
         "auto",
-        "Where training holds what --cached has computed; auto: on the GPU if it fits, else in memory if it fits, else "
-        "on disk.",
+        "Where training holds the states that --cached computed. auto: on the GPU if they fit, else in memory if they "
+        "fit, else on disk.",
         decides=False,
     )
 
     @property
     def files(self) -> Files:
-        """Those that the folder's names do not tell."""
+        """The data files that flags name; None for a file that is found by its name."""
         return Files(self.users_file, self.items_file)
 
     @property
     def splitting(self) -> Splitting:
-        """What decides the split, but for the lengths."""
+        """The rules of the split, apart from the sequence lengths."""
         return Splitting(self.split, self.split_at, self.validate_at, self.catalogue)
 
     def __post_init__(self):
-        # As options.json of earlier releases have it.
+        # In options.json, earlier releases stored true or false.
         object.__setattr__(self, "cached", _yes_or_no(self.cached))
         super().__post_init__()
         _ = self.splitting
@@ -210,7 +219,7 @@ class DataOptions(Options):
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
 
 
-# What --item_tower calls several modalities.
+# Names of several modalities in --item_tower.
 ITEM_TOWERS = {"multimodal": ["text", "image"]}
 
 
@@ -221,45 +230,46 @@ class ModelOptions(Options):
 
     item_tower: str = flag(
         "text",
-        "What represents an item: text (its title), image, multimodal (both), id (a learned vector), or several "
-        "modalities joined by +.",
+        "Content that represents an item: text (its title), image, multimodal (both), id (a learned vector), or "
+        "several modalities joined by +.",
     )
-    modalities: list[str] = flag([], "What items are read by; said here, it goes before --item_tower.")
-    random_backbone: bool = flag(False, "Draw the backbone's weights anew instead of loading its pretrained ones.")
+    modalities: list[str] = flag([], "Modalities that items are read by; they override --item_tower.")
+    random_backbone: bool = flag(False, "Draw the backbone's weights at random instead of loading its pretrained ones.")
     protocol: Literal["strong", "published"] = flag(
         "strong",
-        "Where the papers' settings rank worse than what is known today, which to take: strong, or the objective, "
-        "initialisation and patience of the papers.",
+        "Settings to use where better ones than the papers' are known. strong: the better ones; published: the "
+        "objective, initialisation and patience of the papers.",
     )
     init: Literal["normal", "xavier"] = flag(
         "normal",
-        "How linear layers and embeddings outside the backbones start: from N(0, --init_std), or Xavier-normal, as in "
-        "the papers' programs.",
+        "Initialisation of linear layers and embeddings outside the backbones. normal: N(0, --init_std); xavier: "
+        "Xavier-normal, as in the papers' programs.",
     )
-    init_std: float = flag(0.02, "Standard deviation of --init normal.")
+    init_std: float = flag(0.02, "Standard deviation for --init normal.")
     objective: str = flag("bce", "Training objective.")
-    user_encoder: str = flag("sasrec", "What encodes a user from the items of a sequence.")
+    user_encoder: str = flag("sasrec", "Encoder that computes user vectors from a sequence of items.")
     embedding_dim: int = flag(64, "d, the size of item embeddings and user vectors.")
     encoder_dtype: Literal["auto", "fp32", "bf16", "fp16"] = flag(
         "auto",
-        "Number format that the weights of frozen backbones are held in, whatever --precision computes in; what trains "
-        "is fp32. auto: that of their file where a method leaves backbones as they are, which changes no number; else "
-        "fp32.",
+        "Number format that the weights of frozen backbones are held in, whatever --precision computes in; weights "
+        "that train are held in fp32. auto: the format of the weights file if the method leaves the backbones "
+        "unchanged, which changes no number; else fp32.",
     )
     device_map: Literal["none", "auto", "balanced", "balanced_low_0", "sequential"] = flag(
         "none",
         "How a frozen backbone larger than one GPU is spread while --cached yes computes its states: over GPUs, then "
-        "host memory, then disk, as accelerate's device_map says.",
+        "host memory, then disk, as in accelerate's device_map.",
         decides=False,
     )
     max_memory: list[str] = flag(
         [],
-        "What --device_map may fill of each device, as 0=20GiB cpu=8GiB; a device that is not named takes nothing, and "
-        "the rest is read from the weights file when it is needed (default: what is free).",
+        "Memory that --device_map may use on each device, such as 0=20GiB cpu=8GiB. A device that is not named is not "
+        "used, and the remaining weights are read from their file when they are needed (default: all free memory).",
         decides=False,
     )
     backbone_dropout: Literal["auto", "on", "off"] = flag(
-        "auto", "The backbone's own dropout in training; auto: on where its weights train or the variant is published."
+        "auto",
+        "Dropout inside the backbone in training. auto: on if all of its weights train or the variant is published.",
     )
 
     def __post_init__(self):
@@ -271,7 +281,7 @@ class ModelOptions(Options):
             raise TransrecError(f"--max_memory {' '.join(self.max_memory)}: only with --device_map")
         if self.modalities:
             joined = "+".join(self.modalities)
-            names = {"+".join(of): name for name, of in ITEM_TOWERS.items()}
+            names = {"+".join(modalities): name for name, modalities in ITEM_TOWERS.items()}
             object.__setattr__(self, "item_tower", names.get(joined, joined))
 
     @property
@@ -296,50 +306,50 @@ class TrainingOptions(Options):
     }
 
     epochs: int = flag(100, "Train at most this many epochs.", decides=False)
-    batch_size: int = flag(32, "Users per step, over all processes; results do not depend on the number of processes.")
-    lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), where it trains.")
-    backbone_lr: float = flag(5e-5, "Learning rate of the backbone, where it trains.")
-    optimizer: str = flag("adam", "Optimiser of everything that trains.")
-    schedule: str = flag("constant", "How the learning rates change from step to step.")
+    batch_size: int = flag(32, "Users per step over all processes; results do not depend on the number of processes.")
+    lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), if it trains.")
+    backbone_lr: float = flag(5e-5, "Learning rate of the backbone, if it trains.")
+    optimizer: str = flag("adam", "Optimiser of all weights that train.")
+    schedule: str = flag("constant", "Schedule of the learning rates over the steps.")
     accumulate: int = flag(
-        1, "Split each batch into this many pieces, to save memory; in_batch then takes its candidates from one piece."
+        1, "Split each batch into this many pieces to save memory; candidates of in_batch then come from one piece."
     )
-    clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this; 0: do not.")
+    clip_grad_norm: float = flag(0.0, "Clip the gradient's norm to this value; 0: do not clip.")
     select_by: str = flag(
-        "HR@10", "Validation metric that the best epoch is chosen by, of those computed; 10 in HR@10 is a cut-off."
+        "HR@10", "Validation metric that selects the best epoch, one of those computed; 10 in HR@10 is a cut-off."
     )
     patience: int = flag(
-        10, "Stop after this many evaluations without a better --select_by on validation.", decides=False
+        10, "Stop after this many evaluations without an improvement of --select_by on validation.", decides=False
     )
     patience_steps: int = flag(
         1000,
-        "And not before this many steps without a better one, so that short epochs do not stop a run by chance.",
+        "Steps without an improvement that --patience also requires, so that short epochs do not stop a run by chance.",
         decides=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
-        "auto", "Number format of a forward pass; auto: bf16 on GPUs that have it, else fp32."
+        "auto", "Number format of the forward pass. auto: bf16 on GPUs that support it, else fp32."
     )
     gradient_checkpointing: bool = flag(
         False,
-        "Keep of each block of a backbone only its input, and compute the rest again in the backward pass: less memory "
-        "for about a third more time.",
+        "Keep only the input of each block of a backbone and recompute the rest in the backward pass, which saves "
+        "memory and takes about a third more time.",
         decides=False,
     )
     shard: bool = flag(
         False,
         "Split the weights of each backbone, their gradients and their optimiser states over the processes of --nproc, "
-        "for a backbone that is too large to be held by each of them.",
+        "for a backbone that is too large for one process to hold.",
         decides=False,
     )
     compile: bool = flag(
         False,
-        "Compile the item and the user encoder: a minute's wait, then faster steps; needs g++, or triton on a GPU.",
+        "Compile the item and the user encoder, for faster steps after a minute's wait; needs g++, or triton on a GPU.",
     )
-    seed: int = flag(0, "Seed of everything random.")
+    seed: int = flag(0, "Seed of the run's random numbers.")
     train_recommender: Literal["auto", "yes", "no"] = flag(
         "auto",
-        "Whether an adapter method also trains the projection and the user encoder; auto: only when no --checkpoint "
-        "gives them trained.",
+        "Whether an adapter method also trains the projection and the user encoder. auto: only if no --checkpoint "
+        "provides trained ones.",
     )
 
 
@@ -348,20 +358,20 @@ class EvaluationOptions(Options):
     _argument_group_name: ClassVar[str] = "evaluation"
     _minimum: ClassVar[dict[str, float]] = {"eval_memory": 1, "eval_batch": 1}
 
-    metrics: list[str] = flag(["hr", "ndcg", "mrr"], "Metrics that are computed; hr and ndcg always are.")
+    metrics: list[str] = flag(["hr", "ndcg", "mrr"], "Metrics to compute; hr and ndcg are always computed.")
     baselines: list[str] = flag(
         ["popularity", "item_knn", "zero_shot"],
-        "Rankings without training that are tested beside the run, where they can be made; popularity always is.",
+        "Rankings without training to test next to the run, if they can be computed; popularity is always tested.",
         decides=False,
     )
     mask_history: MaskHistory = flag(
         "seen",
-        "Items left out of a user's ranking: all seen before (a repeated target is then a miss, as in the papers), "
-        "none, or all seen but the target.",
+        "Items left out of a user's ranking. seen: all items seen before, so that a repeated target is a miss, as in "
+        "the papers; none: no items; seen_but_target: all items seen before except the target.",
     )
-    cutoffs: list[int] = flag([5, 10, 20], "k of HR@k and NDCG@k; 10 is always among them.")
-    eval_memory: int = flag(64, "MiB that the scores of one block of users may take in evaluation.", decides=False)
-    eval_batch: int = flag(256, "Items encoded at a time in evaluation.", decides=False)
+    cutoffs: list[int] = flag([5, 10, 20], "Values of k in HR@k and NDCG@k; 10 is always among them.")
+    eval_memory: int = flag(64, "MiB for the scores of one block of users in evaluation.", decides=False)
+    eval_batch: int = flag(256, "Number of items that evaluation encodes in one batch.", decides=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -377,71 +387,73 @@ class RunOptions(Options):
 
     checkpoint: str | None = flag(
         None,
-        "Recommender to start from: a run folder, a .safetensors of one, or an original epoch-N.pt.",
+        "Recommender to start from: a run folder, its .safetensors file, or an epoch-N.pt of the papers' programs.",
         absolute=resolve,
     )
     output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).", decides=False)
     resume: str | None = flag(
         None,
-        "Continue the run in this folder, or in --output; flags that are not given stay as that run has them.",
+        "Continue the run in this folder, or in --output; flags that are not given keep that run's values.",
         nargs="?",
         const="",
         decides=False,
     )
     accept_edits: bool = flag(
         False,
-        "Resume a run whose options.json was edited by hand: it goes on with what the file says now.",
+        "Resume a run whose options.json was edited by hand, with the values that the file has now.",
         decides=False,
     )
-    save_steps: int = flag(0, "Save for --resume every so many steps too, not only after each epoch.", decides=False)
+    save_steps: int = flag(
+        0, "Save for --resume every this many steps, in addition to after each epoch.", decides=False
+    )
     keep_state: bool = flag(
         False,
-        "Keep the optimiser's state when the run has finished: only then --resume can give it more epochs.",
+        "Keep the optimiser's state when the run has finished; without it, --resume cannot add epochs.",
         decides=False,
     )
     presets: str | None = flag(
         None,
-        "File of settings by method and modality, as scripts/search.py writes one, which go before the papers'.",
+        "File of settings by method and modality, as written by scripts/search.py; they override the papers' settings.",
         absolute=resolve,
         decides=False,
     )
     test: bool = flag(
         True,
-        "Rank the test targets once training has ended, at the best epoch; a run without it can be told to later, as "
+        "Rank the test targets after training, with the best epoch; a run without it can do so later with "
         "--resume RUN --test.",
         decides=False,
     )
     plugin: list[str] = flag(
         [],
-        "Python file that adds methods, objectives, ... of your own (docs/adding); give the flag again for more files. "
-        "It runs: give only files that you trust.",
+        "Python file that adds your own methods, objectives, ... (docs/adding); repeat the flag for more files. The "
+        "file is executed, so give only files that you trust.",
         action="extend",
         absolute=resolve,
         decides=False,
     )
     timeout: int = flag(
         1800,
-        "Seconds after which a process that the others of a run wait for counts as silent, and the run ends.",
+        "Seconds that the processes of a run wait for another one before it counts as silent and the run ends.",
         decides=False,
     )
-    nproc: int = flag(1, "Processes to train in: GPUs of this machine, or CPU processes.", decides=False)
+    nproc: int = flag(1, "Number of training processes: one per GPU of this machine, or CPU processes.", decides=False)
     device: str = flag(
         "auto",
-        "Device to run on: auto (a GPU where there is one, Apple's too), cpu, cuda, cuda:1, mps, ...",
+        "Device to run on: auto (a GPU if there is one, including Apple's), cpu, cuda, cuda:1, mps, ...",
         decides=False,
     )
     deterministic: bool = flag(
-        True, "On a GPU use only algorithms that give the same numbers each time.", decides=False
+        True, "On a GPU, use only algorithms that give the same numbers each time.", decides=False
     )
     profile: bool = flag(
         False,
-        "Wait for the GPU at each phase of a step, to time feed, forward, backward and step apart.",
+        "Wait for the GPU at each phase of a step, to time feed, forward, backward and step separately.",
         decides=False,
     )
     tracker: list[str] = flag(
         [],
-        "Where metrics are logged besides RUN/metrics.jsonl; tensorboard needs the package of that name, and "
-        "--tensorboard alone chooses it.",
+        "Trackers that log metrics in addition to RUN/metrics.jsonl; tensorboard needs the package of that name, and "
+        "--tensorboard is short for it.",
         shorthands={"--tensorboard": ["tensorboard"]},
         decides=False,
     )

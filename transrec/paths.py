@@ -1,4 +1,4 @@
-"""Paths: those that users give, the repository's own folders, and atomic writing."""
+"""Paths given by users, the repository's own folders, and atomic writing."""
 
 import hashlib
 import os
@@ -13,21 +13,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def resolve(path: str | Path) -> Path:
-    """A user's path: absolute, else against the current folder if it exists there, else against the repository."""
+    """Return the absolute form of a path given by a user.
+
+    A relative path is taken from the repository if it exists only there, and from the current folder otherwise.
+    """
     path = Path(path).expanduser()
     start = Path.cwd() if path.exists() or not (REPOSITORY / path).exists() else REPOSITORY
     return Path(os.path.normpath(start / path))
 
 
 def default_runs_folder() -> Path:
-    """`runs/` of the repository when run from a checkout, of the current folder when installed elsewhere."""
+    """Return `runs/` in the repository if transrec runs from a checkout, else `runs/` in the current folder."""
     return (REPOSITORY if (REPOSITORY / "setup.py").exists() else Path.cwd()) / "runs"
 
 
 def make_folder(folder: Path, flag: str) -> None:
-    """Create `folder` if needed and prove it can be written.
+    """Create `folder` if needed and check that files can be written in it.
 
-    Raises TransrecError naming `flag` when it cannot.
+    Raises TransrecError naming `flag` if that is impossible.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,19 +42,19 @@ def make_folder(folder: Path, flag: str) -> None:
 
 @contextmanager
 def atomic_write(path: Path):
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed over `path`.
+    """Yield a temporary path next to `path`; on success, flush the temporary file to disk and rename it to `path`.
 
-    Raises FileError naming `path` when it, or anything within, cannot be written; the file that was there before stays.
+    Raises FileError naming `path` if it, or anything in the block, cannot be written; an existing file is then kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with about_file(path):
             yield temporary
-            # Windows flushes only what may be written.
+            # Windows flushes only files that are open for writing.
             with open(temporary, "r+b") as file:
                 os.fsync(file.fileno())
-            # As any other new file: some writers make theirs readable by their owner alone, and some file systems
-            # know no permissions.
+            # Set the permissions of any other new file, because some writers make files that only their owner can
+            # read. Some file systems have no permissions.
             os.umask(umask := os.umask(0))
             with suppress(OSError):
                 temporary.chmod(0o666 & ~umask)
@@ -62,12 +65,12 @@ def atomic_write(path: Path):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, either completely or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes. Raises FileError when it cannot be read."""
+    """Return the hex SHA-256 of a file's bytes. Raises FileError if the file cannot be read."""
     with about_file(path, what="cannot be read"), open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

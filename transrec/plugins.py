@@ -1,6 +1,7 @@
-"""Plugins: Python files that register entries, run because their user names them, and for no other reason.
+"""Plugins: Python files that register entries. A plugin is executed only if the user names it.
 
-A run's options name the plugins that it needs. Whoever reads the run names them again: what a file says runs nothing.
+The options of a run list the plugins that it needs, but reading the options executes nothing: to read the run, the user
+must name the plugins again.
 """
 
 import hashlib
@@ -17,15 +18,15 @@ from transrec.registry import forget
 from transrec.untrusted import read_regular
 
 PLUGIN_BYTES = 2**24
-# SHA-256 of what was run, by the file it stood in.
+# SHA-256 of the source that was executed, by file.
 _loaded: dict[Path, str] = {}
 
 
 def load_plugins(files: Iterable[str | Path]) -> None:
-    """Run each file, once in a process, and once more where it has changed since.
+    """Execute each file once per process, and again if it has changed since.
 
-    Raises TransrecError naming the file, and the line where there is one, when it is missing, is no Python, raises, or
-    registers what it may not; nothing of it stays registered then.
+    Raises TransrecError naming the file, and the line if there is one, if the file is missing, is not Python, raises an
+    exception, or registers an invalid entry; none of its entries stays registered then.
     """
     for file in files:
         _load(resolve(file))
@@ -39,7 +40,7 @@ def _load(path: Path) -> None:
         return
     unload(path)
     module = ModuleType(f"transrec_plugin_{digest[:12]}_{path.stem}")
-    # Where dataclasses look up what their annotations mean.
+    # Dataclasses look up the meaning of their annotations in sys.modules.
     sys.modules[module.__name__] = module
     module.__file__ = str(path)
     try:
@@ -51,7 +52,7 @@ def _load(path: Path) -> None:
 
 
 def unload(path: Path) -> None:
-    """Take back what the plugin in a file has registered."""
+    """Remove all entries that the plugin in a file has registered."""
     forget(path)
     _loaded.pop(path, None)
 
@@ -70,22 +71,22 @@ def _told(path: Path, error: BaseException) -> TransrecError:
 
 
 def check_named(place: str, given: Sequence[str]) -> None:
-    """Raise TransrecError where FILE:LINE lies in a loaded plugin that is not among `given`."""
+    """Raise TransrecError if FILE:LINE is in a loaded plugin that is not among `given`."""
     path = place.rpartition(":")[0]
     if Path(path) in _loaded and path not in given:
         raise TransrecError(f"{place}: is of a plugin that this run does not name; give it with --plugin {path}")
 
 
 def hashes(files: Iterable[str | Path]) -> dict[str, str]:
-    """SHA-256 of each plugin file."""
+    """Return the SHA-256 of each plugin file by path."""
     return {str(resolve(file)): file_sha256(resolve(file)) for file in files}
 
 
 def admit(stored: dict[str, Any], given: Sequence[str | Path], path: Path) -> None:
-    """Load the plugins `given`, with which the options `stored` in the file at `path` can be read.
+    """Load the plugins `given`, which must include all that the options `stored` in the file at `path` need.
 
-    Raises TransrecError, before any of them runs, when the options need a plugin that is not among them as it was; and
-    as `load_plugins`.
+    Raises TransrecError before any plugin is executed if a needed plugin is missing or has changed, and the errors of
+    `load_plugins`.
     """
     needed, files = stored.get("plugin", []), stored.get("files", {})
     if not (isinstance(needed, list) and isinstance(files, dict)):
