@@ -1,13 +1,13 @@
-"""The papers' settings: what a modality, or a method over it, sets otherwise than a flag's own default.
+"""The papers' settings: values that a modality, or a method over a modality, sets instead of a flag's own default.
 
-A flag's default is the value of Adapter4Rec's experiments over titles; a method's flags have theirs in the method's own
-file. What the papers set otherwise stands here and nowhere else: Adapter4Rec's experiments over images, IISAN's over
-titles and images. A value is used by the runs that have a flag of that name, and passed over by the others. A method
-that comes from outside carries its own settings in `Method.presets`, a dict like an entry of METHODS.
+The default of a flag is its value in Adapter4Rec's experiments over titles; the defaults of a method's own flags are in
+the method's file. All other settings of the papers are here and nowhere else: those of Adapter4Rec's experiments over
+images, and of IISAN's over titles and images. A run uses a value if it has a flag of that name, and ignores it if not.
+A method from outside transrec carries its own settings in `Method.presets`, a dict like an entry of METHODS.
 
-Of several rules for one flag the first of these decides: the command line, the run that is resumed, a file that
---presets names, the script, what --protocol published sets, the preset of the method over the modality, that of the
-method over every one, that of the modality, the flag's default. A file holds what METHODS holds, as JSON.
+If several rules set the same flag, the first of these decides: the command line; the run that is resumed; a file given
+by --presets; the script; --protocol published; the preset of the method over the modality; the preset of the method
+over every modality; the preset of the modality; the flag's default. A --presets file is a JSON object like METHODS.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,28 +22,28 @@ from transrec.registry import Registry, unknown
 from transrec.untrusted import read_object
 
 EVERY = "every modality"
-# Of runs that read several modalities, whichever these are.
+# The modality in presets for runs that read several modalities, whichever they are.
 SEVERAL = "multimodal"
-# What the command line or a script must say.
+# Flags that no preset can set, only the command line or a script.
 NEVER = {"dataset", "item_tower", "modalities", "protocol"}
 
-# By modality, what --protocol published sets: what the papers train by, where the defaults are known to rank better.
+# Settings of --protocol published, by modality: those of the papers, where the defaults are known to rank better.
 PUBLISHED: dict[str, dict[str, Any]] = {
     EVERY: {"objective": "bce", "init": "xavier", "patience_steps": 0},
     "multimodal": {"objective": "in_batch"},
     "id": {"batch_size": 32},
 }
 
-# By modality.
+# Presets by modality.
 MODALITIES: dict[str, dict[str, Any]] = {
     "image": {"batch_size": 8, "adapter_lr": 4e-4},
-    # No paper's: with the papers' own settings (PUBLISHED) IDs are no baseline (benchmarks/README.md).
+    # From no paper: with the papers' settings (PUBLISHED), IDs are too weak as a baseline (benchmarks/README.md).
     "id": {"objective": "in_batch", "batch_size": 128},
-    # IISAN has no source domain, so the user encoder trains as a whole and nothing is inserted into it.
+    # IISAN has no source domain, so all of the user encoder trains and nothing is inserted into it.
     "multimodal": {"objective": "in_batch", "max_seq_len": 10, "insert": "item", "adapter_lr": 1e-4},
 }
 
-# By method and modality.
+# Presets by method and modality.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "full": {"image": {"backbone_lr": 1e-4}, "id": {"lr": 1e-3}},
     "compacter": {"image": {"adapter_lr": 4e-3}},
@@ -54,7 +54,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-# What scripts/search.py varies where nobody says otherwise, of the flags that a method trains by.
+# Default search space of scripts/search.py, which varies those of these flags that affect a method's training.
 SPACE = {
     "lr": "1e-5..1e-2:log",
     "backbone_lr": "1e-6..1e-3:log",
@@ -66,15 +66,15 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Preset:
-    """Values of flags, and who sets them.
+    """Values of flags, and the runs that use them.
 
     Attributes:
-        method: whose runs take them; None: those of every method.
-        modality: by which their items are read, or SEVERAL; None: by whichever.
-        place: where this is written.
-        values: by the names of the flags.
-        protocol: under which they are taken; None: under every one.
-        file: whether a file that --presets names says so.
+        method: the method of the runs; None: any method.
+        modality: the modality that reads the items of the runs, or SEVERAL; None: any modalities.
+        place: where the preset is written, for messages.
+        values: the values by flag.
+        protocol: the --protocol of the runs; None: any protocol.
+        file: whether the preset is from a file given by --presets.
     """
 
     method: str | None
@@ -86,7 +86,7 @@ class Preset:
 
     @property
     def name(self) -> str:
-        """For people, like "preset of houlsby over images"."""
+        """A name for messages, such as "preset of houlsby over images"."""
         known = {SEVERAL: "several modalities"} | {name: modalities.get(name).reads for name in modalities.names()}
         over = known.get(self.modality, self.modality)
         if self.file:
@@ -122,39 +122,39 @@ def _of_method(method: str, table: Any, place: str, file: bool = False) -> Itera
 
 
 def of(method: str, read_by: Sequence[str], protocol: str = "strong", file: str | None = None) -> list[Preset]:
-    """The presets of a run of a method whose items are read by these modalities, that which decides first in front.
+    """Return the presets for a run of a method over these modalities; the first preset that sets a flag decides.
 
     Args:
-        file: that --presets names.
+        file: the file given by --presets.
     """
     modality = modality_of(read_by)
-    fit = [one for one in _every(file) if one.method in (None, method) and one.modality in (None, modality)]
-    fit = [one for one in fit if one.protocol in (None, protocol)]
+    fit = [preset for preset in _every(file) if preset.method in (None, method) and preset.modality in (None, modality)]
+    fit = [preset for preset in fit if preset.protocol in (None, protocol)]
     return sorted(fit, key=lambda one: (not one.file, one.protocol is None, one.method is None, one.modality is None))
 
 
 def modality_of(read_by: Sequence[str]) -> str:
-    """The name under which presets keep what belongs to runs whose items are read by these modalities."""
+    """Return the name that presets use for runs over these modalities."""
     return read_by[0] if len(read_by) == 1 else SEVERAL
 
 
 def check(takers: Callable[[str | None], Sequence[type[Options]]], file: str | None = None) -> None:
-    """Raise TransrecError, naming the place, for a preset of what there is not, or with a value that its flag refuses.
+    """Raise TransrecError for a preset of an unknown method, modality or flag, or with a value that its flag rejects.
 
     Args:
-        takers: of a method, or of every method, the dataclasses whose flags a preset can set.
-        file: that --presets names.
+        takers: returns the dataclasses whose flags a preset of a method, or of all methods (None), can set.
+        file: the file given by --presets.
     """
     for preset in _every(file):
-        said = f"{preset.place}: {preset.name}"
+        source = f"{preset.place}: {preset.name}"
         for kind, name, known in (
             ("method", preset.method, methods.names()),
             ("modality", preset.modality, [*modalities.names(), SEVERAL, EVERY]),
         ):
             if name not in (None, *known):
-                raise TransrecError(f"{said}: {kind} {name}: {unknown(name, known)}")
+                raise TransrecError(f"{source}: {kind} {name}: {unknown(name, known)}")
         for flag, value in preset.values.items():
-            _check_value(said, flag, value, takers(preset.method))
+            _check_value(source, flag, value, takers(preset.method))
 
 
 def _check_value(said: str, flag: str, value: Any, takers: Sequence[type[Options]]) -> None:

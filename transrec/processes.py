@@ -1,4 +1,4 @@
-"""Processes that belong together end together."""
+"""Ends the worker processes of a command together with their parent."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ POLL_SECONDS = 1
 
 
 def serve_parent(worker: int = 0, ignored: Iterable[signal.Signals] = STOP_SIGNALS) -> None:
-    """To be called in a worker of `multiprocessing`: the parent decides when it stops, and it ends with the parent.
+    """Let the parent decide when this worker of `multiprocessing` stops, and end the worker when the parent ends.
 
-    Ctrl-C reaches all processes of a terminal, SIGTERM of SLURM or systemd all of a job: the parent, which saves first,
-    needs its workers until then. A parent that is killed cannot end them.
+    Ctrl-C reaches all processes of a terminal, and SIGTERM from SLURM or systemd reaches all processes of a job, but
+    the parent needs its workers until it has saved. A parent that is killed cannot end its workers itself.
     """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
@@ -26,7 +26,7 @@ def serve_parent(worker: int = 0, ignored: Iterable[signal.Signals] = STOP_SIGNA
 
 @contextmanager
 def holding_signals() -> Iterator[None]:
-    """Within, SIGINT and SIGTERM are held back, so that a worker started here gets none before `serve_parent`."""
+    """Hold back SIGINT and SIGTERM in the block, so that a worker started there gets none before `serve_parent`."""
     _mask_signals("SIG_BLOCK")
     try:
         yield
@@ -35,7 +35,7 @@ def holding_signals() -> Iterator[None]:
 
 
 def _mask_signals(how: str) -> None:
-    # Windows has no such masks, and no such signals from outside either.
+    # Windows has no signal masks, and no other process sends these signals there.
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(getattr(signal, how), STOP_SIGNALS)
 
@@ -47,7 +47,7 @@ def _leave_with_parent() -> None:
 
 
 def watch_parent(parent: int, orphaned: Callable[[], None]) -> None:
-    """Call `orphaned`, in a thread, once the process `parent` is no longer the parent of this one."""
+    """Call `orphaned` in a thread once the process `parent` is no longer the parent of this process."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""Progress bars, which are lines where nobody watches them move."""
+"""Progress bars, printed as separate lines if standard error is not a terminal."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 60
 
 
 class Bar(tqdm):
-    """tqdm's bar on a terminal; elsewhere a line per minute, or per TQDM_MININTERVAL seconds, and one at the end."""
+    """tqdm's bar on a terminal; elsewhere one line per minute (or TQDM_MININTERVAL seconds), and one at the end."""
 
     def __init__(self, *args: Any, **options: Any):
         self._is_lines = not sys.stderr.isatty()

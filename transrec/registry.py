@@ -1,8 +1,8 @@
-"""Registries: the one way in which methods, objectives, user encoders and whatever else has a name are found.
+"""Registries: the only way to find methods, objectives, user encoders and everything else that is chosen by name.
 
-An entry is a class that registers itself under a name, in a file of its kind's package, in a module that an installed
-package names as an entry point of the group `transrec.plugins`, or in a file given by --plugin (transrec.plugins). Its
-`Options`, a dataclass of flags, are flags of the runs that choose the entry, and of no others.
+An entry is a class that registers itself under a name: in a module of its kind's package, in a module that an installed
+package declares as an entry point of the group `transrec.plugins`, or in a file given by --plugin (transrec.plugins).
+Its `Options`, a dataclass of flags, become flags of the runs that choose the entry, and of no others.
 """
 
 import difflib
@@ -26,34 +26,34 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True)
 class Choice:
-    """An entry that a run chose, by its name, and the values of its flags."""
+    """An entry that a run chose, with its name and the values of its flags."""
 
     name: str
     entry: type
     options: Options
 
     def build(self, *arguments: Any) -> Any:
-        """An object of the entry, made of `arguments` and the values of its flags by their names."""
+        """Return an object of the entry, built from `arguments` and from the values of its flags as keywords."""
         return self.entry(*arguments, **self.options.as_dict())
 
 
 def unknown(name: Any, known: Sequence[str]) -> str:
-    """What to say of a name that is none of those known: the nearest to it, and all."""
+    """Return the text of a message about an unknown name: the most similar known names, and all known names."""
     near = difflib.get_close_matches(str(name), known, n=2)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
     return f"unknown; {meant}choose from {', '.join(known)}"
 
 
 class Registry(Generic[Entry]):
-    """The entries of one kind: those of its package, of installed plugins, and of files given by --plugin.
+    """The entries of one kind, from its package, from installed plugins, and from files given by --plugin.
 
     Args:
-        kind: what an entry is called, "user encoder"; the flag that chooses one is --user_encoder.
+        kind: the name of the kind, such as "user encoder"; the flag that chooses an entry is then --user_encoder.
         base: the class that entries derive from.
-        package: whose modules register entries when they are imported; a module that registers them itself will do.
-        flag: where it is not the kind's name.
+        package: the package whose modules register entries when they are imported, or a module that registers them.
+        flag: the name of the flag, if it is not the kind's name.
         several: whether a run may choose any number of entries.
-        always: names of those that every run chooses.
+        always: names of the entries that every run chooses.
     """
 
     every: ClassVar[list["Registry"]] = []
@@ -72,14 +72,14 @@ class Registry(Generic[Entry]):
         self.flag, self.several, self.always = flag or kind.replace(" ", "_"), several, always
         self._entries: dict[str, type[Entry]] = {}
         self._places: dict[str, str] = {}
-        # What an entry was called before, with what it is called now.
+        # The current name of an entry, by each of its former names.
         self._former: dict[str, str] = {}
         self._is_complete = False
 
     def register(self, name: str, *former: str) -> Callable[[type[Entry]], type[Entry]]:
-        """Class decorator: make an entry known by `name`, and by the names that it had before.
+        """Return a class decorator that registers an entry under `name` and its `former` names.
 
-        Raises TransrecError, naming file and line, when the name is taken, and for what is no such entry.
+        Raises TransrecError, naming file and line, if a name is taken, or if the entry does not derive from `base`.
         """
         frame = sys._getframe(1)
         place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
@@ -100,19 +100,19 @@ class Registry(Generic[Entry]):
         return add
 
     def names(self) -> list[str]:
-        """Names of all entries, sorted."""
+        """Return the names of all entries, sorted."""
         self._discover()
         return sorted(self._entries)
 
     def current(self, name: str) -> str:
-        """What an entry is called now that may be known by a name that it had before; any other name as it is."""
+        """Return the current name of the entry that once had this name; any other name is returned unchanged."""
         self._discover()
         return self._former.get(name, name) if isinstance(name, str) else name
 
     def get(self, name: str) -> type[Entry]:
-        """The entry of that name, or that had it before.
+        """Return the entry with this current or former name.
 
-        Raises TransrecError for an unknown one, with the names nearest to it.
+        Raises TransrecError for an unknown name, with the most similar names.
         """
         name = self.current(name)
         if not isinstance(name, str) or name not in self._entries:
@@ -120,7 +120,7 @@ class Registry(Generic[Entry]):
         return self._entries[name]
 
     def place(self, name: str) -> str:
-        """Where an entry is registered: FILE:LINE."""
+        """Return the place where an entry is registered, as FILE:LINE."""
         self.get(name)
         return self._places[self.current(name)]
 
@@ -135,7 +135,7 @@ class Registry(Generic[Entry]):
 
 @cache
 def _load_installed() -> None:
-    """Import the modules that installed packages name. Raises TransrecError for one that cannot be imported."""
+    """Import the plugin modules of installed packages. Raises TransrecError if one cannot be imported."""
     for point in entry_points(group=GROUP):
         try:
             importlib.import_module(point.module)
@@ -148,7 +148,7 @@ def _load_installed() -> None:
 
 
 def forget(path: Path) -> None:
-    """Take all entries of a file out of their registries."""
+    """Remove all entries of a file from their registries."""
     for registry in Registry.every:
         for name, place in list(registry._places.items()):
             if place.rpartition(":")[0] == str(path):

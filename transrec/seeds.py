@@ -1,4 +1,4 @@
-"""Seeds of torch's random numbers."""
+"""Seeds torch's random numbers."""
 
 import zlib
 
@@ -7,8 +7,8 @@ import torch
 
 
 def seed(*drawn_for: int | str) -> None:
-    """Seed torch by what is drawn next: numbers, as the run's seed, and names of parts. Order matters, nothing else."""
-    numbers = [zlib.crc32(one.encode()) if isinstance(one, str) else one for one in drawn_for]
+    """Seed torch from numbers (such as the run's seed) and the names of the parts to draw, in this order alone."""
+    numbers = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in drawn_for]
     drawn = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    # For an accelerator that is not there torch would keep a traceback, which takes a hundred times as long.
+    # Without an accelerator, torch.manual_seed would store a traceback for it, which takes a hundred times as long.
     (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(drawn)

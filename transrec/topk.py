@@ -1,14 +1,14 @@
-"""The k best of all items for each of many users, in memory that does not grow with the number of items."""
+"""Top-k items for many users, in memory that does not grow with the number of items."""
 
 import torch
 from torch import Tensor
 
-# Columns whose maximum is taken first: of most groups nothing more is looked at.
+# Number of columns in a group. Only the maximum of each group is computed at first; most groups are not read again.
 GROUP = 32
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest scores of each row, best first, and their columns; of equal ones the first columns.
+    """Return the k highest scores of each row, best first, and their columns; ties go to the first columns.
 
     Args:
         scores: float [B, n], no NaN.
@@ -21,9 +21,9 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if groups <= 2 * (k + 1):
         values, columns, tied = _selected(scores, k)
     else:
-        # Whatever is among the k best stands in one of the k groups of the highest maxima.
-        whole = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP))
-        highest, chosen = whole.amax(2).topk(k + 1)
+        # The k best scores are all in the k groups with the highest maxima.
+        grouped = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP))
+        highest, chosen = grouped.amax(2).topk(k + 1)
         chosen = chosen[:, :k].sort().values
         rest = torch.arange(groups * GROUP, scores.shape[1], device=scores.device)
         inside = (chosen.unsqueeze(2) * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
@@ -31,7 +31,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, places, tied = _selected(scores.gather(1, candidates), k)
         columns = candidates.gather(1, places)
         tied |= values[:, -1] == highest[:, k]
-    # Which of equal scores topk takes is open, so where it had to choose, all are sorted.
+    # topk may return any of several equal scores, so rows in which it had to choose between them are sorted.
     rows = (tied & (values[:, -1] > -torch.inf)).nonzero().squeeze(1)
     if len(rows):
         in_order, places = scores[rows].sort(dim=1, descending=True, stable=True)
@@ -40,7 +40,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _selected(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `best`, and bool [B]: where equal scores stand on both sides of the k-th."""
+    """Return the results of `best`, and bool [B]: whether the k-th score of a row equals the next one."""
     values, columns = scores.topk(min(k + 1, scores.shape[1]))
     tied = values[:, k - 1] == values[:, k] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
     columns, order = columns[:, :k].sort(dim=1)
@@ -49,30 +49,30 @@ def _selected(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def top_items(users: Tensor, items: Tensor, seen: tuple[Tensor, Tensor], k: int, memory: int) -> tuple[Tensor, Tensor]:
-    """The k items of the highest inner product with each user, best first; of equal ones the first items.
+    """Return the k items with the highest inner product with each user, best first; ties go to the first items.
 
     Args:
         users: float32 [B, d].
         items: float32 [n, d].
-        seen: int64 [H] each: items from 0 that are left out, and the row of the user for whom they are.
+        seen: int64 [H] each: items (from 0) to leave out, and for each of them the row of the user concerned.
         k: 1..n.
-        memory: bytes that scores may take at a time; those of at least k items are computed at a time.
+        memory: bytes for the scores that are computed at once; these are always scores of at least k items.
 
     Returns:
-        float32 [B, k], minus infinity where all others are left out, and int64 [B, k], items from 0.
+        float32 [B, k], minus infinity for items that are left out, and int64 [B, k], items from 0.
     """
     step = max(k, memory // (items.element_size() * max(1, len(users))))
     left_out, owner = seen
     values = users.new_empty(len(users), 0)
-    found = torch.empty(len(users), 0, dtype=torch.int64, device=users.device)
+    indices = torch.empty(len(users), 0, dtype=torch.int64, device=users.device)
     for start in range(0, len(items), step):
         chunk = items[start : start + step]
         scores = users @ chunk.T
-        here = (left_out >= start) & (left_out < start + len(chunk))
-        scores[owner[here], left_out[here] - start] = -torch.inf
+        in_chunk = (left_out >= start) & (left_out < start + len(chunk))
+        scores[owner[in_chunk], left_out[in_chunk] - start] = -torch.inf
         more, columns = best(scores, min(k, len(chunk)))
-        # The items so far come first, so a stable sort keeps the order of equal scores.
+        # Items of earlier chunks come first, so a stable sort keeps equal scores in the order of items.
         values, order = torch.cat([values, more], dim=1).sort(dim=1, descending=True, stable=True)
         values = values[:, :k]
-        found = torch.cat([found, columns + start], dim=1).gather(1, order[:, :k])
-    return values, found
+        indices = torch.cat([indices, columns + start], dim=1).gather(1, order[:, :k])
+    return values, indices
