@@ -1,4 +1,4 @@
-"""What scripts call: parse the command line, prepare, train, and write the result."""
+"""Entry points of the scripts: parse the command line, prepare, train and write the result."""
 
 import copy
 import sys
@@ -79,14 +79,14 @@ LESS_MEMORY = (
 
 
 def pretrain(**defaults: Any) -> None:
-    """Command line of a pretraining script: train everything on a source domain. `defaults` are flags by name."""
+    """Run a pretraining script: train everything on a source domain. `defaults` are values by flag."""
     adapt("full", **defaults)
 
 
 def adapt(method: str, **defaults: Any) -> None:
-    """Command line of an adaptation script: `method` on a target domain. `defaults` are flags by name.
+    """Run an adaptation script: apply `method` on a target domain. `defaults` are values by flag.
 
-    Leaves as `transrec.command.reporting` says.
+    The process exits as described in `transrec.command.reporting`.
     """
     _command_line(method, defaults, execute)
 
@@ -102,7 +102,7 @@ def _command_line(method: str, defaults: dict[str, Any], act: Callable[[Settings
 
 
 def cache(**defaults: Any) -> None:
-    """Command line of the caching script: compute a dataset's hidden states and leave."""
+    """Run the caching script: compute the hidden states of a dataset and exit."""
 
     def make(settings: Settings) -> None:
         world = distributed.start(settings.run.device, settings.run.deterministic, settings.run.timeout)
@@ -123,10 +123,10 @@ def cache(**defaults: Any) -> None:
 
 
 def execute(settings: Settings) -> dict[str, Any]:
-    """Run to the end and return what result.json holds.
+    """Execute a run to its end and return the content of result.json.
 
     Raises:
-        TransrecError: bad input, before training starts; or training that diverged.
+        TransrecError: invalid input, before training starts; or training that diverged.
         Interrupted: stopped by a signal, after saving.
     """
     started = datetime.now()
@@ -141,17 +141,18 @@ def execute(settings: Settings) -> dict[str, Any]:
 
 
 def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict[str, list[tuple]]]:
-    """The recommender of a finished run of those settings at its best epoch, in eval mode on the CPU.
+    """Return the recommender of a finished run at its best epoch, in eval mode on the CPU, and backbone structures.
 
-    Builds it as the run did: the backbones, then the run's own --checkpoint if it had one, then the method, then what
-    the run trained. Beside it, each backbone's structure before the method was applied.
+    The recommender is built as in the run: the backbones, then the run's own --checkpoint if it had one, then the
+    method, then the weights that the run trained. The structures are those of the backbones, by modality, before the
+    method was applied.
 
-    Raises TransrecError when the run, or the base it needs, is missing or has changed.
+    Raises TransrecError if the run, or the base that it needs, is missing or has changed.
     """
     plan = settings.plan
     path = checkpoint_file(folder)
     tensors, description = checkpoint.read(path)
-    # A run that trained everything needs nothing else.
+    # A run that trained all weights needs no base.
     needs_base = bool(frozen := description.base.frozen_sha256)
     recommender = build_recommender(plan, description.item_count, needs_base, description.sizes)
     if plan.checkpoint and needs_base:
@@ -165,19 +166,20 @@ def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict
 def reader_of(
     recommender: Recommender, before: dict[str, list[tuple]], settings: Settings, dataset: Dataset, world: World
 ) -> tuple[Recommender, Features]:
-    """What encodes the items 1..n of a dataset as the run did, and what it is given.
+    """Return a recommender that encodes the items 1..n of a dataset as the run did, and the features that it reads.
 
-    Backbones that the run ran once are not run again where what they gave is still stored; the recommender that is
-    returned shares all weights with the given one, and no module that is changed for it: that keeps its backbones.
+    Backbones that the run ran only once per item are not run again if their states are still stored. The returned
+    recommender shares all weights with the given one, but its item encoder is a copy, so that the given recommender
+    keeps its backbones.
 
     Args:
-        recommender, before: what `load_best` gave, on the world's device.
+        recommender, before: the results of `load_best`, on the world's device.
 
-    Raises TransrecError when the dataset lacks what items are read by, or holds it damaged.
+    Raises TransrecError if the content that items are read by is missing from the dataset, or is damaged.
     """
     encoder = recommender.item_encoder
-    kept = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
-    reader = Recommender(copy.deepcopy(encoder, kept), recommender.user_encoder, recommender.objective).eval()
+    shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    reader = Recommender(copy.deepcopy(encoder, shared), recommender.user_encoder, recommender.objective).eval()
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
     features = _features(settings, dataset, world, cache)
@@ -198,10 +200,10 @@ def _run(settings: Settings, run: Run, world: World, started: datetime, trackers
                 run.note(f"stopped by {stop}: {stop.advice}")
         raise
     except Exception as error:
-        told = as_told(error)
-        if run.has_begun and isinstance(told, FileError | MemoryShortage):
+        failure = as_told(error)
+        if run.has_begun and isinstance(failure, FileError | MemoryShortage):
             again = _resume_command(settings, run, world)
-            raise type(told)(f"{told}; the run continues with: {again}") from error
+            raise type(failure)(f"{failure}; the run continues with: {again}") from error
         raise
 
 
@@ -236,8 +238,8 @@ def _train(
     if not settings.run.keep_state:
         trainer.drop_optimizer()
     names = ("test", "popularity") if settings.run.test else ("validation",)
-    told = {name: result[name] for name in names} | result.get("baselines", {})
-    for name, scores in told.items():
+    rankings = {name: result[name] for name in names} | result.get("baselines", {})
+    for name, scores in rankings.items():
         run.log(f"{name:11} " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
     if "test_intervals" in result:
         bounds = (f"{name} {low:.4f}-{high:.4f}" for name, (low, high) in result["test_intervals"].items())
@@ -249,23 +251,23 @@ def _train(
 
 
 def _baselines(settings: Settings, run: Run, trainer: Trainer) -> dict[str, Any]:
-    """Test metrics of the rankings without training, whose ranks are kept as those of the run."""
+    """Return test metrics of the baselines without training. Their ranks are saved like those of the run."""
     evaluator = trainer.evaluator
     parts = [] if running(trainer.recommender.item_encoder.towers) else _parts(evaluator.features)
-    found = {}
+    metrics = {}
     for choice in settings.choices["baselines"]:
         scorer = choice.build().fit(evaluator.split, parts, evaluator.world)
         if scorer is not None:
             ranking = evaluator.rank_by(scorer, "test")
             if run.is_main:
-                kept = target_ranks(evaluator.split, "test", ranking.ranks, ranking.margins)
-                write_ranks(run.folder, "test", kept, choice.name)
-            found[choice.name] = evaluator.summarise(ranking)
-    return {"popularity": found.pop("popularity"), "baselines": found}
+                ranks = target_ranks(evaluator.split, "test", ranking.ranks, ranking.margins)
+                write_ranks(run.folder, "test", ranks, choice.name)
+            metrics[choice.name] = evaluator.summarise(ranking)
+    return {"popularity": metrics.pop("popularity"), "baselines": metrics}
 
 
 def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> tuple[Trainer, list[dict[str, Any]]]:
-    """All that comes before the first step, every check included: the trainer, and the table of what trains."""
+    """Do everything before the first step, including all checks; return the trainer and the table of parameters."""
     run.log(f"{settings.name}, on {settings.data.dataset}")
     if settings.training.compile:
         check_compiler(world.device)
@@ -277,7 +279,7 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     features = _features(settings, dataset, world, cache)
     files = _data_files(run, settings, dataset, features)
     recommender, groups, before = _adapted(settings, dataset)
-    # Of the whole recommender: a run's folder holds what it needs, whatever of it is computed once.
+    # Describe the recommender with its backbones: the files of a run do not depend on what is computed once.
     description = describe(settings.plan, recommender, deciding(settings.as_dict()))
     table = parameter_table(recommender, groups, parameters_left_out(settings.plan))
     if recommender.objective.sampling.catalogue:
@@ -285,7 +287,7 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     features = _computed_once(settings, recommender, before, features, cache)
     if settings.training.shard:
         groups = shard(recommender, groups, world)
-        # All ranks must call a backbone equally often; how many groups by length a batch has is a rank's own.
+        # All ranks must call a backbone equally often, but the number of length groups in a batch differs by rank.
         keep_together(features)
     recommender.to(world.device)
     if settings.training.gradient_checkpointing:
@@ -322,14 +324,14 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
         modality.announce(run.log, warn if world.is_main else lambda text: None)
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
-    # From here on the folder holds a run; a start that failed before can simply be repeated.
+    # From here on, the folder holds a run; a start that failed earlier can simply be repeated.
     options = settings.as_dict() | {"output": str(run.folder), "resume": None, "accept_edits": False, "files": files}
     run.write_options(options | {"set_by": settings.set_by, "digest": digest(options)})
     return trainer, table
 
 
 def _checkpoint_gradients(recommender: Recommender, log: Callable[[str], None]) -> None:
-    """Have the blocks of backbones computed again in the backward pass, where anything trains inside a backbone."""
+    """Recompute the blocks of a backbone in the backward pass if anything trains inside it."""
     trained = [tower for tower in recommender.item_encoder.towers if tower.trains_inside]
     for tower in trained:
         recompute_blocks(tower.backbone)
@@ -338,7 +340,7 @@ def _checkpoint_gradients(recommender: Recommender, log: Callable[[str], None]) 
 
 
 def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[TrainableGroup], dict[str, list[tuple]]]:
-    """The recommender with its method, what trains, and each backbone's structure before the method was applied."""
+    """Return the recommender with its method, what trains, and each backbone's structure without the method."""
     recommender = build_recommender(settings.plan, dataset.split.item_count)
     if settings.run.checkpoint:
         load_start(recommender, settings.plan)
@@ -351,7 +353,7 @@ def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
 
 
 def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:
-    """The dataset of a run, read and split. Arguments and errors as of `load_dataset`."""
+    """Read and split the dataset of a run. `with_times` and errors are those of `load_dataset`."""
     data = settings.data
     dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times)
     return dataset.drawing(data.user_fraction, data.eval_users, data.subset_seed)
@@ -376,13 +378,13 @@ def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCa
     rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
     parts: list[Features] = []
     for name, modality in settings.modalities.items():
-        of = modality.features(dataset, everything if name in stored else rows, world)
+        part = modality.features(dataset, everything if name in stored else rows, world)
         if name in stored:
-            made_of = _provenance(settings, modality, of, stored[name], cache.precision)
+            provenance = _provenance(settings, modality, part, stored[name], cache.precision)
             shape = (len(everything), len(stored[name]), modality.config.hidden_size)
-            file = cache.states(made_of, shape, of, partial(tower_of, settings.plan, name))
-            of = StateFeatures(file, rows, world.device, settings.data.cache_device)
-        parts.append(of)
+            file = cache.states(provenance, shape, part, partial(tower_of, settings.plan, name))
+            part = StateFeatures(file, rows, world.device, settings.data.cache_device)
+        parts.append(part)
     return _joined(parts)
 
 
@@ -393,15 +395,16 @@ def _computed_once(
     features: Features,
     cache: StateCache,
 ) -> Features:
-    """What towers are given: of each whose backbone is constant, its states, and the tower that is given them.
+    """Return the features of the towers, with stored states for constant backbones, and change the towers accordingly.
 
-    Where the first blocks are constant, that is the states of all tokens that the block behind them is given.
+    A tower whose backbone is constant is replaced by one that reads the stored states. If only the first blocks are
+    constant, the tower reads the states of all tokens that the next block takes as its input.
 
     Args:
-        before: of each backbone its structure before the method was applied.
-        features: what the towers are given as they are, of the items 1..n.
+        before: the structure of each backbone before the method was applied.
+        features: the features of the unchanged towers, for the items 1..n.
 
-    Raises TransrecError under --cached yes for a backbone of which nothing is constant.
+    Raises TransrecError with --cached yes if a backbone has no constant block.
     """
     data = settings.data
     if data.cached == "no":
@@ -412,7 +415,7 @@ def _computed_once(
             why_not = why_not_constant(tower, before[tower.modality])
             once = partial(_states_of, settings, tower, part, cache)
             if not why_not:
-                # A tower that a method has taken the projection of is read state by state.
+                # If a method has taken over the projection of a tower, it reads the tower's separate states.
                 states = OUTPUT if tower.projection is not None else tower.states
                 shape = (len(part), 1 if states == OUTPUT else len(states), tower.width)
                 part = StateFeatures(once(states, shape), np.arange(len(part)), cache.world.device, data.cache_device)
@@ -436,9 +439,9 @@ def _states_of(
     states: list[int] | str,
     shape: tuple[int, int, int],
 ) -> StateFile:
-    """The file of those states of the items that `features` are of."""
-    made_of = _provenance(settings, settings.modalities[tower.modality], features, states, cache.precision)
-    file = cache.states(made_of, shape, features, lambda: tower)
+    """Return the file of the given states of all items in `features`, which is computed if it is missing."""
+    provenance = _provenance(settings, settings.modalities[tower.modality], features, states, cache.precision)
+    file = cache.states(provenance, shape, features, lambda: tower)
     what = f"blocks 1 to {states.removeprefix(TOKENS)}, " if str(states).startswith(TOKENS) else ""
     cache.log(f"computed    {tower.modality}: {what}once for {len(features):,} items, read from {file.path}")
     return file
@@ -447,7 +450,7 @@ def _states_of(
 def _check_constant(
     settings: Settings, recommender: Recommender, before: dict[str, list[tuple]], item_count: int
 ) -> None:
-    """Raise TransrecError where a backbone would have to read the whole catalogue in every step."""
+    """Raise TransrecError if a backbone would have to encode the entire catalogue in every step."""
     for tower in recommender.item_encoder.towers:
         if tower.backbone is None:
             continue
@@ -467,7 +470,7 @@ def _provenance(
     states: list[int] | str,
     precision: Precision,
 ) -> Provenance:
-    """Of states of all items that `features` are of."""
+    """Return the provenance of the given states of all items in `features`."""
     given, seed = settings.run.checkpoint, settings.training.seed
     weights = weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None)
     return Provenance(
@@ -496,7 +499,7 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 
 
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
-    """SHA-256 of each data file and plugin. Raises TransrecError when a resumed run's are not what they were."""
+    """Return the SHA-256 of each data file and plugin. Raises TransrecError if a resumed run's data have changed."""
     files = dataset.hashes()
     for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
         if name not in stored_states(settings.plan):
@@ -508,12 +511,12 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
                 raise TransrecError(
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )
-    # Whether a resumed run's are what they were was asked before they ran.
+    # The plugins of a resumed run were checked for changes before they were executed.
     return files | hashes(settings.run.plugin)
 
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:
-    """Say what is about to happen."""
+    """Log the device, the settings and the parameters that the run is about to train."""
     on = f"{device_name(world.device)}, {world.size} process(es), {precision.name}"
     run.log(f"device      {on}, torch {torch.__version__}")
     run.log(f"results     {run.folder}")
@@ -523,7 +526,7 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
     )
     for rule in dict.fromkeys(settings.set_by.values()):
         values = (
-            f"{name} {_told(of)}" for name, of in settings.departures.items() if settings.set_by.get(name) == rule
+            f"{name} {_told(value)}" for name, value in settings.departures.items() if settings.set_by.get(name) == rule
         )
         run.log(f"settings    {rule}: {', '.join(values)}")
     width = max(len(row["module"]) for row in table)
@@ -536,6 +539,6 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
 
 
 def _told(value: Any) -> str:
-    """A value of a flag as the command line takes it."""
+    """Return a flag's value in the form that the command line accepts."""
     values = value if isinstance(value, list) else [value]
-    return " ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in values)
+    return " ".join(str(item).lower() if isinstance(item, bool) else str(item) for item in values)

@@ -7,7 +7,7 @@ import torch
 
 
 def seed(*drawn_for: int | str) -> None:
-    """Seed torch from numbers (such as the run's seed) and the names of the parts to draw, in this order alone."""
+    """Seed torch with numbers (such as the run's seed) and names of parts. Nothing but these and their order counts."""
     numbers = [zlib.crc32(key.encode()) if isinstance(key, str) else key for key in drawn_for]
     drawn = int(np.random.SeedSequence(numbers).generate_state(1)[0])
     # Without an accelerator, torch.manual_seed would store a traceback for it, which takes a hundred times as long.
