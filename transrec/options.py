@@ -323,7 +323,8 @@ class TrainingOptions(Options):
     )
     patience_steps: int = flag(
         1000,
-        "Steps without an improvement that --patience also requires, so that short epochs do not stop a run by chance.",
+        "Before stopping, also require this many steps without an improvement, so that short epochs do not stop a run "
+        "by chance.",
         decides=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(

@@ -1,4 +1,4 @@
-"""The settings of a run, and reading them from the command line."""
+"""The settings of a run, and how they are read from the command line."""
 
 import dataclasses
 import hashlib
@@ -40,7 +40,7 @@ from transrec.training.run import Run, read_options
 from transrec.training.schedules import SCHEDULES
 
 GROUPS = (DataOptions, ModelOptions, TrainingOptions, EvaluationOptions, RunOptions)
-# Of each a run chooses an entry by the flag of its name, and then has the entry's own flags too.
+# A run chooses entries of each kind with the kind's flag, and then has the flags of these entries as well.
 KINDS: tuple[Registry, ...] = (
     *(METHODS, MODALITIES, USER_ENCODERS, OBJECTIVES),
     *(OPTIMIZERS, SCHEDULES, METRICS, BASELINES, TRACKERS),
@@ -50,7 +50,7 @@ COMMON = (
     *("dataset", "method", "item_tower", "text_encoder", "image_encoder", "checkpoint", "objective"),
     *("epochs", "batch_size", "lr", "adapter_lr", "output", "resume", "nproc"),
 )
-# What a run did that was begun before there were these flags: it goes on so.
+# Values of these flags for runs that were started before the flags existed, so that such runs continue unchanged.
 BEFORE = {"cached": "no", "init": "xavier", "patience_steps": 0}
 
 
@@ -59,8 +59,8 @@ class Settings:
     """All options of one run.
 
     Attributes:
-        choices: by the flag of their kind, the entries that the run chose, and the values of their flags.
-        set_by: by flag, who set a value that is not the flag's default: "command line", "preset of images", ...
+        choices: the entries that the run chose and the values of their flags, by the flag of their kind.
+        set_by: by flag, the source of a value that is not the flag's default: "command line", "preset of images", ...
     """
 
     data: DataOptions
@@ -72,7 +72,7 @@ class Settings:
     set_by: dict[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     def choice(self, kind: str) -> Choice:
-        """The one entry that the run chose by the flag --KIND."""
+        """Return the only entry that the run chose with the flag --KIND."""
         (only,) = self.choices[kind]
         return only
 
@@ -86,21 +86,21 @@ class Settings:
 
     @property
     def name(self) -> str:
-        """The method and what it reads, for people: full over item IDs."""
+        """The method and the content that it reads, for messages: full over item IDs."""
         *others, last = (modality.reads for modality in self.modalities.values())
         return f"{self.method} over {', '.join(others)} and {last}" if others else f"{self.method} over {last}"
 
     @cached_property
     def modalities(self) -> dict[str, Modality]:
-        """What items are read by, by name."""
-        of = self.choices[MODALITIES.flag]
-        return {choice.name: choice.entry(choice.options, self.data.dataset) for choice in of}
+        """The modalities that items are read by, by name."""
+        choices = self.choices[MODALITIES.flag]
+        return {choice.name: choice.entry(choice.options, self.data.dataset) for choice in choices}
 
     @classmethod
     def from_stored(cls, stored: dict[str, Any], path: Path | None = None) -> "Settings":
-        """The settings that a run's options.json, at `path`, holds.
+        """Return the settings that are stored in a run's options.json at `path`.
 
-        Raises TransrecError for a value that its flag would not take.
+        Raises TransrecError for a value that its flag does not accept.
         """
         stored = {name: value for name, value in BEFORE.items() if name != "cached"} | stored
         try:
@@ -116,20 +116,20 @@ class Settings:
 
     @classmethod
     def _of(cls, chosen: dict[str, list[str]], groups: list[Any]) -> "Settings":
-        """The settings of the entries `chosen` and the objects of `_groups(chosen)`."""
+        """Return settings with the entries `chosen` and with `groups`, objects of the classes of `_groups(chosen)`."""
         groups = [_with_current_names(options) for options in groups]
         own = iter(groups[len(GROUPS) :])
         choices = {k.flag: [Choice(name, k.get(name), next(own)) for name in chosen[k.flag]] for k in KINDS}
         return cls(*groups[: len(GROUPS)], choices)
 
     def changed(self, change: Callable[[Options], Options]) -> "Settings":
-        """The same entries, each group of options as `change` gives it."""
+        """Return settings with the same entries, in which `change` was applied to each group of options."""
         names = {kind: [choice.name for choice in choices] for kind, choices in self.choices.items()}
         return Settings._of(names, [change(options) for options in self.groups])
 
     @property
     def plan(self) -> Plan:
-        """What of them decides how the recommender is built."""
+        """The settings that decide how the recommender is built."""
         return Plan(
             method=self.choice("method"),
             user_encoder=self.choice("user_encoder"),
@@ -144,29 +144,31 @@ class Settings:
 
     @property
     def groups(self) -> list[Options]:
-        """The options of each group, those of the chosen entries last."""
+        """All groups of options; those of the chosen entries come last."""
         own = (choice.options for choices in self.choices.values() for choice in choices)
         return [self.data, self.model, self.training, self.evaluation, self.run, *own]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"method": self.method} | {name: of for group in self.groups for name, of in group.as_dict().items()}
+        return {"method": self.method} | {
+            name: value for group in self.groups for name, value in group.as_dict().items()
+        }
 
     @property
     def departures(self) -> dict[str, Any]:
-        """The values, by flag, that are not the flag's default."""
+        """The values that differ from the flag's default, by flag."""
         defaults = {name: value for group in self.groups for name, value in group.defaults().items()}
         return {name: value for name, value in self.as_dict().items() if name in defaults and value != defaults[name]}
 
 
 def _with_current_names(options: Any) -> Any:
-    """The same options, entries named as they are now."""
+    """Return the same options with the current names of entries in place of former ones."""
     named = {kind.flag for kind in KINDS if not kind.several} & {f.name for f in dataclasses.fields(options)}
     now = {kind.flag: kind.current(getattr(options, kind.flag)) for kind in KINDS if kind.flag in named}
     return dataclasses.replace(options, **now) if now else options
 
 
 def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the entries that a run chooses, by the flag of their kind: each as the first source to know says."""
+    """Return the names of a run's entries by the flag of their kind, each from the first source that has the flag."""
     defaults = {name: value for options in GROUPS for name, value in options.defaults().items()}
     known = ChainMap(*sources, defaults, {"method": ""})
     chosen = {}
@@ -178,22 +180,25 @@ def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _read_by(known: Mapping[str, Any]) -> list[str]:
-    """The modalities of runs for which that is known."""
+    """Return the modalities of a run with these values of flags."""
     return ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).read_by
 
 
 def _pairs(chosen: dict[str, list[str]]) -> list[tuple[Registry, str]]:
-    """Kind and name of each entry that is chosen."""
+    """Return the kind and the name of each chosen entry."""
     return [(kind, name) for kind in KINDS for name in chosen[kind.flag]]
 
 
 def _groups(chosen: dict[str, list[str]]) -> list[tuple[str, type[Options]]]:
-    """Titles and dataclasses of all flags of a run that chooses these entries.
+    """Return the titles and dataclasses of all flags of a run that chooses these entries.
 
-    Raises TransrecError for an unknown name, and for a flag that two of them have.
+    Raises TransrecError for an unknown name, and for a flag that two dataclasses have.
     """
     groups = [(options._argument_group_name, options) for options in GROUPS]
-    owners = {"method": "all runs", **{flag: f"{title} options" for title, of in groups for flag in _flags_of(of)}}
+    owners = {
+        "method": "all runs",
+        **{flag: f"{title} options" for title, group in groups for flag in _flags_of(group)},
+    }
     for kind, name in _pairs(chosen):
         options = kind.get(name).Options
         owner = f"{kind.kind} {name} ({kind.place(name)})"
@@ -205,7 +210,7 @@ def _groups(chosen: dict[str, list[str]]) -> list[tuple[str, type[Options]]]:
 
 
 def _flags_of(options: type[Options]) -> list[str]:
-    """Names of a dataclass's flags, other names of theirs included."""
+    """Return the names of a dataclass's flags, including their aliases."""
     return [
         name
         for f in dataclasses.fields(options)
@@ -214,13 +219,13 @@ def _flags_of(options: type[Options]) -> list[str]:
 
 
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of a run's options that decide its numbers."""
-    besides = _undeciding(options) | {"digest", "set_by"}
-    return {name: value for name, value in options.items() if name not in besides}
+    """Return those of a run's options that decide its numbers."""
+    excluded = _undeciding(options) | {"digest", "set_by"}
+    return {name: value for name, value in options.items() if name not in excluded}
 
 
 def _undeciding(options: dict[str, Any]) -> set[str]:
-    """Names of the flags that a run of these options may be given anew when it is resumed."""
+    """Return the names of the flags that may change when a run with these options is resumed."""
     return {
         f.name
         for _, group in _groups(_chosen(options))
@@ -230,51 +235,54 @@ def _undeciding(options: dict[str, Any]) -> set[str]:
 
 
 def digest(options: dict[str, Any]) -> str:
-    """Hex SHA-256 of the stored options that decide a run's numbers."""
+    """Return the hex SHA-256 of the stored options that decide a run's numbers."""
     return hashlib.sha256(json.dumps(deciding(options), sort_keys=True).encode()).hexdigest()
 
 
 def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
-    """Raise TransrecError when what decides a run's numbers was edited in its options.json, naming it where known."""
+    """Raise TransrecError if options that decide a run's numbers were edited in options.json; name them if known."""
     if stored.get("digest") in (None, digest(stored)):
         return
     state = Run.last_of(folder)
     trained_with = checkpoint.describe(state).options if state.exists() else {}
     edited = [name for name, value in deciding(stored).items() if trained_with.get(name, value) != value]
-    told = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
+    changes = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
     raise TransrecError(
         f"{folder / 'options.json'}: was edited since the run was started: "
-        f"{told or 'its digest does not fit'}; restore it, or go on with it as it is by --accept_edits"
+        f"{changes or 'its digest does not fit'}; restore it, or go on with it as it is by --accept_edits"
     )
 
 
 def flags(**chosen: Any) -> set[str]:
-    """Names of all flags of runs that choose these entries, by the flag of their kind, and what presets choose else."""
-    chosen_too = (preset.values for preset in _presets(chosen, {"method": "full"}, file=chosen.get("presets")))
-    return {f.name for _, options in _groups(_chosen(chosen, *chosen_too)) for f in dataclasses.fields(options)}
+    """Return the names of all flags of a run with the `chosen` entries, given by the flag of their kind.
+
+    Presets and defaults choose the entries that are not given.
+    """
+    by_presets = (preset.values for preset in _presets(chosen, {"method": "full"}, file=chosen.get("presets")))
+    return {f.name for _, options in _groups(_chosen(chosen, *by_presets)) for f in dataclasses.fields(options)}
 
 
 def _presets(*sources: Mapping[str, Any], file: str | None = None) -> list[presets.Preset]:
-    """The presets of the method and the modalities that the first source to know says, the strongest in front.
+    """Return the presets for a run, strongest first. Each flag's value is from the first source that has the flag.
 
     Args:
-        file: that of --presets.
+        file: the file given by --presets.
     """
     known = ChainMap(*sources, ModelOptions.defaults())
     return presets.of(known["method"], _read_by(known), known["protocol"], file)
 
 
 def _preset_takers(method: str | None) -> list[type[Options]]:
-    """The dataclasses whose flags a preset of a method, or of every method, can set."""
+    """Return the dataclasses whose flags a preset of a method, or of all methods (None), can set."""
     kinds = [kind for kind in KINDS if kind is not METHODS or method is None]
     chosen = [METHODS.get(method).Options] if method else []
     return [*GROUPS, *chosen, *(kind.get(name).Options for kind in kinds for name in kind.names())]
 
 
 def check_flags(parser: Parser, words: list[str]) -> None:
-    """Raise TransrecError for a flag among `words` that neither `parser` nor a run of whatever entries knows.
+    """Raise TransrecError for a flag among `words` that `parser` does not know, and that no run could have.
 
-    A flag may have a scope in front: --SCOPE.FLAG. Plugins given by --plugin are loaded.
+    A flag may be prefixed with a scope: --SCOPE.FLAG. Plugins given by --plugin are loaded.
     """
     first = Parser(add_help=False)
     _add_plugin(first)
@@ -288,17 +296,20 @@ def check_flags(parser: Parser, words: list[str]) -> None:
 
 def _parser(chosen: dict[str, list[str]]) -> OptionsParser:
     parser = OptionsParser(_groups(chosen), sys.modules["__main__"].__doc__, COMMON)
-    parser.add_argument("--method", help="What is trained, and how.", default=chosen["method"][0])
+    parser.add_argument("--method", help="Training method: what is trained, and how.", default=chosen["method"][0])
     for kind in KINDS:
         parser.add_to_help(kind.flag, f" {'Any' if kind.several else 'One'} of {', '.join(kind.names())}.")
     return parser
 
 
 def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settings:
-    """Settings from the command line over a resumed run's own options over the script's `defaults` over the presets.
+    """Return the settings of a run.
 
-    Raises TransrecError for an unknown method, a value out of range, a flag that contradicts the resumed run, or a
-    preset of what there is not.
+    If several sources set a flag, the first of these decides: the command line, the options of the resumed run, the
+    file given by --presets, the script's `defaults`, the other presets.
+
+    Raises TransrecError for an unknown method, a value out of range, a flag that contradicts the resumed run, or an
+    invalid preset.
     """
     first = Parser(add_help=False)
     for kind in KINDS:
@@ -320,7 +331,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         stored = read_options(folder)
         as_now = read_settings(folder, given["plugin"]).as_dict()
         if stored.get("tensorboard") is True:
-            # As runs of earlier releases say it.
+            # Earlier releases stored the tracker in this form.
             stored.setdefault("tracker", ["tensorboard"])
     load_plugins(given["plugin"])
     presets.check(_preset_takers, early.presets)
@@ -350,9 +361,9 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     for flag in parser.unknown(arguments):
         word = flag.removeprefix("--").replace("-", "_").removeprefix("no_")
         for kind in KINDS:
-            if of := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
+            if owners := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
                 have = ", ".join(chosen[kind.flag]) or "none"
-                raise TransrecError(f"{flag}: no flag of {kind.kind} {have}, but of {', '.join(of)}")
+                raise TransrecError(f"{flag}: no flag of {kind.kind} {have}, but of {', '.join(owners)}")
     settings = Settings._of(chosen, parser.parse_options(arguments))
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
@@ -363,7 +374,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     for kind, name in _pairs(chosen):
         check_named(kind.place(name), settings.run.plugin)
     for choice in settings.choices[MODALITIES.flag]:
-        # A run that was begun before folders were asked how they are read says "auto", and goes on as it began.
+        # A run that was started before folders could declare values has stored "auto", and continues with it.
         declared = {k: v for k, v in choice.options.declared().items() if stored.get(k) != getattr(choice.options, k)}
         settings = settings.changed(partial(_with, of=choice.options, values=declared))
         set_by |= dict.fromkeys(declared, f"{choice.name} encoder")
@@ -378,7 +389,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
 
 
 def _check_selection(settings: Settings) -> None:
-    """Raise TransrecError where the best epoch is chosen by what is not computed."""
+    """Raise TransrecError if the metric that selects the best epoch is not computed."""
     chosen = settings.training.select_by
     computed = names_of(settings.evaluation.cutoffs, [choice.build() for choice in settings.choices["metrics"]])
     if chosen not in computed:
@@ -393,12 +404,12 @@ def _add_plugin(parser: Parser) -> None:
 
 
 def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Settings:
-    """The settings of the run in a folder.
+    """Return the settings of the run in a folder.
 
     Args:
-        plugins: files that may run, among them all that the run was started with.
+        plugins: plugin files that may be executed; they must include all that the run was started with.
 
-    Raises TransrecError when the folder holds no run, or a damaged one, and when it needs another plugin.
+    Raises TransrecError if the folder holds no run, or a damaged one, or if the run needs another plugin.
     """
     path = resolve(folder) / "options.json"
     stored = read_options(folder)
@@ -407,14 +418,14 @@ def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Set
 
 
 def _with(options: Options, of: Options, values: dict[str, Any]) -> Options:
-    """The options, with other values if they are those that the values are of."""
+    """Return `options` with new values if they are the object `of`; other options are returned unchanged."""
     return dataclasses.replace(options, **values) if options is of else options
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    """The same settings, meaning the same whatever folder they are read from later."""
+    """Return the same settings with paths that mean the same in any working directory."""
     data = settings.data
     folder = resolve(data.dataset)
     files = {"users_file": data.users_file, "items_file": data.items_file}
-    found = {name: str(find_file(folder, name.removesuffix("_file"), given)) for name, given in files.items() if given}
-    return settings.changed(lambda options: _with(options, data, found).absolute())
+    paths = {name: str(find_file(folder, name.removesuffix("_file"), given)) for name, given in files.items() if given}
+    return settings.changed(lambda options: _with(options, data, paths).absolute())

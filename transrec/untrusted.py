@@ -1,4 +1,4 @@
-"""Reading files that anybody may have written: only regular files, and only as much as such a file can hold."""
+"""Reads files that anybody may have written: only regular files, and only up to a plausible size."""
 
 import io
 import json
@@ -21,9 +21,9 @@ NO_FILES = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a
 
 
 def check_regular(path: str | Path) -> None:
-    """Check that `path` is a regular file, or a link to one: reading anything else may never end.
+    """Check that `path` is a regular file or a link to one, because reading anything else may never end.
 
-    Raises OSError when `path` cannot be examined, TransrecError when it is no regular file.
+    Raises OSError if `path` cannot be examined, and TransrecError if it is not a regular file.
     """
     try:
         mode = os.stat(path).st_mode
@@ -35,15 +35,15 @@ def check_regular(path: str | Path) -> None:
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """The regular file at `path`, opened for reading bytes. Raises OSError, and TransrecError as `check_regular`."""
+    """Open the regular file at `path` for reading bytes. Raises OSError, and the errors of `check_regular`."""
     check_regular(path)
     return open(path, "rb")
 
 
 def read_regular(path: str | Path, most: int) -> bytes:
-    """All bytes of the regular file at `path`. Raises as `open_regular`, and TransrecError for more than `most`."""
+    """Return all bytes of a regular file. Raises the errors of `open_regular`, and TransrecError for over `most`."""
     with open_regular(path) as file:
-        # Room is made for as many bytes as are asked for.
+        # read() allocates as much memory as it is asked to read.
         content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
     if len(content) > most:
         raise TransrecError(f"{path}: has more than {most:,} bytes, which no such file has; check what it is")
@@ -51,7 +51,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text holds. Raises ValueError for what is none, or is nested too deeply."""
+    """Return the value of a JSON text. Raises ValueError if the text is not JSON, or is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -59,12 +59,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """What a JSON file holds. Raises as `read_regular` and `parse_json`."""
+    """Return the value in a JSON file. Raises the errors of `read_regular` and `parse_json`."""
     return parse_json(read_regular(path, JSON_BYTES))
 
 
 def read_object(path: str | Path, flag: str) -> dict[str, Any]:
-    """The JSON object in a file that a flag names. Raises TransrecError where it holds none."""
+    """Return the JSON object in the file given by a flag. Raises TransrecError if the file holds none."""
     with about_file(path, f"give another file with {flag}", "cannot be read"):
         try:
             content = read_json(path)
@@ -76,9 +76,9 @@ def read_object(path: str | Path, flag: str) -> dict[str, Any]:
 
 
 def safetensors_header(path: str | Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file declares, and the byte at which its tensors begin.
+    """Return the header of a safetensors file, and the byte at which its tensors begin.
 
-    Raises OSError, TransrecError as `check_regular`, and ValueError for a header that is absurdly long or no JSON.
+    Raises OSError, the errors of `check_regular`, and ValueError if the header is absurdly long or not a JSON object.
     """
     with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -102,12 +102,12 @@ ITEM_BYTES = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Python's own unpickler, which looks up nothing.
+    """The unpickler written in Python, except that it refuses to look up any class or function.
 
-    The one in C makes room for whatever number of objects a pickle announces.
+    The unpickler in C allocates memory for as many objects as a pickle announces.
     """
 
-    # The only operation for which this one does so, too.
+    # Without BYTEARRAY8, the only operation for which the one in Python does so, too.
     dispatch: ClassVar[dict] = {
         code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
     }
@@ -117,7 +117,7 @@ class Unpickler(pickle._Unpickler):
 
 
 class _Anything:
-    """Stands for every class that a pickle names: takes any arguments and does nothing."""
+    """Replaces every class that a pickle names: accepts any arguments and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -138,7 +138,7 @@ class _Anything:
 
 
 class _Storages(Unpickler):
-    """Collects in `declared` the storages of which torch.save's pickle says that they are beside it."""
+    """Collects in `declared` the tensor storages that the pickle in a torch.save archive refers to."""
 
     def __init__(self, content: bytes):
         super().__init__(io.BytesIO(content), encoding="utf-8")
@@ -155,9 +155,9 @@ class _Storages(Unpickler):
 
 
 def map_npy(path: Path) -> np.ndarray:
-    """The array of a .npy file, memory-mapped and read-only.
+    """Return the array of a .npy file, memory-mapped and read-only.
 
-    Raises TransrecError for what numpy.save has not written, pickled objects, and a file that is cut off.
+    Raises TransrecError if the file was not written by numpy.save, holds pickled objects, or is cut off.
     """
     with open_regular(path) as file:
         try:
@@ -179,11 +179,11 @@ def map_npy(path: Path) -> np.ndarray:
 
 
 def map_array(path: Path, dtype: np.dtype, start: int, shape: tuple[int, ...], is_fortran: bool = False) -> np.ndarray:
-    """An array that begins at byte `start` of a file, memory-mapped. Raises TransrecError when the file is cut off."""
-    whole = start + math.prod(shape) * dtype.itemsize
-    if (there := path.stat().st_size) < whole:
-        raise TransrecError(f"{path}: cut off, {there:,} of {whole:,} bytes are left; copy it again")
-    # Nothing to map: what has no items is told by its shape.
+    """Memory-map an array that begins at byte `start` of a file. Raises TransrecError if the file is cut off."""
+    end = start + math.prod(shape) * dtype.itemsize
+    if (size := path.stat().st_size) < end:
+        raise TransrecError(f"{path}: cut off, {size:,} of {end:,} bytes are left; copy it again")
+    # An array without items cannot be mapped. A scalar is not read either, since callers refuse it for its shape.
     if 0 in shape or not shape:
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", start, shape, order="F" if is_fortran else "C")
@@ -192,17 +192,17 @@ def map_array(path: Path, dtype: np.dtype, start: int, shape: tuple[int, ...], i
 def check_torch_file(path: Path) -> None:
     """Check that a file of torch.save holds what it declares, so that torch can allocate memory for it and read it.
 
-    Raises OSError, and TransrecError as `check_regular`, for a file that names anything but torch's own and plain
-    containers, and for one whose tensors are compressed or would be larger than what is there.
+    Raises OSError, and the errors of `check_regular`. Also raises TransrecError if the file names objects other than
+    torch's own and plain containers, or if its tensors are compressed or larger than the stored data.
     """
     with open_regular(path) as file:
         if file.read(4) != b"PK\3\4":
-            # As PyTorch wrote before 1.6: it is read from start to end, without sizes to believe.
+            # Files of PyTorch before 1.6 are read from start to end and declare no sizes that would be believed.
             return
         try:
             with zipfile.ZipFile(file) as archive:
                 _check_archive(archive, os.fstat(file.fileno()).st_size)
-        # A pickle that was not written by pickle can raise anything.
+        # A pickle that was not written by pickle can raise any exception.
         except Exception as error:
             raise TransrecError(
                 f"{path}: damaged, or holds objects other than tensors, which are never unpickled "
@@ -233,7 +233,8 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> None:
 def check_model_folder(folder: Path) -> None:
     """Check the files of a folder in Hugging Face format before transformers reads them.
 
-    Raises OSError, and TransrecError as `check_regular` and `check_torch_file` and for what is absurdly large.
+    Raises OSError, the errors of `check_regular` and `check_torch_file`, and TransrecError for a file that is absurdly
+    large or damaged.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir() or (path.is_symlink() and not path.exists()):
