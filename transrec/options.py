@@ -164,8 +164,8 @@ class DataOptions(Options):
     user_fraction: float = flag(1.0, "Train on this fraction of the users; all users are evaluated, over all items.")
     eval_users: int = flag(
         0,
-        "Evaluate this many users, drawn at random, over all items, and report 95-percent intervals for the values of "
-        "all users; 0: evaluate all users.",
+        "Evaluate this many users, drawn at random, over all items, and report 95-percent intervals for the metrics "
+        "over all users; 0: evaluate all users.",
     )
     subset_seed: int = flag(
         0,
@@ -401,7 +401,7 @@ class RunOptions(Options):
     )
     accept_edits: bool = flag(
         False,
-        "Resume a run whose options.json was edited by hand, with the values that the file has now.",
+        "Resume a run whose options.json was edited by hand, using the edited values.",
         decides=False,
     )
     save_steps: int = flag(
