@@ -21,7 +21,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if groups <= 2 * (k + 1):
         values, columns, tied = _selected(scores, k)
     else:
-        # The k best scores are all in the k groups with the highest maxima.
+        # The k best scores are all in the k groups with the highest maxima, or in the rest.
         grouped = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP))
         highest, chosen = grouped.amax(2).topk(k + 1)
         chosen = chosen[:, :k].sort().values
@@ -59,7 +59,7 @@ def top_items(users: Tensor, items: Tensor, seen: tuple[Tensor, Tensor], k: int,
         memory: bytes for the scores that are computed at once; these are always scores of at least k items.
 
     Returns:
-        float32 [B, k], minus infinity for items that are left out, and int64 [B, k], items from 0.
+        float32 [B, k], minus infinity if fewer than k items remain, and int64 [B, k], items from 0.
     """
     step = max(k, memory // (items.element_size() * max(1, len(users))))
     left_out, owner = seen
