@@ -83,7 +83,7 @@ class FinishedRun(Recommender):
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The run's dataset, read from its files at the first access. Raises TransrecError if it is missing or has changed."""
+        """The run's dataset, read at the first access. Raises TransrecError if it is missing or has changed."""
         dataset = read_dataset(self.settings)
         by_number = "id" in self.settings.modalities
         known = set(read_options(self.folder).get("files", {}).values())
