@@ -1,7 +1,7 @@
-"""Training batches: the distinct items of a batch, each once, and index tensors that say which position is which.
+"""Training batches: the distinct items of a batch, and index tensors that map each position to its item.
 
 A batch is a pure function of (seed, epoch, step), whatever the number of ranks: every rank draws the same global
-batch and keeps its share of the users. That is also all a resumed run needs to know.
+batch and keeps its share of the users. A resumed run needs to know nothing else.
 """
 
 from collections.abc import Iterator
@@ -22,18 +22,18 @@ class Batch:
     """A share of a global batch: B users, U distinct real items.
 
     Attributes:
-        items: int64 [U], item numbers 1..n, ascending; stays on the host for the features to look up.
-        inputs: the item encoder's, of `items`.
+        items: int64 [U], item numbers 1..n, ascending; stays on the host, where the features look items up.
+        inputs: the item encoder's inputs for `items`.
         sequences: int64 [B, L + 1], training sequences, left-padded; 0 is padding, k is `items[k - 1]`.
-        negatives: int64 [B, L], or [B, L, K] of K > 1 per position, same coding; those at t are compared with the
-            positive item at t + 1; 0 is none.
+        negatives: int64 [B, L], or [B, L, K] for K > 1 negatives per position, coded like `sequences`; the negatives at
+            t are compared with the positive item at t + 1; 0 means no negative.
         log_popularity: float32 [U], log of each item's share of the training interactions.
-        shared_negatives: int64 [N], same coding: negatives of every position; drawn for the whole global batch.
-        log_chance: float32 [U], log of the probability that a negative that is drawn is this item.
-        found: what `places` gives, [2, P]; None: not looked for yet.
-        predictions: positions that predict, in the whole global batch: what sums over shares are divided by.
-        weight: 1, or 0 for a stand-in where the global batch had no user left for this rank and piece.
-        item_count: n, all items that there are.
+        shared_negatives: int64 [N], same coding: negatives shared by all positions, drawn once per global batch.
+        log_chance: float32 [U], log of the probability that a drawn negative is this item.
+        found: the result of `places`, [2, P]; None if it has not been computed yet.
+        predictions: number of positions in the global batch that predict; sums over shares are divided by it.
+        weight: 1, or 0 for a stand-in if the global batch had no user left for this rank and piece.
+        item_count: n, the number of items in the dataset.
     """
 
     items: Tensor
@@ -50,18 +50,18 @@ class Batch:
 
     @property
     def mask(self) -> Tensor:
-        """bool [B, L], the positions that hold an item and predict the next."""
+        """bool [B, L], true at positions that hold an item and predict the next one."""
         return self.sequences[:, :-1] > 0
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
-        """Row and position of each of the P places that `mask` holds, in their order: int64 [P] each."""
+        """Row and position of each of the P true entries of `mask`, in order: int64 [P] each."""
         row, position = self.mask.nonzero().T if self.found is None else self.found
         return row, position
 
     def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
-        """The batch on `device`, with the item encoder's inputs from `features`, or from what they have `read`."""
-        # How many places there are decides shapes: found on an accelerator, the host would wait for it.
+        """Return the batch on `device`, with inputs from `features`, or from `read` if they were read before."""
+        # The number of places decides shapes: if an accelerator counted them, the host would have to wait for it.
         here = replace(self, found=torch.stack(self.places))
         return replace(
             here,
@@ -75,13 +75,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a batch holds besides its users' sequences and the negatives of each position.
+    """How negatives are drawn, and what a batch holds besides sequences and the negatives of each position.
 
     Attributes:
-        sampler: by which negatives are drawn: "uniform", "popularity" (by the training interactions of an item to the
-            power of `power`), or "in_batch" (by the item's slots in the global batch).
-        power: 0 and above.
-        shared: how many negatives are drawn for all positions of the global batch together, repeats included.
+        sampler: the distribution of negatives: "uniform", "popularity" (an item's number of training interactions to
+            the power of `power`), or "in_batch" (how often the sequences of the global batch hold the item).
+        power: at least 0.
+        shared: number of negatives that all positions of the global batch share, repeats included.
         catalogue: whether every item 1..n is in the batch.
     """
 
@@ -91,46 +91,47 @@ class Sampling:
     catalogue: bool = False
 
 
-# What a popularity is rounded to a multiple of, so that whole numbers are drawn, none rejected and none misplaced.
+# Popularities are rounded to multiples of 1 / STEPS_OF_ONE, so that drawing is exact integer arithmetic without
+# rejections.
 STEPS_OF_ONE = 2**16
 
 
 class Sampler:
-    """Draws items 1..n with chances in proportion to whole-number weights.
+    """Draws items 1..n with probabilities proportional to integer weights.
 
     Args:
-        weights: int64 [n]; None: all alike.
+        weights: int64 [n]; None: all items are equally likely.
     """
 
     def __init__(self, item_count: int, weights: np.ndarray | None = None):
         self.item_count, self.weights = item_count, weights
-        # What the items up to each weigh together, 0 in front.
+        # Cumulative weights of the items, with a leading 0.
         self._sums = None if weights is None else np.concatenate([[0], np.cumsum(weights)])
         self.total = item_count if self._sums is None else int(self._sums[-1])
 
     @property
     def log_chances(self) -> np.ndarray:
-        """Log of the probability that a draw gives each item: float32 [n], -inf of those that are never drawn."""
+        """Log of each item's probability in one draw: float32 [n], -inf for items that are never drawn."""
         if self.weights is None:
             return np.full(self.item_count, -np.log(self.item_count), np.float32)
         with np.errstate(divide="ignore"):
             return (np.log(self.weights) - np.log(self.total)).astype(np.float32)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """int64 [count], with replacement."""
+        """Draw `count` items with replacement: int64 [count]."""
         return self._at(rng.integers(0, self.total, size=count))
 
     def outside(self, rng: np.random.Generator, sequences: np.ndarray, negatives: int = 1) -> np.ndarray:
-        """For each of the last L positions of each sequence K = `negatives` items outside that sequence.
+        """Draw K = `negatives` items outside the sequence for each of the last L positions of each sequence.
 
-        Draws a place among what the allowed items weigh and skips the forbidden ones: one draw per negative, none is
-        rejected.
+        Draws a place within the total weight of the allowed items and skips the forbidden ones: one draw per negative,
+        with no rejections.
 
         Args:
-            sequences: int [B, L + 1], item numbers, 0 is padding.
+            sequences: int [B, L + 1], item numbers; 0 is padding.
 
         Returns:
-            int64 [B, L * K], those of a position side by side; 0 where no item is allowed.
+            int64 [B, L * K], the K negatives of a position next to each other; 0 if no item is allowed.
         """
         forbidden = np.sort(sequences, axis=1).astype(np.int64)
         repeated = np.zeros_like(forbidden, dtype=bool)
@@ -143,9 +144,9 @@ class Sampler:
         allowed = self.total - passed_over[:, -1:]
         shape = len(sequences), (sequences.shape[1] - 1) * negatives
         places = rng.integers(0, np.maximum(allowed, 1), size=shape)
-        # A forbidden item is skipped by every place that is not below it among the allowed ones.
+        # A place skips each forbidden item that has at most that much allowed weight below it.
         allowed_below = np.where(real, self._below(forbidden) - passed_over[:, :-1], self.total)
-        # One search over all rows, laid end to end.
+        # A single search over all rows, concatenated.
         shift = np.arange(len(sequences))[:, None] * (self.total + 1)
         skipped = np.searchsorted((allowed_below + shift).ravel(), (places + shift).ravel(), side="right")
         skipped = skipped.reshape(shape) - np.arange(len(sequences))[:, None] * forbidden.shape[1]
@@ -156,27 +157,27 @@ class Sampler:
         return 1 if self.weights is None else self.weights[np.minimum(items, self.item_count) - 1]
 
     def _below(self, items: np.ndarray) -> np.ndarray:
-        """What the items of lower numbers weigh together."""
+        """Return the total weight of the items with lower numbers."""
         return items - 1 if self._sums is None else self._sums[np.minimum(items, self.item_count) - 1]
 
     def _at(self, places: np.ndarray) -> np.ndarray:
-        """The items at places 0 to `total` - 1."""
+        """Return the items at places 0 to `total` - 1."""
         return 1 + (places if self._sums is None else np.searchsorted(self._sums[1:], places, side="right"))
 
 
 class TrainingBatches:
-    """The training users of a split, shuffled anew each epoch and cut into global batches.
+    """The training users of a split, reshuffled each epoch and cut into global batches.
 
     Args:
-        split: where the sequences come from.
+        split: the split whose training sequences are used.
         batch_size: users in a global batch, over all ranks and pieces.
-        negatives: how many sampled negatives the objective needs for each position.
+        negatives: number of sampled negatives that the objective needs for each position.
         last_only: whether only the last position of a sequence predicts (CPC).
         pieces: number of parts that a rank's share is cut into (gradient accumulation).
-        sampling: what else the objective needs.
+        sampling: how negatives are drawn, and what else the objective needs.
 
-    Raises TransrecError when there are fewer items than negatives, when a user leaves no item to draw them from, and
-    when no user has two training items.
+    Raises TransrecError if there are no more items than negatives, if a user's sequence leaves no item to draw
+    negatives from, or if no user has two training items.
     """
 
     def __init__(
@@ -211,16 +212,16 @@ class TrainingBatches:
         self.log_chance = np.concatenate([[0], self.sampler.log_chances]).astype(np.float32)
 
     def __len__(self) -> int:
-        """Global batches in an epoch; the last one may be smaller."""
+        """Return the number of global batches in an epoch; the last one may be smaller."""
         return -(-len(self.users) // self.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """Yield, for each global batch from `first_step` on, this rank's pieces of it."""
+        """Yield this rank's pieces of each global batch from `first_step` on."""
         for step in range(first_step, len(self)):
             yield self.pieces_of(epoch, step)
 
     def pieces_of(self, epoch: int, step: int) -> list[Batch]:
-        """This rank's pieces of the global batch of a step, counted from 0."""
+        """Return this rank's pieces of the global batch of a step; steps count from 0."""
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.users)
         users = self._order[1][step * self.batch_size : (step + 1) * self.batch_size]
@@ -241,7 +242,7 @@ class TrainingBatches:
         shared = sampler.draw(rng, self.sampling.shared)
         predictions = int(mask.sum())
         share = np.array_split(np.arange(len(sequences)), self.ranks)[self.rank]
-        # Every rank takes part in every collective call: a piece without users becomes a stand-in that weighs nothing.
+        # Every rank must join every collective call, so a piece without users becomes a stand-in of weight 0.
         return [
             self._batch(sequences[piece], negatives[piece], shared, predictions, 1.0)
             if len(piece)
@@ -257,7 +258,7 @@ class TrainingBatches:
             items, index = np.arange(1, self.item_count + 1), numbers.astype(np.int64)
         else:
             items, index = np.unique(numbers, return_inverse=True)
-            # 0 sorts first where there is padding; without any, codes still start at 1.
+            # If there is padding, 0 sorts first; without padding, codes must still start at 1.
             index = index.reshape(-1) + (items[0] != 0)
             items = items[items != 0]
         of_sequences, of_negatives, of_shared = np.split(index, [sequences.size, sequences.size + negatives.size])
@@ -277,7 +278,7 @@ class TrainingBatches:
         return (users, self.width - 1, self.negatives) if self.negatives > 1 else (users, self.width - 1)
 
     def _sampler(self, counts: np.ndarray) -> Sampler:
-        """Of the whole catalogue; of an "in_batch" one, what it draws on average over batches."""
+        """Return a sampler for the whole catalogue; for "in_batch", one that matches the average over batches."""
         power = {"uniform": 0.0, "popularity": self.sampling.power, "in_batch": 1.0}[self.sampling.sampler]
         if not power:
             return Sampler(self.item_count)

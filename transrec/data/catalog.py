@@ -1,4 +1,4 @@
-"""The items of a dataset: ids, texts, and the texts' tokens, computed once and kept on disk."""
+"""The items of a dataset: ids, texts, and token ids of the texts, which are computed once and cached on disk."""
 
 import hashlib
 import json
@@ -22,25 +22,25 @@ from transrec.untrusted import check_regular
 TOKEN_CACHE_VERSION = 1
 TOKENISE_CHUNK = 4096
 TITLE = "title"
-# Of a file without a header.
+# Columns of a file without a header.
 COLUMNS = ["item_id", TITLE, "abstract", "body"]
 COLUMNS_SHOWN = 10
 MIND_COLUMNS = "id, category, subcategory, title, abstract, url, title entities, abstract entities"
-# Texts this seldom differ are categories, not titles: MIND has 18 for 65,238 news.
+# With a smaller share of distinct texts, they are categories, not titles: MIND has 18 categories for 65,238 news items.
 FEW_TEXTS = 0.02
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """An items file in file order: `item_id<TAB>title[<TAB>abstract<TAB>body]` a line, or the columns of its header.
+    """The items of a file, in file order. A line is `item_id<TAB>title[<TAB>abstract<TAB>body]` or as its header says.
 
-    Image-only sets carry the id alone; their texts are empty strings.
+    Image-only datasets have ids only; their texts are empty strings.
 
     Attributes:
-        texts: [items], what is read of each: its title, or what `reading` made.
-        columns: their names in lower case; those of a file without a header are COLUMNS, as many as any line has.
+        texts: [items], the text of each item: its title, or the text that `reading` selected.
+        columns: column names in lower case; without a header, the first of COLUMNS, as many as the longest line has.
         width: number of columns of most lines.
-        text: what `texts` are: the name of a column, or a template.
+        text: where `texts` come from: the name of a column, or a template.
     """
 
     path: Path
@@ -52,16 +52,16 @@ class Catalog:
     text: str = TITLE
 
     def index(self) -> dict[str, int]:
-        """Row (from 0) of each item id."""
+        """Return the row (from 0) of each item id."""
         return {item: row for row, item in enumerate(self.ids)}
 
     def reading(self, text: str) -> "Catalog":
-        """The same items with another text of each, which reads the file once more.
+        """Return the same items with another text for each; this reads the file again.
 
         Args:
             text: the name of a column, or a template such as `{title}. {brand}`.
 
-        Raises TransrecError for a column that is not there, and as `read_template`.
+        Raises TransrecError for a column that the file does not have, and as `read_template` does.
         """
         if text == self.text:
             return self
@@ -77,7 +77,7 @@ class Catalog:
         return replace(self, texts=texts, text=text)
 
     def _fields(self, places: list[int]) -> Iterator[list[str]]:
-        """Some columns of each item, by their places."""
+        """Yield the columns at `places` of each item."""
         if parquet.is_parquet(self.path):
             names = list(parquet.text_columns(self.path).values())
             yield from map(list, parquet.read_texts(self.path, [names[place] for place in places]))
@@ -91,7 +91,7 @@ class Catalog:
 
     @property
     def columns_there(self) -> str:
-        """What a message says of the columns."""
+        """A phrase for messages that lists the columns."""
         names = [name for name in self.columns if name]
         more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
         unnamed = "" if self.has_header else ", for want of a header, such as item_id<TAB>title<TAB>brand"
@@ -99,10 +99,10 @@ class Catalog:
 
 
 def read_catalog(path: Path) -> Catalog:
-    """Read an items file and, for texts, its titles.
+    """Read an items file, with titles as the texts.
 
-    Raises TransrecError for an unreadable or empty file, a line without an item id, an item listed twice, and where
-    there is a header, for a column named twice, a line with more columns than it names, and no items.
+    Raises TransrecError for an unreadable or empty file, a line without an item id, or an item listed twice; and if
+    there is a header, for a column named twice, a line with more columns than the header, or no items.
     """
     if parquet.is_parquet(path):
         return _read_parquet(path)
@@ -139,7 +139,7 @@ def read_catalog(path: Path) -> Catalog:
 
 
 def _read_parquet(path: Path) -> Catalog:
-    """Read a row per item: the column `item_id`, and `title` where there are titles."""
+    """Read one item per row: the column `item_id`, and `title` if the file has it."""
     columns = parquet.text_columns(path)
     if COLUMNS[0] not in columns:
         raise TransrecError(f"{path}: has no column {COLUMNS[0]!r} among {', '.join(columns)}; rename the item's id")
@@ -161,13 +161,13 @@ def _read_parquet(path: Path) -> Catalog:
 
 
 def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
-    """Warnings of what makes poor texts: items without one, few that differ, columns that nothing reads.
+    """Return warnings about poor texts: items without a text, few distinct texts, columns that are not read.
 
     Args:
-        alone: whether nothing else is read of an item's text.
+        alone: whether this is the only text that is read for an item.
 
-    Raises TransrecError for a raw news.tsv of MIND, titles without a column, and where no item has a text or, `alone`,
-    all have the same.
+    Raises TransrecError for a raw news.tsv of MIND, if the file has no column of titles, if no item has a text, or, if
+    `alone`, when all items have the same text.
     """
     path, count = catalog.path, len(catalog.ids)
     if not catalog.has_header and catalog.width == MIND_COLUMNS.count(",") + 1:
@@ -219,14 +219,14 @@ def _a(noun: str) -> str:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of n texts: `input_ids` int32 [n, T], right-padded; `lengths` int32 [n] real tokens of each."""
+    """Token ids of n texts: `input_ids` int32 [n, T], right-padded; `lengths` int32 [n], real tokens per text."""
 
     input_ids: np.ndarray
     lengths: np.ndarray
 
 
 def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -> Tokens:
-    """Cut each text to `length` word pieces, special tokens included."""
+    """Tokenise each text and cut it to `length` tokens, including special tokens."""
     input_ids = np.empty((len(texts), length), dtype=np.int32)
     lengths = np.empty(len(texts), dtype=np.int32)
     with Bar(total=len(texts), desc="tokenise", unit="text", disable=not progress, leave=False) as bar:
@@ -241,7 +241,7 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
                 return_tensors="np",
             )
             input_ids[chunk] = encoded["input_ids"]
-            # A decoder's tokenizer may make nothing at all of an empty text: it counts as one token of padding.
+            # A decoder's tokenizer may return no token for an empty text; that text counts as one padding token.
             lengths[chunk] = encoded["attention_mask"].sum(1).clip(min=1)
             bar.update(len(texts[chunk]))
     return Tokens(input_ids, lengths)
@@ -250,11 +250,11 @@ def tokenise(texts: list[str], tokenizer, length: int, progress: bool = False) -
 def cached_tokens(
     catalog: Catalog, tokenizer, length: int, lower_case: bool, cache_dir: Path | None = None, progress: bool = False
 ) -> Tokens:
-    """Tokens of every text of the catalogue, read from disk when exactly these were made before.
+    """Return the tokens of every text of the catalogue, from the disk cache if the same tokens were computed before.
 
-    The cache's name holds a hash of the items file's bytes, which text is read of it, the tokenizer's whole definition,
-    `length` and `lower_case`, so a stale one is never found. It lies in `.transrec/` beside the items file, in
-    `cache_dir` if given, or under the user's cache folder if the dataset is read-only.
+    The cache file's name contains a hash of the items file's bytes, the text that is read, the tokenizer's full
+    definition, `length` and `lower_case`, so a stale cache is never used. The file is in `cache_dir` if given,
+    otherwise in `.transrec/` next to the items file, or in the user's cache folder if the dataset is read-only.
     """
     key = {
         "version": TOKEN_CACHE_VERSION,
@@ -263,7 +263,7 @@ def cached_tokens(
         "length": length,
         "lower_case": lower_case,
     }
-    # Titles of a file without a header are not named: tokens of earlier releases are of nothing else.
+    # Earlier releases tokenised only titles of files without a header; omitting "text" keeps their caches valid.
     if catalog.has_header or catalog.text != TITLE:
         key["text"] = catalog.text
     header = json.dumps(key, sort_keys=True)
@@ -288,18 +288,18 @@ def cached_tokens(
 
 
 def _definition(tokenizer) -> str:
-    """Everything that decides what a tokenizer makes of a text; not the length it last cut to."""
+    """Return everything that decides a tokenizer's output for a text, except its last truncation and padding."""
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({k: v for k, v in definition.items() if k not in ("truncation", "padding")}, sort_keys=True)
 
 
 def user_cache_folder() -> Path:
-    """Where caches of read-only datasets go: $XDG_CACHE_HOME/transrec, by default ~/.cache/transrec."""
+    """Return the cache folder for read-only datasets: $XDG_CACHE_HOME/transrec, by default ~/.cache/transrec."""
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "transrec"
 
 
 def _read_tokens(path: Path, header: str) -> Tokens | None:
-    """The cache at `path`; None if there is none, it is damaged, or it was made for something else."""
+    """Return the cached tokens at `path`; None if the file is missing, damaged, or has another key."""
     try:
         check_regular(path)
         with safe_open(path, framework="np") as file:

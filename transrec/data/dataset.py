@@ -1,4 +1,4 @@
-"""A dataset is a folder: finding its files and reading them."""
+"""Finds and reads the files of a dataset, which is a folder."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
 
 NAMES_SHOWN = 10
-# What is looked for first, and what where there is none of it.
+# For each role, the patterns to try first and the patterns to try if no file fits those.
 PATTERNS = {
     "users": (("*users*.tsv", "*behaviors*.tsv"), ("*interactions*.parquet",)),
     "items": (("*items*.tsv", "*news*.tsv"), ("*items*.parquet", "*news*.parquet")),
@@ -50,18 +50,18 @@ class Dataset:
 
     @property
     def name(self) -> str:
-        """What its folder is called."""
+        """The name of the dataset's folder."""
         return self.folder.name
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each of its files, by path; of dataset.json where it says more than the files' names."""
+        """Return the SHA-256 of each file by path; dataset.json is included if it holds more than file names."""
         files = [self.catalog.path, self.interactions.path, *self.interactions.beside]
         if description(self.folder).keys() - {*PATTERNS, "interactions"}:
             files.append(self.folder / DESCRIPTION)
         return {str(path): file_sha256(path) for path in files}
 
     def drawing(self, user_fraction: float, eval_users: int, subset_seed: int) -> "Dataset":
-        """The same dataset, of whose users that fraction is trained on, and so many are evaluated; 0: all."""
+        """Return the dataset with a fraction of its users to train on and `eval_users` of them (0: all) to evaluate."""
         split, users = self.split, self.interactions.users
         if user_fraction < 1:
             split = train_on_fraction(split, users, user_fraction, subset_seed)
@@ -71,7 +71,7 @@ class Dataset:
 
     @property
     def summary(self) -> str:
-        """One line: what is kept of what was read, how it is split, and what is left out on purpose."""
+        """One line: how much of the data is kept, how it is split, and what is left out on purpose."""
         split, read = self.split, self.interactions.sequences
         training, users = len(split.training_users), split.user_count
         kept, all_of = int(split.kept.lengths.sum()), int(read.lengths.sum())
@@ -94,12 +94,12 @@ class Dataset:
 
 
 def find_file(folder: Path, role: str, given: str | None = None) -> Path:
-    """The file of a dataset folder that plays `role` ("users" or "items").
+    """Return the file of a dataset folder for `role` ("users" or "items").
 
-    In this order: the `given` path (against `folder` first), the entry `role` of `dataset.json`, the only file whose
-    name fits.
+    Tried in this order: the `given` path (relative to `folder` first), the entry `role` of `dataset.json`, the only
+    file whose name fits.
 
-    Raises TransrecError when the folder or file is missing, or when several names fit.
+    Raises TransrecError if the folder or file is missing, or if several names fit.
     """
     if not folder.is_dir():
         raise TransrecError(f"{folder}: no such dataset folder; give it with --dataset")
@@ -128,7 +128,7 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
 
 
 def description(folder: Path) -> dict[str, Any]:
-    """What dataset.json says; nothing where there is none. Raises TransrecError for one that is no JSON object."""
+    """Return the content of dataset.json, {} if there is none. Raises TransrecError if it is not a JSON object."""
     path = folder / DESCRIPTION
     if not os.path.lexists(path):
         return {}
@@ -143,7 +143,7 @@ def description(folder: Path) -> dict[str, Any]:
 
 
 def check_not_raw(folder: Path) -> None:
-    """Raise TransrecError for a folder as a publisher gives it out, with the command that imports it."""
+    """Raise TransrecError, with the command to import it, for a folder in a publisher's own format."""
     from transrec.data.formats import DEEPEST, recognise
 
     if not folder.is_dir() or os.path.lexists(folder / DESCRIPTION):
@@ -152,7 +152,7 @@ def check_not_raw(folder: Path) -> None:
     patterns = [pattern for roles in PATTERNS.values() for either in roles for pattern in either]
     if not found and not any(any(folder.glob(pattern)) for pattern in patterns):
         found = recognise([folder], general=True, deepest=DEEPEST)
-        # Of several folders each may be meant.
+        # With several matches, any of them may be meant.
         found = found if len(found) == 1 else {}
     for kind, why in found.items():
         raise TransrecError(
@@ -162,16 +162,16 @@ def check_not_raw(folder: Path) -> None:
 
 
 def _some(paths: list[Path]) -> str:
-    """Their names, the first few of them."""
+    """Return the names of the first few paths; hidden files are skipped."""
     names = [path.name + "/" * path.is_dir() for path in paths if not path.name.startswith(".")]
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":
-    """The image store of a dataset: the `given` one, or the only *.lmdb of its folder.
+    """Return the image store of a dataset: the `given` store, or the only *.lmdb in the folder.
 
-    Raises TransrecError when there is none, or several.
+    Raises TransrecError if the folder has no store, or several.
     """
     from transrec.data.images.store import ImageStore
 
@@ -187,7 +187,7 @@ def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":
 
 @dataclass(frozen=True)
 class Files:
-    """The users and the items file of a dataset, by name or path; None: the one that its folder's names tell."""
+    """The users and items files of a dataset, by name or path; None: the file that `find_file` finds in the folder."""
 
     users: str | None = None
     items: str | None = None
@@ -207,7 +207,7 @@ def load_dataset(
     """Find, read and split a dataset.
 
     Args:
-        with_times: read times too where there are any and can be read, though the split does not need them.
+        with_times: also read times that the split does not need, if the dataset has them and they can be read.
 
     Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `Splitting.split` do.
     """
@@ -223,7 +223,7 @@ def load_dataset(
 def _interactions(
     folder: Path, users_file: str | None, catalog: Catalog, needs: tuple[str, ...], with_times: bool
 ) -> Interactions:
-    """The interactions with what is needed besides their order."""
+    """Read the interactions, with times or parts if needed."""
     named = description(folder).get("users") if folder.is_dir() and not users_file else None
     if isinstance(named, dict):
         return _joined(folder, named, catalog, needs)
@@ -252,7 +252,7 @@ def _interactions(
 
 
 def interactions_beside(folder: Path) -> Path | None:
-    """The file that says more of each interaction than users.tsv."""
+    """Return the file with more columns per interaction than users.tsv; None if there is no such file."""
     if isinstance(name := description(folder).get("interactions"), str):
         return folder / name
     found = sorted(folder.glob(PATTERNS["users"][1][0]))
@@ -260,7 +260,7 @@ def interactions_beside(folder: Path) -> Path | None:
 
 
 def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[str, ...]) -> Interactions:
-    """The interactions of a publisher's own training, validation and test file."""
+    """Read the interactions from a publisher's own training, validation and test files."""
     by_part: dict[int, Interactions] = {}
     for name, file in named.items():
         part = interaction_rows.PART_NAMES.get(name)
@@ -279,14 +279,14 @@ def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[
         raise TransrecError(f"{folder / DESCRIPTION}: 'users' names no file of {PARTS[0]}; name it")
     number: dict[str, int] = {}
     owners, values, times, parts = [], [], [], []
-    for part, of in sorted(by_part.items()):
-        rows = np.array([number.setdefault(user, len(number)) for user in of.users], np.int64)
-        owners.append(np.repeat(rows, of.sequences.lengths))
-        values.append(of.sequences.values)
+    for part, interactions in sorted(by_part.items()):
+        rows = np.array([number.setdefault(user, len(number)) for user in interactions.users], np.int64)
+        owners.append(np.repeat(rows, interactions.sequences.lengths))
+        values.append(interactions.sequences.values)
         parts.append(np.full(len(values[-1]), part, np.int8))
-        times.append(of.times)
+        times.append(interactions.times)
     first, *others = [by_part[part].path for part in sorted(by_part)]
-    timed = all(of is not None for of in times)
+    timed = all(part_times is not None for part_times in times)
     if "times" in needs and not timed:
         raise TransrecError(f"{first}: has no times, which --split time needs; use --split given, or Parquet files")
     owner = np.concatenate(owners)

@@ -1,10 +1,10 @@
-"""A small two-domain dataset and tiny backbones, made on the spot.
+"""Generates a small two-domain dataset and tiny backbones.
 
-Items have a topic and a style. A title names both in one of several words each, beside a brand and a filler that mean
-nothing; an image shows the topic as a shape and the style as a colour; a vector marks both, with noise. A user mostly
-stays with a topic while the style advances cyclically, so the next item can be told from the words of the last one.
-Both domains speak the same language and follow the same rule over different items and users: what is learned on the
-large source carries over, and the small target alone is too little to learn it from.
+Each item has a topic and a style. Its title names both, each by one of several words, and adds a brand and a filler
+word that mean nothing; its image shows the topic as a grating and the style as a colour; its vector encodes both, with
+noise. A user mostly stays with a topic while the style advances cyclically, so the words of the last item predict the
+next one. Both domains share the vocabulary and this rule but have different items and users: what a model learns on the
+large source transfers, and the small target alone is too little to learn it from.
 """
 
 import itertools
@@ -92,12 +92,12 @@ INITIALIZER_RANGE = 0.1
 
 @dataclass(frozen=True)
 class Domain:
-    """Size of one domain.
+    """The name, size and seed of one domain.
 
     Attributes:
-        items: at least one for each pair of topic and style (144).
-        longest: users have 5 to this many interactions.
-        seed: decides its items and users.
+        items: number of items, at least one for each pair of topic and style (144).
+        longest: length of the longest sequence; each user has 5 to `longest` interactions.
+        seed: decides the items and users.
     """
 
     name: str
@@ -118,7 +118,7 @@ def make_domain(folder: Path, domain: Domain) -> None:
     """Write users.tsv, items.tsv, dataset.json, images/ID.png (32 x 32), features.npy and ids.txt of one domain."""
     rng = np.random.default_rng(domain.seed)
     topics, styles = list(TOPICS), list(STYLES)
-    # Every (topic, style) pair gets as many items as any other, in random order.
+    # Items are spread evenly over the (topic, style) pairs, in random order.
     pair_of = rng.permutation(np.arange(domain.items) % (len(topics) * len(styles)))
     by_pair = [np.flatnonzero(pair_of == pair) for pair in range(len(topics) * len(styles))]
     ids = [f"{domain.name[0].upper()}{number:05d}" for number in range(domain.items)]
@@ -151,21 +151,21 @@ def make_domain(folder: Path, domain: Domain) -> None:
     (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     _draw(folder / "images", ids, pair_of, rng)
     marks = np.concatenate([np.eye(len(topics))[pair_of // len(styles)], np.eye(len(styles))[pair_of % len(styles)]], 1)
-    # A generator of their own: what else is drawn stays as it was.
+    # A separate generator, so that the other random draws stay the same.
     noise = np.random.default_rng([domain.seed, 1]).normal(0, VECTOR_NOISE, marks.shape)
     np.save(folder / "features.npy", (marks + noise).astype(np.float32))
     (folder / "ids.txt").write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
 
 
 def make_domain_with_store(folder: Path, domain: Domain, size: int = IMAGE_SIZE) -> None:
-    """The same, and its images in a store, enlarged to size x size pixels."""
+    """Write what `make_domain` does, and an image store with the images enlarged to size x size pixels."""
     make_domain(folder, domain)
     kind = "raw" if size == IMAGE_SIZE else "jpeg"
     build_store(folder / "items.tsv", folder / "images", folder / IMAGE_STORE, size, kind)
 
 
 def _popular_first(rng: np.random.Generator, candidates: np.ndarray, seen: list[int]) -> int:
-    """One of the candidates not seen yet, earlier ones more often (popularity, whoever the user is)."""
+    """Draw a candidate, if possible not in `seen`, earlier ones more often (popularity, the same for all users)."""
     fresh = candidates[~np.isin(candidates, seen)]
     fresh = fresh if len(fresh) else candidates
     weights = 1 / np.sqrt(1 + np.arange(len(fresh)))
@@ -198,15 +198,15 @@ def make_text_backbone(
     heads: int = 2,
     inner_size: int | None = None,
 ) -> None:
-    """Save an encoder or a decoder of random weights, tiny by default, in Hugging Face format.
+    """Save an encoder or a decoder with random weights, tiny by default, in Hugging Face format.
 
-    Its tokenizer knows the demo's words.
+    Its tokenizer's vocabulary holds the demo's words.
     """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-    # A Llama's tokenizer puts one token in front, none behind, and pads with none of its own.
+    # A Llama's tokenizer adds a token at the start and none at the end, and has no padding token.
     special, named = {
         "bert": (
             ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
@@ -233,7 +233,7 @@ def make_text_backbone(
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, **{f"{role}_token": token for role, token in named.items()}
     )
-    # Too narrow to lose a tenth of itself: with dropout it takes ten times the steps to learn anything.
+    # The model is too narrow for dropout of 0.1: with it, learning anything takes ten times as many steps.
     dropout = {} if kind == "llama" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = AutoConfig.for_model(
         kind,
@@ -267,7 +267,7 @@ def make_image_backbone(
     image_size: int = IMAGE_SIZE,
     patch_size: int = 8,
 ) -> None:
-    """Save a ViT or MAE of random weights, tiny by default, in Hugging Face format."""
+    """Save a ViT or MAE with random weights, tiny by default, in Hugging Face format."""
     import torch
     from transformers import ViTConfig, ViTImageProcessor, ViTMAEConfig, ViTMAEModel, ViTModel
 
@@ -289,7 +289,7 @@ def make_image_backbone(
 
 @dataclass(frozen=True)
 class Demo:
-    """Folders of what the demo works on."""
+    """The folders of the demo's datasets and backbones."""
 
     source: Path
     target: Path
@@ -298,7 +298,7 @@ class Demo:
 
 
 def make_demo(datasets: Path, backbones: Path) -> Demo:
-    """Make what is missing of the source domain, the target domain and the backbones."""
+    """Make the source domain, the target domain and the backbones, each only if it is missing."""
     makers = {
         datasets / "source": lambda folder: make_domain_with_store(folder, SOURCE),
         datasets / "target": lambda folder: make_domain_with_store(folder, TARGET),
@@ -311,7 +311,7 @@ def make_demo(datasets: Path, backbones: Path) -> Demo:
 
 
 def make_missing(folder: Path, make: Callable[[Path], None]) -> None:
-    """Have `make` make a folder, whole or not at all, unless it is there."""
+    """Call `make` to create a folder, completely or not at all, unless it exists."""
     if not folder.exists():
         with about_file(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""What item encoders eat, for the items 1..n of a split, and reading it ahead of time.
+"""Features, the inputs of item encoders for the items 1..n of a split, and reading them ahead of time.
 
-Features give an item encoder's inputs on one device. Some lie in memory (tokens, numbers); others must be read and
-decoded (images), which `read` does on the host, in worker processes if `workers` says so, while the model computes.
+Features give an item encoder's inputs on one device. Some are held in memory (tokens, item numbers). Others (images)
+must be read and decoded: `read` does that on the host, in `workers` processes if any, while the model computes.
 """
 
 import hashlib
@@ -28,25 +28,25 @@ class Features(Protocol):
     """The inputs of one kind of item encoder.
 
     Attributes:
-        workers: processes that `read` should run in; 0: none.
+        workers: number of processes in which `read` should run; 0: none.
     """
 
     workers: int
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
-        """What must be read for items int64 [N], values 1..n, as host tensors; it needs no device."""
+        """Return, as host tensors, what must be read for items int64 [N], values 1..n; this needs no device."""
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        """The item encoder's inputs on the device; `read` is what `read(items)` gave, where that was called before."""
+        """Return the item encoder's inputs on the device; `read` is the result of `read(items)` if called before."""
 
 
 class BackboneFeatures(Features, Protocol):
-    """Inputs of a backbone, whose output for them may be kept in a file.
+    """Inputs of a backbone whose outputs can be cached in a file.
 
     Attributes:
-        digest: SHA-256 of the backbone's whole input, in the order of the items.
-        host_lengths: int [n], how many tokens each item has; None where all have as many.
-        pass_tokens: how many tokens cost the backbone as much as one more call of it does by itself.
+        digest: SHA-256 of the backbone's inputs for all items, in order.
+        host_lengths: int [n], number of tokens of each item; None if all items have the same number.
+        pass_tokens: number of tokens that cost the backbone as much as the fixed overhead of one more call.
     """
 
     digest: str
@@ -54,16 +54,16 @@ class BackboneFeatures(Features, Protocol):
     pass_tokens: float
 
     def __len__(self) -> int:
-        """n, of the items 1..n."""
+        """Return n, the number of items."""
 
 
 class TextFeatures:
-    """Tokens, kept on one device.
+    """Token ids of one text per item, held on one device.
 
     Args:
-        tokens: of the whole catalogue.
+        tokens: tokens of all items of the catalogue.
         rows: int [n], the catalogue row of each item 1..n.
-        width: D, of the backbone that reads them.
+        width: hidden size D of the backbone that reads the tokens.
     """
 
     workers = 0
@@ -79,23 +79,23 @@ class TextFeatures:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all items' tokens, in their order; how far the texts are padded does not count."""
+        """SHA-256 of the tokens of all items, in order; it does not depend on the padding."""
         lengths = np.ascontiguousarray(self.host_lengths)
         used = self.input_ids[:, : int(lengths.max(initial=1))].cpu().contiguous()
         return hashlib.sha256(lengths.tobytes() + used.numpy().tobytes()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What is sent to a worker process only reads, and an accelerator's tensors cannot be sent on every system.
+        # A copy in a worker process only calls `read`, and not every system can send an accelerator's tensors.
         return {}
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
-        """Nothing."""
+        """Return nothing: all inputs are in memory."""
         return ()
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
-        """`input_ids` int64 [N, t] and `attention_mask` int64 [N, t] of items int64 [N] on the host, values 1..n.
+        """Return `input_ids` and `attention_mask`, int64 [N, t] each, for items int64 [N] on the host, values 1..n.
 
-        t is the longest text among them: columns that are padding for all are cut off.
+        t is the length of the longest of these texts: columns that are padding for all of them are cut off.
         """
         longest = int(self.host_lengths[items.numpy() - 1].max(initial=1))
         rows = items.to(self.input_ids.device, non_blocking=True) - 1
@@ -105,7 +105,7 @@ class TextFeatures:
 
 
 class AttributeFeatures:
-    """Several texts of the same items; their inputs follow one another."""
+    """Several texts of the same items; the inputs of the texts are concatenated in order."""
 
     workers = 0
 
@@ -115,11 +115,11 @@ class AttributeFeatures:
         self.pass_tokens = sum(part.pass_tokens for part in parts)
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
-        """Nothing."""
+        """Return nothing: all inputs are in memory."""
         return ()
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        """`input_ids` and `attention_mask` of each text of items int64 [N], as of `TextFeatures`."""
+        """Return `input_ids` and `attention_mask` of each text of items int64 [N], as in `TextFeatures`."""
         return sum((part.inputs(items) for part in self.parts), ())
 
 
@@ -132,20 +132,20 @@ class IdFeatures:
         self.device = device
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
-        """Nothing."""
+        """Return nothing: all inputs are in memory."""
         return ()
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
-        """Items int64 [N], unchanged, on the device."""
+        """Return the items int64 [N], unchanged, on the device."""
         return (items.to(self.device, non_blocking=True),)
 
 
 class ImageFeatures:
-    """Images of a store.
+    """The items' images, read from an image store.
 
     Args:
-        store: holds an image for every item.
-        ids: [n], the id of each item 1..n.
+        store: image store with an image of every item.
+        ids: [n], ids of the items 1..n.
     """
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
@@ -157,37 +157,37 @@ class ImageFeatures:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of which images the items have, in their order, and of the store that holds them."""
+        """SHA-256 of the item ids, in order, and of the store's content hash."""
         return hashlib.sha256("\n".join([self.store.content_hash, *self.ids]).encode()).hexdigest()
 
     def read(self, items: Tensor) -> tuple[Tensor]:
-        """Pixels uint8 [N, 3, S, S]."""
+        """Return pixels uint8 [N, 3, S, S]."""
         return (self.store.read(self.ids[items.numpy() - 1].tolist()),)
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
-        """Pixels uint8 [N, 3, S, S], on the device."""
+        """Return pixels uint8 [N, 3, S, S] on the device."""
         (pixels,) = read or self.read(items)
         return (pixels.to(self.device, non_blocking=True),)
 
 
 class MultimodalFeatures:
-    """Several features of the same items; their inputs follow one another."""
+    """Several kinds of features of the same items; their inputs are concatenated in order."""
 
     def __init__(self, parts: Sequence[Features]):
         self.parts = parts
         self.workers = max(part.workers for part in parts)
-        # Where a backbone reads as much of every item, as of images, little is saved by what another reads.
+        # If one backbone reads the same amount for every item (images), grouping by the length of texts saves little.
         of_backbones = [part for part in parts if hasattr(part, "host_lengths")]
         lengths = [part.host_lengths for part in of_backbones]
-        self.host_lengths = None if not lengths or any(each is None for each in lengths) else sum(lengths)
+        self.host_lengths = None if not lengths or any(length is None for length in lengths) else sum(lengths)
         self.pass_tokens = sum(part.pass_tokens for part in of_backbones)
 
     def read(self, items: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        """What each part reads."""
+        """Return what each part reads."""
         return tuple(part.read(items) for part in self.parts)
 
     def inputs(self, items: Tensor, read: tuple[tuple[Tensor, ...], ...] | None = None) -> tuple[Tensor, ...]:
-        """The inputs of all parts."""
+        """Return the inputs of all parts."""
         contents = read or [None] * len(self.parts)
         return sum((part.inputs(items, content) for part, content in zip(self.parts, contents, strict=True)), ())
 
@@ -200,9 +200,9 @@ class _Ahead(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> tuple[Any, list[tuple[Tensor, ...]]] | Exception:
-        """What is made and what is read, or the error that a user is to be told of.
+        """Return the made object and what was read for it, or the error if it has a message for the user.
 
-        Thrown in a worker process it would arrive with a traceback for its text.
+        An error raised in a worker process would arrive with a traceback as its text.
         """
         try:
             made = self.make(self.numbers[index])
@@ -216,9 +216,9 @@ class _Ahead(Dataset):
 def ahead(
     make: Callable[[int], Any], numbers: Sequence[int], items_of: Callable[[Any], list[Tensor]], features: Features
 ) -> Iterator[tuple[Any, list[tuple[Tensor, ...]]]]:
-    """`make(number)` for each number in order, and beside it what `features` reads for each of its lists of items.
+    """Yield `make(number)` for each number, in order, with what `features` reads for each of its lists of items.
 
-    With `features.workers` both happen in worker processes, some numbers ahead; the order and the results are the same.
+    With `features.workers`, both run ahead in worker processes; the order and the results are the same.
     """
     dataset = _Ahead(make, items_of, features, numbers)
     results: Iterable = (dataset[index] for index in range(len(dataset)))
@@ -245,16 +245,16 @@ def ahead(
             f"a process that reads images was lost, perhaps for lack of memory ({error}); give fewer --image_workers"
         ) from error
     finally:
-        # Ends the workers now: an error's traceback would keep them until it is collected, and then for seconds each.
+        # End the workers now: an error's traceback would keep them until it is collected, and then for seconds each.
         del results
 
 
 def blocks_ahead(
     firsts: Sequence[int], size: int, count: int, features: Features
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-    """For each first row (from 0) the items int64 of `size` rows, of `count` in all, and what is read for them.
+    """Yield, for each first row (from 0), a block of up to `size` items int64 and what is read for them.
 
-    The item of row r is r + 1.
+    The item of row r is r + 1, and there are `count` rows.
     """
     for items, (read,) in ahead(partial(_block, size, count), firsts, _alone, features):
         yield items, read
