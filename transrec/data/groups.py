@@ -1,4 +1,4 @@
-"""Items of about as many tokens pass a backbone together, so that hardly any of its work is on padding."""
+"""Groups items of similar token count for the backbone, so that little of its work is spent on padding."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 
 def pass_tokens(width: int, device: torch.device) -> float:
-    """About how many tokens cost a backbone of that width as much as one more call of it does by itself.
+    """Return about how many tokens cost a backbone of that width as much as the overhead of one more call.
 
-    On a CPU 65 at MiniLM's width, as measured. Of an accelerator an estimate: it is sooner through with tokens, but not
-    with launching what reads them.
+    On a CPU this is 65 at MiniLM's width, as measured. The figure for accelerators is an estimate: they process tokens
+    faster, but launching a kernel costs about as much.
     """
     return (25_000 if device.type == "cpu" else 400_000) / width
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An item encoder's inputs of N items.
+    """An item encoder's inputs for N items.
 
     Attributes:
-        groups: those of each group of items.
-        order: int64 [N] on the inputs' device, where among the items of all groups each item stands; None where one
-            group holds all, in their order.
+        groups: the encoder's inputs, one tuple per group of items.
+        order: int64 [N] on the inputs' device, the position of each item in the concatenated groups; None if a single
+            group holds all items in their original order.
     """
 
     groups: tuple[tuple[Tensor, ...], ...]
     order: Tensor | None = None
 
     def encoded(self, encoder: Callable[..., Tensor]) -> Tensor:
-        """What the encoder, called with the inputs of N items, makes of each: [N, ...]."""
+        """Return the encoder's output for the N items, in their original order: [N, ...]."""
         encoded = [encoder(*inputs) for inputs in self.groups]
         return encoded[0] if self.order is None else torch.cat(encoded)[self.order]
 
 
 def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None = None) -> Inputs:
-    """The inputs of items int64 [N] on the host, values 1..n, in groups of which each is padded to its own longest.
+    """Return the inputs of items int64 [N] on the host, values 1..n, in groups padded to their own longest item.
 
-    One group where the items are of one length, or where more would cost more than the padding does.
+    There is one group if all items have the same length, or if further groups would cost more than the padding does.
 
     Args:
-        read: what `features.read(items)` gave, where it was called before.
+        read: the result of `features.read(items)`, if that was called before.
     """
     lengths = getattr(features, "host_lengths", None)
     if lengths is None or not len(items):
@@ -61,20 +61,20 @@ def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None
 
 
 def keep_together(features: "Features") -> None:
-    """Have `grouped` make one group of whatever items of these from now on."""
+    """Make `grouped` put all items of these features into one group from now on."""
     vars(features)["pass_tokens"] = inf
 
 
 def by_length(lengths: np.ndarray, pass_tokens: float) -> list[np.ndarray]:
-    """The rows of each group, int64, ascending: of all groupings the one that costs least.
+    """Return the rows of each group, int64, ascending, for the grouping with the lowest cost.
 
     Args:
-        lengths: int [N], N > 0, tokens of each item. A group costs its longest for each of its items.
-        pass_tokens: what a group costs besides.
+        lengths: int [N], N > 0, tokens of each item. Every item costs as many tokens as the longest of its group.
+        pass_tokens: the overhead of each group, in tokens.
     """
     distinct, counts = np.unique(lengths, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
-    # least[j]: the least that the items of the j shortest lengths cost; the last of their groups begins at begins[j].
+    # least[j]: the lowest cost of the items of the j shortest lengths; the last of their groups begins at begins[j].
     least, begins = np.zeros(len(distinct) + 1), np.zeros(len(distinct) + 1, np.int64)
     for end in range(1, len(distinct) + 1):
         costs = least[:end] + (below[end] - below[:end]) * distinct[end - 1] + pass_tokens

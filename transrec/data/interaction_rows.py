@@ -1,4 +1,4 @@
-"""Interactions in Parquet, a row for each, read without an object per row."""
+"""Reads interactions from Parquet, one row each, without creating a Python object per row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from transrec.data.parquet import ROWS_AT_ONCE, reading
 from transrec.errors import TransrecError
 
 USER, ITEM, TIME = "user_id", "item_id", "time"
-# What the column of the publisher's own split may be called, and what the values in it mean.
+# Accepted names for the column of the publisher's own split, and the part that each of its values means.
 SPLIT = ("split", "part")
 PART_NAMES = {"train": 0, "training": 0, "valid": 1, "validation": 1, "val": 1, "dev": 1, "test": 2}
 COLUMNS = "user_id, item_id, and where there are any time (whole seconds) and split (train, validation, test)"
@@ -20,16 +20,16 @@ COLUMNS = "user_id, item_id, and where there are any time (whole seconds) and sp
 def read_interactions(
     path: Path, items: list[str], needs: Sequence[str] = (), with_times: bool = False
 ) -> Interactions:
-    """Read a row per interaction: user, item, and what there is of time and the publisher's split.
+    """Read one row per interaction: user, item and, if the file has them, time and the publisher's split.
 
-    A user's rows may stand anywhere; they are ordered by time, or as they stand where there are no times.
+    A user's rows need not be adjacent. They are ordered by time, or kept in file order if any row has no time.
 
     Args:
         items: ids of the catalogue's items.
-        needs: of "times" and "parts" what must be there.
-        with_times: keep times where there are any; else they are held only to put rows in order that are not.
+        needs: which of "times" and "parts" the file must have.
+        with_times: keep times if the file has them; otherwise they are held only to sort rows that are out of order.
 
-    Raises TransrecError naming the row for what is missing, an unknown item or part; and where a column is missing.
+    Raises TransrecError, naming the row, for a missing value and an unknown item or part; also for a missing column.
     """
     with reading(path) as file:
         names = file.schema_arrow.names
@@ -55,7 +55,7 @@ def read_interactions(
 
 
 class _Rows:
-    """The columns of a file as numbers: int32 users and items, int64 times, int8 parts."""
+    """The columns of a file as numeric arrays: int32 users and items, int64 times, int8 parts."""
 
     def __init__(self, path: Path, items: list[str], count: int, time: str | None, split: str | None, must_time: bool):
         self.path, self.time, self.split, self.must_time = path, time, split, must_time
@@ -65,11 +65,11 @@ class _Rows:
         self.times: np.ndarray | None = None
         self.parts = np.empty(count, np.int8) if split else None
         self.is_ordered = True
-        # User and time of the row before.
+        # User and time of the previous row.
         self.before = np.full(1, -1, np.int32), np.zeros(1, np.int64)
 
     def read(self, file: Any, keeps_times: bool) -> None:
-        """Read all columns; times are held if they are to be kept, or are needed to put rows in order."""
+        """Read all columns; times are held only if they are to be kept or the rows must be sorted."""
         import pyarrow  # pyright: ignore[reportMissingImports]
 
         listed = pyarrow.array(self.ids, pyarrow.string())
@@ -83,7 +83,7 @@ class _Rows:
             self.items[rows] = self._items(batch.column(ITEM), listed, start)
             times = self._times(batch.column(self.time), start) if self.time else None
             if times is None:
-                # Some rows have a time and others none.
+                # At least one row has no time, so the order of the rows cannot rely on times.
                 self.times = self.time = None
             elif self.times is not None:
                 self.times[rows] = times
@@ -101,7 +101,7 @@ class _Rows:
                 start += len(batch)
 
     def _look_at_order(self, users: np.ndarray, times: np.ndarray | None) -> None:
-        """Whether each user's rows still stand together, in the order of the users' numbers, by time."""
+        """Update `is_ordered`: whether the rows so far are sorted by user number and, for each user, by time."""
         if not self.is_ordered or not len(users):
             return
         steps = np.diff(users, prepend=self.before[0])
@@ -130,7 +130,7 @@ class _Rows:
         return rows.to_numpy()
 
     def _times(self, column: Any, start: int) -> np.ndarray | None:
-        """int64, seconds; None where a row has no time."""
+        """Return the times in seconds, int64; None if a row has no time."""
         import pyarrow  # pyright: ignore[reportMissingImports]
 
         if column.null_count and self.must_time:
@@ -169,10 +169,10 @@ class _Rows:
         return column.cast(pyarrow.string())
 
     def interactions(self, keeps_times: bool) -> Interactions:
-        """The rows as sequences."""
+        """Return the rows as one sequence per user."""
         users, items, times, parts = self.users, self.items, self.times, self.parts
         if not self.is_ordered:
-            # Stable: at equal times the order of the rows.
+            # Both sorts are stable: rows of equal time keep their order.
             order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
             users, items = users[order], items[order]
             times, parts = (None if column is None else column[order] for column in (times, parts))

@@ -1,4 +1,4 @@
-"""Parquet files, read batch by batch."""
+"""Reads Parquet files batch by batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +12,16 @@ ROWS_AT_ONCE = 2**19
 
 
 def is_parquet(path: Path) -> bool:
-    """Whether its name says so."""
+    """Return whether the file's name ends like that of a Parquet file."""
     return path.suffix.lower() in (".parquet", ".pq")
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Any]:
-    """The file as a pyarrow.parquet.ParquetFile, mapped into memory.
+    """Open the file as a memory-mapped pyarrow.parquet.ParquetFile.
 
-    Raises TransrecError where pyarrow is missing, and, within too, for a file that is none or is damaged.
+    Raises TransrecError if pyarrow is missing, or if the file is damaged or is not Parquet; the latter also for errors
+    raised inside the `with` block.
     """
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
@@ -41,9 +42,9 @@ def reading(path: Path) -> Iterator[Any]:
 
 
 def text_columns(path: Path) -> dict[str, str]:
-    """What each column that can be read as text is called, by its name in lower case, in order; lists cannot.
+    """Return the columns that can be read as text, in order: lower-case name to actual name. Lists are left out.
 
-    Raises TransrecError as `reading`, and for two names that differ by capitals alone.
+    Raises TransrecError as `reading` does, and for two names that differ only in case.
     """
     names: dict[str, str] = {}
     with reading(path) as file:
@@ -57,7 +58,7 @@ def text_columns(path: Path) -> dict[str, str]:
 
 
 def read_texts(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The texts of each row in some columns; empty where nothing is. Raises TransrecError as `reading`."""
+    """Yield the texts of the given columns for each row, "" for null. Raises TransrecError as `reading` does."""
     import pyarrow  # pyright: ignore[reportMissingImports]
 
     with reading(path) as file:
