@@ -1,4 +1,4 @@
-"""Reads interactions from Parquet, one row each, without creating a Python object per row."""
+"""Reads interactions from Parquet, one interaction per row, without creating a Python object per row."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_interactions(
 ) -> Interactions:
     """Read one row per interaction: user, item and, if the file has them, time and the publisher's split.
 
-    A user's rows need not be adjacent. They are ordered by time, or kept in file order if any row has no time.
+    A user's rows need not be adjacent. They are ordered by time if every row has one, else kept in file order.
 
     Args:
         items: ids of the catalogue's items.
@@ -83,7 +83,7 @@ class _Rows:
             self.items[rows] = self._items(batch.column(ITEM), listed, start)
             times = self._times(batch.column(self.time), start) if self.time else None
             if times is None:
-                # At least one row has no time, so the order of the rows cannot rely on times.
+                # At least one row has no time, so times cannot order the rows.
                 self.times = self.time = None
             elif self.times is not None:
                 self.times[rows] = times

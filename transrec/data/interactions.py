@@ -1,4 +1,4 @@
-"""Users' sequences as flat arrays, and what a split makes of them (docs/protocol.md)."""
+"""Users' sequences as flat arrays, and their split into training, validation and test (docs/protocol.md)."""
 
 import hashlib
 from array import array
@@ -13,7 +13,7 @@ from transrec.data.catalog import Catalog
 from transrec.errors import TransrecError
 
 PARTS = ("train", "validation", "test")
-# So many values are laid end to end at a time: what is needed on the way takes ten times the room of the values.
+# How many values `flat` gathers per step: its temporary arrays take ten times the memory of the values.
 AT_ONCE = 2**22
 
 
@@ -21,7 +21,7 @@ AT_ONCE = 2**22
 class Sequences:
     """One sequence for each of U users: user u has `values[starts[u]:stops[u]]`.
 
-    Several Sequences may look into the same `values` (int32); `starts` and `stops` are int64 [U].
+    Several Sequences may share the same `values` (int32); `starts` and `stops` are int64 [U].
     """
 
     values: np.ndarray
@@ -39,13 +39,13 @@ class Sequences:
         return self.stops - self.starts
 
     def last(self, width: int, users: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The last `width` values of each given user, left-padded with 0: int32 [users, width]."""
+        """Return the last `width` values of each given user, left-padded with 0: int32 [users, width]."""
         columns = self.stops[users, None] - width + np.arange(width)
         real = columns >= self.starts[users, None]
         return np.where(real, self.values[np.where(real, columns, 0)], 0)
 
     def flat(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """All values of the given users, one after the other."""
+        """Return the values of all given users, concatenated."""
         lengths = self.lengths[users]
         ends = np.cumsum(lengths)
         shift = self.starts[users] - (ends - lengths)
@@ -62,34 +62,34 @@ class Sequences:
         return flat
 
     def owners(self, users: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """For each of the values that `flat` gives the row of its user among the given ones: int64."""
+        """Return, for each value of `flat`, the position of its user among the given users: int64."""
         lengths = self.lengths[users]
         return np.repeat(np.arange(len(lengths)), lengths)
 
     def of(self, users: np.ndarray | slice) -> "Sequences":
-        """The sequences of the given users only."""
+        """Return the sequences of the given users only."""
         return Sequences(self.values, self.starts[users], self.stops[users])
 
     def without_last(self, count: int) -> "Sequences":
-        """Each sequence less its last `count` values."""
+        """Return each sequence without its last `count` values."""
         return Sequences(self.values, self.starts, self.stops - count)
 
     def only_last(self, count: int) -> "Sequences":
-        """The last `count` values of each sequence, or all of it if it is shorter."""
+        """Return the last `count` values of each sequence, or all values of a shorter sequence."""
         return Sequences(self.values, np.maximum(self.starts, self.stops - count), self.stops)
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """What users did, oldest first.
+    """The interactions of all users, oldest first.
 
     Attributes:
         path: the behaviours file, or the first of several.
         users: [U] ids in file order.
-        sequences: of catalogue rows (from 0), those of a user after those of the one before.
-        times: int64 [N], seconds since 1970, of `sequences.values`; None: not read, or there are none.
-        parts: int8 [N], the part of the publisher's own split, as an index into PARTS; None as of `times`.
-        beside: files that were read besides `path`.
+        sequences: catalogue rows (from 0) of each user's items, stored user after user.
+        times: int64 [N], seconds since 1970 of each of `sequences.values`; None if not read or not in the file.
+        parts: int8 [N], the part of each in the publisher's own split, as an index into PARTS; None as for `times`.
+        beside: files that were read in addition to `path`.
     """
 
     path: Path
@@ -104,10 +104,11 @@ def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str
     """Read a users file: one `user_id<TAB>item item item ...` per line.
 
     Args:
-        unknown: if given, an item that the catalogue does not list is left out, and added here with line and user.
+        unknown: if given, items that the catalogue does not list are left out of the sequences and appended here as
+            (line, user, item).
 
     Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id, a user on two
-    lines, and, without `unknown`, an item that the catalogue does not list.
+    lines and, if `unknown` is None, an item that the catalogue does not list.
     """
     row_of = catalog.index()
     first_line: dict[str, int] = {}
@@ -145,21 +146,21 @@ def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str
 
 @dataclass(frozen=True)
 class Split:
-    """Of each user's sequence s the first interactions are for training, then come validation and test targets.
+    """Users' sequences, each cut into training interactions, then validation targets, then test targets.
 
     Items are numbered 1..n in items-file order; 0 is padding.
 
     Attributes:
         item_rows: int64 [n], the catalogue row of item i at i - 1.
-        user_rows: int64 [U], the row in the behaviours file of each kept user.
-        kept: s, of each kept user the last L + 1 interactions to train on, and all after them.
+        user_rows: int64 [U], the row of each kept user in the behaviours file.
+        kept: each kept user's last L + 1 training interactions, followed by all later interactions.
         validation_starts: int64 [U], where in `kept.values` the validation targets of each user start.
         test_starts: int64 [U], where validation targets end and test targets start.
         max_seq_len: L.
-        training_users: int64, the kept users who are trained on (from 0, ascending).
-        evaluated_users: int64, those who have validation and test targets (from 0, ascending); None: all.
-        times: int64, seconds since 1970, of `kept.values`, where the split has read them.
-        rule: what it is called, and where it cuts.
+        training_users: int64, the kept users whose sequences are trained on (from 0, ascending).
+        evaluated_users: int64, the kept users whose targets are evaluated (from 0, ascending); None: all.
+        times: int64, seconds since 1970 of each of `kept.values`; None if times were not read.
+        rule: the name of the split and where it cuts, as shown to users.
     """
 
     item_rows: np.ndarray
@@ -183,33 +184,33 @@ class Split:
 
     @property
     def train(self) -> Sequences:
-        """Of each training user at most L + 1 items, of which the first L predict the last L."""
+        """At most L + 1 items of each training user; the first L predict the last L."""
         users = self.training_users
         return Sequences(self.kept.values, self.kept.starts[users], self.validation_starts[users])
 
     @cached_property
     def validation(self) -> Sequences:
-        """One for each validation target: its last item is the target, the at most L before are the context."""
+        """One sequence per validation target, its last item; the at most L items before it are the context."""
         return self.upto("validation").only_last(self.max_seq_len + 1)
 
     @cached_property
     def test(self) -> Sequences:
-        """One for each test target, as of `validation`."""
+        """One sequence per test target, laid out as in `validation`."""
         return self.upto("test").only_last(self.max_seq_len + 1)
 
     def history(self, part: str) -> Sequences:
-        """The items that evaluation masks, one sequence for each target: what of `kept` stands before it."""
+        """Return the items that evaluation masks, one sequence per target: all of `kept` before the target."""
         return self.upto(part).without_last(1)
 
     def upto(self, part: str) -> Sequences:
-        """Of each target of "validation" or "test" all of its user's kept interactions up to it, itself included."""
+        """Return, per target of "validation" or "test", its user's kept interactions up to and including the target."""
         users, places = self.targets(part)
         return Sequences(self.kept.values, self.kept.starts[users], places + 1)
 
     def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """User, from 0, and place in `kept.values` of each target, int64 [T] each, ordered by user and time.
+        """Return each target's user (from 0) and index in `kept.values`, int64 [T] each, ordered by user and time.
 
-        A user's first interaction is no target, since nothing stands before it.
+        A user's first interaction is never a target, since it has no context.
         """
         firsts, stops = self._bounds(part)
         firsts = np.maximum(firsts, self.kept.starts + 1)
@@ -221,12 +222,12 @@ class Split:
         return np.repeat(np.arange(self.user_count), lengths), places
 
     def without_history(self, part: str) -> int:
-        """How many interactions of a part are no targets, since they are their users' first."""
+        """Return how many interactions of a part are not targets because they are their user's first."""
         firsts, stops = self._bounds(part)
         return int(np.count_nonzero((firsts == self.kept.starts) & (stops > firsts)))
 
     def cut_users(self, read: Sequences) -> int:
-        """How many kept users have lost their first interactions, of the sequences that were read."""
+        """Return how many kept users have lost their earliest interactions compared with the sequences read."""
         return int(np.count_nonzero(self.kept.lengths < read.lengths[self.user_rows]))
 
     def _bounds(self, part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -235,12 +236,12 @@ class Split:
         return bounds[first], bounds[first + 1]
 
     def train_counts(self) -> np.ndarray:
-        """How often each item occurs in the training sequences: int64 [n + 1], entry 0 (padding) is 0."""
+        """Return how often each item occurs in the training sequences: int64 [n + 1]; entry 0 (padding) is 0."""
         return np.bincount(self.train.flat(), minlength=self.item_count + 1)
 
 
 def kept_users(interactions: Interactions, min_seq_len: int) -> np.ndarray:
-    """The rows of the users of at least `min_seq_len` interactions. Raises TransrecError when there is none."""
+    """Return the rows of users with at least `min_seq_len` interactions. Raises TransrecError if there are none."""
     lengths = interactions.sequences.lengths
     users = np.flatnonzero(lengths >= min_seq_len)
     if not len(users):
@@ -259,12 +260,12 @@ def cut(
     max_seq_len: int,
     listed: int | None = None,
 ) -> Split:
-    """The split that cuts each user's sequence at two places.
+    """Cut each user's sequence at two places.
 
     Args:
         users: rows of the kept users.
-        starts: where in `sequences.values` the validation and the test targets of each of these start: int64 [U].
-        listed: how many items the catalogue lists, where all of them are ranked; None: those that kept users touch.
+        starts: where each kept user's validation and test targets start in `sequences.values`: int64 [U] each.
+        listed: how many items the catalogue lists, to rank all of them; None: rank only items of kept interactions.
     """
     whole = interactions.sequences.of(users)
     chosen = Sequences(whole.values, np.maximum(whole.starts, starts[0] - (max_seq_len + 1)), whole.stops)
@@ -293,9 +294,9 @@ def cut(
 
 
 def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int, listed: int | None = None) -> Split:
-    """Drop users of fewer than `min_seq_len` interactions, keep the last L + 3 of the others, and number the items.
+    """Drop users with fewer than `min_seq_len` interactions, keep the others' last L + 3, and number the items.
 
-    Raises TransrecError when no user is left.
+    Raises TransrecError if no user is left.
     """
     users = kept_users(interactions, min_seq_len)
     stops = interactions.sequences.stops[users]
@@ -303,24 +304,24 @@ def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int
 
 
 def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int) -> Split:
-    """The same split, trained on a fraction of its users: the same users and items are ranked as without it.
+    """Return the split with only a fraction of its users in training; ranked items and evaluated users stay the same.
 
     Args:
         users: ids of all users of the behaviours file.
         fraction: above 0, at most 1; at least one user is kept.
-        seed: of `_drawn`.
+        seed: decides which users are drawn; see `_drawn`.
     """
     return replace(split, training_users=_drawn(split, users, max(1, round(fraction * split.user_count)), str(seed)))
 
 
 def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
-    """The same split, of which so many users, at random, are evaluated: all if there are no more.
+    """Return the split with only `count` random users evaluated, or all users if there are no more than that.
 
     Args:
         users: ids of all users of the behaviours file.
-        seed: of `_drawn`; who is trained on is drawn apart.
+        seed: decides which users are drawn; see `_drawn`. Training users are drawn separately.
 
-    Raises TransrecError when none of them has a target of validation, or of the test.
+    Raises TransrecError if no user of the sample has a validation target, or none has a test target.
     """
     sample = replace(split, evaluated_users=_drawn(split, users, count, f"evaluation {seed}"))
     for part in PARTS[1:]:
@@ -332,10 +333,10 @@ def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
 
 
 def _drawn(split: Split, users: list[str], count: int, seed: str) -> np.ndarray:
-    """So many of the kept users, from 0, ascending.
+    """Draw `count` of the kept users, numbered from 0, ascending.
 
-    Users are ordered by a hash of `seed` and their id, and the first are taken: under one seed fewer users are a subset
-    of more, whatever the order of the file.
+    Users are ordered by a hash of `seed` and their id, and the first `count` are taken. With the same seed, a smaller
+    sample is therefore a subset of a larger one, whatever the order of the file.
     """
     hashes = [hashlib.sha256(f"{seed}:{users[row]}".encode()).digest() for row in split.user_rows]
     return np.sort(np.array(sorted(range(len(hashes)), key=hashes.__getitem__)[:count]))

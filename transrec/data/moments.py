@@ -13,7 +13,7 @@ def date_and_time(seconds: int) -> str:
 
 
 def moment(seconds: int) -> str:
-    """Return the same as `date_and_time`, but only the date for midnight."""
+    """Return the text of `date_and_time`, but only its date if the time is midnight."""
     return date_and_time(seconds).removesuffix(" 00:00:00")
 
 

@@ -20,8 +20,8 @@ def is_parquet(path: Path) -> bool:
 def reading(path: Path) -> Iterator[Any]:
     """Open the file as a memory-mapped pyarrow.parquet.ParquetFile.
 
-    Raises TransrecError if pyarrow is missing, or if the file is damaged or is not Parquet; the latter also for errors
-    raised inside the `with` block.
+    Raises TransrecError if pyarrow is missing, or if the file is not Parquet or is damaged, even if the damage is only
+    discovered inside the `with` block.
     """
     try:
         import pyarrow  # pyright: ignore[reportMissingImports]
@@ -42,7 +42,7 @@ def reading(path: Path) -> Iterator[Any]:
 
 
 def text_columns(path: Path) -> dict[str, str]:
-    """Return the columns that can be read as text, in order: lower-case name to actual name. Lists are left out.
+    """Return the columns that can be read as text, in order: lower-case name to actual name. Lists are omitted.
 
     Raises TransrecError as `reading` does, and for two names that differ only in case.
     """

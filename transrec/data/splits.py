@@ -1,4 +1,4 @@
-"""How a run divides interactions into training, validation and test: the choices of --split (docs/protocol.md)."""
+"""Divides interactions into training, validation and test: the choices of --split (docs/protocol.md)."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,21 +10,22 @@ from transrec.data.moments import moment, seconds_of
 from transrec.errors import TransrecError
 
 Kind = Literal["loo", "time", "ratio", "given"]
-# Where test and validation start if nothing else is said.
+# Where test and validation targets start by default.
 SHARES = {"split_at": 0.9, "validate_at": 0.8}
 
 
 @dataclass(frozen=True)
 class Splitting:
-    """What decides a split, but for the lengths.
+    """The settings of a split, except for the sequence lengths.
 
     Attributes:
         kind: "loo", "time", "ratio" or "given".
-        split_at: where test interactions start: a share of the interactions as "0.9", or for "time" a date, too.
-        validate_at: where validation interactions start.
-        catalogue: "touched" where the items are ranked that kept users touch, "all" for all that are listed.
+        split_at: where test interactions start: a share of the interactions such as "0.9"; for "time" also a moment,
+            as a date or in seconds since 1970.
+        validate_at: where validation interactions start, in the same form.
+        catalogue: "touched" to rank only the items of kept interactions, "all" to rank every listed item.
 
-    Raises TransrecError for places that are none, or that the kind does not read.
+    Raises TransrecError if `split_at` or `validate_at` is invalid, or is set for a kind that does not use it.
     """
 
     kind: Kind = "loo"
@@ -45,38 +46,39 @@ class Splitting:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What must be known of interactions besides their order: "times" or "parts"."""
+        """The data that the split needs in addition to the order of interactions: "times" or "parts"."""
         return {"time": ("times",), "given": ("parts",)}.get(self.kind, ())
 
     def place(self, flag: str) -> float | int:
-        """What a flag says: a share of the interactions (float), or a moment in seconds since 1970 (int)."""
-        given = getattr(self, flag)
-        if given is None:
+        """Return the value of a flag: a share of the interactions (float), or a moment in seconds since 1970 (int)."""
+        value = getattr(self, flag)
+        if value is None:
             return SHARES[flag]
         try:
-            if 0 < float(given) < 1:
-                return float(given)
-            is_moment = self.kind == "time" and float(given).is_integer()
+            if 0 < float(value) < 1:
+                return float(value)
+            is_moment = self.kind == "time" and float(value).is_integer()
         except ValueError:
             is_moment = False
         if is_moment:
-            return int(float(given))
+            return int(float(value))
         try:
             if self.kind != "time":
                 raise ValueError
-            return int(seconds_of(given))
+            return int(seconds_of(value))
         except ValueError:
             dates = ", or a date as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
-            raise TransrecError(f"--{flag} {given}: must be a share above 0 and below 1, as 0.9{dates}") from None
+            raise TransrecError(f"--{flag} {value}: must be a share above 0 and below 1, as 0.9{dates}") from None
 
     def split(self, interactions: Interactions, listed: int, max_seq_len: int, min_seq_len: int) -> Split:
-        """The split of what was read.
+        """Split the interactions.
 
         Args:
             listed: how many items the catalogue lists.
 
-        Raises TransrecError when no user is left, nothing is left to train on or to test with, and when times or the
-        publisher's split are needed and were not read.
+        Raises TransrecError if no user is left. Kinds other than "loo" also raise it if nothing is left to train on or
+        if validation or test has no target, and "time" if the interactions are not ordered by time. Times or parts must
+        have been read if the split `needs` them.
         """
         ranked = listed if self.catalogue == "all" else None
         if self.kind == "loo":
@@ -91,7 +93,7 @@ class Splitting:
 
 
 def _starts_in_time(of: Splitting, interactions: Interactions, users: np.ndarray):
-    """Two moments, alike for all users: what is earlier than the first is trained on."""
+    """Cut all users' sequences at the same two moments; interactions before the first are for training."""
     times, sequences = interactions.times, interactions.sequences.of(users)
     assert times is not None
     _check_order(interactions)
@@ -114,7 +116,7 @@ def _starts_in_time(of: Splitting, interactions: Interactions, users: np.ndarray
 
 
 def _starts_by_share(of: Splitting, interactions: Interactions, users: np.ndarray):
-    """Of each user the same shares; rounded so that one interaction is left to train on and one to test with."""
+    """Cut each user's sequence at the same shares, rounded to leave training and test one interaction or more."""
     sequences = interactions.sequences.of(users)
     lengths = sequences.lengths
     shares = of.place("validate_at"), of.place("split_at")
@@ -125,7 +127,7 @@ def _starts_by_share(of: Splitting, interactions: Interactions, users: np.ndarra
 
 
 def _starts_given(of: Splitting, interactions: Interactions, users: np.ndarray):
-    """Where the publisher's parts start; a user's interactions are in their order."""
+    """Cut where the publisher's parts start; each user's interactions are already ordered by part."""
     sequences, parts = interactions.sequences.of(users), interactions.parts
     assert parts is not None
     validation, test = (_first_after(parts < part, sequences) for part in (1, 2))
@@ -137,7 +139,7 @@ def _starts_given(of: Splitting, interactions: Interactions, users: np.ndarray):
 
 
 def _first_after(is_earlier: np.ndarray, sequences: Sequences) -> np.ndarray:
-    """Where the values of each sequence that are not earlier start, if all that are stand in front: int64 [U]."""
+    """Return the index of each sequence's first value that is not earlier: int64 [U]. Earlier ones must come first."""
     running = np.concatenate([[0], np.cumsum(is_earlier)])
     return sequences.starts + running[sequences.stops] - running[sequences.starts]
 
@@ -147,7 +149,7 @@ STARTS = {"time": _starts_in_time, "ratio": _starts_by_share, "given": _starts_g
 
 
 def _by_part(interactions: Interactions) -> Interactions:
-    """Each user's interactions in the order training, validation, test, and as they are within each."""
+    """Order each user's interactions by part (training, validation, test), keeping the order within a part."""
     parts, sequences = interactions.parts, interactions.sequences
     assert parts is not None
     falls = np.diff(parts, prepend=parts[:1]) < 0
@@ -177,7 +179,7 @@ def _check_order(interactions: Interactions) -> None:
 
 
 def _check(split: Split, interactions: Interactions, of: Splitting) -> None:
-    """Raise TransrecError where a part has nothing in it."""
+    """Raise TransrecError if nothing is left to train on, or if validation or test has no target."""
     remedy = "choose other places by --validate_at and --split_at" if of.kind != "given" else "use another --split"
     if not (split.train.lengths > 1).any():
         raise TransrecError(

@@ -1,8 +1,9 @@
-"""Hidden states of every item, computed once and kept in a memory-mapped file that runs train from.
+"""Hidden states of every item, computed once and kept in a memory-mapped file from which runs train.
 
-A file holds the pooled states of one backbone for all items of a catalogue, in its order: a safetensors file with one
-tensor, `states` [items, K, D], named by the digest of its provenance, which its header tells. It is filled in a partial
-file beside it, block by block, by one process or several, and renamed when it is whole.
+A file holds the pooled states of one backbone for all items of a catalogue, in catalogue order: a safetensors file with
+one tensor, `states` [items, K, D]. The header records the provenance of the states, and the file name contains the
+digest of the provenance. One or several processes write the states block by block to a partial file in the same folder,
+which is renamed when it is complete.
 """
 
 import hashlib
@@ -32,29 +33,31 @@ DTYPES = {"fp16": ("F16", np.float16), "fp32": ("F32", np.float32)}
 BLOCK_ITEMS = 256
 DIGEST_BYTES = 16
 NO_DIGEST = b"0" * DIGEST_BYTES
-# Digits of a provenance's digest in the name of its file.
+# How many digits of the provenance's digest are part of the file name.
 NAME_DIGITS = 16
-# What a provenance's `states` begin with where a file holds those of all tokens.
+# Prefix of a provenance's `states` if the file holds the states of all tokens.
 TOKENS = "tokens "
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that decides the hidden states of a catalogue's items. Equal ones give equal states, kept in one file.
+    """Everything that determines the hidden states of a catalogue's items. Equal provenances share one file of states.
 
     Attributes:
-        modality: what the backbone reads.
-        model_type: the backbone's, as its configuration says.
-        weights: digest of the backbone's configuration and weights, the commit of a hub model, or how they were drawn.
-        checkpoint: SHA-256 of the recommender whose backbone it is; None for the pretrained backbone itself.
-        inputs: digest of the backbone's input of every item, in the catalogue's order.
-        preprocessing: what is done to the inputs before the backbone sees them; of texts nothing.
-        pooling: how a layer's output becomes one vector of the item.
-        states: the states that are kept, 0 the embedding layer's, k that of block k; "output": what the backbone gives
-            out for an item, alone; "tokens K": state K of every token, one row for each.
-        dtype: how they are kept, fp16 or fp32.
-        precision: that they are computed in.
-        about: for people, by name: the encoder, the checkpoint, the items file. Decides nothing.
+        modality: the kind of input that the backbone reads.
+        model_type: the model type in the backbone's configuration.
+        weights: digest of the backbone's configuration and weights, or the name and commit of a hub model; followed by
+            the seed of random weights and by the dtype to which --encoder_dtype rounds weights, if either applies.
+        checkpoint: SHA-256 of the recommender that the backbone was taken from; None for the pretrained backbone.
+        inputs: digest of the backbone's inputs of all items, in catalogue order.
+        preprocessing: what is done to the inputs before they reach the backbone; nothing for texts.
+        pooling: how a layer's output is reduced to one vector per item.
+        states: the numbers of the stored states, 0 for the embedding layer and k for block k; "output" for the
+            backbone's output for an item only; "tokens K" for state K of every token, one row per token.
+        dtype: the dtype in which states are stored, fp16 or fp32.
+        precision: the precision in which states are computed.
+        about: information for people: the names of the encoder, the dataset and the checkpoint, if any. It does not
+            affect the states.
     """
 
     modality: str
@@ -70,42 +73,43 @@ class Provenance:
     about: dict[str, str] = field(default_factory=dict, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as the header of a file holds them."""
+        """Return plain values, as stored in the header of a file."""
         return json.loads(json.dumps(asdict(self)))
 
     def deciding(self) -> dict[str, Any]:
-        """Those of `as_dict` that decide the states."""
+        """Return the entries of `as_dict` that determine the states."""
         return {name: value for name, value in self.as_dict().items() if name != "about"}
 
     @property
     def file_name(self) -> str:
-        """The name of the file that holds these states, unlike that of any others."""
-        said = json.dumps({"format": FORMAT, **self.deciding()}, sort_keys=True)
-        digest = hashlib.sha256(said.encode()).hexdigest()[:NAME_DIGITS]
+        """The file name for these states, unique to this provenance."""
+        text = json.dumps({"format": FORMAT, **self.deciding()}, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
         return f"states-{self.modality}-{self.model_type}-{digest}.safetensors"
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """What the header of a file of hidden states, or of one in the making, tells of it, and its "shape".
+    """Return the provenance in the header of a complete or partial file of hidden states, and the states' "shape".
 
-    Raises FileError when it cannot be read, TransrecError as `check_regular`, DamagedStates when it is none.
+    Raises FileError if the file cannot be read, TransrecError as `check_regular` does, and DamagedStates if it is not a
+    file of hidden states.
     """
-    told, shape, _, _ = _read_header(path)
-    return told | {"shape": list(shape)}
+    provenance, shape, _, _ = _read_header(path)
+    return provenance | {"shape": list(shape)}
 
 
 class DamagedStates(TransrecError):
-    """A file that does not hold the hidden states which its name promises."""
+    """Raised for a file that does not hold the hidden states expected of it."""
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int]:
-    """What a file says of itself: its provenance, shape and dtype, and the byte at which the states begin."""
+    """Read a file's header: the provenance, shape and dtype of its states, and the byte at which they begin."""
     try:
         header, start = safetensors_header(path)
-        told = dict(parse_json(header["__metadata__"]["transrec"]))
+        provenance = dict(parse_json(header["__metadata__"]["transrec"]))
         tensor = header["states"]
         dtype = next(numpy for name, numpy in DTYPES.values() if name == tensor["dtype"])
-        return told, tuple(int(length) for length in tensor["shape"]), dtype, start
+        return provenance, tuple(int(length) for length in tensor["shape"]), dtype, start
     except OSError as error:
         raise file_error(error, path, what="cannot read the hidden states") from error
     except (ValueError, KeyError, TypeError, StopIteration) as error:
@@ -113,7 +117,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int
 
 
 def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any], blocks: int) -> tuple[bytes, int]:
-    """The start of a safetensors file, and where in it the blocks' digests are: length, JSON, padded to align data."""
+    """Return a safetensors header (length, then JSON padded to align the data) and the offset of its block digests."""
     length = int(np.prod(shape)) * np.dtype(DTYPES[dtype][1]).itemsize
     content = {
         "__metadata__": {
@@ -129,7 +133,7 @@ def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any], blocks:
 
 
 def _reserve(path: Path, length: int) -> None:
-    """Make the file of that length, with room for all of it where the system can promise that."""
+    """Extend the file to that length, and reserve the disk space if the system supports it."""
     with open(path, "r+b") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, length)
@@ -138,31 +142,33 @@ def _reserve(path: Path, length: int) -> None:
 
 
 class StateFile:
-    """A whole file of hidden states, read without holding it in memory; nothing removes it as long as it is open.
+    """A complete file of hidden states, memory-mapped; a shared lock protects it from removal while it is open.
 
     Args:
-        made_of: what decides the states that it must hold; see `StateBuilder`.
+        made_of: the values that determine the expected states; see `StateBuilder`.
 
     Attributes:
         states: numpy [items, K, D], memory-mapped and read-only, float16 or float32.
 
-    Raises FileError when it cannot be read, TransrecError when it is no regular file, and DamagedStates when it is cut
-    off or does not hold these states.
+    Raises FileError if the file cannot be read, TransrecError if it is not a regular file, and DamagedStates if it is
+    cut off or holds other states.
     """
 
     def __init__(self, path: Path, made_of: dict[str, Any]):
         self.path = path
-        told, shape, dtype, self._start = _read_header(path)
+        recorded, shape, dtype, self._start = _read_header(path)
         expected = {"format": FORMAT, **made_of}
         different = [
-            f"{name} {told.get(name)!r}, now {value!r}" for name, value in expected.items() if told.get(name) != value
+            f"{name} {recorded.get(name)!r}, now {value!r}"
+            for name, value in expected.items()
+            if recorded.get(name) != value
         ]
         if different:
             raise DamagedStates(f"{path}: was made of something else: {'; '.join(different)}; delete it")
-        whole = self._start + math.prod(shape) * np.dtype(dtype).itemsize
-        if path.stat().st_size != whole:
+        length = self._start + math.prod(shape) * np.dtype(dtype).itemsize
+        if path.stat().st_size != length:
             raise DamagedStates(
-                f"{path}: cut off, {path.stat().st_size:,} of {whole:,} bytes are left; delete it, it is made again"
+                f"{path}: cut off, {path.stat().st_size:,} of {length:,} bytes are left; delete it, it is made again"
             )
         with about_file(path, what="cannot read the hidden states"):
             self._file = open(path, "rb")
@@ -171,9 +177,9 @@ class StateFile:
         self.states = np.frombuffer(self._map, dtype, offset=self._start).reshape(shape)
 
     def pick(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of the states of some rows, int [N], spread over a file that need not fit in memory: [N, K, D].
+        """Return a copy of the states of rows, int [N], scattered over a file that may exceed memory: [N, K, D].
 
-        Left alone, the system would wait for the disk page by page, or read far more than is asked for.
+        Hints to the system keep it from waiting for the disk page by page, or reading far more than was asked for.
         """
         if hasattr(mmap, "MADV_WILLNEED"):
             self._map.madvise(mmap.MADV_RANDOM)
@@ -186,18 +192,19 @@ class StateFile:
 
 
 class StateBuilder:
-    """The partial file in which one or several processes make a `StateFile`.
+    """The partial file in which one or several processes build a `StateFile`.
 
-    Its header holds a digest of each block, zeros where the block is not made. A block counts only where digest and
-    states fit: of whatever a killed process or a full disk left, what is right is kept and the rest is made again.
+    The header holds a digest of each block, or zeros if the block is not written yet. A block counts as done only if
+    its digest matches its states: after a killed process or a full disk, intact blocks are kept and all others are
+    computed again.
 
     Args:
-        path: of the file to be.
+        path: the path of the finished file.
         shape: items, K, D.
-        made_of: whatever the states depend on, plain values; see `Provenance`.
-        bounds: the first row of each block, and behind them the number of rows; by default 256 rows are a block.
+        made_of: everything that the states depend on, as plain values; see `Provenance`.
+        bounds: the first row of each block, followed by the number of rows; by default, blocks have 256 rows.
 
-    One process begins and finishes the file; others may fill it in between.
+    One process begins and finishes the file; other processes may help to fill it in between.
     """
 
     def __init__(
@@ -218,7 +225,7 @@ class StateBuilder:
         self.length = len(self.header) + shape[0] * self.row_bytes
 
     def begin(self) -> int:
-        """Continue what is there of exactly this, or begin anew; returns `kept`."""
+        """Continue a partial file of exactly these states, or start a new one. Returns the same as `kept`."""
         try:
             if not self._is_begun():
                 if self.partial.is_dir():
@@ -242,13 +249,13 @@ class StateBuilder:
         return header == self.header
 
     def kept(self) -> int:
-        """Blocks that have a digest; their states are not read."""
+        """Count the blocks that have a digest, without reading their states."""
         with open(self.partial, "rb") as file:
             file.seek(self._digests_at)
             return sum(file.read(DIGEST_BYTES) != NO_DIGEST for _ in self.blocks)
 
     def waiting(self, rank: int, ranks: int) -> list[int]:
-        """First rows of the blocks that a process of so many still has to make."""
+        """Return the first rows of the blocks that process `rank` of `ranks` still has to compute."""
         with open(self.partial, "rb") as file:
             return [row for row in self.blocks[rank::ranks] if not self._is_done(file, row)]
 
@@ -271,7 +278,7 @@ class StateBuilder:
         return self._digests_at + self._number(first_row) * DIGEST_BYTES
 
     def put(self, first_row: int, states: Tensor) -> None:
-        """Write the states [N, K, D] of a block for good."""
+        """Write the states [N, K, D] of a block to disk, then its digest."""
         if not torch.isfinite(states).all():
             raise TransrecError(
                 f"the hidden states of items {first_row + 1:,} and on are not finite; use --precision fp32"
@@ -300,7 +307,7 @@ class StateBuilder:
         )
 
     def finish(self) -> None:
-        """Give the file, which is whole, its name."""
+        """Rename the partial file, which must be complete, to its final name."""
         os.replace(self.partial, self.path)
 
 
@@ -312,15 +319,15 @@ class StateFeatures:
     """Hidden states of the items 1..n of a split, for one modality.
 
     Args:
-        file: of the whole catalogue.
+        file: the states of the entire catalogue.
         rows: int [n], the catalogue row of each item 1..n.
-        place: "gpu" and "cpu" hold all of them there, "disk" reads what a batch needs; "auto" is the first of gpu and
-            cpu with room, else disk.
+        place: "gpu" or "cpu" to hold all states in that memory, "disk" to read those of each batch; "auto" chooses the
+            first of gpu and cpu with enough room, else disk.
 
-    Files are made of finite numbers only. What a damaged one holds is found when it is read: all of it before training
-    where it is held, a batch's rows where it stays on disk.
+    Files are written with finite numbers only. Damage is detected when states are read: before training if all are held
+    in memory, batch by batch if they stay on disk.
 
-    Raises TransrecError for states that are not finite.
+    Raises TransrecError if states are not finite.
     """
 
     workers = 0
@@ -342,24 +349,24 @@ class StateFeatures:
             self.held = held.to(device if self.place == "gpu" else "cpu")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process that reads for other features needs nothing of this.
+        # Worker processes that read the inputs of other features do not need these states.
         return {}
 
     def _check(self, states: Tensor, rows: np.ndarray) -> None:
         if is_finite(states):
             return
-        bad = next(row for row, of in zip(rows, states, strict=True) if not is_finite(of))
+        bad = next(row for row, state in zip(rows, states, strict=True) if not is_finite(state))
         raise TransrecError(
             f"{self.file.path}: the hidden states of item {bad + 1:,} of the items file hold NaN or infinity; delete "
             f"the file, it is made again"
         )
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
-        """Nothing: gathering rows takes less than handing them from process to process."""
+        """Return nothing: gathering rows takes less time than passing them between processes."""
         return ()
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor]:
-        """States float16 or float32 [N, K, D] on the device, of items int64 [N] on the host, values 1..n."""
+        """Return states float16 or float32 [N, K, D] on the device, for items int64 [N] on the host, values 1..n."""
         if self.held is None:
             rows = self.rows[items.numpy() - 1]
             states = torch.from_numpy(self.file.pick(rows))
@@ -370,12 +377,12 @@ class StateFeatures:
 
 
 class TokenStateFeatures(StateFeatures):
-    """Hidden states of all tokens of the items 1..n, for a backbone that goes on from them, and its other inputs.
+    """Hidden states of all tokens of the items 1..n, from which a backbone continues, and the backbone's other inputs.
 
     Args:
-        file: one row for each token, of the items 1..n in their order.
-        lengths: int [n], how many tokens each item has.
-        others: gives what the backbone is given besides, of items int64 [N] on the host.
+        file: one row per token, for the items 1..n in order.
+        lengths: int [n], the number of tokens of each item.
+        others: returns the backbone's other inputs for items int64 [N] on the host.
     """
 
     def __init__(
@@ -392,9 +399,9 @@ class TokenStateFeatures(StateFeatures):
         self.starts = np.cumsum(lengths) - lengths
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
-        """States float16 or float32 [N, T, D] on the device, zeros behind an item's last token, and the other inputs.
+        """Return states float16 or float32 [N, T, D] on the device, zero after an item's last token, and other inputs.
 
-        T is the longest item's among them.
+        T is the number of tokens of the longest of the items.
         """
         rows = items.numpy() - 1
         lengths = self.host_lengths[rows]
@@ -408,12 +415,12 @@ class TokenStateFeatures(StateFeatures):
 
 
 def _place(size: int, device: torch.device) -> str:
-    """Where so many bytes fit with as much room again to spare."""
+    """Return "gpu" or "cpu", the first with more than twice `size` bytes of free memory, else "disk"."""
     if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] > 2 * size:
         return "gpu"
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):
-        # macOS and Windows do not tell; what they have read before, they keep in memory where there is room.
+        # macOS and Windows do not report free memory; they cache what was read from disk if there is room.
         return "disk"
     return "cpu" if free > 2 * size else "disk"

@@ -1,4 +1,4 @@
-"""Files of rows as others write them: delimited columns, JSON lines, Parquet, compressed or not."""
+"""Reads tables in common file formats: delimited columns, JSON lines or Parquet, compressed or not."""
 
 import ast
 import csv
@@ -18,27 +18,27 @@ from transrec.errors import TransrecError, about_file
 from transrec.untrusted import check_regular, parse_json
 
 COMPRESSED = (".gz", ".zst")
-# What unpacking raises, besides OSError.
+# Errors that decompression raises in addition to OSError.
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
-# How a file is read, and what stands between columns, by how its name ends.
+# The reader of a file and the delimiter of its columns, by the file's ending; the default is a csv with commas.
 READERS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
 }
 DELIMITERS = {**dict.fromkeys((".tsv", ".tab", ".inter", ".item", ".user"), "\t"), ".dat": "::"}
-# Lines of JSON whose keys are looked at.
+# How many JSON rows are searched for the names of columns.
 HEAD_LINES = 1000
 LONGEST_LINE = 2**24
 COLUMNS_SHOWN = 30
 
 
 def column(name: str) -> str:
-    """The SQL that means the column of that name."""
+    """Return the name of a column, quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def joined(name: str, by: str = " ", path: str = "$[*]") -> str:
-    """SQL of the texts of a JSON list in one, or of the text that stands in place of a list."""
+    """Return SQL that joins the texts of a column's JSON lists into one; values that are not lists stay as they are."""
     place = column(name)
     texts = f"array_to_string(TRY_CAST({place} AS JSON)->>'{path}', '{by}')"
     return f"CASE WHEN starts_with({place}, '[') THEN {texts} ELSE {place} END"
@@ -46,15 +46,15 @@ def joined(name: str, by: str = " ", path: str = "$[*]") -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A file of rows as it lies on disk; its columns are read as text.
+    """A table in a file on disk; its columns are read as text.
 
     Attributes:
-        kind: "csv" for lines of delimited columns, "json" for an object a line, "literal" for a Python dict a line,
-            "parquet"; by default what the file's name says.
-        names: of the columns of a csv without a header.
-        delimiter: between the columns of a csv; by default what the file's name says.
-        quote: what stands around columns of a csv that hold delimiters; "" where quotes are signs like others.
-        encoding: any that Python knows.
+        kind: "csv" for lines of delimited columns, "json" for one JSON object per line, "literal" for one Python dict
+            per line, or "parquet"; by default chosen by the file's ending.
+        names: the column names of a csv without a header.
+        delimiter: the separator between the columns of a csv; by default chosen by the file's ending.
+        quote: the quote character around csv columns that contain delimiters; "" to treat quotes as ordinary text.
+        encoding: any encoding that Python knows.
     """
 
     path: Path
@@ -66,18 +66,18 @@ class Table:
 
     @property
     def reader(self) -> str:
-        """`kind`, or what the file's name says."""
+        """`kind`, or by default the kind that belongs to the file's ending."""
         return self.kind or READERS.get(ending(self.path), "csv")
 
     @property
     def separator(self) -> str:
-        """`delimiter`, or what the file's name says."""
+        """`delimiter`, or by default the one that belongs to the file's ending."""
         return self.delimiter or DELIMITERS.get(ending(self.path), ",")
 
     def columns(self) -> list[str]:
-        """Names of its columns in order: of a csv from its first line, of JSON the keys of its first thousand lines.
+        """Return the column names in order: a csv's first line, or the keys in the first thousand rows of JSON.
 
-        Raises TransrecError for a file that is empty or cannot be read.
+        Raises TransrecError if the file is empty or cannot be read.
         """
         if self.names:
             return list(self.names)
@@ -92,7 +92,7 @@ class Table:
         return list(keys) or self._no_rows()
 
     def check(self, needed: Sequence[str]) -> None:
-        """Raise TransrecError where the file lacks one of the columns, with the nearest names that it has."""
+        """Raise TransrecError, suggesting similar names, if the file is empty or lacks one of the columns."""
         if not self.path.stat().st_size:
             self._no_rows()
         there = self.columns()
@@ -102,7 +102,7 @@ class Table:
 
     @contextmanager
     def open(self) -> Iterator[IO[str]]:
-        """Its text, unpacked. Raises TransrecError for what cannot be read, is cut short, or is in another encoding."""
+        """Open the decompressed text. Raises TransrecError if it is unreadable, cut short, or in another encoding."""
         encoding = "utf-8-sig" if self.encoding.lower() in ("utf-8", "utf8") else self.encoding
         with about_file(self.path, what="cannot be read"):
             check_regular(self.path)
@@ -117,9 +117,10 @@ class Table:
                 raise
 
     def records(self, lines: IO[str]) -> Iterator[tuple[Any, int]]:
-        """Each row and the number, from 1, of the line on which it ends; the header is a row like others.
+        """Yield each row, a header included, and the number (from 1) of the line on which the row ends.
 
-        Raises TransrecError for a line that is no JSON object, or no Python dict, as `kind` says.
+        Raises TransrecError for a malformed csv line, and for a line that is not a JSON object or Python dict if `kind`
+        asks for one.
         """
         if self.reader == "csv" and len(self.separator) == 1:
             csv.field_size_limit(LONGEST_LINE)
@@ -139,8 +140,8 @@ class Table:
     def _object(self, line: str, number: int) -> dict[str, Any]:
         problem = ""
         try:
-            if isinstance(found := parse_json(line) if self.reader == "json" else ast.literal_eval(line.strip()), dict):
-                return found
+            if isinstance(row := parse_json(line) if self.reader == "json" else ast.literal_eval(line.strip()), dict):
+                return row
         except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             problem = f" ({error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__})"
         what = "JSON object" if self.reader == "json" else "Python dict"
@@ -154,20 +155,20 @@ class Table:
 
 
 def ending(path: Path) -> str:
-    """How a file's name ends, in lower case, without what says that it is compressed."""
+    """Return the ending of a file's name in lower case, ignoring a compression ending such as .gz."""
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
 def meant(name: str, there: Sequence[str]) -> str:
-    """For a message about a missing column: the names nearest to it, and those that there are."""
-    plain = {one.lower().replace("_", ""): one for one in there}
-    near = [plain[one] for one in difflib.get_close_matches(name.lower().replace("_", ""), plain, n=3)]
+    """Return a hint for a message about a missing column: the most similar name, and the names of all columns."""
+    by_plain = {known.lower().replace("_", ""): known for known in there}
+    near = [by_plain[match] for match in difflib.get_close_matches(name.lower().replace("_", ""), by_plain, n=3)]
     shown = f"{', '.join(there[:COLUMNS_SHOWN])}{' ...' if len(there) > COLUMNS_SHOWN else ''}"
     return f"{f'did you mean {chr(32).join(near[:1])}? ' if near else ''}its columns are {shown}"
 
 
 def damaged(path: Path, error: Exception) -> TransrecError:
-    """What to raise for a file whose compression or encoding breaks."""
+    """Return the error to raise for a file whose compressed data or encoding is broken."""
     if isinstance(error, UnicodeDecodeError):
         byte, encoding = error.object[error.start], error.encoding.upper().removesuffix("-SIG")
         return TransrecError(
@@ -180,7 +181,7 @@ def damaged(path: Path, error: Exception) -> TransrecError:
 
 
 def _line_of(path: Path, encoding: str) -> int:
-    """The number of the first line that is not in an encoding."""
+    """Return the number of the first line that is not valid in an encoding."""
     with open(path, "rb") as packed, unpacked(packed, path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -191,7 +192,7 @@ def _line_of(path: Path, encoding: str) -> int:
 
 
 def unpacked(file: IO[bytes], path: Path) -> Any:
-    """What a file that is open holds, unpacked as its path's name says."""
+    """Return a reader of an open file's content, decompressed according to the ending of its path."""
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(import_extra("pyarrow").input_stream(file, compression="zstd"))
     return gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file
@@ -208,7 +209,7 @@ def _parquet_columns(path: Path) -> list[str]:
 
 
 def import_extra(name: str) -> Any:
-    """The module, of which importing has need. Raises TransrecError where it is not installed."""
+    """Import a module that dataset import needs. Raises TransrecError if it is not installed."""
     import importlib
 
     try:

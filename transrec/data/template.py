@@ -1,4 +1,4 @@
-"""Templates such as `{title}. {brand}`: a text made of columns of an items file."""
+"""Templates such as `{title}. {brand}`, which build an item's text from columns of the items file."""
 
 import re
 from dataclasses import dataclass
@@ -11,29 +11,29 @@ PIECE = re.compile(r"(?P<doubled>\{\{|\}\})|\{(?P<column>[^{}]*)\}|(?P<stray>[{}
 
 @dataclass(frozen=True)
 class Template:
-    """Columns and what stands between them.
+    """The columns of a template and the text between them.
 
-    Nothing of a template runs: what stands between braces is the name of a column and nothing else.
+    A template is never executed: the text inside braces can only be the name of a column.
 
     Attributes:
-        columns: their names, in lower case.
-        literals: what stands before each column, and behind the last.
+        columns: the names of the columns, in lower case.
+        literals: the text before each column, then the text after the last.
     """
 
     columns: list[str]
     literals: list[str]
 
     def fill(self, values: list[str]) -> str:
-        """The text of one item; empty where it has nothing in any of the columns."""
+        """Return the text of one item from its values of the columns; empty if all of them are blank."""
         if not any(value.strip() for value in values):
             return ""
         return "".join(chain(*zip(self.literals, [*values, ""], strict=True)))
 
 
 def read_template(text: str) -> Template:
-    """A template from `{title}. {brand}`, where {{ and }} stand for braces.
+    """Parse a template such as `{title}. {brand}`, in which {{ and }} mean literal braces.
 
-    Raises TransrecError for a brace without its partner and a template that names no column.
+    Raises TransrecError for an unmatched brace, and for a template that names no column.
     """
     columns: list[str] = []
     literals = [""]
@@ -58,5 +58,5 @@ def read_template(text: str) -> Template:
 
 
 def is_template(text: str) -> bool:
-    """Whether it is a template, not the bare name of a column."""
+    """Return whether a text is a template rather than the bare name of a column."""
     return "{" in text or "}" in text

@@ -1,4 +1,4 @@
-"""Reading the two TSV files of a dataset line by line, with errors that name the line."""
+"""Reads the two TSV files of a dataset line by line; errors name the line."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ from transrec.errors import TransrecError, about_file
 from transrec.untrusted import open_regular
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-# Usual names of columns, as `plain` writes them.
+# Common names of columns, in the form that `plain` returns.
 ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?ids?|(?:parent)?asin|[in]id")
 USER_NAME = re.compile(r"user|(?:user|customer|reviewer|visitor|session)?id|uid")
 ITEMS_NAME = re.compile(rf"{ITEM_NAME.pattern}|(?:item|itemid)?(?:list|history|sequences?|behaviou?rs|interactions)")
@@ -18,17 +18,17 @@ TEXT_NAME = re.compile(
     r"\w*(?:titles?|names?|texts?)|abstracts?|body|summary|contents?|descriptions?|(?:sub)?categor(?:y|ies)|genres?|"
     r"brands?|authors?|keywords?|tags|url"
 )
-# A million interactions of one user.
+# In bytes: enough for about a million interactions of one user.
 LONGEST_LINE = 2**24
 
 
 def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, text without its line end) of every non-blank line of a UTF-8 file.
+    """Yield (line number from 1, text without its line end) for every non-blank line of a UTF-8 file.
 
-    Lines end at \\n only, so that other Unicode line separators inside a title stay part of it.
+    Only \\n ends a line, so other Unicode line separators inside a title stay part of it.
 
-    Raises TransrecError for a missing or unreadable file, one without any line, a line of more than LONGEST_LINE bytes,
-    and bytes that are not UTF-8.
+    Raises TransrecError for a missing or unreadable file, a file with blank lines only, a line of more than
+    LONGEST_LINE bytes, and bytes that are not UTF-8.
     """
     empty = True
     with about_file(path, what=f"cannot read the {what} file"), open_regular(path) as file:
@@ -55,7 +55,7 @@ def lines(path: Path, what: str) -> Iterator[tuple[int, str]]:
 
 
 def check_no_header(path: Path, number: int, line: str) -> None:
-    """Raise TransrecError when the first line of a behaviours file names columns, by its first two fields."""
+    """Raise TransrecError if the first two fields of a behaviours file's first line look like a header."""
     user, items, *_ = [plain(field) for field in [*line.split("\t"), ""]]
     if USER_NAME.fullmatch(user) and ITEMS_NAME.fullmatch(items):
         raise TransrecError(
@@ -65,11 +65,12 @@ def check_no_header(path: Path, number: int, line: str) -> None:
 
 
 def header(path: Path, number: int, line: str) -> list[str] | None:
-    """The columns that the first line of an items file names, in lower case and without types; None for an item.
+    """Return the column names, in lower case without types, if the first line of an items file is a header, else None.
 
-    A header's first field is a usual name of an item's id, and so is another field that of a text, if there are any.
+    In a header, the first field is a common name for item ids and, if other fields are not blank, at least one of them
+    is a common name for texts.
 
-    Raises TransrecError for a name that stands there twice.
+    Raises TransrecError if the header names a column twice.
     """
     first, *others = line.split("\t")
     others_named = [name for name in map(plain, others) if name]
@@ -83,5 +84,5 @@ def header(path: Path, number: int, line: str) -> list[str] | None:
 
 
 def plain(name: str) -> str:
-    """A column's name in lower case without type (RecBole's `item_id:token`), signs and spaces."""
+    """Return a column's name in lower case without its type (RecBole's `item_id:token`), punctuation and spaces."""
     return re.sub(r"[\W_]", "", name.partition(":")[0].lower())

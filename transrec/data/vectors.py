@@ -1,7 +1,7 @@
-"""Vectors of items that were computed elsewhere: a file of numbers and the ids of the items they are of.
+"""Item vectors that were computed elsewhere: a file of vectors and the ids of their items.
 
-FILE.npy or FILE.safetensors holds float16 or float32 [items, D] or [items, K, D] and is memory-mapped; `ids.txt` beside
-it names the item of each row, one id per line. FILE.parquet holds both, in the columns `id` and `features`.
+FILE.npy or FILE.safetensors holds float16 or float32 [items, D] or [items, K, D] and is memory-mapped; `ids.txt` in the
+same folder names the item of each row, one id per line. FILE.parquet holds both, in the columns `id` and `features`.
 """
 
 import math
@@ -21,14 +21,14 @@ CHECKED_AT_ONCE = 2**24
 
 
 class VectorFile:
-    """A file of vectors, read without holding it in memory (.parquet aside).
+    """A file of vectors, read without holding it in memory (except .parquet).
 
     Attributes:
         states: numpy float16 or float32 [items, K, D], read-only.
-        ids: of the items, one per row.
+        ids: the item id of each row.
 
-    Raises TransrecError, naming the file, for what is missing, cut off, pickled, or of another shape or dtype, and for
-    ids that are too few, too many or repeated.
+    Raises TransrecError, naming the file, if a file is missing, cut off, pickled, or of another shape or dtype, or if
+    there are too few, too many or repeated ids.
     """
 
     def __init__(self, path: Path):
@@ -50,21 +50,21 @@ class VectorFile:
             raise TransrecError(f"{where}: names item {twice!r} more than once; give each item one row")
 
     def pick(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of some rows, int [N]: [N, K, D]."""
+        """Return a copy of the vectors of the given rows, int [N]: [N, K, D]."""
         return self.states[rows]
 
     def rows_of(self, items: Sequence[str]) -> np.ndarray:
-        """The row of each item, int [n], whose numbers are checked.
+        """Return the row of each item, int [n], after checking that the item's vector is finite.
 
-        Raises TransrecError naming an item that is missing, or whose vector is not finite.
+        Raises TransrecError, naming an item, if its vector is missing or not finite.
         """
-        place = {item: row for row, item in enumerate(self.ids)}
-        missing = [item for item in items if item not in place]
+        row_of = {item: row for row, item in enumerate(self.ids)}
+        missing = [item for item in items if item not in row_of]
         if missing:
             raise TransrecError(
                 f"{self.path}: holds no vector of {len(missing):,} of {len(items):,} items, {missing[0]!r} for one"
             )
-        rows = np.array([place[item] for item in items], dtype=np.int64)
+        rows = np.array([row_of[item] for item in items], dtype=np.int64)
         step = max(1, CHECKED_AT_ONCE // math.prod(self.states.shape[1:]))
         for start in range(0, len(rows), step):
             finite = np.isfinite(self.states[rows[start : start + step]]).all(axis=(1, 2))
@@ -84,12 +84,12 @@ def _read_npy(path: Path) -> tuple[np.ndarray, None]:
 def _read_safetensors(path: Path) -> tuple[np.ndarray, None]:
     try:
         header, start = safetensors_header(path)
-        tensors = {name: of for name, of in header.items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
         if len(tensors) != 1 and "features" not in tensors:
             raise TransrecError(f"{path}: holds {len(tensors)} tensors; name the one to be read features")
         tensor = tensors["features"] if "features" in tensors else next(iter(tensors.values()))
         shape = tuple(int(length) for length in tensor["shape"])
-        first, last = (int(place) for place in tensor["data_offsets"])
+        first, last = (int(offset) for offset in tensor["data_offsets"])
         dtype = np.dtype(TENSOR_DTYPES[tensor["dtype"]]) if tensor["dtype"] in TENSOR_DTYPES else None
     except (ValueError, KeyError, TypeError) as error:
         raise TransrecError(f"{path}: not a safetensors file ({error!r}); save it again") from error
