@@ -1,1 +1,1 @@
-"""Users' sequences, items and their contents, and training batches; knows nothing of models."""
+"""Users' sequences, items with their content, and training batches. Does not depend on models."""

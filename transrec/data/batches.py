@@ -30,10 +30,10 @@ class Batch:
         log_popularity: float32 [U], log of each item's share of the training interactions.
         shared_negatives: int64 [N], same coding: negatives shared by all positions, drawn once per global batch.
         log_chance: float32 [U], log of the probability that a drawn negative is this item.
-        found: the result of `places`, [2, P]; None if it has not been computed yet.
+        found: the result of `places` as one tensor, [2, P]; None: not computed yet.
         predictions: number of positions in the global batch that predict; sums over shares are divided by it.
         weight: 1, or 0 for a stand-in if the global batch had no user left for this rank and piece.
-        item_count: n, the number of items in the dataset.
+        item_count: n, the number of items of the split.
     """
 
     items: Tensor
@@ -62,12 +62,12 @@ class Batch:
     def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
         """Return the batch on `device`, with inputs from `features`, or from `read` if they were read before."""
         # The number of places decides shapes: if an accelerator counted them, the host would have to wait for it.
-        here = replace(self, found=torch.stack(self.places))
+        located = replace(self, found=torch.stack(self.places))
         return replace(
-            here,
+            located,
             inputs=grouped(features, self.items, read),
             **{
-                name: getattr(here, name).to(device, non_blocking=True)
+                name: getattr(located, name).to(device, non_blocking=True)
                 for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance", "found")
             },
         )
@@ -75,12 +75,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How negatives are drawn, and what a batch holds besides sequences and the negatives of each position.
+    """How negatives are drawn, and which items a batch holds in addition to sequences and negatives per position.
 
     Attributes:
         sampler: the distribution of negatives: "uniform", "popularity" (an item's number of training interactions to
             the power of `power`), or "in_batch" (how often the sequences of the global batch hold the item).
-        power: at least 0.
+        power: exponent of "popularity", at least 0.
         shared: number of negatives that all positions of the global batch share, repeats included.
         catalogue: whether every item 1..n is in the batch.
     """
@@ -146,7 +146,7 @@ class Sampler:
         places = rng.integers(0, np.maximum(allowed, 1), size=shape)
         # A place skips each forbidden item that has at most that much allowed weight below it.
         allowed_below = np.where(real, self._below(forbidden) - passed_over[:, :-1], self.total)
-        # A single search over all rows, concatenated.
+        # A single search covers all rows: each row is shifted to lie behind the previous one.
         shift = np.arange(len(sequences))[:, None] * (self.total + 1)
         skipped = np.searchsorted((allowed_below + shift).ravel(), (places + shift).ravel(), side="right")
         skipped = skipped.reshape(shape) - np.arange(len(sequences))[:, None] * forbidden.shape[1]
@@ -176,7 +176,7 @@ class TrainingBatches:
         pieces: number of parts that a rank's share is cut into (gradient accumulation).
         sampling: how negatives are drawn, and what else the objective needs.
 
-    Raises TransrecError if there are no more items than negatives, if a user's sequence leaves no item to draw
+    Raises TransrecError if there are not more items than negatives, if a user's sequence leaves no item to draw
     negatives from, or if no user has two training items.
     """
 
@@ -197,7 +197,7 @@ class TrainingBatches:
         self.batch_size, self.negatives, self.last_only = batch_size, negatives, last_only
         self.seed, self.rank, self.ranks, self.pieces = seed, rank, ranks, pieces
         self._order: tuple[int, np.ndarray] | None = None
-        # A single training item predicts nothing.
+        # A user with a single training item has nothing to predict.
         self.users = np.flatnonzero(self.train.lengths >= 2)
         if not len(self.users):
             raise TransrecError(
@@ -261,12 +261,12 @@ class TrainingBatches:
             # If there is padding, 0 sorts first; without padding, codes must still start at 1.
             index = index.reshape(-1) + (items[0] != 0)
             items = items[items != 0]
-        of_sequences, of_negatives, of_shared = np.split(index, [sequences.size, sequences.size + negatives.size])
+        in_sequences, in_negatives, in_shared = np.split(index, [sequences.size, sequences.size + negatives.size])
         return Batch(
             items=torch.from_numpy(items.astype(np.int64)),
-            sequences=torch.from_numpy(of_sequences.reshape(sequences.shape)),
-            negatives=torch.from_numpy(of_negatives.reshape(self._negatives_shape(len(sequences)))),
-            shared_negatives=torch.from_numpy(of_shared),
+            sequences=torch.from_numpy(in_sequences.reshape(sequences.shape)),
+            negatives=torch.from_numpy(in_negatives.reshape(self._negatives_shape(len(sequences)))),
+            shared_negatives=torch.from_numpy(in_shared),
             log_popularity=torch.from_numpy(self.log_popularity[items]),
             log_chance=torch.from_numpy(self.log_chance[items]),
             predictions=predictions,

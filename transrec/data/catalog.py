@@ -61,7 +61,7 @@ class Catalog:
         Args:
             text: the name of a column, or a template such as `{title}. {brand}`.
 
-        Raises TransrecError for a column that the file does not have, and as `read_template` does.
+        Raises TransrecError if a column is missing, if the template is malformed, or if the file has changed.
         """
         if text == self.text:
             return self
@@ -164,10 +164,10 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
     """Return warnings about poor texts: items without a text, few distinct texts, columns that are not read.
 
     Args:
-        alone: whether this is the only text that is read for an item.
+        alone: whether these are the only texts that the model reads.
 
-    Raises TransrecError for a raw news.tsv of MIND, if the file has no column of titles, if no item has a text, or, if
-    `alone`, when all items have the same text.
+    Raises TransrecError for a raw news.tsv of MIND, if titles are to be read but have no column, if no item has a text,
+    or, with `alone`, if all items have the same text.
     """
     path, count = catalog.path, len(catalog.ids)
     if not catalog.has_header and catalog.width == MIND_COLUMNS.count(",") + 1:
@@ -182,28 +182,28 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
             f"--text_template or --text_attributes, or represent items by --item_tower image or id"
         )
     distinct, example = set(catalog.texts), catalog.texts[0][:60]
-    without = sum(not text.strip() for text in catalog.texts)
-    what, where = "title", f"column {TITLE!r}" if catalog.has_header else "the second column"
-    mend, meant = f"put titles into {where}", f"{where} is the title, not a category"
+    empty = sum(not text.strip() for text in catalog.texts)
+    noun, place = "title", f"column {TITLE!r}" if catalog.has_header else "the second column"
+    remedy, claim = f"put titles into {place}", f"{place} is the title, not a category"
     if catalog.text != TITLE:
-        what = "text" if is_template(catalog.text) else catalog.text
-        mend, meant = "have other columns read", "these are texts, not categories"
-    mend += ", or represent items by --item_tower image or id"
-    if without == count:
+        noun = "text" if is_template(catalog.text) else catalog.text
+        remedy, claim = "have other columns read", "these are texts, not categories"
+    remedy += ", or represent items by --item_tower image or id"
+    if empty == count:
         raise TransrecError(
-            f"{path}: none of its {count:,} items has {_a(what)}, which the text encoder would read; {mend}"
+            f"{path}: none of its {count:,} items has {_a(noun)}, which the text encoder would read; {remedy}"
         )
     if alone and len(distinct) == 1 and count > 1:
         raise TransrecError(
-            f"{path}: all {count:,} items have the same {what}, {example!r}, so a text encoder cannot tell them apart; "
-            f"{mend}"
+            f"{path}: all {count:,} items have the same {noun}, {example!r}, so a text encoder cannot tell them apart; "
+            f"{remedy}"
         )
     warnings = []
-    if without:
-        warnings.append(f"{path}: {without:,} of {count:,} items have no {what}; the text encoder reads them all alike")
+    if empty:
+        warnings.append(f"{path}: {empty:,} of {count:,} items have no {noun}; the text encoder reads them all alike")
     if alone and len(distinct) < FEW_TEXTS * count:
         warnings.append(
-            f"{path}: only {len(distinct):,} different {what}s for {count:,} items, as {example!r}; check that {meant}"
+            f"{path}: only {len(distinct):,} different {noun}s for {count:,} items, as {example!r}; check that {claim}"
         )
     if alone and catalog.text == TITLE and not catalog.has_header and catalog.width > 2:
         warnings.append(

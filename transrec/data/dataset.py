@@ -74,9 +74,9 @@ class Dataset:
         """One line: how much of the data is kept, how it is split, and what is left out on purpose."""
         split, read = self.split, self.interactions.sequences
         training, users = len(split.training_users), split.user_count
-        kept, all_of = int(split.kept.lengths.sum()), int(read.lengths.sum())
+        kept, total = int(split.kept.lengths.sum()), int(read.lengths.sum())
         of_users = f" of {training:,} users" if training < users else ""
-        of_all = f" of {all_of:,}" if kept < all_of else ""
+        of_all = f" of {total:,}" if kept < total else ""
         parts = [
             f"{self.name}: {users:,} users of {len(read):,}, {split.item_count:,} items of {len(self.catalog.ids):,}, "
             f"{kept:,} interactions{of_all} ({int(split.train.lengths.sum()):,} to train on{of_users})"
@@ -96,10 +96,10 @@ class Dataset:
 def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     """Return the file of a dataset folder for `role` ("users" or "items").
 
-    Tried in this order: the `given` path (relative to `folder` first), the entry `role` of `dataset.json`, the only
-    file whose name fits.
+    Tried in this order: the `given` path (relative to `folder` first), the entry `role` of `dataset.json` (for users,
+    then its entry "interactions"), the only file whose name fits.
 
-    Raises TransrecError if the folder or file is missing, or if several names fit.
+    Raises TransrecError if the folder or file is missing, if several names fit, or if the entry is not a name.
     """
     if not folder.is_dir():
         raise TransrecError(f"{folder}: no such dataset folder; give it with --dataset")
@@ -115,11 +115,11 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
     if name is not None:
         raise TransrecError(f"{folder / DESCRIPTION}: {role!r} is {name!r}; it must be a file's name")
     for patterns in PATTERNS[role]:
-        found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-        if len(found) == 1:
-            return found[0]
-        if found:
-            problem = f"several files fit {' or '.join(patterns)}: {_some(found)}"
+        paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        if len(paths) == 1:
+            return paths[0]
+        if paths:
+            problem = f"several files fit {' or '.join(patterns)}: {_some(paths)}"
             break
     else:
         wanted = " or ".join(pattern for patterns in PATTERNS[role] for pattern in patterns)
@@ -148,13 +148,13 @@ def check_not_raw(folder: Path) -> None:
 
     if not folder.is_dir() or os.path.lexists(folder / DESCRIPTION):
         return
-    found = recognise([folder])
-    patterns = [pattern for roles in PATTERNS.values() for either in roles for pattern in either]
-    if not found and not any(any(folder.glob(pattern)) for pattern in patterns):
-        found = recognise([folder], general=True, deepest=DEEPEST)
-        # With several matches, any of them may be meant.
-        found = found if len(found) == 1 else {}
-    for kind, why in found.items():
+    formats = recognise([folder])
+    patterns = [pattern for groups in PATTERNS.values() for group in groups for pattern in group]
+    if not formats and not any(any(folder.glob(pattern)) for pattern in patterns):
+        formats = recognise([folder], general=True, deepest=DEEPEST)
+        # The folder may hold several datasets: if several formats fit, it is unclear which of them is meant.
+        formats = formats if len(formats) == 1 else {}
+    for kind, why in formats.items():
         raise TransrecError(
             f"{folder}: is raw {kind} ({why}); import it, and give the new folder, with: python "
             f"scripts/import_dataset.py {kind} {shlex.quote(str(folder))} --out {shlex.quote(f'{folder}-imported')}"
@@ -176,13 +176,13 @@ def find_images(folder: str | Path, given: str | None = None) -> "ImageStore":
     from transrec.data.images.store import ImageStore
 
     folder = resolve(folder)
-    found = [resolve(given)] if given else sorted(folder.glob("*.lmdb"))
-    if len(found) != 1:
-        problem = f"several image stores: {', '.join(p.name for p in found)}" if found else "no image store (*.lmdb)"
+    stores = [resolve(given)] if given else sorted(folder.glob("*.lmdb"))
+    if len(stores) != 1:
+        problem = f"several image stores: {', '.join(p.name for p in stores)}" if stores else "no image store (*.lmdb)"
         raise TransrecError(
             f"{folder}: {problem}; name one with --images, or make it with Dataset/build_lmdb.py (Dataset/README.md)"
         )
-    return ImageStore(found[0])
+    return ImageStore(stores[0])
 
 
 @dataclass(frozen=True)
@@ -231,32 +231,32 @@ def _interactions(
     if is_parquet(path):
         return interaction_rows.read_interactions(path, catalog.ids, needs, with_times)
     interactions = read_interactions(path, catalog)
-    beside = interactions_beside(folder)
-    if not needs and not (with_times and beside and find_spec("pyarrow")):
+    details = interactions_beside(folder)
+    if not needs and not (with_times and details and find_spec("pyarrow")):
         return interactions
-    if beside is None:
+    if details is None:
         raise TransrecError(
             f"{path}: has no {' and '.join(needs)}, which --split {'time' if 'times' in needs else 'given'} needs; put "
             f"an interactions.parquet of {interaction_rows.COLUMNS} beside it, a row per interaction, or use --split "
             f"loo or --split ratio"
         )
-    more = interaction_rows.read_interactions(beside, catalog.ids, needs, with_times)
+    more = interaction_rows.read_interactions(details, catalog.ids, needs, with_times)
     ours, theirs = interactions.sequences, more.sequences
     same = interactions.users == more.users and np.array_equal(ours.stops, theirs.stops)
     if not (same and np.array_equal(ours.values, theirs.values)):
         raise TransrecError(
-            f"{beside}: does not hold the interactions of {path.name} in their order; import the dataset again, or "
+            f"{details}: does not hold the interactions of {path.name} in their order; import the dataset again, or "
             f"remove one of the two files"
         )
-    return replace(interactions, times=more.times, parts=more.parts, beside=(beside,))
+    return replace(interactions, times=more.times, parts=more.parts, beside=(details,))
 
 
 def interactions_beside(folder: Path) -> Path | None:
-    """Return the file with more columns per interaction than users.tsv; None if there is no such file."""
+    """Return the file with more columns per interaction than users.tsv; None if there is not exactly one."""
     if isinstance(name := description(folder).get("interactions"), str):
         return folder / name
-    found = sorted(folder.glob(PATTERNS["users"][1][0]))
-    return found[0] if len(found) == 1 else None
+    paths = sorted(folder.glob(PATTERNS["users"][1][0]))
+    return paths[0] if len(paths) == 1 else None
 
 
 def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[str, ...]) -> Interactions:

@@ -151,14 +151,14 @@ def make_domain(folder: Path, domain: Domain) -> None:
     (folder / "dataset.json").write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     _draw(folder / "images", ids, pair_of, rng)
     marks = np.concatenate([np.eye(len(topics))[pair_of // len(styles)], np.eye(len(styles))[pair_of % len(styles)]], 1)
-    # A separate generator, so that the other random draws stay the same.
+    # A separate generator, so that the other random draws do not depend on the noise.
     noise = np.random.default_rng([domain.seed, 1]).normal(0, VECTOR_NOISE, marks.shape)
     np.save(folder / "features.npy", (marks + noise).astype(np.float32))
     (folder / "ids.txt").write_text("".join(f"{item}\n" for item in ids), encoding="utf-8")
 
 
 def make_domain_with_store(folder: Path, domain: Domain, size: int = IMAGE_SIZE) -> None:
-    """Write what `make_domain` does, and an image store with the images enlarged to size x size pixels."""
+    """Write the files of `make_domain` and an image store, with the images enlarged to size x size pixels."""
     make_domain(folder, domain)
     kind = "raw" if size == IMAGE_SIZE else "jpeg"
     build_store(folder / "items.tsv", folder / "images", folder / IMAGE_STORE, size, kind)
@@ -180,7 +180,7 @@ def _draw(folder: Path, ids: list[str], pair_of: np.ndarray, rng: np.random.Gene
     rows, columns = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE]
     for item, pair in zip(ids, pair_of, strict=True):
         topic, style = divmod(int(pair), len(styles))
-        # Topic k is a grating: six frequencies in four directions.
+        # Each topic is a grating: six frequencies in four directions.
         angle, frequency = (topic % 4) * np.pi / 4, 2 + topic // 4
         wave = np.cos(angle) * columns + np.sin(angle) * rows
         shape = np.sin(2 * np.pi * frequency * wave / IMAGE_SIZE + rng.uniform(0, 2 * np.pi)) > 0

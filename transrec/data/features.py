@@ -177,10 +177,10 @@ class MultimodalFeatures:
         self.parts = parts
         self.workers = max(part.workers for part in parts)
         # If one backbone reads the same amount for every item (images), grouping by the length of texts saves little.
-        of_backbones = [part for part in parts if hasattr(part, "host_lengths")]
-        lengths = [part.host_lengths for part in of_backbones]
+        backbone_parts = [part for part in parts if hasattr(part, "host_lengths")]
+        lengths = [part.host_lengths for part in backbone_parts]
         self.host_lengths = None if not lengths or any(length is None for length in lengths) else sum(lengths)
-        self.pass_tokens = sum(part.pass_tokens for part in of_backbones)
+        self.pass_tokens = sum(part.pass_tokens for part in backbone_parts)
 
     def read(self, items: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """Return what each part reads."""
@@ -205,8 +205,8 @@ class _Ahead(Dataset):
         An error raised in a worker process would arrive with a traceback as its text.
         """
         try:
-            made = self.make(self.numbers[index])
-            return made, [self.features.read(items) for items in self.items_of(made)]
+            work = self.make(self.numbers[index])
+            return work, [self.features.read(items) for items in self.items_of(work)]
         except Exception as error:
             if as_told(error) is None:
                 raise
@@ -219,6 +219,8 @@ def ahead(
     """Yield `make(number)` for each number, in order, with what `features` reads for each of its lists of items.
 
     With `features.workers`, both run ahead in worker processes; the order and the results are the same.
+
+    Raises MemoryShortage if a worker process is lost.
     """
     dataset = _Ahead(make, items_of, features, numbers)
     results: Iterable = (dataset[index] for index in range(len(dataset)))
