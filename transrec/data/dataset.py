@@ -144,14 +144,14 @@ def description(folder: Path) -> dict[str, Any]:
 
 def check_not_raw(folder: Path) -> None:
     """Raise TransrecError, with the command to import it, for a folder in a publisher's own format."""
-    from transrec.data.formats import DEEPEST, recognise
+    from transrec.data.formats import MAX_DEPTH, recognise
 
     if not folder.is_dir() or os.path.lexists(folder / DESCRIPTION):
         return
     formats = recognise([folder])
     patterns = [pattern for groups in PATTERNS.values() for group in groups for pattern in group]
     if not formats and not any(any(folder.glob(pattern)) for pattern in patterns):
-        formats = recognise([folder], general=True, deepest=DEEPEST)
+        formats = recognise([folder], general=True, max_depth=MAX_DEPTH)
         # The folder may hold several datasets: if several formats fit, it is unclear which of them is meant.
         formats = formats if len(formats) == 1 else {}
     for kind, why in formats.items():

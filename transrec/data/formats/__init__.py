@@ -1,8 +1,8 @@
 """Formats of published datasets: one module per format, saying which of its files hold interactions and items."""
 
 from transrec.data.formats.base import (
-    DEEPEST,
     FORMATS,
+    MAX_DEPTH,
     Format,
     Rows,
     first_line,
@@ -15,8 +15,8 @@ from transrec.data.formats.base import (
 from transrec.data.tables import Table, column, joined
 
 __all__ = [
-    "DEEPEST",
     "FORMATS",
+    "MAX_DEPTH",
     "Format",
     "Rows",
     "Table",

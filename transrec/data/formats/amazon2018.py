@@ -25,7 +25,7 @@ class AmazonReviews(Format):
     reviews: ClassVar[tuple[str, ...]] = ("*.json",)
 
     def interactions(self) -> list[Rows]:
-        path = self.one_of(*self.reviews, "*.csv", besides=(self.metadata,))
+        path = self.one_of(*self.reviews, "*.csv", excluding=(self.metadata,))
         if fits(path, "*.csv"):
             item, user = RATINGS[:2] if is_item_first(path) else RATINGS[1::-1]
             columns = {"user": user, "item": item, "time": "timestamp", "rating": "rating"}

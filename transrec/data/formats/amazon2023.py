@@ -29,7 +29,7 @@ class Amazon2023(Format):
 
     def interactions(self) -> list[Rows]:
         patterns = "*.jsonl", "*.csv"
-        reviews = self.all_of(*patterns, besides=("meta_*",)) or [self.one_of(*patterns, besides=("meta_*",))]
+        reviews = self.all_of(*patterns, excluding=("meta_*",)) or [self.one_of(*patterns, excluding=("meta_*",))]
         kinds = {path.name.lower().removesuffix(".gz").rpartition(".")[2] for path in reviews}
         if len(kinds) > 1:
             raise TransrecError(

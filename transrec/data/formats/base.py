@@ -15,12 +15,12 @@ from transrec.registry import Registry
 from transrec.untrusted import check_regular, open_regular
 
 # Images and videos are skipped: a folder may hold a hundred thousand of them.
-NOT_READ = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
-DEEPEST = 3
+SKIPPED_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".mp4"}
+MAX_DEPTH = 3
 HEAD_BYTES = 2**20
 # The parts of a publisher's own split: the names used in file names, and the names used here.
 PARTS = {"train": "train", "valid": "validation", "test": "test"}
-SHOWN = 12
+MAX_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,13 @@ class Format:
     def finish(self, folder: Path) -> None:
         """Add further files to the new folder, once its users.tsv, items.tsv and other data files are written."""
 
-    def all_of(self, *patterns: str, besides: Sequence[str] = ()) -> list[Path]:
-        """Return the files whose names match one of the patterns and none of `besides`, in the order of `files`."""
-        return [path for path in self.files if fits(path, *patterns) and not fits(path, *besides)]
+    def all_of(self, *patterns: str, excluding: Sequence[str] = ()) -> list[Path]:
+        """Return the files whose names match one of the patterns and none of `excluding`, in the order of `files`."""
+        return [path for path in self.files if fits(path, *patterns) and not fits(path, *excluding)]
 
-    def one_of(self, *patterns: str, besides: Sequence[str] = ()) -> Path:
+    def one_of(self, *patterns: str, excluding: Sequence[str] = ()) -> Path:
         """Return the only file whose name matches. Raises TransrecError if no file matches, or several do."""
-        matches = self.all_of(*patterns, besides=besides)
+        matches = self.all_of(*patterns, excluding=excluding)
         if len(matches) == 1:
             return matches[0]
         wanted = " or ".join(patterns)
@@ -117,15 +117,15 @@ FORMATS: Registry[Format] = Registry("format", Format, "transrec.data.formats")
 register = FORMATS.register
 
 
-def recognise(paths: Iterable[Path], general: bool = False, deepest: int = 1) -> dict[str, str]:
+def recognise(paths: Iterable[Path], general: bool = False, max_depth: int = 1) -> dict[str, str]:
     """Return the names of the formats that fit, each with the reason why it does.
 
     Args:
         paths: files and folders.
         general: whether to try formats that fit many datasets if no other format fits.
-        deepest: how many levels of folders to search; 1: only files directly in the given folders.
+        max_depth: how many levels of folders to search; 1: only files directly in the given folders.
     """
-    files = [file for path in paths for file in files_in(path, deepest)]
+    files = [file for path in paths for file in files_in(path, max_depth)]
     for is_general in (False, True)[: 1 + general]:
         entries = {name: FORMATS.get(name) for name in FORMATS.names()}
         candidates = {name: entry for name, entry in entries.items() if entry.is_general == is_general}
@@ -150,8 +150,8 @@ def fits(path: Path, *patterns: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
 
 
-def files_in(path: Path, deepest: int = DEEPEST) -> list[Path]:
-    """Return the file itself, or the files of a folder by name, down to `deepest` levels; no images or hidden files.
+def files_in(path: Path, max_depth: int = MAX_DEPTH) -> list[Path]:
+    """Return the file itself, or the files of a folder by name, down to `max_depth` levels; no images or hidden files.
 
     Raises FileError if the path cannot be read.
     """
@@ -165,8 +165,8 @@ def files_in(path: Path, deepest: int = DEEPEST) -> list[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            files += files_in(Path(entry.path), deepest - 1) if deepest > 1 else []
-        elif Path(entry.name).suffix.lower() not in NOT_READ:
+            files += files_in(Path(entry.path), max_depth - 1) if max_depth > 1 else []
+        elif Path(entry.name).suffix.lower() not in SKIPPED_SUFFIXES:
             files.append(Path(entry.path))
     return files
 
@@ -187,5 +187,5 @@ def first_line(path: Path) -> str:
 
 
 def _listed(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - SHOWN:,} more" if len(paths) > SHOWN else ""
-    return ", ".join(map(str, paths[:SHOWN])) + more
+    more = f" and {len(paths) - MAX_LISTED:,} more" if len(paths) > MAX_LISTED else ""
+    return ", ".join(map(str, paths[:MAX_LISTED])) + more

@@ -9,9 +9,9 @@ from transrec.data.tables import Table, column
 TRANSACTIONS, ARTICLES = "transactions_train.csv", "articles.csv"
 COLUMNS = ("t_dat", "customer_id", "article_id")
 # Columns of articles.csv that hold text.
-WORDS = ("product_type_name", "product_group_name", "colour_group_name", "garment_group_name", "detail_desc")
+TEXT_COLUMNS = ("product_type_name", "product_group_name", "colour_group_name", "garment_group_name", "detail_desc")
 # Ids have ten digits. Programs that read them as numbers lose the leading zero, which is restored here.
-ID = "CASE WHEN length(article_id) = 9 THEN '0' || article_id ELSE article_id END"
+ITEM_ID = "CASE WHEN length(article_id) = 9 THEN '0' || article_id ELSE article_id END"
 
 
 @register("hm")
@@ -28,15 +28,15 @@ class HM(Format):
         return ""
 
     def interactions(self) -> list[Rows]:
-        columns = {"user": "customer_id", "item": ID, "time": "t_dat"}
+        columns = {"user": "customer_id", "item": ITEM_ID, "time": "t_dat"}
         return [Rows(Table(self.one_of(TRANSACTIONS)), columns, COLUMNS)]
 
     def items(self) -> list[Rows]:
         rows = []
         for path in self.all_of(ARTICLES):
-            words = [name for name in Table(path).columns() if name in WORDS]
-            columns = {"item": ID, "title": "prod_name", **{name: column(name) for name in words}}
-            rows.append(Rows(Table(path), columns, ("article_id", "prod_name", *words)))
+            texts = [name for name in Table(path).columns() if name in TEXT_COLUMNS]
+            columns = {"item": ITEM_ID, "title": "prod_name", **{name: column(name) for name in texts}}
+            rows.append(Rows(Table(path), columns, ("article_id", "prod_name", *texts)))
         return rows
 
     def published(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from transrec.errors import TransrecError, about_file
 from transrec.options import Options, flag
 from transrec.untrusted import map_npy
 
-NEEDED = ("userID", "itemID", "x_label")
+REQUIRED_COLUMNS = ("userID", "itemID", "x_label")
 FEATURES = {"image": "image_feat.npy", "text": "text_feat.npy"}
 ROWS_AT_ONCE = 4096
 
@@ -42,15 +42,15 @@ class MMRec(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
             names = first_line(path) if fits(path, "*.inter") else ""
-            if set(NEEDED) <= set(names.split("\t")):
-                return f"the columns {', '.join(NEEDED)} of {path.name}"
+            if set(REQUIRED_COLUMNS) <= set(names.split("\t")):
+                return f"the columns {', '.join(REQUIRED_COLUMNS)} of {path.name}"
         return ""
 
     def interactions(self) -> list[Rows]:
         table = Table(self.one_of("*.inter"), delimiter="\t", quote="")
         names = table.columns()
         roles = {"user": "userID", "item": "itemID", "time": "timestamp", "rating": "rating"}
-        roles = {role: name for role, name in roles.items() if name in names or name in NEEDED}
+        roles = {role: name for role, name in roles.items() if name in names or name in REQUIRED_COLUMNS}
         # Open the features first, so that damaged files are reported before any interactions are read.
         self._vectors = self._open_features()
         part = "CASE x_label WHEN '0' THEN 'train' WHEN '1' THEN 'validation' WHEN '2' THEN 'test' END"

@@ -11,8 +11,8 @@ from transrec.data.tables import Table
 from transrec.errors import TransrecError
 
 # The first letter of an id tells users from items.
-IDS = {"user": re.compile(r"u\d+"), "item": re.compile(r"v\d+")}
-ITEM = ("item", "title_zh", "title")
+ID_PATTERNS = {"user": re.compile(r"u\d+"), "item": re.compile(r"v\d+")}
+ITEM_COLUMNS = ("item", "title_zh", "title")
 
 
 @register("ninerec")
@@ -26,18 +26,18 @@ class NineRec(Format):
         pairs = [path for path in files if fits(path, "*_pair.csv", "*_behaviour.tsv")]
         for path in pairs:
             first = re.split(r"[,\t ]", first_line(path).replace('"', ""))
-            if all(any(form.fullmatch(field) for field in first) for form in IDS.values()):
+            if all(any(form.fullmatch(field) for field in first) for form in ID_PATTERNS.values()):
                 return f"{path.name} names users u... and items v..."
         return ""
 
     @cached_property
-    def _is_timed(self) -> bool:
+    def _has_times(self) -> bool:
         """Return whether there is a file of pairs that has a third column, the time."""
-        return bool(self.all_of("*_pair.csv")) and len(_fields(self.one_of("*_pair.csv"))) > len(IDS)
+        return bool(self.all_of("*_pair.csv")) and len(_fields(self.one_of("*_pair.csv"))) > len(ID_PATTERNS)
 
     def interactions(self) -> list[Rows]:
         # Pairs without times have no known order, while behaviours are in order.
-        if not self._is_timed and self.all_of("*_behaviour.tsv"):
+        if not self._has_times and self.all_of("*_behaviour.tsv"):
             return [sequences(self.one_of("*_behaviour.tsv"))]
         path = self.one_of("*_pair.csv")
         if not (fields := _fields(path)):
@@ -45,12 +45,12 @@ class NineRec(Format):
         names = tuple(f"column{place}" for place in range(len(fields)))
         columns = {
             role: name
-            for role, form in IDS.items()
+            for role, form in ID_PATTERNS.items()
             for name, field in zip(names, fields, strict=True)
             if form.fullmatch(field)
         }
         rest = [name for name in names if name not in columns.values()]
-        if len(columns) != len(IDS) or len(rest) > 1:
+        if len(columns) != len(ID_PATTERNS) or len(rest) > 1:
             raise TransrecError(
                 f"{path}, line 1: {', '.join(fields)[:80]!r} are not an id of a user (u1), one of an item (v1) and "
                 f"perhaps a time; import it as a table, with --header naming the columns"
@@ -60,7 +60,8 @@ class NineRec(Format):
 
     def items(self) -> list[Rows]:
         titles = [
-            Rows(Table(path, names=ITEM), {name: name for name in ITEM}, ITEM) for path in self.all_of("*_item.csv")
+            Rows(Table(path, names=ITEM_COLUMNS), {name: name for name in ITEM_COLUMNS}, ITEM_COLUMNS)
+            for path in self.all_of("*_item.csv")
         ]
         names = ("item", "image")
         links = [
@@ -69,7 +70,7 @@ class NineRec(Format):
         return titles + links
 
     def notes(self) -> list[str]:
-        return [] if self._is_timed else ["the interactions have no times; their order is that of the file"]
+        return [] if self._has_times else ["the interactions have no times; their order is that of the file"]
 
 
 def _fields(path: Path) -> list[str]:

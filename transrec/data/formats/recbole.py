@@ -10,7 +10,7 @@ from transrec.data.tables import Table, column, meant
 from transrec.data.tsv import ITEM_NAME, plain
 from transrec.errors import TransrecError
 
-TYPED = (":token", ":token_seq", ":float", ":float_seq")
+TYPE_SUFFIXES = (":token", ":token_seq", ":float", ":float_seq")
 IMAGES = ("image", "imageurl", "imurl", "cover", "coverurl", "poster")
 
 
@@ -24,7 +24,7 @@ class RecBole(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
             first = first_line(path) if fits(path, "*.inter") else ""
-            if all(name.endswith(TYPED) for name in first.split("\t")):
+            if all(name.endswith(TYPE_SUFFIXES) for name in first.split("\t")):
                 return f"the header of {path.name} gives types to its columns, as {first.split(chr(9))[0]}"
         return ""
 
@@ -50,14 +50,14 @@ class RecBole(Format):
                 f"{path}: holds a user's earlier items in each line ({lists[0]}), not one interaction a line; import "
                 f"the .inter file that these were made of"
             )
-        roles = {"user": _called(names, "userid") or names[0]}
+        roles = {"user": _matching_column(names, "userid") or names[0]}
         tokens = [name for name in names if name.endswith(":token") and name != roles["user"]]
-        roles["item"] = _called(names, "itemid") or next(
+        roles["item"] = _matching_column(names, "itemid") or next(
             (name for name in tokens if ITEM_NAME.fullmatch(plain(name))), (tokens or [""])[0]
         )
         if not roles["item"]:
             raise TransrecError(f"{path}: has no column of items; {meant('item_id:token', names)}")
-        roles |= {"time": _called(names, "timestamp", "time"), "rating": _called(names, "rating")}
+        roles |= {"time": _matching_column(names, "timestamp", "time"), "rating": _matching_column(names, "rating")}
         roles = {role: name for role, name in roles.items() if name}
         part = self.parts.get(path)
         columns = {role: column(name) for role, name in roles.items()} | ({"part": f"'{part}'"} if part else {})
@@ -72,10 +72,10 @@ class RecBole(Format):
     def _items(self, path: Path) -> Rows:
         table = Table(path, delimiter="\t", quote="")
         names = table.columns()
-        item = _called(names, "itemid") or names[0]
+        item = _matching_column(names, "itemid") or names[0]
         texts = [name for name in names if name != item]
         title = next((name for end in ("title", "name") for name in texts if plain(name).endswith(end)), "")
-        image = _called(texts, *IMAGES)
+        image = _matching_column(texts, *IMAGES)
         roles = {"item": item, "title": title, "image": image}
         roles = {role: name for role, name in roles.items() if name}
         others = {name.partition(":")[0].strip().lower(): name for name in texts if name not in roles.values()}
@@ -100,6 +100,6 @@ def _stem(path: Path) -> str:
     return path.name[: path.name.lower().rindex(".inter" if fits(path, "*.inter") else ".item")]
 
 
-def _called(names: Sequence[str], *wanted: str) -> str:
+def _matching_column(names: Sequence[str], *wanted: str) -> str:
     """Return the column whose name, as `plain` writes it, comes first in `wanted`; "" if there is none."""
     return next((name for want in wanted for name in names if plain(name) == want), "")

@@ -23,7 +23,7 @@ BENEATH_HEADS = (
     f"(SELECT rows.{LINE}, heads.{HEAD} FROM {NUMBERED} rows ASOF JOIN (SELECT rtrim({LINE}, ':') AS {HEAD}, number "
     f"FROM {NUMBERED} WHERE {LINE} LIKE '%:') heads ON rows.number >= heads.number WHERE rows.{LINE} NOT LIKE '%:')"
 )
-TEXTS = ("*.csv", "*.tsv", "*.tab", "*.json", "*.jsonl", "*.ndjson", "*.parquet", "*.pq")
+FILE_PATTERNS = ("*.csv", "*.tsv", "*.tab", "*.json", "*.jsonl", "*.ndjson", "*.parquet", "*.pq")
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,16 @@ class AnyTable(Format):
 
     @classmethod
     def recognise(cls, files: Sequence[Path]) -> str:
-        if len(files) != 1 or not fits(files[0], *TEXTS):
+        if len(files) != 1 or not fits(files[0], *FILE_PATTERNS):
             return ""
         try:
             names = Table(files[0]).columns()
         except TransrecError:
             return ""
-        user, item = _named(names, USER_NAME), _named(names, ITEM_NAME, besides=_named(names, USER_NAME))
+        user, item = (
+            _matching_column(names, USER_NAME),
+            _matching_column(names, ITEM_NAME, excluding=_matching_column(names, USER_NAME)),
+        )
         return f"the columns {user} and {item} of {files[0].name}" if user and item else ""
 
     @cached_property
@@ -88,7 +91,7 @@ class AnyTable(Format):
 
     def _table(self, path: str | Path, names: list[str], delimiter: str) -> Table:
         quote = "" if self.flags.no_quotes else '"'
-        return Table(resolve(path), names=tuple(names), delimiter=_sign(delimiter), quote=quote)
+        return Table(resolve(path), names=tuple(names), delimiter=_delimiter(delimiter), quote=quote)
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -97,8 +100,8 @@ class AnyTable(Format):
             raise TransrecError(f"{', '.join(map(str, self.paths))}: holds no files")
         flags = self.flags
         names = [*flags.header, HEAD] if flags.item_heads else self._tables[0].columns()
-        roles = {"user": flags.user or _named(names, USER_NAME)}
-        roles["item"] = flags.item or _named(names, ITEM_NAME, besides=roles["user"])
+        roles = {"user": flags.user or _matching_column(names, USER_NAME)}
+        roles["item"] = flags.item or _matching_column(names, ITEM_NAME, excluding=roles["user"])
         for role in ("user", "item"):
             if not roles[role]:
                 raise TransrecError(
@@ -118,16 +121,16 @@ class AnyTable(Format):
         unit = "" if self.flags.time_unit == "auto" else self.flags.time_unit
         form, query = self.flags.time_format, "{table}"
         if self.flags.item_heads:
-            columns = {role: HEAD if name == HEAD else self._of_line(name) for role, name in self.roles.items()}
+            columns = {role: HEAD if name == HEAD else self._line_column(name) for role, name in self.roles.items()}
             needs, query = (LINE,), BENEATH_HEADS
         return [Rows(table, columns, needs, query, time_unit=unit, time_format=form) for table in self._tables]
 
-    def _of_line(self, name: str) -> str:
+    def _line_column(self, name: str) -> str:
         """Return SQL for a column of a line that is read into a single column."""
         if name not in self.flags.header:
             raise TransrecError(f"--header: does not name {name!r}; {meant(name, self.flags.header)}")
-        sign = _sign(self.flags.delimiter) or ","
-        return f"split_part({LINE}, '{sign}', {1 + self.flags.header.index(name)})"
+        delimiter = _delimiter(self.flags.delimiter) or ","
+        return f"split_part({LINE}, '{delimiter}', {1 + self.flags.header.index(name)})"
 
     def items(self) -> list[Rows]:
         flags, tables = self.flags, self._tables
@@ -143,9 +146,9 @@ class AnyTable(Format):
 
     def _items_of_lines(self, roles: dict[str, str]) -> Rows:
         """Return the rows of an items file whose last column may contain delimiters."""
-        names, sign = self.flags.items_header, _sign(self.flags.items_delimiter) or ","
-        parts = {name: f"split_part({LINE}, '{sign}', {place})" for place, name in enumerate(names, start=1)}
-        parts[names[-1]] = f"array_to_string(string_split({LINE}, '{sign}')[{len(names)}:], '{sign}')"
+        names, delimiter = self.flags.items_header, _delimiter(self.flags.items_delimiter) or ","
+        parts = {name: f"split_part({LINE}, '{delimiter}', {place})" for place, name in enumerate(names, start=1)}
+        parts[names[-1]] = f"array_to_string(string_split({LINE}, '{delimiter}')[{len(names)}:], '{delimiter}')"
         return Rows(_lines(resolve(self.flags.items)), {role: parts[name] for role, name in roles.items()}, (LINE,))
 
     def _item_roles(self, names: list[str]) -> dict[str, str]:
@@ -155,7 +158,7 @@ class AnyTable(Format):
         if not flags.items:
             free = [name for name in names if name not in self.roles.values()]
         elif not flags.items_id and item not in names:
-            item = _named(names, ITEM_NAME) or item
+            item = _matching_column(names, ITEM_NAME) or item
         usual = next((known for want in ("title", "name") for known in free if plain(known) == want), "")
         roles = {"item": item, "title": flags.title or usual, "image": flags.image}
         roles |= {name.lower(): name for name in flags.item_columns}
@@ -170,12 +173,12 @@ def _lines(path: Path) -> Table:
     return Table(path, names=(LINE,), delimiter=NO_DELIMITER, quote="")
 
 
-def _named(names: Sequence[str], pattern: Any, besides: str = "") -> str:
+def _matching_column(names: Sequence[str], pattern: Any, excluding: str = "") -> str:
     """Return the first column whose name matches, preferring any other name to a bare `id`; "" if none matches."""
-    fitting = [name for name in names if name != besides and pattern.fullmatch(plain(name))]
+    fitting = [name for name in names if name != excluding and pattern.fullmatch(plain(name))]
     return next((name for name in fitting if plain(name) != "id"), fitting[0] if fitting else "")
 
 
-def _sign(text: str) -> str:
+def _delimiter(text: str) -> str:
     """Return the delimiter that a command-line text stands for, such as a tab for "tab"."""
     return {"\\t": "\t", "tab": "\t"}.get(text, text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transrec.cpus import usable_cpus
-from transrec.data.formats import DEEPEST, FORMATS, Format, Rows, column, recognise
+from transrec.data.formats import FORMATS, MAX_DEPTH, Format, Rows, column, recognise
 from transrec.data.importing import card, reading, selecting, writing
 from transrec.data.importing.database import Database
 from transrec.data.importing.options import ImportOptions
@@ -70,7 +70,7 @@ def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions
 def guess(paths: Sequence[Path]) -> tuple[str, str]:
     """Return the format of these files and the reason. Raises TransrecError if no format fits, or several do."""
     resolved = [resolve(path) for path in paths]
-    reasons = recognise(resolved, general=True) or recognise(resolved, general=True, deepest=DEEPEST)
+    reasons = recognise(resolved, general=True) or recognise(resolved, general=True, max_depth=MAX_DEPTH)
     if len(reasons) == 1:
         return next(iter(reasons.items()))
     places = ", ".join(map(str, paths))
