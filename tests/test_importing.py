@@ -365,7 +365,7 @@ def test_a_signal_stops_a_query(tmp_path):
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(Interrupted):
-            database.run("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", doing="count")
+            database.run("SELECT sum(a.range * b.range) FROM range(10000000) a, range(10000000) b", label="count")
         assert database.rows("SELECT 1") == [(1,)]
         database.close()
     finally:

@@ -20,7 +20,7 @@ DUPLICATES = {
     "keep": "all are kept",
 }
 # Flags that affect how the import runs but not the dataset that it writes.
-NOT_TOLD = {"out", "overwrite", "memory", "threads"}
+OPTIONS_LEFT_OUT = {"out", "overwrite", "memory", "threads"}
 
 
 def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Pat
     summary = {
         "format": job.choice.name,
         "why": job.why or "as the command says",
-        "options": _changed(job),
+        "options": _changed_options(job),
         "sources": [
             {
                 "file": str(path),
@@ -44,16 +44,16 @@ def make(job: Job, counted: dict[str, Any], hashes: dict[Path, str], folder: Pat
             for path, digest in hashes.items()
         ],
         "rows of interactions": counted["read"]["interactions"],
-        "dropped": counted["dropped"] | _rest(counted),
-        "order": _order(job),
+        "dropped": counted["dropped"] | _dropped_with_users_and_items(counted),
+        "order": _order_text(job),
         "duplicates": DUPLICATES[job.options.duplicates],
         "rounds of the k-core": counted["rounds"],
         "ids with white space, which became _": counted["ids changed"],
         "texts": texts,
         "counts": counts,
-        "first": _told(counted["first"]),
-        "last": _told(counted["last"]),
-        "published": _published(job, counted),
+        "first": _date_text(counted["first"]),
+        "last": _date_text(counted["last"]),
+        "published": _published_counts(job, counted),
         "notes": job.source.notes(),
         "files": files,
         "transrec": transrec.__version__,
@@ -83,33 +83,33 @@ def text(card: dict[str, Any]) -> str:
     return "\n".join([*lines, *summary["notes"]])
 
 
-def _changed(job: Job) -> dict[str, Any]:
+def _changed_options(job: Job) -> dict[str, Any]:
     """Return the flags that differ from their defaults and affect the dataset."""
     changed = {}
     for options in (job.options, job.choice.options):
         defaults = type(options).defaults()
         changed |= {name: value for name, value in dataclasses.asdict(options).items() if value != defaults[name]}
-    return {name: value for name, value in changed.items() if name not in NOT_TOLD}
+    return {name: value for name, value in changed.items() if name not in OPTIONS_LEFT_OUT}
 
 
-def _rest(counted: dict[str, Any]) -> dict[str, int]:
+def _dropped_with_users_and_items(counted: dict[str, Any]) -> dict[str, int]:
     """Return how many interactions were dropped with users and items that have too few, or too many, of them."""
     rest = counted["read"]["interactions"] - sum(counted["dropped"].values()) - counted["interactions"]
     return {"of users or items with too few, or too many, interactions": rest} if rest else {}
 
 
-def _order(job: Job) -> str:
-    if not job.timed:
+def _order_text(job: Job) -> str:
+    if not job.has_times:
         return "as the source's rows, which have no times"
     ties = "as the source's rows" if job.options.ties == "row" else "by item id"
     return f"by time, {ties} at equal times"
 
 
-def _told(seconds: int | None) -> str | None:
+def _date_text(seconds: int | None) -> str | None:
     return None if seconds is None else date_and_time(seconds)
 
 
-def _published(job: Job, counted: dict[str, Any]) -> list[dict[str, Any]]:
+def _published_counts(job: Job, counted: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the publisher's counts, each compared with the count in the source as read."""
     rows = {Path(path).name: count for path, count in counted["rows"].items()}
     here = rows | counted["read"]

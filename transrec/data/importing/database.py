@@ -32,7 +32,12 @@ class Database:
         duckdb = import_extra("duckdb")
         self.Error = duckdb.Error
         # Errors in the SQL rather than in the data that is read.
-        self.Fault = (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException, duckdb.InternalException)
+        self.SqlError = (
+            duckdb.BinderException,
+            duckdb.ParserException,
+            duckdb.CatalogException,
+            duckdb.InternalException,
+        )
         settings = {
             "memory_limit": f"{int(memory * SHARE_OF_MEMORY) // 2**20}MiB",
             "threads": threads,
@@ -43,19 +48,19 @@ class Database:
             # Never download extensions.
             "autoinstall_known_extensions": False,
         }
-        with self.telling():
+        with self.readable_errors():
             self.connection = duckdb.connect(str(folder / FILE), config=settings)
             self.connection.execute("SET enable_progress_bar = true")
             self.connection.execute("SET enable_progress_bar_print = false")
             self.connection.execute("CREATE TABLE IF NOT EXISTS steps (name VARCHAR, counts VARCHAR)")
         self._done = dict(self.rows("SELECT name, counts FROM steps"))
 
-    def once(self, name: str, act: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
+    def run_step(self, name: str, step: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """Run a step in a transaction, unless it is recorded as done in this folder; returns what it counted."""
         if name not in self._done:
             self.run("BEGIN")
             try:
-                counts = json.dumps(act() or {})
+                counts = json.dumps(step() or {})
                 self.run("INSERT INTO steps VALUES (?, ?)", [name, counts])
                 self.run("COMMIT")
             except BaseException:
@@ -65,18 +70,18 @@ class Database:
             self._done[name] = counts
         return json.loads(self._done[name])
 
-    def run(self, sql: str, parameters: list[Any] | None = None, doing: str = "") -> None:
-        """Execute a statement, with a progress bar labelled `doing` if that is not empty."""
-        with self.telling():
-            if not doing:
+    def run(self, sql: str, parameters: list[Any] | None = None, label: str = "") -> None:
+        """Execute a statement, with a progress bar labelled `label` if that is not empty."""
+        with self.readable_errors():
+            if not label:
                 self.connection.execute(sql, parameters)
                 return
             failures: list[BaseException] = []
             # An event instead of `join`: a thread whose `join` is interrupted by a signal looks as if it had ended.
             ended = Event()
-            worker = Thread(target=self._try, args=(sql, parameters, failures, ended), daemon=True)
+            worker = Thread(target=self._run_in_thread, args=(sql, parameters, failures, ended), daemon=True)
             form = "{desc}: {percentage:3.0f} % [{elapsed}<{remaining}]"
-            with Bar(total=100, desc=doing, bar_format=form, leave=False) as bar:
+            with Bar(total=100, desc=label, bar_format=form, leave=False) as bar:
                 worker.start()
                 try:
                     while not ended.wait(SECONDS_BETWEEN_LOOKS):
@@ -92,17 +97,17 @@ class Database:
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[tuple]:
         """Return all rows of a query."""
-        with self.telling():
+        with self.readable_errors():
             return self.connection.execute(sql, parameters).fetchall()
 
-    def look(self, sql: str) -> list[tuple]:
+    def rows_outside_transaction(self, sql: str) -> list[tuple]:
         """Return all rows of a query, run outside the current transaction, which may have failed."""
-        with self.telling():
+        with self.readable_errors():
             return self.connection.cursor().execute(sql).fetchall()
 
     def batches(self, sql: str, size: int) -> Iterator[Any]:
         """Yield a query's result in Arrow batches of `size` rows, as of before the current step."""
-        with self.telling(), closing(self.connection.cursor()) as cursor:
+        with self.readable_errors(), closing(self.connection.cursor()) as cursor:
             yield from cursor.sql(sql).to_arrow_reader(size)
 
     def append(self, table: str, rows: Any) -> None:
@@ -116,7 +121,7 @@ class Database:
         self.connection.close()
 
     @contextmanager
-    def telling(self):
+    def readable_errors(self):
         """Within this context, raise memory shortages and disk failures as TransrecError; let other errors pass."""
         try:
             yield
@@ -129,7 +134,9 @@ class Database:
                 raise file_error(cause, self.folder, "give another folder with --out") from error
             raise
 
-    def _try(self, sql: str, parameters: list[Any] | None, failures: list[BaseException], ended: Event) -> None:
+    def _run_in_thread(
+        self, sql: str, parameters: list[Any] | None, failures: list[BaseException], ended: Event
+    ) -> None:
         try:
             self.connection.execute(sql, parameters)
         except BaseException as error:

@@ -24,9 +24,9 @@ from transrec.untrusted import read_json
 
 CARD = "dataset.json"
 AUTO = "auto"
-STAGED = "source INTEGER, user VARCHAR, item VARCHAR, time DOUBLE, rating DOUBLE, position BIGINT, part VARCHAR"
+STAGED_COLUMNS = "source INTEGER, user VARCHAR, item VARCHAR, time DOUBLE, rating DOUBLE, position BIGINT, part VARCHAR"
 # Names that a dataset's folder may hold in addition to the listed files: the card and the cache of runs.
-OURS = {CARD, ".transrec"}
+OWN_FILES = {CARD, ".transrec"}
 
 
 def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions, why: str = "") -> dict[str, Any]:
@@ -89,10 +89,10 @@ class Job:
     def __init__(self, source: Format, choice: Choice, options: ImportOptions, why: str):
         self.source, self.choice, self.options, self.why = source, choice, options, why
         self._interactions, self._items = (
-            [self._encoded(rows) for rows in needed] for needed in (source.interactions(), source.items())
+            [self._with_encoding(rows) for rows in needed] for needed in (source.interactions(), source.items())
         )
 
-    def _encoded(self, rows: Rows) -> Rows:
+    def _with_encoding(self, rows: Rows) -> Rows:
         encoding = self.options.encoding or rows.table.encoding
         return replace(rows, table=replace(rows.table, encoding=encoding))
 
@@ -102,7 +102,7 @@ class Job:
         return list(dict.fromkeys(rows.table.path for rows in (*self._interactions, *self._items)))
 
     @property
-    def timed(self) -> bool:
+    def has_times(self) -> bool:
         """True if interactions are ordered by time, False if by the order of the source's rows."""
         return any("time" in rows.columns for rows in self._interactions)
 
@@ -132,7 +132,7 @@ class Job:
         return result
 
     def _check_flags(self) -> None:
-        if not self.timed and (self.options.since or self.options.until):
+        if not self.has_times and (self.options.since or self.options.until):
             raise TransrecError("--since and --until: the source has no times; leave them out")
         if self.options.min_rating is not None and not any("rating" in rows.columns for rows in self._interactions):
             raise TransrecError("--min_rating: the source has no ratings; leave it out")
@@ -140,37 +140,39 @@ class Job:
     def _signature(self) -> str:
         """Return a hash of the import's inputs. Unfinished work is continued only if its hash is the same."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tables]
-        inputs = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED]
+        inputs = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED_COLUMNS]
         return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
 
     def _read(self, database: Database, work: Path) -> dict[str, Any]:
         """Read all sources; returns the number of rows of each file, and the columns that items have."""
-        database.once("begin", lambda: self._make_tables(database))
+        database.run_step("begin", lambda: self._make_tables(database))
         rows: dict[str, int] = {}
         for number, one in enumerate(self._interactions):
-            read = database.once(f"read {number}", lambda n=number, one=one: self._stage(database, work, n, one))
+            read = database.run_step(f"read {number}", lambda n=number, one=one: self._stage(database, work, n, one))
             path = str(one.table.path)
             rows[path] = rows.get(path, 0) + read["rows"]
-        listed = database.once("read items", lambda: self._stage_items(database, work))
+        listed = database.run_step("read items", lambda: self._stage_items(database, work))
         return {"rows": listed["rows"] | rows, "columns": listed["columns"]}
 
     def _make_tables(self, database: Database) -> None:
-        database.run(f"CREATE TABLE staged ({STAGED})")
+        database.run(f"CREATE TABLE staged ({STAGED_COLUMNS})")
         database.run("CREATE TABLE sources (source INTEGER, per_second DOUBLE)")
 
     def _select(self, database: Database) -> dict[str, Any]:
         """Reduce the rows read to the interactions to keep; returns what was dropped, by reason."""
-        numbered = database.once("number", lambda: selecting.number_rows(database))
-        sorted_ = database.once("sort", lambda: selecting.sort_rows(database, self.options, self.timed))
-        twice = database.once("duplicates", lambda: selecting.drop_duplicates(database, self.options.duplicates))
-        core = database.once("core", lambda: selecting.find_core(database, self.options))
+        numbered = database.run_step("number", lambda: selecting.number_rows(database))
+        sorted_ = database.run_step("sort", lambda: selecting.sort_rows(database, self.options, self.has_times))
+        twice = database.run_step("duplicates", lambda: selecting.drop_duplicates(database, self.options.duplicates))
+        core = database.run_step("core", lambda: selecting.find_core(database, self.options))
         return numbered | {"dropped": sorted_["dropped"] | twice} | core
 
     def _stage(self, database: Database, work: Path, number: int, rows: Rows) -> dict[str, Any]:
         """Read one source of interactions; returns its number of rows."""
         source = reading.open_source(rows, work, database)
         columns = {"source": str(number)} | rows.columns
-        columns |= {what: reading.checked(what, source, database) for what in ("time", "rating") if what in columns}
+        columns |= {
+            what: reading.checked_expression(what, source, database) for what in ("time", "rating") if what in columns
+        }
         reading.insert(database, "staged", source, columns, f"read {printable(source.path.name)}")
         unit = rows.time_unit or ("" if "time" in columns and reading.has_numbers(source, database) else "s")
         per_second = selecting.unit_of_times(database, number, unit)
@@ -221,7 +223,7 @@ def _check_out(out: Path, tables: Sequence[Path], overwrite: bool) -> None:
         raise TransrecError(f"--out {out}: exists already; give another folder, or --overwrite")
     try:
         written = read_json(out / CARD)["import"]["files"]
-        others = sorted({path.name for path in out.iterdir()} - {*written} - OURS)
+        others = sorted({path.name for path in out.iterdir()} - {*written} - OWN_FILES)
     except (OSError, ValueError, KeyError, TypeError):
         raise TransrecError(f"--out {out}: was not written by an import; give another folder") from None
     if others:

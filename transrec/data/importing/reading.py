@@ -78,12 +78,12 @@ def check_whole(table: Table) -> None:
 
 
 def _sql(table: Table, needs: tuple[str, ...]) -> str:
-    path = _text(str(table.path))
+    path = _quoted(str(table.path))
     if table.reader == "parquet":
         texts = ", ".join(f"{column(name)}::VARCHAR AS {column(name)}" for name in needs)
         return f"(SELECT {texts} FROM read_parquet({path}))"
     if table.reader == "json":
-        columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in needs)
+        columns = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in needs)
         return (
             f"read_json({path}, format='newline_delimited', columns={{{columns}}}, maximum_object_size={LONGEST_ROW})"
         )
@@ -92,15 +92,15 @@ def _sql(table: Table, needs: tuple[str, ...]) -> str:
     for place, given in enumerate(table.columns()):
         name = given if given and given.lower() not in names else f"{given} {place}"
         names[name.lower()] = name
-    columns = ", ".join(f"{_text(name)}: 'VARCHAR'" for name in names.values())
-    quote = _text(table.quote)
+    columns = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in names.values())
+    quote = _quoted(table.quote)
     return (
-        f"read_csv({path}, auto_detect=false, header={str(not table.names).lower()}, delim={_text(table.separator)}, "
+        f"read_csv({path}, auto_detect=false, header={str(not table.names).lower()}, delim={_quoted(table.separator)}, "
         f"quote={quote}, escape={quote}, columns={{{columns}}}, max_line_size={LONGEST_ROW})"
     )
 
 
-def _text(text: str) -> str:
+def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
@@ -126,7 +126,7 @@ def _as_json(table: Table, folder: Path) -> Table:
     return replace(table, path=copy, kind="json", encoding="utf-8")
 
 
-def insert(database: Database, target: str, source: Source, columns: dict[str, str], doing: str) -> None:
+def insert(database: Database, target: str, source: Source, columns: dict[str, str], label: str) -> None:
     """Read a source into a table of the database.
 
     Args:
@@ -137,24 +137,24 @@ def insert(database: Database, target: str, source: Source, columns: dict[str, s
     into = ", ".join(map(column, columns))
     select = f"SELECT {', '.join(columns.values())} FROM {source.query}"
     try:
-        database.run(f"INSERT INTO {target} ({into}) {select}", doing=doing)
+        database.run(f"INSERT INTO {target} ({into}) {select}", label=label)
     except database.Error as error:
-        if isinstance(error, database.Fault):
+        if isinstance(error, database.SqlError):
             raise
-        raise told(error, source, database) from error
+        raise reading_error(error, source, database) from error
 
 
-def checked(what: str, source: Source, database: Database) -> str:
+def checked_expression(what: str, source: Source, database: Database) -> str:
     """Return SQL for the "time" (in the source's unit) or "rating" of rows: DOUBLE. Malformed values raise an error."""
     expression = source.rows.columns[what]
-    return _or_error(what, expression, _parsed(what, expression, source, database)[0])
+    return _expression_or_error(what, expression, _parse_expression(what, expression, source, database)[0])
 
 
-def _parsed(what: str, text: str, source: Source, database: Database) -> tuple[str, str]:
+def _parse_expression(what: str, text: str, source: Source, database: Database) -> tuple[str, str]:
     """Return SQL for the number in the text of a time or rating, null if malformed; and what the text should be."""
     form = source.rows.time_format if what == "time" else ""
     if form:
-        return f"epoch(try_strptime({text}, {_text(form)}))", f"a time like {form}"
+        return f"epoch(try_strptime({text}, {_quoted(form)}))", f"a time like {form}"
     if what == "rating" or has_numbers(source, database):
         return f"try_cast({text} AS DOUBLE)", "a number"
     # Times without an offset are UTC.
@@ -168,36 +168,36 @@ def has_numbers(source: Source, database: Database) -> bool:
 
 def _is_number(source: Source, expression: str, database: Database) -> bool:
     try:
-        result = database.look(
+        result = database.rows_outside_transaction(
             f"SELECT try_cast({expression} AS DOUBLE) IS NOT NULL FROM {source.sql} "
             f"WHERE trim({expression}) <> '' LIMIT 1"
         )
     except database.Error as error:
-        if isinstance(error, database.Fault):
+        if isinstance(error, database.SqlError):
             raise
-        raise told(error, source, database) from error
+        raise reading_error(error, source, database) from error
     return not result or result[0][0]
 
 
-def _or_error(what: str, expression: str, parsed: str) -> str:
+def _expression_or_error(what: str, expression: str, parsed: str) -> str:
     empty = f"coalesce(trim({expression}), '') = ''"
     fails = f"error('transrec {what}:' || {expression})"
     return f"CASE WHEN isfinite({parsed}) THEN {parsed} WHEN {empty} THEN NULL ELSE {fails} END"
 
 
-def _fails(expression: str, parsed: str) -> str:
+def _malformed_condition(expression: str, parsed: str) -> str:
     return f"trim({expression}) <> '' AND ({parsed} IS NULL OR NOT isfinite({parsed}))"
 
 
-def told(error: Exception, source: Source, database: Database) -> TransrecError:
+def reading_error(error: Exception, source: Source, database: Database) -> TransrecError:
     """Return the TransrecError that reports a DuckDB error while reading a source."""
     text, path, table = str(error), source.path, source.table
     if found := re.search(r"transrec (time|rating):", text):
-        return _not_parsed(found[1], source, database)
+        return _malformed_value_error(found[1], source, database)
     if "GZIP" in text:
         return damaged(path, OSError("its packed data ends too early" if "Unexpected end" in text else text))
     if table.reader == "json":
-        return _bad_json(source) or TransrecError(f"{path}: is no JSON lines file ({_first(text)})")
+        return _json_error(source) or TransrecError(f"{path}: is no JSON lines file ({_first_line(text)})")
     line = re.search(r"CSV Error on Line: (\d+)", text)
     place = f"{path}, line {line[1]}" if line else str(path)
     if "utf-8" in text or "unicode" in text:
@@ -209,25 +209,25 @@ def told(error: Exception, source: Source, database: Database) -> TransrecError:
         )
     if "unterminated quote" in text:
         return TransrecError(f"{place}: opens a quote {table.quote} that nothing closes; mend the line")
-    if "invalid state" in text and (found := _other_line_end(table)):
+    if "invalid state" in text and (found := _line_with_other_end(table)):
         return TransrecError(f"{path}, line {found}: ends otherwise than line 1; convert the file, as with dos2unix")
-    return TransrecError(f"{place}: cannot be read ({_first(text)}); mend it, or fetch it again")
+    return TransrecError(f"{place}: cannot be read ({_first_line(text)}); mend it, or fetch it again")
 
 
-def _first(text: str) -> str:
+def _first_line(text: str) -> str:
     return next(line for line in text.splitlines() if line.strip())[:160]
 
 
-def _not_parsed(what: str, source: Source, database: Database) -> TransrecError:
+def _malformed_value_error(what: str, source: Source, database: Database) -> TransrecError:
     """Return the TransrecError that locates the first malformed time or rating."""
     expression = source.rows.columns[what]
-    parsed, should = _parsed(what, "value", source, database)
-    ((number, value),) = database.look(
+    parsed, expected = _parse_expression(what, "value", source, database)
+    ((number, value),) = database.rows_outside_transaction(
         f"SELECT number, value FROM (SELECT row_number() OVER () AS number, {expression} AS value FROM {source.sql}) "
-        f"WHERE {_fails('value', parsed)} ORDER BY number LIMIT 1"
+        f"WHERE {_malformed_condition('value', parsed)} ORDER BY number LIMIT 1"
     )
     place = place_of(source, number)
-    return TransrecError(f"{place}, {what}: {value!r} is not {should}; mend it, or name another column")
+    return TransrecError(f"{place}, {what}: {value!r} is not {expected}; mend it, or name another column")
 
 
 def place_of(source: Source, number: int) -> str:
@@ -246,7 +246,7 @@ def place_of(source: Source, number: int) -> str:
     return f"{source.path}, row {number}"
 
 
-def _bad_json(source: Source) -> TransrecError | None:
+def _json_error(source: Source) -> TransrecError | None:
     """Return the error for the first line of a JSON file that is not an object; None if all are."""
     table = source.rows.table
     try:
@@ -258,13 +258,13 @@ def _bad_json(source: Source) -> TransrecError | None:
     return None
 
 
-def _other_line_end(table: Table) -> int | None:
+def _line_with_other_end(table: Table) -> int | None:
     """Return the number of the first line whose line end differs from that of line 1."""
     with table.open() as text:
-        return next(_unlike(text), None)
+        return next(_lines_with_other_end(text), None)
 
 
-def _unlike(text: Any) -> Iterator[int]:
+def _lines_with_other_end(text: Any) -> Iterator[int]:
     first = None
     for number, line in enumerate(text, start=1):
         end = line[len(line.rstrip("\r\n")) :]

@@ -36,13 +36,13 @@ def unit_of_times(database: Database, source: int, given: str) -> float:
     return next((factor for least, factor in UNITS if (largest or 0) >= least), 1.0)
 
 
-def order_of(options: ImportOptions, timed: bool) -> str:
+def order_of(options: ImportOptions, has_times: bool) -> str:
     """Return the SQL sort keys of a user's interactions.
 
     Equal times are ordered by the position that the source gives, then by item, so that the order of the source's rows
     has no effect unless the source has no times or --ties asks for it.
     """
-    if not timed:
+    if not has_times:
         return "row"
     return "time, position, row" if options.ties == "row" else "time, position, item, rating, part"
 
@@ -54,25 +54,25 @@ def number_rows(database: Database) -> dict[str, Any]:
 
     Raises TransrecError if different ids become equal by the replacement.
     """
-    changed = _number(database, "user", "SELECT user AS raw FROM staged")
-    changed += _number(database, "item", "SELECT item AS raw FROM staged UNION ALL SELECT item FROM item_rows")
+    changed = _number_ids(database, "user", "SELECT user AS raw FROM staged")
+    changed += _number_ids(database, "item", "SELECT item AS raw FROM staged UNION ALL SELECT item FROM item_rows")
     database.run(
         "CREATE TABLE numbered AS SELECT u.id AS user, i.id AS item, rating::FLOAT AS rating, position, part, "
         f"floor(time / per_second * {MICROSECONDS})::BIGINT AS time, staged.rowid AS row FROM staged "
         "JOIN sources USING (source) LEFT JOIN user_ids u ON user = u.raw LEFT JOIN item_ids i ON item = i.raw",
-        doing="number users and items",
+        label="number users and items",
     )
     database.run("DROP TABLE staged")
     ((users, items, rows),) = database.rows("SELECT count(DISTINCT user), count(DISTINCT item), count(*) FROM numbered")
     return {"ids changed": changed, "read": {"users": users, "items": items, "interactions": rows}}
 
 
-def _number(database: Database, what: str, names: str) -> int:
+def _number_ids(database: Database, what: str, names: str) -> int:
     mended = f"trim(regexp_replace(raw, '{NO_ID}', ' ', 'g'))"
     database.run(
         f"CREATE TEMP TABLE mended AS SELECT raw, {mended} AS told, replace({mended}, ' ', '_') AS name "
         f"FROM (SELECT DISTINCT raw FROM ({names}) WHERE raw <> '')",
-        doing=f"list {what}s",
+        label=f"list {what}s",
     )
     same = "SELECT name, min(told), max(told) FROM mended GROUP BY name HAVING min(told) <> max(told) LIMIT 1"
     for name, first, second in database.rows(same):
@@ -89,13 +89,13 @@ def _number(database: Database, what: str, names: str) -> int:
     return changed
 
 
-def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[str, Any]:
+def sort_rows(database: Database, options: ImportOptions, has_times: bool) -> dict[str, Any]:
     """Create `ordered`, the rows to keep, by user and in each user's order; returns the dropped rows by reason.
 
     Raises TransrecError if no rows are left.
     """
     conditions = {"without a user": "user IS NULL", "without an item": "item IS NULL"}
-    if timed:
+    if has_times:
         conditions["without a time"] = "time IS NULL"
     if options.since_seconds is not None:
         conditions["before --since"] = f"time < {round(options.since_seconds * MICROSECONDS)}"
@@ -114,8 +114,8 @@ def sort_rows(database: Database, options: ImportOptions, timed: bool) -> dict[s
         raise TransrecError(f"no interaction is left: {summary}; change these flags, or look at the source")
     database.run(
         f"CREATE TABLE ordered AS SELECT user, item, time, rating, part FROM numbered WHERE {reason} IS NULL "
-        f"ORDER BY user, {order_of(options, timed)}",
-        doing="sort interactions",
+        f"ORDER BY user, {order_of(options, has_times)}",
+        label="sort interactions",
     )
     database.run("DROP TABLE numbered")
     return {"dropped": dropped}
@@ -173,16 +173,16 @@ def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
     Raises TransrecError if nothing is left.
     """
     ((users,), (items,)) = database.rows("SELECT count(*) FROM users UNION ALL SELECT count(*) FROM items")
-    pairs = _pairs(database, options)
+    read_pairs = _pair_reader(database, options)
     keeps_user, keeps_item = np.ones(users, bool), np.ones(items, bool)
     rounds = 0
     with Bar(desc="find users and items with enough interactions", unit="round", leave=False) as bar:
         while True:
             user_counts, item_counts = np.zeros(users, np.int64), np.zeros(items, np.int64)
-            for user, item in pairs():
+            for user, item in read_pairs():
                 both = keeps_user[user] & keeps_item[item]
-                _count(user_counts, user[both])
-                _count(item_counts, item[both])
+                _add_counts(user_counts, user[both])
+                _add_counts(item_counts, item[both])
             stays_user = user_counts >= max(1, options.shortest)
             if options.max_length and not rounds:
                 stays_user &= user_counts <= options.max_length
@@ -203,7 +203,7 @@ def find_core(database: Database, options: ImportOptions) -> dict[str, int]:
     return {"rounds": rounds, "interactions": int(user_counts.sum())}
 
 
-def kept(database: Database, what: str) -> np.ndarray:
+def kept_mask(database: Database, what: str) -> np.ndarray:
     """Return which users or items are kept: bool, indexed by their number."""
     ((count,),) = database.rows(f"SELECT count(*) FROM {what}s")
     keeps = np.zeros(count, bool)
@@ -212,7 +212,7 @@ def kept(database: Database, what: str) -> np.ndarray:
     return keeps
 
 
-def _pairs(database: Database, options: ImportOptions) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
+def _pair_reader(database: Database, options: ImportOptions) -> Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]:
     """Return a function that yields the users and items of all events in batches, as often as it is called."""
 
     def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -226,7 +226,7 @@ def _pairs(database: Database, options: ImportOptions) -> Callable[[], Iterator[
     return lambda: iter(held)
 
 
-def _count(counts: np.ndarray, numbers: np.ndarray) -> None:
+def _add_counts(counts: np.ndarray, numbers: np.ndarray) -> None:
     """Add to `counts` how often each number occurs."""
     if len(numbers):
         first = int(numbers.min())

@@ -10,7 +10,7 @@ import numpy as np
 
 from transrec.data.formats import column
 from transrec.data.importing.database import Database
-from transrec.data.importing.selecting import BATCH, MICROSECONDS, kept, whole_users
+from transrec.data.importing.selecting import BATCH, MICROSECONDS, kept_mask, whole_users
 from transrec.data.tables import import_extra
 from transrec.progress import Bar
 
@@ -35,7 +35,7 @@ def write_interactions(database: Database, folder: Path, parts: bool, total: int
     columns = {"user_id": user_id, "item_id": arrow.string(), "time": arrow.int64(), "rating": arrow.float32()}
     schema = arrow.schema(columns | ({"part": arrow.string()} if parts else {}))
     item_names = _names(database, "items", 0, 2**31)
-    keeps_user, keeps_item = kept(database, "user"), kept(database, "item")
+    keeps_user, keeps_item = kept_mask(database, "user"), kept_mask(database, "item")
     query = f"SELECT user, item, floor(time / {MICROSECONDS})::BIGINT AS time, rating, part FROM events"
     users, first, last = 0, [], []
     with (
@@ -114,7 +114,7 @@ def write_items(database: Database, folder: Path, columns: list[str], keeps_unto
         for batch in database.batches(f"FROM ({query}) {chosen} ORDER BY {ITEM_ID}", BATCH):
             for row in zip(*(batch[place].to_pylist() for place in range(batch.num_columns)), strict=True):
                 item, touched, *values, image = row
-                fields = [_plain(value, counts) for value in values]
+                fields = [_one_line(value, counts) for value in values]
                 file.write("\t".join([item, *fields]) + "\n")
                 counts["items"] += 1
                 counts["touched"] += touched
@@ -127,7 +127,7 @@ def write_items(database: Database, folder: Path, columns: list[str], keeps_unto
     return dict(counts)
 
 
-def _plain(text: str | None, counts: Counter[str]) -> str:
+def _one_line(text: str | None, counts: Counter[str]) -> str:
     """Return a text on one line, without HTML entities, and count the kinds of changes in `counts`."""
     if not text:
         return ""
