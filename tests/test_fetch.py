@@ -21,7 +21,7 @@ from PIL import Image
 from transrec.data.images import download, fetch
 from transrec.data.images.build import build_store
 from transrec.data.images.download import Failure, Limits, is_private, web_address
-from transrec.data.images.fetch import FetchProblems, Line, fetch_images, read_links
+from transrec.data.images.fetch import FetchProblems, ReportLine, fetch_images, read_links
 from transrec.data.images.sources import Folder, stem
 from transrec.data.images.store import ImageStore
 from transrec.errors import Interrupted, TransrecError
@@ -189,7 +189,7 @@ def server(everything, monkeypatch):
 def call(server, tmp_path):
     """Return a function that fetches items from addresses or paths of the server, and returns the report by item."""
 
-    def fetched(links: dict[str, str | list[str]], limits: Limits = QUICK) -> dict[str, Line]:
+    def fetched(links: dict[str, str | list[str]], limits: Limits = QUICK) -> dict[str, ReportLine]:
         table = tmp_path / "images.tsv"
         rows = [(item, url) for item, urls in links.items() for url in ([urls] if isinstance(urls, str) else urls)]
         text = "".join(f"{item}\t{url if ':' in url else server(url)}\n" for item, url in rows)
@@ -210,10 +210,10 @@ def call(server, tmp_path):
     return fetched
 
 
-def read_report(folder: Path) -> dict[str, Line]:
+def read_report(folder: Path) -> dict[str, ReportLine]:
     first, *rows = (folder / "fetch_report.tsv").read_text(encoding="utf-8").splitlines()
     assert first.split("\t") == ["item_id", "url", "status", "reason", "file", "bytes"]
-    return {line.item: line for line in (Line(*row.split("\t")) for row in rows)}
+    return {line.item: line for line in (ReportLine(*row.split("\t")) for row in rows)}
 
 
 GIVES = {
@@ -283,8 +283,13 @@ def one_job(**more) -> dict:
 
 def test_a_date_may_say_how_long():
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
-    assert 90 < download._asked_wait(later) <= 100
-    assert [download._asked_wait(text) for text in ("7", "soon", "", "Thu, 01 Jan 1970 00:00:00 GMT")] == [7, 0, 0, 0]
+    assert 90 < download._retry_after_seconds(later) <= 100
+    assert [download._retry_after_seconds(text) for text in ("7", "soon", "", "Thu, 01 Jan 1970 00:00:00 GMT")] == [
+        7,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_requests_to_a_host_keep_their_distance(call, server):
@@ -343,7 +348,7 @@ def test_what_is_there_and_whole_is_not_fetched_again(call, server, tmp_path):
 
 def test_the_first_address_that_gives_an_image(call, server):
     lines = call({"a": ["lost", "html_as_jpg", "png", "ok/never"], "b": ["lost", "not an address:"]})
-    assert lines["a"] == Line("a", server("png"), "fetched", "", "a.png", lines["a"].bytes)
+    assert lines["a"] == ReportLine("a", server("png"), "fetched", "", "a.png", lines["a"].bytes)
     assert lines["b"].reason == "not an http or https address"
     assert server.seen["ok/never"] == 0
 
@@ -428,7 +433,7 @@ def test_what_is_private(peer, private):
 def test_what_is_no_web_address(text):
     with pytest.raises(Failure, match="not an http or https address") as caught:
         web_address(text)
-    assert not caught.value.again
+    assert not caught.value.is_temporary
 
 
 def test_letters_of_addresses_are_escaped():

@@ -418,7 +418,7 @@ class Reads(torch.utils.data.Dataset):
 
 
 def has_nothing_open(worker: int) -> None:
-    assert not environment._open
+    assert not environment._environments
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -427,7 +427,7 @@ def test_forked_workers_open_their_own_handle(ten, kind):
     build_store(*ten, size=8, kind=kind)
     store = ImageStore(ten[2])
     expected = store.read(IDS)
-    assert environment._open, "before the fork"
+    assert environment._environments, "before the fork"
     loader = DataLoader(Reads(store), 3, num_workers=4, multiprocessing_context="fork", worker_init_fn=has_nothing_open)
     for _ in range(2):
         assert torch.equal(torch.cat(list(loader)), expected)

@@ -19,7 +19,7 @@ from transrec.data import catalog
 from transrec.data.catalog import cached_tokens
 from transrec.data.images.build import build_store
 from transrec.data.images.partial import Partial, Stored
-from transrec.data.images.sources import Found
+from transrec.data.images.sources import ImageEntry
 from transrec.data.images.store import ImageStore
 from transrec.data.states import StateBuilder, StateFile
 from transrec.errors import FileError, TransrecError
@@ -180,7 +180,7 @@ def test_a_store_that_cannot_be_read_just_now_is_not_begun_anew(domain, tmp_path
     import lmdb
 
     with Partial(tmp_path / "s.lmdb", {}) as begun:
-        begun.put([("a", b"x", Stored(Found("a.png", 1), ""))])
+        begun.put([("a", b"x", Stored(ImageEntry("a.png", 1), ""))])
     size = (tmp_path / ".s.lmdb.partial").stat().st_size
     with monkeypatch.context() as patched:
         patched.setattr("lmdb.open", lambda *_, **__: (_ for _ in ()).throw(lmdb.Error("x: Input/output error")))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transrec.data.catalog import read_catalog
-from transrec.data.images.environment import reading
+from transrec.data.images.environment import read_transaction
 from transrec.data.images.header import Header, read_header
 from transrec.data.images.partial import Partial, Stored
-from transrec.data.images.pictures import UNCOMMON, Recipe
-from transrec.data.images.sources import Found, Source, open_source
+from transrec.data.images.pictures import UNCOMMON_FORMS, Recipe
+from transrec.data.images.sources import ImageEntry, Source, open_source
 from transrec.data.images.workers import Chunk, outcomes
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, printable
 from transrec.paths import file_sha256, make_folder, write_text
@@ -32,13 +32,13 @@ class ImageProblems(TransrecError):
     exit_status = 1
 
 
-class Listed(NamedTuple):
+class ReportLine(NamedTuple):
     """A line of the report. `outcome` is "problem", "grey" (replaced with a grey image) or "converted"."""
 
     item: str
     outcome: str
     reason: str
-    files: list[Found]
+    files: list[ImageEntry]
 
 
 def build_store(
@@ -90,8 +90,8 @@ def build_store(
             )
     make_folder(out.parent, "--out")
     source = open_source(images, original)
-    found = source.find(set(ids))
-    header = Header(len(ids), size, kind, quality if kind == "jpeg" else None, _source_hash(items, ids, found))
+    entries = source.find(set(ids))
+    header = Header(len(ids), size, kind, quality if kind == "jpeg" else None, _source_hash(items, ids, entries))
     if out.is_dir():
         raise TransrecError(f"{out}: is a folder, a store is one file; give another --out")
     if out.exists() and not overwrite:
@@ -99,14 +99,14 @@ def build_store(
         if not existing.serves(header, convert, allow_missing):
             raise TransrecError(f"{out}: there is a store made of something else; give another --out, or --overwrite")
         if progress:
-            _tell(f"{out}: already made of exactly this, left as it is")
+            _print(f"{out}: already made of exactly this, left as it is")
         return existing
 
     settings = {"size": size, "kind": kind, "quality": header.quality, "original": original, "format": header.format}
     with Partial(out, settings) as partial:
         if partial.discarded and progress:
-            _tell(f"{partial.path}: was begun with other settings, begun anew")
-        usable = {item: found[item][0] for item in ids if len(found.get(item, ())) == 1}
+            _print(f"{partial.path}: was begun with other settings, begun anew")
+        usable = {item: entries[item][0] for item in ids if len(entries.get(item, ())) == 1}
         partial.remove(
             [
                 item
@@ -114,44 +114,44 @@ def build_store(
                 if usable.get(item) != image or (form and not convert)
             ]
         )
-        problems = {item: "several files" if item in found else "missing" for item in ids if item not in usable}
+        problems = {item: "several files" if item in entries else "missing" for item in ids if item not in usable}
         problems |= _fill(partial, source, recipe, usable, workers, progress)
         converted = {item: form for item, (_, form) in partial.stored.items() if form}
         remarks, unusable = problems | converted, "grey" if allow_missing else "problem"
         listed = [
-            Listed(item, unusable if item in problems else "converted", remarks[item], found.get(item, []))
+            ReportLine(item, unusable if item in problems else "converted", remarks[item], entries.get(item, []))
             for item in ids
             if item in remarks
         ]
         report = _write_report(out, listed)
         if problems and not allow_missing:
-            raise ImageProblems(_advice(out, report, problems, len(ids)))
+            raise ImageProblems(_problem_message(out, report, problems, len(ids)))
         grey = [item for item in ids if item in problems]
         header = replace(header, grey=grey, converted=[item for item in ids if item in converted])
         partial.finish(header, dict.fromkeys(grey, recipe.grey()))
     if progress:
-        _tell(f"{out}: {header.count:,} images of {size} x {size} pixels, {out.stat().st_size / 2**20:,.1f} MiB")
+        _print(f"{out}: {header.count:,} images of {size} x {size} pixels, {out.stat().st_size / 2**20:,.1f} MiB")
         if listed:
-            _tell(f"{report}: lists {len(header.converted):,} converted images, and {len(header.grey):,} made grey")
+            _print(f"{report}: lists {len(header.converted):,} converted images, and {len(header.grey):,} made grey")
     return header
 
 
 def _fill(
-    partial: Partial, source: Source, recipe: Recipe, images: dict[str, Found], workers: int, progress: bool
+    partial: Partial, source: Source, recipe: Recipe, images: dict[str, ImageEntry], workers: int, progress: bool
 ) -> dict[str, str]:
     """Add the records that `partial` lacks; returns the problem of each unusable image, by item."""
     problems = {}
     records, size = [], 0
-    todo = [(item, found) for item, found in images.items() if item not in partial.stored]
+    todo = [(item, entry) for item, entry in images.items() if item not in partial.stored]
     bar = Bar(total=len(images), initial=len(images) - len(todo), unit="image", disable=not progress)
     try:
         with bar, about_memory("making images small", "give fewer --workers; the same command continues"):
             for chunk in outcomes(source, recipe, _chunks(todo, recipe.size), workers):
-                for item, found, record, remark in chunk:
+                for item, entry, record, remark in chunk:
                     if record is None:
                         problems[item] = remark
                     else:
-                        records.append((item, record, Stored(found, remark)))
+                        records.append((item, record, Stored(entry, remark)))
                         size += len(record)
                 if len(records) >= COMMIT_IMAGES or size >= COMMIT_BYTES:
                     partial.put(records)
@@ -165,15 +165,15 @@ def _fill(
     return problems
 
 
-def _chunks(todo: list[tuple[str, Found]], size: int) -> Iterator[Chunk]:
+def _chunks(todo: list[tuple[str, ImageEntry]], size: int) -> Iterator[Chunk]:
     length = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (3 * size * size)))
     return (todo[start : start + length] for start in range(0, len(todo), length))
 
 
-def _source_hash(items: Path, ids: list[str], found: dict[str, list[Found]]) -> str:
+def _source_hash(items: Path, ids: list[str], entries: dict[str, list[ImageEntry]]) -> str:
     digest = hashlib.sha256(file_sha256(items).encode())
     for item in ids:
-        for name, size in found.get(item, ()):
+        for name, size in entries.get(item, ()):
             digest.update(b"%s\0%d\0" % (name.encode("utf-8", "surrogateescape"), size))
         digest.update(b"\0")
     return digest.hexdigest()
@@ -181,18 +181,16 @@ def _source_hash(items: Path, ids: list[str], found: dict[str, list[Found]]) -> 
 
 def _existing_header(out: Path) -> Header:
     try:
-        with reading(out) as transaction:
+        with read_transaction(out) as transaction:
             return read_header(transaction, out)
     except TransrecError as error:
         raise TransrecError(f"{error}; or give another --out, or --overwrite") from error
 
 
-def _write_report(out: Path, listed: list[Listed]) -> Path:
+def _write_report(out: Path, listed: list[ReportLine]) -> Path:
     """Write the report, or remove an older one if there is nothing to list; returns its path."""
     report = out.with_name(f"{out.name}.report.tsv")
-    lines = [
-        (item, outcome, reason, "; ".join(found.name for found in files)) for item, outcome, reason, files in listed
-    ]
+    lines = [(item, outcome, reason, "; ".join(file.name for file in files)) for item, outcome, reason, files in listed]
     if lines:
         table = [("item_id", "outcome", "reason", "file"), *lines]
         write_text(report, "".join("\t".join(map(printable, line)) + "\n" for line in table))
@@ -202,14 +200,14 @@ def _write_report(out: Path, listed: list[Listed]) -> Path:
     return report
 
 
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(printable(text))
 
 
-def _advice(out: Path, report: Path, problems: dict[str, str], count: int) -> str:
+def _problem_message(out: Path, report: Path, problems: dict[str, str], count: int) -> str:
     kinds = Counter(reason.partition(":")[0] for reason in problems.values())
     named = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common())
-    forms = ", ".join(form for form in UNCOMMON if any(form in kind for kind in kinds))
+    forms = ", ".join(form for form in UNCOMMON_FORMS if any(form in kind for kind in kinds))
     return (
         f"{out}: not finished, {len(problems):,} of {count:,} items have no image that can be used ({named}), listed "
         f"in {report}; mend them and run the same command again, which does the rest"

@@ -27,11 +27,11 @@ from transrec.data.images.pictures import Problem, decode
 from transrec.errors import TransrecError
 
 REDIRECTS = {301, 302, 303, 307, 308}
-MOST_REDIRECTS = 5
+MAX_REDIRECTS = 5
 # Status codes of temporary failures: a later request may succeed.
-PASSING = {408, 425, 429, 500, 502, 503, 504}
+TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 BLOCK_BYTES = 2**16
-SHORTEST_SECONDS = 0.001
+MIN_TIMEOUT_SECONDS = 0.001
 SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 # A small file may decode to 64 million pixels, so only a few threads decode at once, however large --jobs is.
 _decoding = threading.BoundedSemaphore(min(4, usable_cpus()))
@@ -79,14 +79,14 @@ class Failure(Exception):
     """The reason why an address gave no image.
 
     Attributes:
-        again: whether another attempt may succeed.
+        is_temporary: whether another attempt may succeed.
         answered: whether the server responded at all.
         wait: seconds that the server asks to wait before the next request, 0 if it does not ask.
     """
 
-    def __init__(self, reason: str, again: bool = False, answered: bool = True, wait: float = 0):
+    def __init__(self, reason: str, is_temporary: bool = False, answered: bool = True, wait: float = 0):
         super().__init__(reason)
-        self.again, self.answered, self.wait = again, answered, wait
+        self.is_temporary, self.answered, self.wait = is_temporary, answered, wait
 
 
 def download(address: str, limits: Limits) -> Picture:
@@ -94,10 +94,10 @@ def download(address: str, limits: Limits) -> Picture:
     deadline = monotonic() + limits.timeout
     opener = _opener(_Peers(limits.allow_private))
     address = web_address(address)
-    for hop in range(MOST_REDIRECTS + 1):
+    for hop in range(MAX_REDIRECTS + 1):
         with _failures("no connection", limits.timeout, answered=hop > 0):
             request = urllib.request.Request(address, headers={"User-Agent": f"transrec/{transrec.__version__}"})
-            response = opener.open(request, timeout=max(SHORTEST_SECONDS, deadline - monotonic()))
+            response = opener.open(request, timeout=max(MIN_TIMEOUT_SECONDS, deadline - monotonic()))
         with response, _failures("broken off", limits.timeout, answered=True):
             location = response.headers["Location"]
             if response.status not in REDIRECTS or not location:
@@ -105,7 +105,7 @@ def download(address: str, limits: Limits) -> Picture:
             # http.client decodes headers as Latin-1, whatever their encoding.
             target = quote(location, safe=string.punctuation, encoding="iso-8859-1")
             address = web_address(urljoin(address, target))
-    raise Failure(f"redirected more than {MOST_REDIRECTS} times")
+    raise Failure(f"redirected more than {MAX_REDIRECTS} times")
 
 
 def web_address(text: str) -> str:
@@ -204,8 +204,8 @@ def _failures(what: str, timeout: float, answered: bool) -> Iterator[None]:
 
 def _picture(response: http.client.HTTPResponse, limits: Limits, deadline: float) -> Picture:
     if response.status != 200:
-        wait = _asked_wait(response.headers["Retry-After"] or "") if response.status in (429, 503) else 0
-        raise Failure(f"HTTP {response.status}", again=response.status in PASSING, wait=wait)
+        wait = _retry_after_seconds(response.headers["Retry-After"] or "") if response.status in (429, 503) else 0
+        raise Failure(f"HTTP {response.status}", is_temporary=response.status in TEMPORARY_STATUSES, wait=wait)
     data = _body(response, limits, deadline)
     try:
         with _decoding:
@@ -226,13 +226,13 @@ def _body(response: http.client.HTTPResponse, limits: Limits, deadline: float) -
         if len(body) > most:
             raise too_large
         if monotonic() > deadline:
-            raise Failure(f"not whole after {limits.timeout:g} s: {len(body):,} bytes", again=True)
+            raise Failure(f"not whole after {limits.timeout:g} s: {len(body):,} bytes", is_temporary=True)
     if len(body) < (declared or 0):
-        raise Failure(f"broken off: {len(body):,} of {declared:,} bytes", again=True)
+        raise Failure(f"broken off: {len(body):,} of {declared:,} bytes", is_temporary=True)
     return bytes(body)
 
 
-def _asked_wait(text: str) -> float:
+def _retry_after_seconds(text: str) -> float:
     """Return the seconds of a Retry-After header, which holds a number of seconds or a date."""
     if text.strip().isdecimal():
         return float(text)

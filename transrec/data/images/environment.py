@@ -12,11 +12,11 @@ from transrec.errors import TransrecError, about_file, file_error
 from transrec.untrusted import check_regular
 
 _lock = threading.RLock()
-_open: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
+_environments: dict[Path, tuple[tuple[int, int], lmdb.Environment]] = {}
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[lmdb.Transaction]:
+def read_transaction(path: Path) -> Iterator[lmdb.Transaction]:
     """Open a read transaction on the LMDB file or folder at `path`. Its values are buffers, valid only in the context.
 
     Raises TransrecError if there is nothing at `path`, or anything but a complete LMDB.
@@ -40,14 +40,14 @@ def _environment(path: Path) -> lmdb.Environment:
     file = (status.st_dev, status.st_ino)
     place = path.resolve()
     # Reopen the file if another one has taken its place.
-    if place in _open and _open[place][0] != file:
-        _open.pop(place)[1].close()
-    if place not in _open:
-        _open[place] = (file, _opened(path, status.st_size))
-    return _open[place][1]
+    if place in _environments and _environments[place][0] != file:
+        _environments.pop(place)[1].close()
+    if place not in _environments:
+        _environments[place] = (file, _open_environment(path, status.st_size))
+    return _environments[place][1]
 
 
-def _opened(path: Path, length: int) -> lmdb.Environment:
+def _open_environment(path: Path, length: int) -> lmdb.Environment:
     try:
         with about_file(path, what="cannot read it as an image store"):
             environment = lmdb.open(
@@ -71,8 +71,8 @@ def whole_length(environment: lmdb.Environment) -> int:
 
 def _before_fork() -> None:
     _lock.acquire()
-    while _open:
-        _open.popitem()[1][1].close()
+    while _environments:
+        _environments.popitem()[1][1].close()
 
 
 # LMDB forbids using a handle in a forked child, and refuses to open a file there that the parent has open. The lock is

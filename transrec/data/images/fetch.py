@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from transrec.data import tsv
 from transrec.data.images.download import Failure, Limits, Picture, download
 from transrec.data.images.pictures import Problem
-from transrec.data.images.sources import Folder, Found, stem
+from transrec.data.images.sources import Folder, ImageEntry, stem
 from transrec.errors import Interrupted, TransrecError, about_file, printable
 from transrec.locks import Lock
 from transrec.paths import atomic_write, make_folder, write_text
@@ -26,7 +26,7 @@ URL, WEB = "url", "://"
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 300.0
 # A host is given up once this many items in a row, after all their retries, got no response.
-SILENT_ITEMS = 5
+MAX_SILENT_ITEMS = 5
 HOSTS_SHOWN = 3
 POLL_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ class FetchProblems(TransrecError):
     exit_status = 1
 
 
-class Line(NamedTuple):
+class ReportLine(NamedTuple):
     """A line of the report. `status` is "fetched", "there" (fetched earlier or added by the user) or "failed"."""
 
     item: str
@@ -64,20 +64,20 @@ class Host:
     Attributes:
         links: heap of the links to this server, by the time at which each may be tried.
         next_at: earliest time of the next request.
-        silent: number of items in a row that failed without any response.
+        silent_items: number of items in a row that failed without any response.
         given_up: why no more requests are sent to the server; "" while it is in use.
-        announced: the server's time in the queue of hosts; None if it is not queued.
+        queued_at: the server's time in the queue of hosts; None if it is not queued.
     """
 
     name: str
     links: list[tuple[float, int, Link]] = field(default_factory=list)
     next_at: float = 0.0
-    silent: int = 0
+    silent_items: int = 0
     given_up: str = ""
-    announced: float | None = None
+    queued_at: float | None = None
 
 
-def fetch_images(links: Path, out: Path, limits: Limits, progress: bool = False) -> list[Line]:
+def fetch_images(links: Path, out: Path, limits: Limits, progress: bool = False) -> list[ReportLine]:
     """Fetch the image of each item in a table of links into the folder `out`; returns the lines of the report.
 
     Image files are named by item id, as `build_store` expects them. Complete images that are already there are not
@@ -99,12 +99,12 @@ def fetch_images(links: Path, out: Path, limits: Limits, progress: bool = False)
         raise TransrecError(f"{out}: another process is fetching into this folder; wait for it") from error
     try:
         _remove_leftovers(out)
-        there = Folder(out).find(urls.keys())
-        lines = _kept(out, urls, there, progress)
+        existing = Folder(out).find(urls.keys())
+        lines = _check_existing(out, urls, existing, progress)
         todo = {item: addresses for item, addresses in urls.items() if item not in lines}
         if progress:
-            _say_first(links, todo, len(lines), limits)
-        _Fetch(out, there, lines, limits).run(todo, len(urls), progress)
+            _print_plan(links, todo, len(lines), limits)
+        _Fetch(out, existing, lines, limits).run(todo, len(urls), progress)
     finally:
         lock.close()
     if progress:
@@ -125,24 +125,24 @@ def read_links(path: Path) -> dict[str, list[str]]:
     Raises TransrecError like `tsv.lines`, and if the header lacks `url` or a line lacks an address.
     """
     urls: dict[str, list[str]] = {}
-    place = 0
+    column = 0
     for number, line in tsv.lines(path, "links"):
-        if not place:
-            place = _place_of_urls(path, number, line)
+        if not column:
+            column = _url_column(path, number, line)
             if WEB not in line:
                 continue
         item, *fields = line.split("\t")
-        if not item or item != item.strip() or " " in item or len(fields) < place or not fields[place - 1].strip():
+        if not item or item != item.strip() or " " in item or len(fields) < column or not fields[column - 1].strip():
             raise TransrecError(f"{path}, line {number}: {line[:80]!r} is not item_id<TAB>url; mend or remove it")
         addresses = urls.setdefault(item, [])
-        if (address := fields[place - 1].strip()) not in addresses:
+        if (address := fields[column - 1].strip()) not in addresses:
             addresses.append(address)
     if not urls:
         raise TransrecError(f"{path}: has a header and no links; it needs one line for each image")
     return urls
 
 
-def _place_of_urls(path: Path, number: int, line: str) -> int:
+def _url_column(path: Path, number: int, line: str) -> int:
     """Return the index of the column of addresses, judging by the first line, which may be a header."""
     if WEB in line:
         return 1
@@ -162,52 +162,54 @@ def _remove_leftovers(out: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _kept(out: Path, urls: dict[str, list[str]], there: dict[str, list[Found]], progress: bool) -> dict[str, Line]:
+def _check_existing(
+    out: Path, urls: dict[str, list[str]], existing: dict[str, list[ImageEntry]], progress: bool
+) -> dict[str, ReportLine]:
     """Return lines of the items whose complete image is there, unless it came from an address no longer in `urls`."""
     earlier = {line.item: line for line in _read_report(out / REPORT) if line.status != "failed"}
     lines, folder = {}, Folder(out)
-    for item, files in Bar(there.items(), desc="check", unit="image", disable=not progress, leave=False):
+    for item, files in Bar(existing.items(), desc="check", unit="image", disable=not progress, leave=False):
         known = earlier.get(item)
-        for found in files:
-            if known and (known.file, known.bytes) == (found.name, str(found.bytes)):
+        for entry in files:
+            if known and (known.file, known.bytes) == (entry.name, str(entry.bytes)):
                 if known.url and known.url not in map(printable, urls[item]):
                     continue
                 url = known.url
-            elif _is_whole(folder, found):
+            elif _is_whole(folder, entry):
                 url = ""
             else:
                 continue
-            lines[item] = Line(item, url, "there", "", found.name, str(found.bytes))
+            lines[item] = ReportLine(item, url, "there", "", entry.name, str(entry.bytes))
             break
     return lines
 
 
-def _is_whole(folder: Folder, found: Found) -> bool:
+def _is_whole(folder: Folder, entry: ImageEntry) -> bool:
     try:
-        folder.load(found, convert=True)
+        folder.load(entry, convert=True)
     except Problem:
         return False
     return True
 
 
-def _read_report(path: Path) -> list[Line]:
+def _read_report(path: Path) -> list[ReportLine]:
     if not path.exists():
         return []
     rows = [line.split("\t") for _, line in tsv.lines(path, "report")]
-    return [Line(*row) for row in rows[1:] if len(row) == len(Line._fields)]
+    return [ReportLine(*row) for row in rows[1:] if len(row) == len(ReportLine._fields)]
 
 
-def _say_first(links: Path, todo: dict[str, list[str]], kept: int, limits: Limits) -> None:
+def _print_plan(links: Path, todo: dict[str, list[str]], existing_count: int, limits: Limits) -> None:
     hosts = Counter(_host(addresses[0]) for addresses in todo.values())
     shown = ", ".join(f"{host} {count:,}" for host, count in hosts.most_common(HOSTS_SHOWN))
     more = f" and {len(hosts) - HOSTS_SHOWN:,} other hosts" if len(hosts) > HOSTS_SHOWN else ""
     minutes = max(hosts.values(), default=0) / limits.rate / 60
     least = f", which takes {minutes:,.0f} minutes or more at --rate {limits.rate:g}" if minutes >= 1 else ""
     from_ = f" from {shown}{more}" if todo else ""
-    print(printable(f"{links}: {len(todo):,} images to fetch{from_}, {kept:,} are there{least}"))
+    print(printable(f"{links}: {len(todo):,} images to fetch{from_}, {existing_count:,} are there{least}"))
 
 
-def _summary(lines: Iterable[Line]) -> str:
+def _summary(lines: Iterable[ReportLine]) -> str:
     counts = Counter(line.status for line in lines)
     return f"{counts['fetched']:,} images fetched, {counts['there']:,} were there, {counts['failed']:,} failed"
 
@@ -225,8 +227,8 @@ class _Fetch:
     The threads only talk to servers. Only the calling thread touches hosts, files and report lines.
     """
 
-    def __init__(self, out: Path, there: dict[str, list[Found]], lines: dict[str, Line], limits: Limits):
-        self.out, self.there, self.lines, self.limits = out, there, lines, limits
+    def __init__(self, out: Path, existing: dict[str, list[ImageEntry]], lines: dict[str, ReportLine], limits: Limits):
+        self.out, self.existing, self.lines, self.limits = out, existing, lines, limits
         self.hosts: dict[str, Host] = {}
         # Heap of the hosts with links, by the time at which their next link may be tried.
         self.ready: list[tuple[float, int, Host]] = []
@@ -238,7 +240,7 @@ class _Fetch:
     def run(self, todo: dict[str, list[str]], total: int, progress: bool) -> None:
         """Fetch all images and write the report, also if interrupted."""
         for item, urls in todo.items():
-            self._queue(Link(item, list(urls)))
+            self._enqueue(Link(item, list(urls)))
         threads = min(self.limits.jobs, len(todo))
         try:
             # Decoding an image sets and restores the warning filters of all threads, so ignore warnings throughout.
@@ -249,8 +251,8 @@ class _Fetch:
                     # Daemon threads do not keep the command from ending while a server is silent.
                     threading.Thread(target=self._work, daemon=True).start()
                 while len(self.lines) < total:
-                    self._start()
-                    self._take()
+                    self._hand_out_links()
+                    self._process_result()
                     bar.update(len(self.lines) - bar.n)
         except Interrupted as stop:
             kept = sum(line.status != "failed" for line in self.lines.values())
@@ -261,7 +263,7 @@ class _Fetch:
                 self.todo.put(None)
             self._write_report()
 
-    def _queue(self, link: Link, at: float = 0.0) -> None:
+    def _enqueue(self, link: Link, at: float = 0.0) -> None:
         name = _host(link.urls[0])
         host = self.hosts.setdefault(name, Host(name))
         if host.given_up:
@@ -269,28 +271,28 @@ class _Fetch:
             return
         self.count += 1
         heapq.heappush(host.links, (at, self.count, link))
-        self._announce(host)
+        self._enqueue_host(host)
 
-    def _announce(self, host: Host) -> None:
+    def _enqueue_host(self, host: Host) -> None:
         at = max(host.next_at, host.links[0][0])
-        if host.announced is None or at < host.announced:
+        if host.queued_at is None or at < host.queued_at:
             self.count += 1
-            host.announced = at
+            host.queued_at = at
             heapq.heappush(self.ready, (at, self.count, host))
 
-    def _start(self) -> None:
+    def _hand_out_links(self) -> None:
         """Hand the threads the links that may be tried now."""
         while self.ready and self.running < self.limits.jobs and self.ready[0][0] <= (now := monotonic()):
             at, _, host = heapq.heappop(self.ready)
-            if at != host.announced:
+            if at != host.queued_at:
                 continue
-            host.announced = None
+            host.queued_at = None
             if host.links and max(host.next_at, host.links[0][0]) <= now:
                 self.todo.put(heapq.heappop(host.links)[2])
                 self.running += 1
                 host.next_at = now + 1 / self.limits.rate
             if host.links:
-                self._announce(host)
+                self._enqueue_host(host)
 
     def _work(self) -> None:
         while link := self.todo.get():
@@ -302,7 +304,7 @@ class _Fetch:
             except Exception as error:
                 self.done.put((link, Failure(f"cannot be fetched: {error!r}")))
 
-    def _take(self) -> None:
+    def _process_result(self) -> None:
         """Wait for a result, at most until the next host may be asked, and process it."""
         is_full = self.running >= self.limits.jobs or not self.ready
         wait = POLL_SECONDS if is_full else min(POLL_SECONDS, self.ready[0][0] - monotonic())
@@ -313,24 +315,24 @@ class _Fetch:
         self.running -= 1
         host = self.hosts[_host(link.urls[0])]
         if isinstance(outcome, Picture):
-            host.silent = 0
+            host.silent_items = 0
             self._save(link, outcome)
         else:
-            self._try_again(host, link, outcome)
+            self._handle_failure(host, link, outcome)
 
-    def _try_again(self, host: Host, link: Link, failure: Failure) -> None:
+    def _handle_failure(self, host: Host, link: Link, failure: Failure) -> None:
         """Retry a failed link later, go on to its next address, or report it as failed."""
-        now, again = monotonic(), failure.again and link.tries < self.limits.retries
+        now, will_retry = monotonic(), failure.is_temporary and link.tries < self.limits.retries
         if failure.wait > LONGEST_WAIT_SECONDS:
             self._give_up(host, f"asked to wait: {host.name} wants {failure.wait:,.0f} s without requests")
         elif failure.wait:
             host.next_at = max(host.next_at, now + failure.wait)
-        host.silent = 0 if failure.answered else host.silent + (not again)
-        if host.silent >= SILENT_ITEMS:
-            self._give_up(host, f"no connection: {host.name} was silent to {SILENT_ITEMS} items in a row")
-        if again:
+        host.silent_items = 0 if failure.answered else host.silent_items + (not will_retry)
+        if host.silent_items >= MAX_SILENT_ITEMS:
+            self._give_up(host, f"no connection: {host.name} was silent to {MAX_SILENT_ITEMS} items in a row")
+        if will_retry:
             link.tries += 1
-            self._queue(link, now + FIRST_WAIT_SECONDS * 2 ** (link.tries - 1))
+            self._enqueue(link, now + FIRST_WAIT_SECONDS * 2 ** (link.tries - 1))
         else:
             self._fail(link, str(failure))
 
@@ -343,22 +345,24 @@ class _Fetch:
     def _fail(self, link: Link, reason: str) -> None:
         url, *rest = link.urls
         if rest:
-            self._queue(Link(link.item, rest))
+            self._enqueue(Link(link.item, rest))
         else:
-            self.lines[link.item] = Line(link.item, url, "failed", reason)
+            self.lines[link.item] = ReportLine(link.item, url, "failed", reason)
 
     def _save(self, link: Link, picture: Picture) -> None:
         name = f"{stem(link.item)}{picture.suffix}"
         with atomic_write(self.out / name) as temporary:
             temporary.write_bytes(picture.data)
         # build_store refuses items with several files, so remove the others.
-        for found in self.there.get(link.item, ()):
-            if found.name != name:
-                with about_file(self.out / found.name, what="cannot be replaced"):
-                    (self.out / found.name).unlink(missing_ok=True)
-        self.lines[link.item] = Line(link.item, link.urls[0], "fetched", picture.remark, name, str(len(picture.data)))
+        for entry in self.existing.get(link.item, ()):
+            if entry.name != name:
+                with about_file(self.out / entry.name, what="cannot be replaced"):
+                    (self.out / entry.name).unlink(missing_ok=True)
+        self.lines[link.item] = ReportLine(
+            link.item, link.urls[0], "fetched", picture.remark, name, str(len(picture.data))
+        )
 
     def _write_report(self) -> None:
-        header = ("item_id", *Line._fields[1:])
+        header = ("item_id", *ReportLine._fields[1:])
         lines = (header, *self.lines.values())
         write_text(self.out / REPORT, "".join("\t".join(map(printable, line)) + "\n" for line in lines))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transrec.data.images.store import ImageStore
 
 # Number of pictures in a block that one thread opens.
-AT_ONCE = 32
+PICTURES_PER_BLOCK = 32
 
 
 class Gallery:
@@ -50,7 +50,9 @@ class Gallery:
                 warnings.catch_warnings(),
                 Bar(total=len(there), desc="open pictures", unit="picture", leave=False) as bar,
             ):
-                blocks = [there[start : start + AT_ONCE] for start in range(0, len(there), AT_ONCE)]
+                blocks = [
+                    there[start : start + PICTURES_PER_BLOCK] for start in range(0, len(there), PICTURES_PER_BLOCK)
+                ]
                 for block, new in zip(blocks, pool.map(self._faults, blocks), strict=True):
                     faults |= new
                     bar.update(len(block))
@@ -90,7 +92,7 @@ class FileGallery(Gallery):
 
     def __init__(self, path: Path, ids: list[str]):
         self.source = open_source(path, original=False)
-        self.files = {item: min(found) for item, found in self.source.find(set(ids)).items()}
+        self.files = {item: min(entries) for item, entries in self.source.find(set(ids)).items()}
         super().__init__(set(ids) - self.files.keys())
 
     def picture(self, item: str) -> Image.Image:

@@ -10,7 +10,7 @@ import lmdb
 
 from transrec.data.images.environment import whole_length
 from transrec.data.images.header import HEADER_KEY, Header
-from transrec.data.images.sources import Found
+from transrec.data.images.sources import ImageEntry
 from transrec.errors import TransrecError, about_file
 from transrec.locks import Lock
 from transrec.untrusted import parse_json
@@ -25,7 +25,7 @@ CONTINUES = "give the same command again, it continues"
 class Stored(NamedTuple):
     """The image that a record was made from, and what was converted ("" if nothing)."""
 
-    found: Found
+    entry: ImageEntry
     remark: str
 
 
@@ -59,7 +59,7 @@ class Partial:
 
     def _begin(self, settings: dict) -> None:
         header = json.dumps(settings, sort_keys=True).encode()
-        if not self._continue(header):
+        if not self._resume(header):
             with about_file(self.path):
                 self.discarded = self._is_begun()
                 self.path.unlink(missing_ok=True)
@@ -132,7 +132,7 @@ class Partial:
     def _is_begun(self) -> bool:
         return self.path.is_file() and self.path.stat().st_size > 0
 
-    def _continue(self, header: bytes) -> bool:
+    def _resume(self, header: bytes) -> bool:
         """Open an existing file with these settings and read `stored`; return False if there is none."""
         if not self._is_begun():
             return False
@@ -147,8 +147,8 @@ class Partial:
                 if transaction.get(SETTINGS_KEY) == header:
                     for key, value in transaction.cursor():
                         if key != SETTINGS_KEY:
-                            found, remark = parse_json(bytes(value))
-                            self.stored[key.decode()] = Stored(Found(*found), remark)
+                            entry, remark = parse_json(bytes(value))
+                            self.stored[key.decode()] = Stored(ImageEntry(*entry), remark)
                     return True
         except (lmdb.Error, ValueError, TypeError):
             self.stored.clear()

@@ -19,7 +19,7 @@ PNG_BIT_DEPTH = 24  # Offset of the bit depth in a PNG file: every PNG begins wi
 
 
 # Forms that only --convert accepts, and how to recognise them from an opened image and the bytes of its file.
-UNCOMMON = {
+UNCOMMON_FORMS = {
     # Cameras append a preview to the picture (MPO), which is not an animation.
     "animated": lambda picture, data: getattr(picture, "is_animated", False) and picture.format != "MPO",
     "CMYK": lambda picture, data: picture.mode == "CMYK",
@@ -109,7 +109,7 @@ def decode(data: bytes, convert: bool) -> tuple[Image.Image, str]:
         try:
             with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
                 check_pixels(*picture.size)
-                uncommon = ", ".join(name for name, is_so in UNCOMMON.items() if is_so(picture, data))
+                uncommon = ", ".join(name for name, is_so in UNCOMMON_FORMS.items() if is_so(picture, data))
                 if uncommon and not convert:
                     raise Problem(uncommon)
                 ImageOps.exif_transpose(picture, in_place=True)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from transrec.data.images.environment import reading
+from transrec.data.images.environment import read_transaction
 from transrec.data.images.original import read_original
 from transrec.data.images.pictures import Problem, check_pixels, decode
 from transrec.errors import TransrecError, about_file, file_error, is_memory_shortage
@@ -28,7 +28,7 @@ NOT_IN_NAMES = re.compile(r'[/\\:*?"<>|]|%(?=[0-9A-F]{2})')
 LONGEST_STEM_BYTES = 200
 
 
-class Found(NamedTuple):
+class ImageEntry(NamedTuple):
     """An image: its name in the source, and its size there in bytes."""
 
     name: str
@@ -36,11 +36,11 @@ class Found(NamedTuple):
 
 
 class Source(Protocol):
-    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
+    def find(self, ids: Set[str]) -> dict[str, list[ImageEntry]]:
         """Return the images of each id that has any. Raises TransrecError if the source cannot be read."""
         ...
 
-    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
+    def load(self, entry: ImageEntry, convert: bool) -> tuple[Image.Image, str]:
         """Return an RGB image, and what was converted ("" if nothing). Raises Problem if the image is unusable."""
         ...
 
@@ -70,24 +70,24 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
 
-    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        found, items = defaultdict(list), _by_stem(ids)
+    def find(self, ids: Set[str]) -> dict[str, list[ImageEntry]]:
+        entries, items = defaultdict(list), _by_stem(ids)
         for folder, _, names in os.walk(self.path, onerror=self._unreadable):
             for name in names:
                 before, extension = os.path.splitext(name)
                 if before in items and extension.lower() in EXTENSIONS:
                     file = Path(folder, name)
                     relative = file.relative_to(self.path).as_posix()
-                    found[items[before]].append(Found(relative, file.stat().st_size if file.exists() else 0))
-        return found
+                    entries[items[before]].append(ImageEntry(relative, file.stat().st_size if file.exists() else 0))
+        return entries
 
     def _unreadable(self, error: OSError) -> None:
         raise file_error(error, what="cannot read the folder")
 
-    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
-        _check_bytes(found)
+    def load(self, entry: ImageEntry, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(entry)
         try:
-            data = read_regular(self.path / found.name, HUGE_BYTES)
+            data = read_regular(self.path / entry.name, HUGE_BYTES)
         except (OSError, TransrecError) as error:
             if is_memory_shortage(error):
                 raise
@@ -105,31 +105,31 @@ class Zip:
     def __getstate__(self) -> dict:
         return vars(self) | {"_archive": None}
 
-    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        found, items = defaultdict(list), _by_stem(ids)
+    def find(self, ids: Set[str]) -> dict[str, list[ImageEntry]]:
+        entries, items = defaultdict(list), _by_stem(ids)
         try:
             check_regular(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 for member in archive.infolist():
                     name = PurePosixPath(member.filename)
                     if name.stem in items and name.suffix.lower() in EXTENSIONS and not member.is_dir():
-                        found[items[name.stem]].append(Found(member.filename, member.file_size))
+                        entries[items[name.stem]].append(ImageEntry(member.filename, member.file_size))
         except (OSError, zipfile.BadZipFile) as error:
             raise TransrecError(
                 f"{self.path}: neither a folder nor a readable zip ({error}); check --images"
             ) from error
-        return found
+        return entries
 
-    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
-        _check_bytes(found)
+    def load(self, entry: ImageEntry, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(entry)
         with about_file(self.path, what="cannot be read"):
             self._archive = self._archive or zipfile.ZipFile(self.path)
         try:
-            if self._archive.getinfo(found.name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            if self._archive.getinfo(entry.name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # With other methods zipfile decompresses everything before it checks the size.
                 raise Problem("unreadable: packed neither by deflate nor not at all; make the zip anew")
-            with self._archive.open(found.name) as member:
-                data = member.read(found.bytes + 1)
+            with self._archive.open(entry.name) as member:
+                data = member.read(entry.bytes + 1)
         except (MemoryError, Problem):
             raise
         # zipfile raises its own errors, RuntimeError if encrypted, NotImplementedError, and those of each compression.
@@ -144,15 +144,15 @@ class OriginalStore:
     def __init__(self, path: Path):
         self.path = path
 
-    def find(self, ids: Set[str]) -> dict[str, list[Found]]:
-        with reading(self.path) as transaction:
+    def find(self, ids: Set[str]) -> dict[str, list[ImageEntry]]:
+        with read_transaction(self.path) as transaction:
             sizes = {item: transaction.get(item.encode()) for item in ids}
-            return {item: [Found(item, len(value))] for item, value in sizes.items() if value is not None}
+            return {item: [ImageEntry(item, len(value))] for item, value in sizes.items() if value is not None}
 
-    def load(self, found: Found, convert: bool) -> tuple[Image.Image, str]:
-        _check_bytes(found)
-        with reading(self.path) as transaction:
-            value = bytes(transaction.get(found.name.encode()) or b"")
+    def load(self, entry: ImageEntry, convert: bool) -> tuple[Image.Image, str]:
+        _check_bytes(entry)
+        with read_transaction(self.path) as transaction:
+            value = bytes(transaction.get(entry.name.encode()) or b"")
         try:
             pixels = read_original(value)
         except TransrecError as error:
@@ -171,6 +171,6 @@ def open_source(path: Path, original: bool) -> Source:
     return Folder(path) if path.is_dir() else Zip(path)
 
 
-def _check_bytes(found: Found) -> None:
-    if found.bytes > HUGE_BYTES:
-        raise Problem(f"huge: {found.bytes:,} bytes")
+def _check_bytes(entry: ImageEntry) -> None:
+    if entry.bytes > HUGE_BYTES:
+        raise Problem(f"huge: {entry.bytes:,} bytes")

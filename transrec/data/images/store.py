@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from transrec.data.images.environment import reading
+from transrec.data.images.environment import read_transaction
 from transrec.data.images.header import HEADER_KEY, read_header
 from transrec.data.images.pictures import jpeg_size
 from transrec.errors import TransrecError, is_memory_shortage
@@ -29,7 +29,7 @@ class ImageStore:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).absolute()
-        with reading(self.path) as transaction:
+        with read_transaction(self.path) as transaction:
             self.header = read_header(transaction, self.path)
             self._header_bytes = bytes(transaction.get(HEADER_KEY) or b"")
 
@@ -58,13 +58,13 @@ class ImageStore:
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Return the ids for which the store has no image, not even a grey one."""
-        with reading(self.path) as transaction:
+        with read_transaction(self.path) as transaction:
             return [item for item in ids if transaction.get(item.encode()) is None]
 
     def check(self, ids: Sequence[str]) -> None:
         """Raise TransrecError if the store lacks an image for any of the ids. The message names some of them."""
         if lacking := self.missing(ids):
-            raise self._lacking(lacking, len(ids))
+            raise self._missing_error(lacking, len(ids))
 
     def read(self, ids: Sequence[str]) -> Tensor:
         """Return the RGB pixels of the ids' images: uint8 [N, 3, S, S].
@@ -79,14 +79,14 @@ class ImageStore:
         return pixels
 
     def _read_raw(self, ids: Sequence[str], pixels: np.ndarray) -> None:
-        with reading(self.path) as transaction:
+        with read_transaction(self.path) as transaction:
             for item, image, value in zip(ids, pixels, self._values(transaction, ids), strict=True):
                 if len(value) != image.size:
-                    raise self._damaged(item, f"{len(value):,} bytes instead of {image.size:,}")
+                    raise self._damage_error(item, f"{len(value):,} bytes instead of {image.size:,}")
                 image[:] = np.frombuffer(value, np.uint8).reshape(image.shape)
 
     def _read_jpeg(self, ids: Sequence[str], pixels: Tensor) -> None:
-        with reading(self.path) as transaction:
+        with read_transaction(self.path) as transaction:
             values = [bytearray(value) for value in self._values(transaction, ids)]
         for item, image, value in zip(ids, pixels, values, strict=True):
             try:
@@ -97,7 +97,7 @@ class ImageStore:
             except (RuntimeError, ValueError) as error:
                 if is_memory_shortage(error):
                     raise
-                raise self._damaged(item, str(error)) from error
+                raise self._damage_error(item, str(error)) from error
             image.copy_(decoded)
 
     def _values(self, transaction: lmdb.Transaction, ids: Sequence[str]) -> Iterator[bytes | memoryview]:
@@ -106,18 +106,18 @@ class ImageStore:
         for item in ids:
             value = transaction.get(item.encode())
             if value is None:
-                raise self._lacking(self.missing(ids), len(ids))
+                raise self._missing_error(self.missing(ids), len(ids))
             yield value
 
-    def _lacking(self, lacking: list[str], asked: int) -> TransrecError:
+    def _missing_error(self, lacking: list[str], asked_count: int) -> TransrecError:
         named = ", ".join(lacking[:NAMED_IN_MESSAGES]) + (", ..." if len(lacking) > NAMED_IN_MESSAGES else "")
         return TransrecError(
-            f"{self.path}: no image of {len(lacking):,} of {asked:,} items ({named}); make the store with "
+            f"{self.path}: no image of {len(lacking):,} of {asked_count:,} items ({named}); make the store with "
             f"Dataset/build_lmdb.py from the items file of this dataset"
         )
 
-    def _damaged(self, item: str, how: str) -> TransrecError:
+    def _damage_error(self, item: str, fault: str) -> TransrecError:
         return TransrecError(
-            f"{self.path}: the image of {item} is damaged ({how}); make the store again with Dataset/build_lmdb.py "
+            f"{self.path}: the image of {item} is damaged ({fault}); make the store again with Dataset/build_lmdb.py "
             f"--overwrite, or copy it again"
         )

@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from typing import NamedTuple
 
 from transrec.data.images.pictures import Problem, Recipe
-from transrec.data.images.sources import Found, Source
+from transrec.data.images.sources import ImageEntry, Source
 from transrec.errors import TransrecError
 from transrec.processes import holding_signals, serve_parent
 
@@ -21,12 +21,12 @@ class Outcome(NamedTuple):
     """The result for an item's image: its record and what was converted, or None and why the image is unusable."""
 
     item: str
-    found: Found
+    entry: ImageEntry
     record: bytes | None
     remark: str
 
 
-Chunk = list[tuple[str, Found]]
+Chunk = list[tuple[str, ImageEntry]]
 
 
 class Worker:
@@ -36,14 +36,14 @@ class Worker:
         self.source, self.recipe = source, recipe
 
     def __call__(self, chunk: Chunk) -> list[Outcome]:
-        return [self._outcome(item, found) for item, found in chunk]
+        return [self._outcome(item, entry) for item, entry in chunk]
 
-    def _outcome(self, item: str, found: Found) -> Outcome:
+    def _outcome(self, item: str, entry: ImageEntry) -> Outcome:
         try:
-            picture, remark = self.source.load(found, self.recipe.convert)
-            return Outcome(item, found, self.recipe.record(picture), remark)
+            picture, remark = self.source.load(entry, self.recipe.convert)
+            return Outcome(item, entry, self.recipe.record(picture), remark)
         except Problem as problem:
-            return Outcome(item, found, None, str(problem))
+            return Outcome(item, entry, None, str(problem))
 
 
 def outcomes(source: Source, recipe: Recipe, chunks: Iterable[Chunk], workers: int) -> Iterator[list[Outcome]]:
