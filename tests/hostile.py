@@ -83,14 +83,14 @@ class Case:
     Attributes:
         name: unique among all cases.
         script: script to run, a path in the repository.
-        says: text that the line of error contains; for a script that ends well, text of a line of warning.
+        expected_text: text that the line of error contains; for a script that ends well, text of a line of warning.
         prepare: called with an empty folder for the case and the good inputs, returns the script's arguments.
         status: expected exit status; build_lmdb.py ends with 1 if there are images that cannot be used.
     """
 
     name: str
     script: str
-    says: str
+    expected_text: str
     prepare: Callable[[Path, Good], list[str]]
     status: int = 2
 
@@ -118,8 +118,8 @@ def complaint(case: Case, outcome: Outcome) -> str | None:
     # If the script continues after a warning, it may show a progress bar.
     if "Traceback" in outcome.err or len(lines) != 1 or (case.status and not outcome.err.endswith(f"{lines[0]}\n")):
         return f"{case.name}: not one line of {kind.strip(': ')}\n{outcome.err}"
-    if case.says not in lines[0]:
-        return f"{case.name}: does not say {case.says!r}\n{lines[0]}"
+    if case.expected_text not in lines[0]:
+        return f"{case.name}: does not say {case.expected_text!r}\n{lines[0]}"
     if control := CONTROL.search((outcome.out + outcome.err).replace("\x1b[A", "")):
         return f"{case.name}: the control character {control[0]!r} was printed"
     if outcome.seconds > SECONDS or outcome.mebibytes > MEBIBYTES:
@@ -131,7 +131,7 @@ def run_here(script: str, arguments: list[str], seconds: int = SECONDS) -> Outco
     """Run a script in this process as if from its command line, and stop it after `seconds`."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     argv, environment, search = sys.argv, dict(os.environ), list(sys.path)
-    before = _peak_mebibytes(anew=True)
+    before = _peak_mebibytes(reset=True)
     started = time.monotonic()
     previous = signal.signal(signal.SIGALRM, _too_slow)
     signal.alarm(seconds)
@@ -162,10 +162,10 @@ def _too_slow(number, frame):
     raise TooSlow("did not end in time")
 
 
-def _peak_mebibytes(anew: bool = False) -> float:
-    """Return the peak resident memory of this process; `anew` resets the peak first."""
+def _peak_mebibytes(reset: bool = False) -> float:
+    """Return the peak resident memory of this process, after resetting it if `reset`."""
     try:
-        if anew:
+        if reset:
             Path("/proc/self/clear_refs").write_text("5")
         match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         return int(match[1]) / 1024
@@ -215,7 +215,7 @@ def build_flags(folder: Path, good: Good, images: Path | None = None, items: Pat
 Spoil = Callable[[Path], Any]
 
 
-def in_dataset(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
+def in_dataset(name: str, expected_text: str, spoil: Spoil, script: str = TEXT) -> Case:
     """Return a case in which `spoil` changes a copy of the dataset folder, without the folder of images."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
@@ -229,40 +229,40 @@ def in_dataset(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
             return [str(dataset), "--out", str(folder)]
         return ["--dataset", str(dataset), "--out", str(folder / "halves")]
 
-    return Case(name, script, says, prepare)
+    return Case(name, script, expected_text, prepare)
 
 
-def in_text_encoder(name: str, says: str, spoil: Spoil) -> Case:
+def in_text_encoder(name: str, expected_text: str, spoil: Spoil) -> Case:
     """Return a case in which `spoil` changes a copy of the text backbone's folder."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         spoil(encoder := shutil.copytree(good.text_encoder, folder / "bert"))
         return text_flags(folder, good, encoder=encoder)
 
-    return Case(name, TEXT, says, prepare)
+    return Case(name, TEXT, expected_text, prepare)
 
 
-def in_image_encoder(name: str, says: str, spoil: Spoil) -> Case:
+def in_image_encoder(name: str, expected_text: str, spoil: Spoil) -> Case:
     """Return a case in which `spoil` changes a copy of the image backbone's folder."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         spoil(encoder := shutil.copytree(good.image_encoder, folder / "vit"))
         return image_flags(folder, good, encoder=encoder)
 
-    return Case(name, IMAGE, says, prepare)
+    return Case(name, IMAGE, expected_text, prepare)
 
 
-def as_checkpoint(name: str, says: str, make: Spoil, suffix: str) -> Case:
+def as_checkpoint(name: str, expected_text: str, make: Spoil, suffix: str) -> Case:
     """Return a case in which `make` makes the file that --checkpoint names."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         make(path := folder / f"given{suffix}")
         return [*text_flags(folder, good), "--checkpoint", str(path)]
 
-    return Case(name, TEXT, says, prepare)
+    return Case(name, TEXT, expected_text, prepare)
 
 
-def in_run(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
+def in_run(name: str, expected_text: str, spoil: Spoil, script: str = TEXT) -> Case:
     """Return a case in which `spoil` changes a copy of the run's folder, to be resumed or exported."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
@@ -271,20 +271,20 @@ def in_run(name: str, says: str, spoil: Spoil, script: str = TEXT) -> Case:
             return ["--run", str(run), "--out", str(folder / "out")]
         return ["--resume", str(run), "--epochs", "2"]
 
-    return Case(name, script, says, prepare)
+    return Case(name, script, expected_text, prepare)
 
 
-def in_state_cache(name: str, says: str, make: Spoil, status: int = 2) -> Case:
+def in_state_cache(name: str, expected_text: str, make: Spoil, status: int = 2) -> Case:
     """Return a case in which `make` makes the file of hidden states that cached IISAN looks for."""
 
     def prepare(folder: Path, good: Good) -> list[str]:
         make(folder / good.states)
         return state_flags(folder, good)
 
-    return Case(name, CACHE, says, prepare, status)
+    return Case(name, CACHE, expected_text, prepare, status)
 
 
-def in_build(name: str, says: str, spoil: Spoil, *flags: str, status: int = 2, images: str = "images") -> Case:
+def in_build(name: str, expected_text: str, spoil: Spoil, *flags: str, status: int = 2, images: str = "images") -> Case:
     """Return a case in which `spoil` changes a folder with items.tsv (items A and B) and images/ (an image of B only).
 
     `images`: path in the folder for --images, or for --import_original if it ends in .lmdb.
@@ -299,7 +299,7 @@ def in_build(name: str, says: str, spoil: Spoil, *flags: str, status: int = 2, i
         where = ["--items", str(folder / "items.tsv"), source, str(folder / images), "--out", str(folder / "out.lmdb")]
         return [*where, "--size", "32", "--workers", "1", *flags]
 
-    return Case(name, BUILD, says, prepare, status)
+    return Case(name, BUILD, expected_text, prepare, status)
 
 
 # Special files that replace a regular file.
@@ -329,7 +329,7 @@ def unix_socket(path: Path) -> None:
             os.close(here)
 
 
-def loop(path: Path) -> None:
+def self_link(path: Path) -> None:
     path.symlink_to(path.name)
 
 
@@ -338,8 +338,8 @@ def folder_instead(path: Path) -> None:
 
 
 ENDLESS = {"a pipe": pipe, "endless zeros": zeros, "endless noise": noise, "a socket": unix_socket}
-NO_FILES = ENDLESS | {"a link to itself": loop, "a folder": folder_instead}
-NOT_READ = {
+SPECIAL_FILES = ENDLESS | {"a link to itself": self_link, "a folder": folder_instead}
+REFUSALS = {
     "a pipe": "is a pipe, and only regular files are read",
     "endless zeros": "is a device, and only regular files are read",
     "endless noise": "is a device, and only regular files are read",
@@ -359,84 +359,86 @@ def instead_of(name: str, make: Spoil) -> Spoil:
     return spoil
 
 
-def no_files() -> list[Case]:
+def special_files() -> list[Case]:
     """Return cases in which each file that a script reads is replaced by something that is not a regular file."""
-    found = []
-    for kind, make in NO_FILES.items():
+    collected = []
+    for kind, make in SPECIAL_FILES.items():
         for name in ("users.tsv", "items.tsv", "dataset.json"):
-            found.append(in_dataset(f"{name} is {kind}", f"{name}: {NOT_READ[kind]}", instead_of(name, make)))
-        found.append(
+            collected.append(in_dataset(f"{name} is {kind}", f"{name}: {REFUSALS[kind]}", instead_of(name, make)))
+        collected.append(
             in_dataset(
                 f"image store is {kind}",
-                f"images.lmdb: {NOT_READ[kind] if kind != 'a folder' else 'cannot read it'}",
+                f"images.lmdb: {REFUSALS[kind] if kind != 'a folder' else 'cannot read it'}",
                 instead_of("images.lmdb", make),
                 IMAGE,
             )
         )
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
-            found.append(
+            collected.append(
                 in_text_encoder(
                     f"{name} of a text encoder is {kind}",
-                    f"{NOT_READ[kind] if make in ENDLESS.values() else 'bert'}",
+                    f"{REFUSALS[kind] if make in ENDLESS.values() else 'bert'}",
                     instead_of(name, make),
                 )
             )
-        says = NOT_READ[kind] if kind != "a folder" else "holds no checkpoints/best.safetensors"
-        found.append(as_checkpoint(f"checkpoint .pt is {kind}", f"given.pt: {says}", make, ".pt"))
-        found.append(in_run(f"options.json is {kind}", f"{NOT_READ[kind]}", instead_of("options.json", make)))
-        found.append(
-            in_build(f"items file of a store is {kind}", f"items.tsv: {NOT_READ[kind]}", instead_of("items.tsv", make))
+        refusal = REFUSALS[kind] if kind != "a folder" else "holds no checkpoints/best.safetensors"
+        collected.append(as_checkpoint(f"checkpoint .pt is {kind}", f"given.pt: {refusal}", make, ".pt"))
+        collected.append(in_run(f"options.json is {kind}", f"{REFUSALS[kind]}", instead_of("options.json", make)))
+        collected.append(
+            in_build(f"items file of a store is {kind}", f"items.tsv: {REFUSALS[kind]}", instead_of("items.tsv", make))
         )
-        found.append(
+        collected.append(
             in_build(
                 f"imported LMDB is {kind}",
-                f"old.lmdb: {NOT_READ[kind] if kind != 'a folder' else 'cannot read it'}",
+                f"old.lmdb: {REFUSALS[kind] if kind != 'a folder' else 'cannot read it'}",
                 instead_of("old.lmdb", make),
                 images="old.lmdb",
             )
         )
     for kind, make in ENDLESS.items():
-        found.append(
+        collected.append(
             in_image_encoder(
                 f"preprocessor is {kind}",
-                f"preprocessor_config.json: {NOT_READ[kind]}",
+                f"preprocessor_config.json: {REFUSALS[kind]}",
                 instead_of("preprocessor_config.json", make),
             )
         )
-        found.append(
+        collected.append(
             as_checkpoint(
-                f"checkpoint .safetensors is {kind}", f"given.safetensors: {NOT_READ[kind]}", make, ".safetensors"
+                f"checkpoint .safetensors is {kind}", f"given.safetensors: {REFUSALS[kind]}", make, ".safetensors"
             )
         )
-        found.append(
+        collected.append(
             in_run(
                 f"last state is {kind}",
-                f"last.safetensors: {NOT_READ[kind]}",
+                f"last.safetensors: {REFUSALS[kind]}",
                 instead_of("checkpoints/last.safetensors", make),
             )
         )
-        found.append(
+        collected.append(
             in_run(
                 f"best checkpoint is {kind}",
-                f"best.safetensors: {NOT_READ[kind]}",
+                f"best.safetensors: {REFUSALS[kind]}",
                 instead_of("checkpoints/best.safetensors", make),
                 EXPORT,
             )
         )
-        found.append(in_run(f"log is {kind}", f"log.txt: {NOT_READ[kind]}", instead_of("log.txt", make)))
-        found.append(in_build(f"zip is {kind}", f"a.zip: {NOT_READ[kind]}", instead_of("a.zip", make), images="a.zip"))
-        found.append(in_build(f"image is {kind}", "1 unreadable", instead_of("images/A.jpg", make), status=1))
-        found.append(
-            in_build(f"store to replace is {kind}", f"out.lmdb: {NOT_READ[kind]}", instead_of("out.lmdb", make))
+        collected.append(in_run(f"log is {kind}", f"log.txt: {REFUSALS[kind]}", instead_of("log.txt", make)))
+        collected.append(
+            in_build(f"zip is {kind}", f"a.zip: {REFUSALS[kind]}", instead_of("a.zip", make), images="a.zip")
         )
-        found.append(in_state_cache(f"hidden states are {kind}", f".safetensors: {NOT_READ[kind]}", make))
-    found.append(
+        collected.append(in_build(f"image is {kind}", "1 unreadable", instead_of("images/A.jpg", make), status=1))
+        collected.append(
+            in_build(f"store to replace is {kind}", f"out.lmdb: {REFUSALS[kind]}", instead_of("out.lmdb", make))
+        )
+        collected.append(in_state_cache(f"hidden states are {kind}", f".safetensors: {REFUSALS[kind]}", make))
+    collected.append(
         in_dataset("users of a split are a pipe", "users.tsv: is a pipe", instead_of("users.tsv", pipe), SPLIT)
     )
-    found.append(
+    collected.append(
         in_dataset("items to check are endless noise", "items.tsv: is a device", instead_of("items.tsv", noise), CHECK)
     )
-    return found
+    return collected
 
 
 # False or absurd sizes.
@@ -539,7 +541,7 @@ def with_declared_size(archive: bytes, size: int, everywhere: bool = True) -> by
     return bytes(spoilt)
 
 
-class Runs:
+class WritesWhenUnpickled:
     """An object that writes a file when it is unpickled."""
 
     def __init__(self, path: str):
@@ -584,7 +586,7 @@ def write(name: str, content: bytes | Callable[[Path], bytes]) -> Spoil:
     return lambda folder: (folder / name).write_bytes(content(folder) if callable(content) else content) and None
 
 
-def to(content: bytes | Callable[[Path], bytes]) -> Spoil:
+def with_content(content: bytes | Callable[[Path], bytes]) -> Spoil:
     return lambda path: path.write_bytes(content(path) if callable(content) else content) and None
 
 
@@ -619,11 +621,11 @@ def original(record: bytes) -> Spoil:
     return lambda folder: make_lmdb(folder / "old.lmdb", {b"A": record})
 
 
-def liars() -> list[Case]:
+def false_sizes() -> list[Case]:
     """Return cases of files whose sizes are absurd or differ from what the files claim."""
     huge = 2**31 - 1
-    again = "it is made again"
-    found = [
+    made_again = "it is made again"
+    collected = [
         in_dataset(
             "a line of 100 MB among the users",
             "users.tsv, line 21: has more than 16,777,216 bytes",
@@ -699,108 +701,117 @@ def liars() -> list[Case]:
         as_checkpoint(
             "checkpoint with an absurd header",
             "given.safetensors: truncated or damaged (its header would have",
-            to(tensors(b"{}", 2**63 + 5)),
+            with_content(tensors(b"{}", 2**63 + 5)),
             ".safetensors",
         ),
         as_checkpoint(
             "checkpoint with a header longer than it",
             "given.safetensors: truncated or damaged (its header would have",
-            to(tensors(b"{}", 90_000_000)),
+            with_content(tensors(b"{}", 90_000_000)),
             ".safetensors",
         ),
         as_checkpoint(
             "checkpoint with a nested header",
             "truncated or damaged (nested too deeply)",
-            to(tensors(NESTED.encode())),
+            with_content(tensors(NESTED.encode())),
             ".safetensors",
         ),
         as_checkpoint(
             "checkpoint with a header that is a list",
             "its header is no JSON object",
-            to(tensors(b"[]")),
+            with_content(tensors(b"[]")),
             ".safetensors",
         ),
         as_checkpoint(
             "checkpoint with a nested description",
             "its description is damaged (ValueError: nested too deeply)",
-            to(described_as(NESTED)),
+            with_content(described_as(NESTED)),
             ".safetensors",
         ),
         as_checkpoint(
-            "checkpoint described by a number", "its description is damaged", to(described_as("7")), ".safetensors"
+            "checkpoint described by a number",
+            "its description is damaged",
+            with_content(described_as("7")),
+            ".safetensors",
         ),
         as_checkpoint(
             ".pt of deflated gigabytes",
             "never unpickled (its members are compressed)",
-            to(lambda _: zipped(lying_members(), zipfile.ZIP_DEFLATED)),
+            with_content(lambda _: zipped(members_of_zeros(), zipfile.ZIP_DEFLATED)),
             ".pt",
         ),
         as_checkpoint(
             ".pt with storage that is not there",
             "tensor storage 0 would be larger than what is there",
-            to(storage_that_claims(huge)),
+            with_content(storage_that_claims(huge)),
             ".pt",
         ),
         as_checkpoint(
             ".pt with a member larger than itself",
             "its members would be larger than the file",
-            to(with_declared_size(saved(STATE), huge)),
+            with_content(with_declared_size(saved(STATE), huge)),
             ".pt",
         ),
         as_checkpoint(
-            ".pt with two pickles", "two members have one name", to(zipped([*members(saved(STATE)).items()] * 2)), ".pt"
+            ".pt with two pickles",
+            "two members have one name",
+            with_content(zipped([*members(saved(STATE)).items()] * 2)),
+            ".pt",
         ),
         as_checkpoint(
             ".pt of a nested pickle",
             "no model_state_dict of tensors",
-            to(with_pickle(b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".")),
+            with_content(with_pickle(b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b".")),
             ".pt",
         ),
         as_checkpoint(
             ".pt with an absurd array",
             "builtins.bytearray",
-            to(with_pickle(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x0f\x85R.")),
+            with_content(with_pickle(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x0f\x85R.")),
             ".pt",
         ),
         as_checkpoint(
             ".pt with a string that is not there",
             "given.pt: damaged",
-            to(with_pickle(b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b".")),
+            with_content(with_pickle(b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b".")),
             ".pt",
         ),
         as_checkpoint(
             ".pt of one number expanded",
             "a is no plain tensor",
-            to(saved({"a": torch.zeros(1).half().expand(10**12)})),
+            with_content(saved({"a": torch.zeros(1).half().expand(10**12)})),
             ".pt",
         ),
         as_checkpoint(
             ".pt of a tensor without values",
             "a is no plain tensor",
-            to(saved({"a": torch.zeros(10**12, device="meta")})),
+            with_content(saved({"a": torch.zeros(10**12, device="meta")})),
             ".pt",
         ),
         as_checkpoint(
             ".pt of a sparse tensor",
             "a is no plain tensor",
-            to(saved({"a": torch.sparse_coo_tensor([[0]], [1.0], (10**12,), check_invariants=True)})),
+            with_content(saved({"a": torch.sparse_coo_tensor([[0]], [1.0], (10**12,), check_invariants=True)})),
             ".pt",
         ),
         as_checkpoint(
-            ".pt whose keys are numbers", "no model_state_dict of tensors", to(saved({1: torch.zeros(1)})), ".pt"
+            ".pt whose keys are numbers",
+            "no model_state_dict of tensors",
+            with_content(saved({1: torch.zeros(1)})),
+            ".pt",
         ),
-        as_checkpoint(".pt without an end", "File is not a zip file", to(saved(STATE)[:-60]), ".pt"),
-        as_checkpoint(".pt of text", "given.pt: truncated or damaged", to(b"hello"), ".pt"),
+        as_checkpoint(".pt without an end", "File is not a zip file", with_content(saved(STATE)[:-60]), ".pt"),
+        as_checkpoint(".pt of text", "given.pt: truncated or damaged", with_content(b"hello"), ".pt"),
         as_checkpoint(
             "old .pt with storage that is not there",
             "given.pt: truncated or damaged",
-            to(saved(STATE, _use_new_zipfile_serialization=False).replace(b"K\x60", b"J\xff\xff\xff\x7f", 1)),
+            with_content(saved(STATE, _use_new_zipfile_serialization=False).replace(b"K\x60", b"J\xff\xff\xff\x7f", 1)),
             ".pt",
         ),
         # Anything that is left of a damaged file is made again.
-        in_state_cache("hidden states with an absurd header", again, to(tensors(b"{}", 2**62)), 0),
-        in_state_cache("hidden states with a nested header", again, to(tensors(NESTED.encode())), 0),
-        in_state_cache("hidden states with a nested description", again, to(described_as(NESTED)), 0),
+        in_state_cache("hidden states with an absurd header", made_again, with_content(tensors(b"{}", 2**62)), 0),
+        in_state_cache("hidden states with a nested header", made_again, with_content(tensors(NESTED.encode())), 0),
+        in_state_cache("hidden states with a nested description", made_again, with_content(described_as(NESTED)), 0),
         in_build(
             "images of a million pixels per side",
             "--size 1000000: must be from 1 to 4096",
@@ -835,28 +846,28 @@ def liars() -> list[Case]:
         in_build(
             "zip with a member of 4 GB",
             "1 huge",
-            write("a.zip", lambda _: lying_zip(2**32 - 2)),
+            write("a.zip", lambda _: zip_with_false_size(2**32 - 2)),
             images="a.zip",
             status=1,
         ),
         in_build(
             "zip with 256 MiB that are said to be 10 bytes",
             "1 unreadable",
-            write("a.zip", lambda _: lying_zip(10, size=2**28)),
+            write("a.zip", lambda _: zip_with_false_size(10, size=2**28)),
             images="a.zip",
             status=1,
         ),
         in_build(
             "zip with bzip2 that is said to be 10 bytes",
             "1 unreadable",
-            write("a.zip", lambda _: lying_zip(10, zipfile.ZIP_BZIP2)),
+            write("a.zip", lambda _: zip_with_false_size(10, zipfile.ZIP_BZIP2)),
             images="a.zip",
             status=1,
         ),
         in_build(
             "zip with LZMA that is said to be 10 bytes",
             "1 unreadable",
-            write("a.zip", lambda _: lying_zip(10, zipfile.ZIP_LZMA)),
+            write("a.zip", lambda _: zip_with_false_size(10, zipfile.ZIP_LZMA)),
             images="a.zip",
             status=1,
         ),
@@ -945,15 +956,15 @@ def liars() -> list[Case]:
         in_dataset("store whose header is a list", "images.lmdb: the header is damaged", store(b"[1]", b""), IMAGE),
         in_dataset("store of a terabyte of zeros", "images.lmdb: not an LMDB", all_zeros("images.lmdb", 2**40), IMAGE),
     ]
-    return found
+    return collected
 
 
-def lying_members() -> dict[str, bytes]:
+def members_of_zeros() -> dict[str, bytes]:
     """Return the members of a file of torch.save; the storage is replaced by many zeros."""
     return {name: bytes(2**26) if "/data/" in name else content for name, content in members(saved(STATE)).items()}
 
 
-def lying_zip(declared: int, method: int = zipfile.ZIP_DEFLATED, size: int = 2**20) -> bytes:
+def zip_with_false_size(declared: int, method: int = zipfile.ZIP_DEFLATED, size: int = 2**20) -> bytes:
     """Return a zip with a PNG of A that unpacks to `size` zeros and claims another size."""
     return with_declared_size(zipped({"A.png": bytes(size)}, method), declared)
 
@@ -971,12 +982,12 @@ Path({marker!r}).write_text("ran")
 """
 
 
-def programs() -> list[Case]:
+def own_code() -> list[Case]:
     """Return cases of folders and files that would run their own code."""
     code = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoTokenizer": ["own.Slow", "own.Fast"]}
     processor = {"AutoImageProcessor": "own.Processor"}
 
-    def own(name: str, **values: Any) -> Spoil:
+    def with_own_code(name: str, **values: Any) -> Spoil:
         def spoil(folder: Path) -> None:
             edit_json(name, **values)(folder)
             (folder / "own.py").write_text(CODE.format(marker=str(folder.parent / "ran")))
@@ -994,37 +1005,37 @@ def programs() -> list[Case]:
         in_text_encoder(
             "text encoder with code",
             "config.json asks for Python code that comes with the model",
-            own("config.json", model_type="own", auto_map=code),
+            with_own_code("config.json", model_type="own", auto_map=code),
         ),
         in_text_encoder(
             "text encoder with code elsewhere",
             "config.json asks for Python code that comes with the model",
-            own("config.json", model_type="own", auto_map={"AutoConfig": "a/b--own.C"}),
+            with_own_code("config.json", model_type="own", auto_map={"AutoConfig": "a/b--own.C"}),
         ),
         in_image_encoder(
             "image encoder with code",
             "config.json asks for Python code that comes with the model",
-            own("config.json", model_type="own", auto_map=code | processor),
+            with_own_code("config.json", model_type="own", auto_map=code | processor),
         ),
         in_text_encoder(
             "text encoder with attention from a hub",
             "config.json asks for code from a hub (attn_implementation some/kernel)",
-            own("config.json", attn_implementation="some/kernel"),
+            with_own_code("config.json", attn_implementation="some/kernel"),
         ),
         in_text_encoder(
             "text encoder with experts from a hub",
             "config.json asks for code from a hub (experts_implementation some/kernel)",
-            own("config.json", experts_implementation="some/kernel"),
+            with_own_code("config.json", experts_implementation="some/kernel"),
         ),
         in_text_encoder(
             "weights that are a pickle with code",
             "pytorch_model.bin: damaged, or holds objects other than tensors",
-            bin_instead(lambda folder: saved(Runs(str(folder.parent / "ran")))),
+            bin_instead(lambda folder: saved(WritesWhenUnpickled(str(folder.parent / "ran")))),
         ),
         in_text_encoder(
             "weights that are an old pickle with code",
             "bert: holds no text encoder that can be loaded (UnpicklingError",
-            bin_instead(lambda folder: pickle.dumps(Runs(str(folder.parent / "ran")))),
+            bin_instead(lambda folder: pickle.dumps(WritesWhenUnpickled(str(folder.parent / "ran")))),
         ),
         in_text_encoder(
             "weights with storage that is not there",
@@ -1034,25 +1045,25 @@ def programs() -> list[Case]:
         as_checkpoint(
             ".pt with code",
             "never unpickled (it asks for",
-            to(lambda path: saved(Runs(str(path.parent / "ran")))),
+            with_content(lambda path: saved(WritesWhenUnpickled(str(path.parent / "ran")))),
             ".pt",
         ),
         as_checkpoint(
             ".pt that is a pickle with code",
             "given.pt: damaged, or holds objects other than tensors",
-            to(lambda path: pickle.dumps(Runs(str(path.parent / "ran")))),
+            with_content(lambda path: pickle.dumps(WritesWhenUnpickled(str(path.parent / "ran")))),
             ".pt",
         ),
         as_checkpoint(
             ".pth that is TorchScript",
             "given.pth: damaged",
-            to(zipped({"a/constants.pkl": b"x", "a/data.pkl": b"x", "a/code/a.py": b"x"})),
+            with_content(zipped({"a/constants.pkl": b"x", "a/data.pkl": b"x", "a/code/a.py": b"x"})),
             ".pth",
         ),
         in_build(
             "record that runs code",
             "1 unreadable",
-            original(pickle.dumps(Runs("/tmp/ran"))),
+            original(pickle.dumps(WritesWhenUnpickled("/tmp/ran"))),
             images="old.lmdb",
             status=1,
         ),
@@ -1064,9 +1075,9 @@ def programs() -> list[Case]:
 ESCAPE, BACKWARDS, BELL = "\x1b[31m\x1b]0;owned\x07", "\u202e", "\a\b"
 
 
-def escapes() -> list[Case]:
+def terminal_escapes() -> list[Case]:
     """Return cases of terminal escapes, control characters and reversals in names, ids and titles that errors quote."""
-    found = []
+    collected = []
     for kind, text in (("escapes", ESCAPE), ("reversal", BACKWARDS), ("controls", BELL), ("C1", "\x9b31m\x9c")):
         shown = printable(text)
 
@@ -1074,7 +1085,7 @@ def escapes() -> list[Case]:
             (folder / "users.tsv").write_text("u\n")
             return folder.rename(folder.with_name(f"set{text}"))
 
-        found += [
+        collected += [
             in_dataset(
                 f"user with {kind} twice",
                 f"line 2: user '{shown}' stands",
@@ -1111,13 +1122,13 @@ def escapes() -> list[Case]:
             as_checkpoint(
                 f"checkpoint format with {kind}",
                 f"checkpoint format {shown};",
-                to(described_as(json.dumps({"format": text}))),
+                with_content(described_as(json.dumps({"format": text}))),
                 ".safetensors",
             ),
             as_checkpoint(
                 f".pt with {kind} in a tensor's name",
                 f"user_encoder.blocks.0.{shown} for one",
-                to(saved(STATE | {f"{BLOCK}.{number}.{text}": torch.zeros(1) for number in range(2)})),
+                with_content(saved(STATE | {f"{BLOCK}.{number}.{text}": torch.zeros(1) for number in range(2)})),
                 ".pt",
             ),
             in_build(
@@ -1131,12 +1142,12 @@ def escapes() -> list[Case]:
         (folder / "users.tsv").write_text("u\n")
         return folder.rename(folder.with_name("set\nerror: b"))
 
-    found.append(
+    collected.append(
         in_dataset("dataset folder with a line end in its name", "set\\nerror: b/users.tsv, line 1", rename_to_lines)
     )
-    return found
+    return collected
 
 
 def cases() -> list[Case]:
     """Return all cases, in a fixed order."""
-    return [*no_files(), *liars(), *programs(), *escapes()]
+    return [*special_files(), *false_sizes(), *own_code(), *terminal_escapes()]

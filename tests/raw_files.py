@@ -53,7 +53,7 @@ def seconds(day: int) -> int:
     return (START + day) * DAY
 
 
-def told(day: int, form: str) -> str:
+def formatted_time(day: int, form: str) -> str:
     return datetime.fromtimestamp(seconds(day), UTC).strftime(form)
 
 
@@ -112,7 +112,7 @@ KINDS = {
     ),
     "hm": Kind(
         "transactions_train.csv",
-        lambda event: f"{told(event[3], '%Y-%m-%d')},{event[0]},01234567{event[1]},0.05,2",
+        lambda event: f"{formatted_time(event[3], '%Y-%m-%d')},{event[0]},01234567{event[1]},0.05,2",
         "t_dat,customer_id,article_id,price,sales_channel_id",
         lambda: {"articles.csv": titles('01234567{0},"Top, {0}",x', "article_id,prod_name,detail_desc\n")},
         item="01234567{}",
@@ -125,7 +125,7 @@ KINDS = {
     ),
     "mind": Kind(
         "behaviors.tsv",
-        lambda event: f"1\tU{event[0]}\t{told(event[3], '%m/%d/%Y %I:%M:%S %p')}\t\tN{event[1]}-1 N10-0",
+        lambda event: f"1\tU{event[0]}\t{formatted_time(event[3], '%m/%d/%Y %I:%M:%S %p')}\t\tN{event[1]}-1 N10-0",
         items=lambda: {"news.tsv": titles("N{0}\tnews\tworld\tTitle {0}\tAbstract\thttps://\t[]\t[]")},
         user="U{}",
         item="N{}",
@@ -166,7 +166,9 @@ KINDS = {
     ),
     "table": Kind(
         "ratings.csv",
-        lambda event: f'{event[0]},{event[1]},{event[2]},{told(event[3], "%Y-%m-%dT%H:%M:%SZ")},"Thing, {event[1]}"',
+        lambda event: (
+            f'{event[0]},{event[1]},{event[2]},{formatted_time(event[3], "%Y-%m-%dT%H:%M:%SZ")},"Thing, {event[1]}"'
+        ),
         "user_id,item_id,rating,time,title",
     ),
 }

@@ -167,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def everything():
+def shared_server():
     server = Server()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
@@ -176,20 +176,20 @@ def everything():
 
 
 @pytest.fixture
-def server(everything, monkeypatch):
+def server(shared_server, monkeypatch):
     monkeypatch.setattr(fetch, "FIRST_WAIT_SECONDS", 0.02)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    everything.asked.clear()
-    everything.seen.clear()
-    return everything
+    shared_server.asked.clear()
+    shared_server.seen.clear()
+    return shared_server
 
 
 @pytest.fixture
-def call(server, tmp_path):
+def fetch_items(server, tmp_path):
     """Return a function that fetches items from addresses or paths of the server, and returns the report by item."""
 
-    def fetched(links: dict[str, str | list[str]], limits: Limits = QUICK) -> dict[str, ReportLine]:
+    def fetch_addresses(links: dict[str, str | list[str]], limits: Limits = QUICK) -> dict[str, ReportLine]:
         table = tmp_path / "images.tsv"
         rows = [(item, url) for item, urls in links.items() for url in ([urls] if isinstance(urls, str) else urls)]
         text = "".join(f"{item}\t{url if ':' in url else server(url)}\n" for item, url in rows)
@@ -202,12 +202,12 @@ def call(server, tmp_path):
             assert problems.exit_status == 1
         lines = read_report(tmp_path / "images")
         assert failed == any(line.status == "failed" for line in lines.values())
-        there = {found.name for found in (tmp_path / "images").iterdir()}
+        there = {path.name for path in (tmp_path / "images").iterdir()}
         assert there >= {line.file for line in lines.values() if line.file}
         assert not any(name.endswith((".tmp", ".lock")) for name in there)
         return lines
 
-    return fetched
+    return fetch_addresses
 
 
 def read_report(folder: Path) -> dict[str, ReportLine]:
@@ -216,7 +216,7 @@ def read_report(folder: Path) -> dict[str, ReportLine]:
     return {line.item: line for line in (ReportLine(*row.split("\t")) for row in rows)}
 
 
-GIVES = {
+OUTCOMES = {
     "ok/1": ("fetched", "", 1),
     "png": ("fetched", "", 1),
     "webp": ("fetched", "", 1),
@@ -240,10 +240,10 @@ GIVES = {
 }
 
 
-def test_servers_do_what_they_do(call, server, tmp_path):
+def test_servers_do_what_they_do(fetch_items, server, tmp_path):
     limits = Limits(jobs=12, rate=2000, timeout=20, retries=2, max_mib=1, allow_private=True)
-    lines = call({path.replace("/", "-"): path for path in GIVES}, limits)
-    for path, (status, reason, requests) in GIVES.items():
+    lines = fetch_items({path.replace("/", "-"): path for path in OUTCOMES}, limits)
+    for path, (status, reason, requests) in OUTCOMES.items():
         line = lines[path.replace("/", "-")]
         assert (line.status, line.reason.startswith(reason)) == (status, True), line
         assert bool(line.reason) == bool(reason)
@@ -258,20 +258,22 @@ def test_servers_do_what_they_do(call, server, tmp_path):
     assert names == {line.file for line in lines.values() if line.file} | {"fetch_report.tsv"}
 
 
-def test_slow_servers_are_not_waited_for(call, server):
-    lines = call({"slow": "slow", "silent": "silent"}, Limits(timeout=0.3, retries=1, rate=2000, allow_private=True))
+def test_slow_servers_are_not_waited_for(fetch_items, server):
+    lines = fetch_items(
+        {"slow": "slow", "silent": "silent"}, Limits(timeout=0.3, retries=1, rate=2000, allow_private=True)
+    )
     assert lines["slow"].reason.startswith("not whole after 0.3 s: ")
     assert lines["silent"].reason == "no answer in 0.3 s"
     assert server.seen == {"slow": 2, "silent": 2}
 
 
-def test_a_server_is_left_alone_as_long_as_it_asks(call, server):
-    lines = call({"a": "busy/429", "b": "busy/503"}, Limits(jobs=1, rate=2000, allow_private=True))
+def test_a_server_is_left_alone_as_long_as_it_asks(fetch_items, server):
+    lines = fetch_items({"a": "busy/429", "b": "busy/503"}, Limits(jobs=1, rate=2000, allow_private=True))
     assert {line.status for line in lines.values()} == {"fetched"}
     for path in ("busy/429", "busy/503"):
         first, second = server.times(path)
         assert second - first >= 1
-    lines = call({f"i{k}": "closed_for_a_day" if k == 0 else f"ok/{k}" for k in range(40)}, Limits(**one_job()))
+    lines = fetch_items({f"i{k}": "closed_for_a_day" if k == 0 else f"ok/{k}" for k in range(40)}, Limits(**one_job()))
     failed = [line for line in lines.values() if line.status == "failed"]
     assert len(failed) == 40 and {line.reason.partition(":")[0] for line in failed} == {"asked to wait"}
     assert "86,400 s" in failed[0].reason and len(server.times("closed_for_a_day")) == 1
@@ -292,35 +294,35 @@ def test_a_date_may_say_how_long():
     ]
 
 
-def test_requests_to_a_host_keep_their_distance(call, server):
-    call({f"i{k}": f"ok/{k}" for k in range(8)}, Limits(jobs=8, rate=40, allow_private=True))
+def test_requests_to_a_host_keep_their_distance(fetch_items, server):
+    fetch_items({f"i{k}": f"ok/{k}" for k in range(8)}, Limits(jobs=8, rate=40, allow_private=True))
     times = [at for _, at in server.asked]
     assert len(times) == 8 and times[-1] - times[0] >= 7 / 40 - 0.02
 
 
-def test_a_host_that_is_not_there_is_given_up(call, monkeypatch):
+def test_a_host_that_is_not_there_is_given_up(fetch_items, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     asked, connect = Counter(), socket.create_connection
 
-    def counted(to, *of, **by):
-        asked[to[1]] += 1
-        return connect(to, *of, **by)
+    def counted(address, *arguments, **options):
+        asked[address[1]] += 1
+        return connect(address, *arguments, **options)
 
     monkeypatch.setattr(socket, "create_connection", counted)
     links = {f"i{k}": f"{nobody}/{k}.jpg" for k in range(60)}
-    lines = call(links | {"last": "ok/1"}, Limits(jobs=1, rate=2000, retries=1, allow_private=True))
+    lines = fetch_items(links | {"last": "ok/1"}, Limits(jobs=1, rate=2000, retries=1, allow_private=True))
     assert lines["last"].status == "fetched"
     assert all(lines[item].reason.startswith("no connection: ") for item in links)
     assert sum("silent to 5 items in a row" in line.reason for line in lines.values()) > 50
     assert asked[int(nobody.rpartition(":")[2])] <= 66
 
 
-def test_what_is_there_and_whole_is_not_fetched_again(call, server, tmp_path):
+def test_what_is_there_and_whole_is_not_fetched_again(fetch_items, server, tmp_path):
     images = tmp_path / "images"
     links = {f"i{k}": f"ok/{k}" for k in range(6)} | {"lost": "lost"}
-    call(links)
+    fetch_items(links)
     (images / "i1.jpg").write_bytes((images / "i1.jpg").read_bytes()[:-200])
     (images / "i2.jpg").unlink()
     (images / "i3.jpg").write_bytes(b"<html>")
@@ -328,7 +330,7 @@ def test_what_is_there_and_whole_is_not_fetched_again(call, server, tmp_path):
     (images / "i4.png").write_bytes(image(form="PNG"))
     (images / ".i9.jpg.77.tmp").write_bytes(b"half of what a killed call fetched")
     server.asked.clear()
-    lines = call(links | {"i5": "webp"})
+    lines = fetch_items(links | {"i5": "webp"})
     assert sorted(path for path, _ in server.asked) == ["lost", "ok/1", "ok/2", "ok/3", "webp"]
     assert [lines[f"i{k}"].status for k in range(6)] == ["there", "fetched", "fetched", "fetched", "there", "fetched"]
     assert sorted(path.name for path in images.glob("i*")) == [
@@ -342,23 +344,38 @@ def test_what_is_there_and_whole_is_not_fetched_again(call, server, tmp_path):
     # Without a report, each file is opened.
     (images / "fetch_report.tsv").unlink()
     server.asked.clear()
-    assert Counter(line.status for line in call(links | {"i5": "webp"}).values()) == {"there": 6, "failed": 1}
+    assert Counter(line.status for line in fetch_items(links | {"i5": "webp"}).values()) == {"there": 6, "failed": 1}
     assert [path for path, _ in server.asked] == ["lost"]
 
 
-def test_the_first_address_that_gives_an_image(call, server):
-    lines = call({"a": ["lost", "html_as_jpg", "png", "ok/never"], "b": ["lost", "not an address:"]})
+def test_the_first_address_that_gives_an_image(fetch_items, server):
+    lines = fetch_items({"a": ["lost", "html_as_jpg", "png", "ok/never"], "b": ["lost", "not an address:"]})
     assert lines["a"] == ReportLine("a", server("png"), "fetched", "", "a.png", lines["a"].bytes)
     assert lines["b"].reason == "not an http or https address"
     assert server.seen["ok/never"] == 0
 
 
-ODD = ["../../up", "a/b", "a%2Fb", "50%", ".", "..", "x" * 300, "ŝipo", "a:b", "con?", ".jpg", "-", "a.b", "it\u2028em"]
+ODD_IDS = [
+    "../../up",
+    "a/b",
+    "a%2Fb",
+    "50%",
+    ".",
+    "..",
+    "x" * 300,
+    "ŝipo",
+    "a:b",
+    "con?",
+    ".jpg",
+    "-",
+    "a.b",
+    "it\u2028em",
+]
 
 
-def test_any_item_id_is_a_files_name_that_the_store_finds(call, tmp_path):
-    ids = [*ODD, *(f"i{k}" for k in range(3))]
-    lines = call({item: f"ok/{k}" for k, item in enumerate(ids)})
+def test_any_item_id_is_a_files_name_that_the_store_finds(fetch_items, tmp_path):
+    ids = [*ODD_IDS, *(f"i{k}" for k in range(3))]
+    lines = fetch_items({item: f"ok/{k}" for k, item in enumerate(ids)})
     assert len(lines) == len(ids) and {line.status for line in lines.values()} == {"fetched"}
     assert {path.parent for path in tmp_path.rglob("*.jpg")} == {tmp_path / "images"}
     items = tmp_path / "items.tsv"
@@ -376,24 +393,24 @@ def test_no_two_items_have_one_name(ids):
 def test_a_plain_name_is_still_found(tmp_path):
     for name in ("a%2Fb.jpg", "é.png", "50%.webp"):
         (tmp_path / name).write_bytes(b"")
-    found = Folder(tmp_path).find({"a%2Fb", "é", "50%"})
-    assert {item: files[0].name for item, files in found.items()} == {
+    entries = Folder(tmp_path).find({"a%2Fb", "é", "50%"})
+    assert {item: files[0].name for item, files in entries.items()} == {
         "a%2Fb": "a%2Fb.jpg",
         "é": "é.png",
         "50%": "50%.webp",
     }
 
 
-def test_private_addresses_are_refused_unless_allowed(call, server, monkeypatch):
+def test_private_addresses_are_refused_unless_allowed(fetch_items, server, monkeypatch):
     here = Limits(**one_job(allow_private=False))
-    lines = call({"a": "ok/1", "b": f"http://localhost:{server.server_port}/ok/1"}, here)
+    lines = fetch_items({"a": "ok/1", "b": f"http://localhost:{server.server_port}/ok/1"}, here)
     assert all(line.reason.startswith("private address: 127.0.0.1; --allow_private") for line in lines.values())
     assert server.asked == []
     # Pretend that the first server is a public one.
     for item, second, status in (("a", False, "fetched"), ("b", True, "failed")):
         answers = iter([False, second])
         monkeypatch.setattr(download, "is_private", lambda peer, answers=answers: next(answers))
-        line = call({item: "to/ok/7"}, Limits(**one_job()))[item]
+        line = fetch_items({item: "to/ok/7"}, Limits(**one_job()))[item]
         assert line.status == status
     assert line.reason == "private address: 127.0.0.1; a public server redirects there"
     assert server.seen["ok/7"] == 1
@@ -487,8 +504,8 @@ def test_the_script_stopped_and_given_again(server, tmp_path, monkeypatch, capfd
             status = 0
         except SystemExit as exit_:
             status = exit_.code
-        said = capfd.readouterr()
-        return status, said.out, said.err.splitlines()[-1]
+        output = capfd.readouterr()
+        return status, output.out, output.err.splitlines()[-1]
 
     save, saved = fetch._Fetch._save, []
 
@@ -505,14 +522,14 @@ def test_the_script_stopped_and_given_again(server, tmp_path, monkeypatch, capfd
     done = [f"ok/{image.stem[1:]}" for image in out.glob("*.jpg")]
     assert len(read_report(out)) == len(done) == 10
     server.asked.clear()
-    status, said, _ = script()
-    first, last = said.splitlines()
+    status, output, _ = script()
+    first, last = output.splitlines()
     # The number of requests is not compared: the server may read the last request of the first call only now.
     assert status == 0 and {path for path, _ in server.asked} == {f"ok/{k}" for k in range(40)} - set(done)
     assert first == f"{table}: 30 images to fetch from 127.0.0.1:{server.server_port} 30, 10 are there"
     assert last == f"{out}: 30 images fetched, 10 were there, 0 failed"
     table.write_text(f"item_id\turl\ni1\t{server('ok/1')}\nlost\t{server('lost')}\n")
-    status, said, last = script()
+    status, output, last = script()
     assert status == 1 and last == (
         f"error: {out}: 1 of 2 items have no image (1 HTTP 404), listed in {out}/fetch_report.tsv; the same command "
         f"tries them again, and build_lmdb.py --allow_missing does without them"

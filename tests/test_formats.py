@@ -22,8 +22,8 @@ def importing(tmp_path) -> Importing:
     return Importing(tmp_path)
 
 
-def lines(rows: list[tuple], by: str = "\t", end: str = "\n") -> str:
-    return "".join(by.join(map(str, row)) + end for row in rows)
+def lines(rows: list[tuple], delimiter: str = "\t", end: str = "\n") -> str:
+    return "".join(delimiter.join(map(str, row)) + end for row in rows)
 
 
 def kinds_of(importing: Importing) -> list[str]:
@@ -34,7 +34,7 @@ def interactions(importing: Importing) -> list[dict]:
     return import_extra("pyarrow.parquet").read_table(importing.out / "interactions.parquet").to_pylist()
 
 
-def counts(importing: Importing) -> dict[str, int]:
+def count_differences(importing: Importing) -> dict[str, int]:
     return {one["what"]: one["difference"] for one in importing.card["published"]}
 
 
@@ -74,7 +74,7 @@ def test_movielens_100k_is_latin_1_with_flags_of_genres(importing):
     assert (
         items["5"][:2] == ['The "5"', "Children's"] and items["267"] == ["unknown", "", ""] and items["31"] == [""] * 3
     )
-    assert counts(importing) == {"users": 3 - 943, "items": 6 - 1682, "interactions": len(RATINGS) - 100_000}
+    assert count_differences(importing) == {"users": 3 - 943, "items": 6 - 1682, "interactions": len(RATINGS) - 100_000}
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
@@ -84,11 +84,15 @@ def test_movielens_of_two_colons(importing, encoding):
     movies = [("10", "Misérables, Les: A Film (1995)", "Drama|Children's"), ("31", "It's 7:30 (1996)", "Sci-Fi")]
     importing.write("ml-1m/movies.dat", lines(movies, "::").encode(encoding))
     importing.write("ml-1m/users.dat", "1::F::1::10::48067\n")
-    assert importing("movielens", of=importing.folder / "raw/ml-1m") == expected()
+    assert importing("movielens", source=importing.folder / "raw/ml-1m") == expected()
     items = {item: rest for item, *rest in importing.items}
     assert items["10"] == ["Misérables, Les: A Film (1995)", "Drama, Children's"]
     assert items["31"] == ["It's 7:30 (1996)", "Sci-Fi"]
-    assert counts(importing) == {"users": 3 - 6040, "interactions": len(RATINGS) - 1_000_209, "movies.dat": 2 - 3883}
+    assert count_differences(importing) == {
+        "users": 3 - 6040,
+        "interactions": len(RATINGS) - 1_000_209,
+        "movies.dat": 2 - 3883,
+    }
 
 
 def test_movielens_of_later_years_quotes_titles(importing):
@@ -100,7 +104,7 @@ def test_movielens_of_later_years_quotes_titles(importing):
     importing.write("tags.csv", "userId,movieId,tag,timestamp\n")
     importing.write("links.csv", "movieId,imdbId,tmdbId\n")
     assert kinds_of(importing) == ["movielens"]
-    assert importing("auto", "--min_rating", 1) == {user: of for user, of in expected().items() if user != "10"}
+    assert importing("auto", "--min_rating", 1) == {user: items for user, items in expected().items() if user != "10"}
     items = {item: rest for item, *rest in importing.items}
     assert items["10"] == ["Misérables, Les (1995)", "Drama, War"] and items["5"] == ['A "B" (2000)', ""]
     assert importing.card["published"] == []
@@ -131,7 +135,7 @@ def test_recbole(importing):
     assert importing("auto") == expected([(user, f"0{item}", rating, time) for user, item, rating, time in RATINGS])
     assert importing.items[0] == ["item_id", "title", "release_year", "class"]
     assert ["010", '12 "Angry" Men & co', "1957", "Drama"] in importing.items
-    assert counts(importing)["users"] == 3 - 943
+    assert count_differences(importing)["users"] == 3 - 943
     ratings = {(row["user_id"], row["item_id"]): (row["rating"], row["time"]) for row in interactions(importing)}
     assert ratings["1", "031"] == (2.5, 1260759144)
 
@@ -261,7 +265,7 @@ def test_microlens_of_times_in_milliseconds_and_quoted_titles(importing):
     items = {item: rest for item, *rest in importing.items}
     assert items["10"] == ["Cats, dogs and 猫", "12", "3456"] and items["31"] == ["", "0", "9"]
     assert interactions(importing)[0]["time"] == min(time for user, _, _, time in RATINGS if user == "1")
-    assert counts(importing)["interactions"] == len(RATINGS) - 359_708
+    assert count_differences(importing)["interactions"] == len(RATINGS) - 359_708
 
 
 def test_microlens_of_sequences_and_titles_without_a_header(importing):
@@ -281,7 +285,7 @@ def test_pixelrec_has_items_first(importing):
     )
     importing.write("cover/i10.jpg", b"")
     assert kinds_of(importing) == ["pixelrec"]
-    assert importing("auto") == {user: [f"i{item}" for item in of] for user, of in expected().items()}
+    assert importing("auto") == {user: [f"i{item}" for item in items] for user, items in expected().items()}
     rows_ = {item: dict(zip(importing.items[0][1:], rest, strict=True)) for item, *rest in importing.items[1:]}
     assert rows_["i10"] == {"title": "猫, 一只", "title_en": "A cat", "description": "long", "tag": "pets"}
 
@@ -294,7 +298,7 @@ def test_ninerec_finds_its_columns_by_the_ids(importing, order):
     importing.write("KU_item.csv", 'v10,"猫,狗","Cats, dogs"\nv31,鱼,Fish\n')
     importing.write("KU_url.csv", "v10,https://h/1.jpg?a=1\n")
     assert kinds_of(importing) == ["ninerec"]
-    assert importing("auto") == {f"u{user}": [f"v{item}" for item in of] for user, of in expected().items()}
+    assert importing("auto") == {f"u{user}": [f"v{item}" for item in items] for user, items in expected().items()}
     assert ["v10", "Cats, dogs", "猫,狗"] in importing.items
     assert read_links(importing.out / "images.tsv") == {"v10": ["https://h/1.jpg?a=1"]}
 

@@ -129,8 +129,8 @@ def test_raw_is_pillows_resize_and_jpeg_is_pillows_jpeg(tmp_path_factory, width,
     for item, picture in plain.items():
         expected = pixels_of(picture.convert("RGB"), size)
         assert torch.equal(raw.read([item])[0], expected)
-        again = Image.open(io.BytesIO(encoded(to_picture(expected), "JPEG", quality=90, subsampling=0)))
-        assert torch.equal(jpeg.read([item])[0], pixels_of(again, size))
+        reopened = Image.open(io.BytesIO(encoded(to_picture(expected), "JPEG", quality=90, subsampling=0)))
+        assert torch.equal(jpeg.read([item])[0], pixels_of(reopened, size))
     assert torch.equal(raw.read(["i2", "i0", "i2"]), torch.cat([raw.read([item]) for item in ("i2", "i0", "i2")]))
     assert raw.read([]).shape == (0, 3, size, size)
 
@@ -226,7 +226,7 @@ def test_a_killed_build_continues(tmp_path, monkeypatch):
 
     loaded = []
     load = sources.Folder.load
-    monkeypatch.setattr(sources.Folder, "load", lambda self, found, c: loaded.append(found) or load(self, found, c))
+    monkeypatch.setattr(sources.Folder, "load", lambda self, entry, c: loaded.append(entry) or load(self, entry, c))
     build_store(items, images, out, 16, "raw")
     assert len(loaded) == 80
     build_store(items, images, unbroken, 16, "raw")
@@ -455,8 +455,8 @@ def test_two_processes_read_at_once(store):
 def test_a_store_travels_as_its_path(store):
     sent = pickle.dumps(store)
     assert len(sent) < 500
-    again = pickle.loads(sent)
-    assert again.header == store.header and torch.equal(again.read(IDS), store.read(IDS))
+    received = pickle.loads(sent)
+    assert received.header == store.header and torch.equal(received.read(IDS), store.read(IDS))
 
 
 def test_check_names_what_is_lacking(store):

@@ -38,8 +38,8 @@ class Importing:
         path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
         return path
 
-    def __call__(self, kind: str, *words: object, of: object = None) -> dict[str, list[str]]:
-        main([kind, str(of or self.folder / "raw"), *map(str, words), "--out", str(self.out)])
+    def __call__(self, kind: str, *words: object, source: object = None) -> dict[str, list[str]]:
+        main([kind, str(source or self.folder / "raw"), *map(str, words), "--out", str(self.out)])
         return self.sequences
 
     @property
@@ -55,11 +55,11 @@ class Importing:
     def card(self) -> dict:
         return json.loads((self.out / "dataset.json").read_text())["import"]
 
-    def fails(self, kind: str, *words: object, of: object = None) -> str:
+    def fails(self, kind: str, *words: object, source: object = None) -> str:
         """Return the error message of an import, which must leave nothing behind."""
         before = sorted(self.folder.iterdir())
         with pytest.raises(TransrecError) as error:
-            self(kind, *words, of=of)
+            self(kind, *words, source=source)
         assert sorted(self.folder.iterdir()) == before
         return str(error.value)
 
@@ -180,7 +180,7 @@ def test_forms_of_a_table(importing):
     files.append(importing.write("d.tsv", "\n".join(lines_of[1:])))
     for file in files:
         header = ["--header", *lines[0]] if file.name == "d.tsv" else []
-        assert importing("table", *header, "--overwrite", of=file) == expected, file
+        assert importing("table", *header, "--overwrite", source=file) == expected, file
 
 
 def test_netflix_names_an_item_above_its_lines(importing):
@@ -279,7 +279,7 @@ def test_adressa_takes_articles_alone(importing):
     content = "\n".join(json.dumps(event, ensure_ascii=False) for event in events)
     importing.write("one_week/20170101", content)
     importing.write("one_week/20170102", content.replace("cx:1", "cx:2"))
-    assert importing("auto", of=importing.folder / "raw/one_week") == {"cx:1": ["a1", "b2"], "cx:2": ["a1", "b2"]}
+    assert importing("auto", source=importing.folder / "raw/one_week") == {"cx:1": ["a1", "b2"], "cx:2": ["a1", "b2"]}
     assert importing.items[1:] == [["a1", "\u00d8l", ""], ["b2", "P\u00e5 tur", "a|b"]]
     assert importing.card["dropped"] == {"without an item": 2}
 
@@ -321,7 +321,7 @@ def test_damaged_and_mistaken_files(importing):
     ):
         raw.mkdir(exist_ok=True)
         (raw / name).write_bytes(content)
-        assert message in importing.fails("table", of=raw / name)
+        assert message in importing.fails("table", source=raw / name)
     assert "of no format that is known" in importing.fails("auto")
     assert "no file fits behaviors.tsv; what is there:" in importing.fails("mind")
     assert "--format mnd: unknown; did you mean mind?" in importing.fails("mnd")

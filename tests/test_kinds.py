@@ -73,7 +73,7 @@ def test_a_kind_is_recognised_and_read_in_any_order_and_again(importing, name):
 
     if name in AGAIN:
         before, importing.out = importing.out, importing.folder / "again"
-        importing("table", "--k_core", 3, of=before / "interactions.parquet")
+        importing("table", "--k_core", 3, source=before / "interactions.parquet")
         assert (importing.out / "users.tsv").read_bytes() == (before / "users.tsv").read_bytes()
 
 

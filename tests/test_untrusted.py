@@ -195,7 +195,7 @@ def test_weights_that_are_a_pickle_are_loaded_without_running_it(backbones, tmp_
 
     marker = tmp_path / "ran"
     torch.save(
-        expected | {"code": hostile.Runs(str(marker))},
+        expected | {"code": hostile.WritesWhenUnpickled(str(marker))},
         folder / "pytorch_model.bin",
         _use_new_zipfile_serialization=new_format,
     )
@@ -380,7 +380,7 @@ def test_a_record_of_the_original_programs_needs_no_more_than_it_has():
         b"\x80\x02Nr\xff\xff\xff\x7f.",
         b"\x80\x05\x96" + (2**34).to_bytes(8, "little") + b".",
         b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b".",
-        pickle.dumps(hostile.Runs("/tmp/ran")),
+        pickle.dumps(hostile.WritesWhenUnpickled("/tmp/ran")),
     ):
         with pytest.raises(TransrecError, match="not an image record"):
             original.read_original(record)
