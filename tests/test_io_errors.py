@@ -341,7 +341,7 @@ def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_fails_in_a_worker_is_told_alike(command, backbones, domain, tmp_path, monkeypatch, workers):
     def damaged(self, ids):
-        raise self._damaged(ids[0], "its bytes are gone")
+        raise self._damage_error(ids[0], "its bytes are gone")
 
     monkeypatch.setattr(ImageStore, "read", damaged)
     status, message = command(*encoder_flags("vit", backbones), "--image_workers", str(workers))
