@@ -21,7 +21,7 @@ from transrec.training.distributed import start
 def main(arguments) -> None:
     # Open the port first, so that a taken port is reported before anything is computed.
     with Server(arguments.host, arguments.port) as server:
-        if not server.only_here:
+        if not server.is_local:
             port = server.server_address[1]
             warn(f"--host {arguments.host}: anyone who can reach this computer at port {port} sees the data")
         device = start(arguments.device).device

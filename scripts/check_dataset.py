@@ -34,7 +34,7 @@ from transrec.data.statistics import (
 from transrec.errors import printable, warn
 from transrec.options import DataOptions
 from transrec.paths import make_folder, resolve, write_text
-from transrec.reports.dataset_page import Checked, page
+from transrec.reports.dataset_page import DatasetCheck, page
 from transrec.reports.dataset_plots import write_png
 from transrec.reports.tables import markdown
 
@@ -53,14 +53,14 @@ def without_text(catalog: Catalog) -> set[str]:
     return {item for item, text in zip(catalog.ids, catalog.texts, strict=True) if not text.strip()}
 
 
-def some_of(ids: list[str], most: int | None) -> list[str]:
+def evenly_spread(ids: list[str], most: int | None) -> list[str]:
     """Return at most `most` of the ids, spread evenly over all of them; None: all ids."""
     if most is None or most >= len(ids):
         return ids
     return [ids[place] for place in np.linspace(0, len(ids) - 1, most).astype(int)]
 
 
-def told_of(broken: dict[str, str]) -> list[str]:
+def broken_pictures_note(broken: dict[str, str]) -> list[str]:
     """Return the note on pictures that cannot be decoded; [] if there are none."""
     if not broken:
         return []
@@ -91,8 +91,11 @@ def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) ->
         both("interactions", lambda activity: f"{activity.interactions:,}"),
         both("density", lambda activity: f"{activity.density:.4%}"),
         *(
-            both(f"sequence length: {name}", lambda activity, of=of: f"{round(float(of(activity.lengths)), 1):,g}")
-            for name, of in SEQUENCES.items()
+            both(
+                f"sequence length: {name}",
+                lambda activity, statistic=statistic: f"{round(float(statistic(activity.lengths)), 1):,g}",
+            )
+            for name, statistic in SEQUENCES.items()
         ),
         both("interactions on the top 1 % of items", lambda activity: f"{activity.top_share(0.01):.1%}"),
         both("interactions on the top 10 % of items", lambda activity: f"{activity.top_share(0.1):.1%}"),
@@ -113,7 +116,7 @@ def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) ->
     return rows
 
 
-AS_IN_A_RUN = ("split", "split_at", "validate_at", "catalogue", "users_file", "items_file")
+RUN_FLAGS = ("split", "split_at", "validate_at", "catalogue", "users_file", "items_file")
 
 
 if __name__ == "__main__":
@@ -131,7 +134,7 @@ if __name__ == "__main__":
         default=DataOptions.min_seq_len,
         help="drop users with fewer interactions",
     )
-    for name in AS_IN_A_RUN:
+    for name in RUN_FLAGS:
         parser.add_argument(
             f"--{name}", default=getattr(DataOptions, name), help="as the flag of the same name in a training run"
         )
@@ -145,7 +148,7 @@ if __name__ == "__main__":
         options = parser.parse_args()
         if options.pictures is not None and options.pictures < 0:
             parser.error(f"--pictures {options.pictures}: must be 0 or more")
-        data = DataOptions(**{name: getattr(options, name) for name in ("max_seq_len", "min_seq_len", *AS_IN_A_RUN)})
+        data = DataOptions(**{name: getattr(options, name) for name in ("max_seq_len", "min_seq_len", *RUN_FLAGS)})
         dataset = load_dataset(
             options.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times=True
         )
@@ -160,7 +163,7 @@ if __name__ == "__main__":
         if gallery is not None:
             lacking["an image"] = gallery.missing
             broken = gallery.broken(
-                some_of([item for item in catalog.ids if item not in gallery.missing], options.pictures)
+                evenly_spread([item for item in catalog.ids if item not in gallery.missing], options.pictures)
             )
             lacking["an image that can be opened"] = gallery.missing | broken.keys()
         make_folder(options.out, "--out")
@@ -173,10 +176,10 @@ if __name__ == "__main__":
             f"kept: users of {data.min_seq_len} interactions or more",
             dataset.summary,
             "targets that repeat an earlier item of their user are misses under --mask_history seen",
-            *told_of(broken),
+            *broken_pictures_note(broken),
         ]
         print(*map(printable, notes), printable(f"plot: {plot_path}"), sep="\n")
         if options.html:
             make_folder(options.html.parent, "--html")
-            write_text(options.html, page(Checked(dataset, header, rows, notes, repeated, gallery, broken)))
+            write_text(options.html, page(DatasetCheck(dataset, header, rows, notes, repeated, gallery, broken)))
             print(printable(f"page: {options.html}"))

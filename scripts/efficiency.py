@@ -21,7 +21,7 @@ from transrec.command import reporting, run_script
 from transrec.data.demo import Domain, make_domain_with_store, make_image_backbone, make_text_backbone
 from transrec.errors import TransrecError, about_file, printable
 from transrec.paths import REPOSITORY, default_runs_folder, make_folder, resolve, write_text
-from transrec.reports.efficiency import costs, plot, table
+from transrec.reports.efficiency import plot, table, tpme_by_method
 from transrec.reports.tables import read_result
 from transrec.reports.tpme import WEIGHTS
 
@@ -77,7 +77,7 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
                 raise TransrecError(f"{name} failed, see above; the same command continues")
         results[name] = read_result(folder)
         weights = tuple(arguments.weights)
-        tpme_of = costs(results, weights)
+        tpme_of = tpme_by_method(results, weights)
         write_text(out / "efficiency.md", table(results, weights) + "\n")
         content = {name: {"TPME": tpme_of[name], **result} for name, result in results.items()}
         write_text(out / "efficiency.json", json.dumps(content, indent=2) + "\n")

@@ -21,8 +21,8 @@ from transrec.finished import MASKS
 from transrec.paths import make_folder, resolve, write_text
 from transrec.plugins import load_plugins
 from transrec.registry import unknown
-from transrec.reports.anew import Anew
-from transrec.reports.comparison import SIGNIFICANT, Comparison, wanted
+from transrec.reports.comparison import SIGNIFICANT, Comparison, metrics_at
+from transrec.reports.reranking import Reranking
 from transrec.reports.significance import CONFIDENCE, CORRECTIONS
 from transrec.reports.slices import SLICES
 from transrec.reports.tables import comma_separated, markdown
@@ -48,7 +48,7 @@ def main(arguments) -> None:
     load_plugins(arguments.plugin)
     if min(arguments.cutoffs) < 1:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
-    metrics = wanted(arguments.metrics, arguments.cutoffs)
+    metrics = metrics_at(arguments.metrics, arguments.cutoffs)
     if arguments.test_metric not in METRICS.names():
         raise TransrecError(f"--test_metric {arguments.test_metric}: {unknown(arguments.test_metric, METRICS.names())}")
     if arguments.trec_depth < 1:
@@ -56,8 +56,8 @@ def main(arguments) -> None:
     of_lists = any(each.metric.needs_lists for each in metrics)
     has_models = arguments.mask_history or arguments.catalogue or arguments.trec or of_lists
     device = start(arguments.device).device if has_models else "cpu"
-    anew = Anew(arguments.mask_history, arguments.catalogue, arguments.plugin, device)
-    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines, anew)
+    reranking = Reranking(arguments.mask_history, arguments.catalogue, arguments.plugin, device)
+    comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines, reranking)
     rows = comparison.rows(metrics, arguments.slices)
     names = [each.name for each in metrics]
     header = ["slice", "targets", "method", "seeds"]
@@ -70,9 +70,9 @@ def main(arguments) -> None:
     if arguments.out:
         write_text(resolve(arguments.out), comma_separated(rows))
     if len(comparison.compared) > 1:
-        (metric, *_) = wanted([arguments.test_metric], [arguments.test_cutoff])
-        tested = comparison.tested(metric, TESTS[arguments.test], arguments.correction)
-        lines = [[*(cell(value) for value in row.values()), said(row["p"])] for row in tested]
+        (metric, *_) = metrics_at([arguments.test_metric], [arguments.test_cutoff])
+        tested = comparison.tests_against_best(metric, TESTS[arguments.test], arguments.correction)
+        lines = [[*(cell(value) for value in row.values()), yes_or_no(row["p"])] for row in tested]
         print(f"\n{markdown([*tested[0], 'differs from the best'], lines)}")
         print(
             f"\nlow and high: {CONFIDENCE:.0%} bootstrap interval over users. p: {arguments.test} against the best, "
@@ -80,16 +80,16 @@ def main(arguments) -> None:
         )
 
     if arguments.trec:
-        write_trec(comparison, anew, arguments)
+        write_trec(comparison, reranking, arguments)
 
 
-def write_trec(comparison: Comparison, anew: Anew, arguments) -> None:
+def write_trec(comparison: Comparison, reranking: Reranking, arguments) -> None:
     folders = [folder for method in comparison.methods for folder in method.folders]
     if len({folder.name for folder in folders}) < len(folders):
         raise TransrecError("--trec: two of the folders have one name, by which files are called; rename one")
     make_folder(arguments.trec, "--trec")
     for number, folder in enumerate(folders):
-        run = anew.run(folder)
+        run = reranking.load(folder)
         if not number:
             write_qrels(run, arguments.part, arguments.trec / f"{arguments.part}.qrels")
         path = arguments.trec / f"{folder.name}.run"
@@ -97,7 +97,7 @@ def write_trec(comparison: Comparison, anew: Anew, arguments) -> None:
         print(printable(f"written: {path}"))
 
 
-def said(p: float | str) -> str:
+def yes_or_no(p: float | str) -> str:
     return "" if isinstance(p, str) else "yes" if p < SIGNIFICANT else "no"
 
 

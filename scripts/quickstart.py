@@ -19,7 +19,7 @@ from transrec.command import reporting, run_script
 from transrec.data.demo import make_demo
 from transrec.errors import TransrecError, printable
 from transrec.paths import REPOSITORY, default_runs_folder, write_text
-from transrec.reports.efficiency import costs
+from transrec.reports.efficiency import tpme_by_method
 from transrec.reports.tables import COLUMNS, markdown, metric_cells, read_result, result_row
 from transrec.reports.tpme import WEIGHTS
 
@@ -96,7 +96,7 @@ def main() -> None:
         script_path = f"Downstream/Multimodal/script/{script}.py"
         folder = run(f"Titles and images, {title}", script_path, runs / script, *both, *flags)
         results[title] = read_result(folder)
-    tpme_of = costs(results, WEIGHTS)
+    tpme_of = tpme_by_method(results, WEIGHTS)
     both_table = markdown(
         ["source domain, titles and images", *COLUMNS, "TPME"],
         [[title, *result_row(result), f"{tpme_of[title]:.2f}"] for title, result in results.items()],

@@ -15,24 +15,32 @@ from transrec.command import reporting
 from transrec.errors import TransrecError, warn
 from transrec.finished import load_run
 from transrec.paths import resolve
-from transrec.reports.recommendations import SUFFIXES, kind_of, of_dataset, of_file, of_texts, rows_of, write
+from transrec.reports.recommendations import (
+    SUFFIXES,
+    histories_of_dataset,
+    output_format,
+    parse_histories,
+    read_histories,
+    rows_of,
+    write,
+)
 from transrec.reports.tables import markdown
 from transrec.training.distributed import start
 
 
 def main(arguments) -> None:
-    kind = kind_of(arguments.out, arguments.format)
+    kind = output_format(arguments.out, arguments.format)
     run = load_run(arguments.run, arguments.plugin, arguments.dataset).to(start(arguments.device).device)
     if arguments.items:
         run.add_items(arguments.items, arguments.images, arguments.vectors)
     elif arguments.images or arguments.vectors:
         raise TransrecError("--images or --vectors: are of the items that --items adds; give --items, too")
     if arguments.users:
-        histories = of_file(run, resolve(arguments.users), arguments.skip_unknown)
+        histories = read_histories(run, resolve(arguments.users), arguments.skip_unknown)
     elif arguments.history:
-        histories = of_texts(run, arguments.history)
+        histories = parse_histories(run, arguments.history)
     else:
-        histories = of_dataset(run, arguments.user)
+        histories = histories_of_dataset(run, arguments.user)
     if histories.left_out:
         warn(f"{histories.left_out} left out")
     if arguments.evaluate:

@@ -25,8 +25,8 @@ if __name__ == "__main__":
         "--plugin", nargs="+", action="extend", default=[], help="plugins that the runs were started with"
     )
     with reporting():
-        given = parser.parse_args()
-        make_folder(given.out.parent, "--out")
-        load_plugins(given.plugin)
-        write_text(given.out, report(given.runs, given.plugin, given.title))
-        print(printable(f"page: {given.out}"))
+        arguments = parser.parse_args()
+        make_folder(arguments.out.parent, "--out")
+        load_plugins(arguments.plugin)
+        write_text(arguments.out, report(arguments.runs, arguments.plugin, arguments.title))
+        print(printable(f"page: {arguments.out}"))

@@ -18,7 +18,7 @@ from transrec.paths import resolve
 from transrec.reports.states import StoredStates, find_states, listing
 
 
-def chosen(files: list[StoredStates], names: list[str], since: str | None) -> list[StoredStates]:
+def select_files(files: list[StoredStates], names: list[str], since: str | None) -> list[StoredStates]:
     """Return the files with the given names, and the files not used since a date.
 
     Raises TransrecError for a name that no file has, and for an invalid date.
@@ -40,7 +40,7 @@ def main(folders: list[Path], names: list[str], since: str | None, yes: bool) ->
         print(listing(files), end="\n" * bool(files))
         return
     freed = 0
-    for file in chosen(files, names, since):
+    for file in select_files(files, names, since):
         if stays := yes and not file.remove():
             outcome = "stays, a run is using it"
         else:
@@ -69,5 +69,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--yes", action="store_true", help="really remove the files; without it they are only listed")
     with reporting():
-        given = parser.parse_args()
-        main([resolve(folder) for folder in given.folders], given.remove, given.remove_unused_since, given.yes)
+        arguments = parser.parse_args()
+        main(
+            [resolve(folder) for folder in arguments.folders],
+            arguments.remove,
+            arguments.remove_unused_since,
+            arguments.yes,
+        )

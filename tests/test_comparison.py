@@ -16,8 +16,8 @@ from transrec.data.dataset import load_dataset
 from transrec.data.interactions import Interactions, leave_one_out
 from transrec.errors import TransrecError
 from transrec.finished import sequences_of
-from transrec.reports.anew import Anew
-from transrec.reports.comparison import Comparison, wanted
+from transrec.reports.comparison import Comparison, metrics_at
+from transrec.reports.reranking import Reranking
 from transrec.reports.slices import SLICES, Targets
 from transrec.reports.trec import queries, write_qrels
 from transrec.training.metrics import METRICS as ENTRIES
@@ -55,7 +55,7 @@ def test_kept_ranks_give_the_metrics_of_the_run(runs):
             ("frozen over titles", [0, 1]),
             ("full over item IDs", [0]),
         ]
-        rows = comparison.rows(wanted(METRICS, [5, 10]))
+        rows = comparison.rows(metrics_at(METRICS, [5, 10]))
         for row, names in zip(rows, (("first", "second"), ("ids",)), strict=True):
             results = [json.loads((runs[name] / "result.json").read_text())[part] for name in names]
             for metric in results[0]:
@@ -66,7 +66,7 @@ def test_kept_ranks_give_the_metrics_of_the_run(runs):
 
 def test_slices_divide_the_targets(runs, domain):
     comparison = Comparison(runs.values())
-    rows = comparison.rows(wanted(["hr"], [10]), ["popularity", "history"])
+    rows = comparison.rows(metrics_at(["hr"], [10]), ["popularity", "history"])
     of_first = [row for row in rows if row["method"] == "frozen over titles"]
     whole = of_first[0]
     for label in ("target", "history"):
@@ -120,12 +120,12 @@ def splitting(kind: str):
 
 def test_the_best_method_is_told_from_the_others(runs):
     comparison = Comparison(runs.values())
-    (metric,) = wanted(["ndcg"], [10])
-    best, other = comparison.tested(metric, "Wilcoxon", "holm")
+    (metric,) = metrics_at(["ndcg"], [10])
+    best, other = comparison.tests_against_best(metric, "Wilcoxon", "holm")
     assert best["NDCG@10"] > other["NDCG@10"] and best["p"] == "" and 0 <= other["p"] <= 1
     assert best["low"] <= best["NDCG@10"] <= best["high"]
     with pytest.raises(TransrecError, match="McNemar: compares hits, and NDCG@10 is none"):
-        comparison.tested(metric, "McNemar", "holm")
+        comparison.tests_against_best(metric, "McNemar", "holm")
 
 
 def test_margins_are_kept_and_ranks_of_earlier_releases_read(runs, tmp_path):
@@ -148,7 +148,7 @@ def test_metrics_of_what_is_recommended_are_computed_by_the_models(runs, domain,
     flags = [*flags_of(domain, backbones), "--item_tower", "id", "--metrics", "hr", *names, "--output", str(tmp_path)]
     expected = run(flags, "full")["test"]
     comparison = Comparison([tmp_path, runs["first"]])
-    with_slices = comparison.rows(wanted(["hr", *names], [5, 10]), ["popularity"])
+    with_slices = comparison.rows(metrics_at(["hr", *names], [5, 10]), ["popularity"])
     (own, _), of_slices = with_slices[:2], with_slices[2:]
     for name in names:
         label = ENTRIES.get(name).label
@@ -163,19 +163,19 @@ def test_baselines_are_compared_by_the_ranks_that_runs_keep_of_them(runs):
     assert names == ["popularity", "item-kNN", "cosine of frozen embeddings"]
     assert comparison.baselines[0].folders == list(runs.values()), "what all runs rank alike is there once"
     results = {name: json.loads((folder / "result.json").read_text()) for name, folder in runs.items()}
-    rows = {row["method"]: row for row in comparison.rows(wanted(METRICS, [10]))}
+    rows = {row["method"]: row for row in comparison.rows(metrics_at(METRICS, [10]))}
     kept = {"popularity": results["ids"]["popularity"], "item-kNN": results["ids"]["baselines"]["item_knn"]}
     for name, scores in kept.items():
         assert rows[name]["seeds"] == 0 and rows[name]["HR@10 deviation"] == ""
         assert [rows[name][metric] for metric in ("HR@10", "NDCG@10", "MRR")] == pytest.approx(
             [scores[metric] for metric in ("HR@10", "NDCG@10", "MRR")], abs=1e-12
         )
-    (metric,) = wanted(["ndcg"], [10])
-    tested = comparison.tested(metric, "Wilcoxon", "holm")
+    (metric,) = metrics_at(["ndcg"], [10])
+    tested = comparison.tests_against_best(metric, "Wilcoxon", "holm")
     assert {row["method"] for row in tested} == rows.keys() and sum(row["p"] == "" for row in tested) == 1
-    matrix = comparison.matrix(metric, "Wilcoxon", "holm")
+    matrix = comparison.pairwise_tests(metric, "Wilcoxon", "holm")
     assert matrix.keys() == {(0, 1), *((method, baseline) for method in (0, 1) for baseline in (2, 3, 4))}
-    assert matrix[0, 1] == Comparison(runs.values()).matrix(metric, "Wilcoxon", "holm")[0, 1]
+    assert matrix[0, 1] == Comparison(runs.values()).pairwise_tests(metric, "Wilcoxon", "holm")[0, 1]
     with pytest.raises(TransrecError, match="--baselines popularity: ranks the test targets alone"):
         Comparison(runs.values(), "validation", baselines=["popularity"])
     with pytest.raises(TransrecError, match="--baselines zero_shot: no run keeps ranks of it"):
@@ -195,21 +195,21 @@ def test_unlike_rankings_of_one_baseline_are_told_apart(runs, tmp_path):
 
 def test_a_run_is_ranked_anew_as_another_was_that_was_told_so(runs, domain, backbones, tmp_path, monkeypatch, capsys):
     """Both models are the same, since masking and catalogue do not affect training with in_batch."""
-    plain, told_otherwise = tmp_path / "plain", tmp_path / "otherwise"
+    plain, ranks_all_items = tmp_path / "plain", tmp_path / "otherwise"
     flags = [*flags_of(domain, backbones), "--objective", "in_batch"]
     run([*flags, "--output", str(plain)], "frozen")
-    run([*flags, "--mask_history", "none", "--catalogue", "all", "--output", str(told_otherwise)], "frozen")
-    anew = Anew("none", "all")
-    (first,), (other,) = (Comparison([of], anew=anew).methods for of in (plain, told_otherwise))
+    run([*flags, "--mask_history", "none", "--catalogue", "all", "--output", str(ranks_all_items)], "frozen")
+    reranking = Reranking("none", "all")
+    (first,), (other,) = (Comparison([folder], reranking=reranking).methods for folder in (plain, ranks_all_items))
     assert np.array_equal(first.ranks, other.ranks) and not np.array_equal(first.ranks[0], kept_ranks(plain))
-    assert np.array_equal(other.ranks[0], kept_ranks(told_otherwise)), "nothing is ranked that the run keeps"
-    masked = Comparison([told_otherwise], anew=Anew("seen_but_target"))
+    assert np.array_equal(other.ranks[0], kept_ranks(ranks_all_items)), "nothing is ranked that the run keeps"
+    masked = Comparison([ranks_all_items], reranking=Reranking("seen_but_target"))
     assert (masked.methods[0].ranks <= other.ranks).all() and np.isfinite(masked.methods[0].ranks).all()
-    counts = [Comparison([plain], anew=of).dataset.split.item_count for of in (anew, None)]
+    counts = [Comparison([plain], reranking=options).dataset.split.item_count for options in (reranking, None)]
     assert counts[0] > counts[1]
     capsys.readouterr()
-    assert evaluate([str(told_otherwise), "--mask_history", "seen", "--device", "cpu"], monkeypatch) == 0
-    assert f"ranks anew: {told_otherwise}" in capsys.readouterr().err
+    assert evaluate([str(ranks_all_items), "--mask_history", "seen", "--device", "cpu"], monkeypatch) == 0
+    assert f"ranks anew: {ranks_all_items}" in capsys.readouterr().err
     for word, line in (("--catalogue", "reads items by their IDs"), ("--baselines", "is kept as the runs ranked")):
         more = {"--catalogue": ["all"], "--baselines": ["item_knn", "--mask_history", "none"]}[word]
         assert evaluate([str(runs["ids"]), word, *more, "--device", "cpu"], monkeypatch) == 2
@@ -234,10 +234,10 @@ def test_trec_files_give_the_metrics_of_the_ranks(runs, tmp_path, monkeypatch, m
     assert found.keys() == relevant.keys() and len(relevant) == int(ours["targets"])
     places = []
     for query, items in found.items():
-        assert len(items) <= 20 and items == sorted(items, key=lambda of: -of[0])
+        assert len(items) <= 20 and items == sorted(items, key=lambda entry: -entry[0])
         names = [item for _, item in items]
         places.append(names.index(relevant[query]) + 1 if relevant[query] in names else np.inf)
-    for metric in wanted(["hr", "ndcg"], [10]):
+    for metric in metrics_at(["hr", "ndcg"], [10]):
         assert metric.metric(Ranking(np.array(places)), metric.cutoff) == pytest.approx(
             float(ours[metric.name]), abs=1e-12
         )
@@ -266,12 +266,12 @@ def test_queries_are_words_of_their_own(tmp_path, monkeypatch):
         Interactions(tmp_path, ["a b", "c%"], sequences_of([np.arange(6), np.arange(6)[::-1]])), 5, 5, 6
     )
     split = replace(split, test_starts=split.kept.starts + 3)
-    made = SimpleNamespace(
+    stub_run = SimpleNamespace(
         dataset=SimpleNamespace(split=split, interactions=SimpleNamespace(users=["a b", "c%"])), ids=items
     )
-    assert queries(made, "test") == ["a%20b:1", "a%20b:2", "a%20b:3", "c%25:1", "c%25:2", "c%25:3"]
-    assert queries(made, "validation") == []
-    write_qrels(made, "test", tmp_path / "test.qrels")
+    assert queries(stub_run, "test") == ["a%20b:1", "a%20b:2", "a%20b:3", "c%25:1", "c%25:2", "c%25:3"]
+    assert queries(stub_run, "validation") == []
+    write_qrels(stub_run, "test", tmp_path / "test.qrels")
     assert lines_of(tmp_path / "test.qrels")[:2] == [["a%20b:1", "0", "i%203", "1"], ["a%20b:2", "0", "i%204", "1"]]
 
 
@@ -311,18 +311,18 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
     copy = tmp_path / "copy"
     shutil.copytree(runs["first"], copy)
 
-    def told(*words: str) -> str:
+    def error_line(*words: str) -> str:
         assert evaluate([str(copy), str(runs["ids"]), *words], monkeypatch) == 2
         printed = capsys.readouterr()
         (line,) = printed.err.splitlines()
         assert not printed.out
         return line
 
-    assert "made of lists of recommended items" in told("--metrics", "coverage", "--baselines", "popularity")
-    assert "--metrics hrr: unknown; did you mean hr" in told("--metrics", "hrr")
-    assert "--test_metric HR@10: unknown; choose from auc" in told("--test_metric", "HR@10")
-    assert "--baselines item_kn: unknown; did you mean item_knn" in told("--baselines", "item_kn")
-    assert "--cutoffs 0: must be at least 1" in told("--cutoffs", "0")
+    assert "made of lists of recommended items" in error_line("--metrics", "coverage", "--baselines", "popularity")
+    assert "--metrics hrr: unknown; did you mean hr" in error_line("--metrics", "hrr")
+    assert "--test_metric HR@10: unknown; choose from auc" in error_line("--test_metric", "HR@10")
+    assert "--baselines item_kn: unknown; did you mean item_knn" in error_line("--baselines", "item_kn")
+    assert "--cutoffs 0: must be at least 1" in error_line("--cutoffs", "0")
     kept = np.array(read_ranks(copy, "test"))
     for damage, line in (
         (kept[:-1], "was evaluated on other test targets than"),
@@ -330,12 +330,12 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
         (np.zeros(len(kept), RANK), "damaged, ranks begin at 1"),
     ):
         write_ranks(copy, "test", damage)
-        assert line in told()
+        assert line in error_line()
     path = ranks_file(copy, "test")
     path.write_bytes(path.read_bytes()[:-5])
-    assert "cut off" in told()
+    assert "cut off" in error_line()
     path.unlink()
-    assert "keeps no ranks-test.npy" in told() and "--resume" in told()
+    assert "keeps no ranks-test.npy" in error_line() and "--resume" in error_line()
     write_ranks(copy, "test", kept)
     assert evaluate([str(copy), str(runs["first"])], monkeypatch) == 2
     assert "one run of one seed twice" in capsys.readouterr().err

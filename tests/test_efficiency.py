@@ -67,7 +67,7 @@ def test_the_table_and_the_plot(tmp_path):
             ("iisan", 0.25, 100, 1.0, 40.0),
         )
     }
-    assert efficiency.costs(results, WEIGHTS) == {"full": 1.0, "iisan": 0.0}
+    assert efficiency.tpme_by_method(results, WEIGHTS) == {"full": 1.0, "iisan": 0.0}
     first, _, full, iisan = efficiency.table(results, WEIGHTS).splitlines()
     assert "TPME" in first and full.rstrip("| ").endswith("1.000") and iisan.rstrip("| ").endswith("0.000")
     efficiency.plot(results, WEIGHTS, tmp_path / "plot.png")

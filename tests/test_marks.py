@@ -23,13 +23,13 @@ def values_of(metric: str, ranks: np.ndarray) -> np.ndarray:
     return (ranks <= 10) * (1.0 if metric == "HR@10" else 1 / np.log2(ranks + 1))
 
 
-def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True, first_user: int = 0) -> Row:
+def row_of(root: Path, name: str, runs: dict[int, np.ndarray], stored: bool = True, first_user: int = 0) -> Row:
     """Return a row of runs with these ranks by seed."""
     by_seed = {}
     for seed, ranks in runs.items():
         folder = root / f"{name}-{seed}"
         folder.mkdir()
-        if kept:
+        if stored:
             kept_ranks = np.zeros(len(ranks), RANK)
             kept_ranks["user"] = np.arange(len(ranks)) + first_user
             kept_ranks["rank"] = ranks
@@ -38,23 +38,23 @@ def row_of(root: Path, name: str, runs: dict[int, np.ndarray], kept: bool = True
     return Row(name, by_seed)
 
 
-def baseline_of(root: Path, name: str, ranks: np.ndarray, kept: bool = True) -> Row:
+def baseline_of(root: Path, name: str, ranks: np.ndarray, stored: bool = True) -> Row:
     """Return the row of a baseline with these ranks, ranked in a run with its own folder."""
-    row = row_of(root, name, {0: ranks}, kept)
+    row = row_of(root, name, {0: ranks}, stored)
     (folder, result) = row.runs[0]
-    if kept:
+    if stored:
         ranks_file(folder, "test").rename(ranks_file(folder, "test", name))
     return Row(f"the {name}", {0: (folder, result)}, name)
 
 
-def told(rows: list[Row]) -> str:
+def note_below(rows: list[Row]) -> str:
     return note(rows, {metric: mark(rows, metric) for metric in METRICS})
 
 
 def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
     middles = {"weak": 40, "strong": 8, "near": 8.5, "middling": 14}
     ranks = {name: ranks_around(middle, number) for number, (name, middle) in enumerate(middles.items())}
-    rows = [row_of(tmp_path, name, {0: of}) for name, of in ranks.items()]
+    rows = [row_of(tmp_path, name, {0: values}) for name, values in ranks.items()]
     for metric in METRICS:
         values = {name: values_of(metric, of) for name, of in ranks.items()}
         order = sorted(values, key=lambda name: -values[name].mean())
@@ -74,7 +74,7 @@ def test_best_second_and_p_values_are_those_of_scipy(tmp_path):
             differs = adjusted.get(name, 1) < 0.05
             assert column.cell(number, "0.1") == ("0.1†" if differs else "0.1")
         assert adjusted["weak"] < 0.05 and not column.untested
-    text = told(rows)
+    text = note_below(rows)
     assert "Seeds per row: 1." in text and "McNemar" in text and "paired t-test" in text and "No test" not in text
     assert "0.05 level" in text and "Holm" in text and text.count("3 comparisons") == 2
 
@@ -87,7 +87,7 @@ def test_several_seeds_are_paired_by_seed(tmp_path):
     column = mark(rows, "NDCG@10")
     expected = stats.ttest_rel(*(values_of("NDCG@10", of[2]) for of in (single, strong))).pvalue
     assert column.p_values == [None, pytest.approx(expected, rel=1e-9)]
-    assert "Seeds per row: 1 to 3." in told(rows)
+    assert "Seeds per row: 1 to 3." in note_below(rows)
 
     rows = [rows[0], row_of(tmp_path, "all", (whole := {seed: ranks_around(12, seed + 20) for seed in range(3)}))]
     hits = [np.stack([values_of("HR@10", of) for of in runs.values()]) for runs in (strong, whole)]
@@ -95,7 +95,7 @@ def test_several_seeds_are_paired_by_seed(tmp_path):
 
     rows = [rows[0], row_of(tmp_path, "another", {5: ranks_around(12, 9)})]
     assert mark(rows, "HR@10").p_values == [None, None]
-    assert "No test of HR@10: no seed in common with the best row (another)." in told(rows)
+    assert "No test of HR@10: no seed in common with the best row (another)." in note_below(rows)
 
 
 def test_baselines_are_tested_by_themselves_and_not_marked(tmp_path):
@@ -109,14 +109,14 @@ def test_baselines_are_tested_by_themselves_and_not_marked(tmp_path):
     assert column.places == [BEST, SECOND, "", ""] and column.p_values[:2] == alone.p_values
     assert column.p_values[2:] == pytest.approx(expected, rel=1e-9)
     assert [column.cell(number, "0.1") for number in (2, 3)] == ["0.1", "0.1†"]
-    assert "1 comparison and 2 comparisons with baselines" in told([*rows, *beside])
+    assert "1 comparison and 2 comparisons with baselines" in note_below([*rows, *beside])
 
     single = mark([rows[0], *beside], "NDCG@10")
     assert single.places == ["", "", ""] and single.p_values[1:] == column.p_values[2:]
-    text = told([rows[0], *beside])
+    text = note_below([rows[0], *beside])
     assert "Seeds per row: 3." in text and "bold" not in text and "2 comparisons with baselines" in text
-    unkept = baseline_of(tmp_path, "unkept", ranks_around(9, 1), kept=False)
-    assert "No test of HR@10: no ranks that can be read are kept (the unkept)." in told([*rows, unkept])
+    unkept = baseline_of(tmp_path, "unkept", ranks_around(9, 1), stored=False)
+    assert "No test of HR@10: no ranks that can be read are kept (the unkept)." in note_below([*rows, unkept])
 
 
 def test_rows_that_read_the_same_are_marked_alike(tmp_path):
@@ -132,14 +132,14 @@ def test_a_row_alone_is_not_marked(tmp_path):
     rows = [row_of(tmp_path, "a", {0: ranks_around(8, 0), 1: ranks_around(8, 1)}), Row("to come", {})]
     column = mark(rows, "HR@10")
     assert (column.places, column.p_values) == (["", ""], [None, None])
-    assert told(rows) == "Seeds per row: 2. No test: there is no other row to compare with."
-    assert told(rows[1:]) == "No run has finished."
+    assert note_below(rows) == "Seeds per row: 2. No test: there is no other row to compare with."
+    assert note_below(rows[1:]) == "No run has finished."
 
 
 def test_rows_that_cannot_be_tested_are_told(tmp_path):
     best = row_of(tmp_path, "best", {0: ranks_around(8, 0)})
     weak = row_of(tmp_path, "weak", {0: ranks_around(40, 1)})
-    older = row_of(tmp_path, "older", {0: ranks_around(20, 2)}, kept=False)
+    older = row_of(tmp_path, "older", {0: ranks_around(20, 2)}, stored=False)
     others = row_of(tmp_path, "others", {0: ranks_around(20, 3)}, first_user=1)
     spoilt = row_of(tmp_path, "spoilt", {0: ranks_around(20, 4)})
     ranks_file(spoilt.runs[0][0], "test").write_bytes(b"\x93NUMPY and no more")
@@ -148,14 +148,14 @@ def test_rows_that_cannot_be_tested_are_told(tmp_path):
     assert [p is None for p in column.p_values] == [True, False, True, True, True]
     alone = mark([best, weak], "HR@10")
     assert column.p_values[1] == alone.p_values[1], "corrected over the tests that were made"
-    text = told(rows)
+    text = note_below(rows)
     assert "HR@10: no ranks that can be read are kept (older, spoilt)." in text
     assert "NDCG@10: other targets than those of the best row (others)." in text
 
-    rows = [row_of(tmp_path, "unkept", {0: ranks_around(2, 5)}, kept=False), weak]
+    rows = [row_of(tmp_path, "unkept", {0: ranks_around(2, 5)}, stored=False), weak]
     assert mark(rows, "HR@10").places == [BEST, SECOND]
-    assert "No test of HR@10: the best row keeps no ranks that can be read (weak)." in told(rows)
-    assert "†" not in told(rows)
+    assert "No test of HR@10: the best row keeps no ranks that can be read (weak)." in note_below(rows)
+    assert "†" not in note_below(rows)
 
 
 def test_marks_in_markdown_and_latex():

@@ -118,9 +118,9 @@ def test_a_page_of_a_study(source):
 def test_baselines_are_rows_like_others(data, tmp_path):
     """Baselines may be the best of a column, appear in the slices, and every row is tested against them."""
     scores = {"popularity": {"HR@10": 0.05, "NDCG@10": 0.02}, "item_knn": {"HR@10": 0.95, "NDCG@10": 0.1, "MRR": 0.25}}
-    told = {"popularity": scores.pop("popularity"), "baselines": scores}
+    with_baselines = {"popularity": scores.pop("popularity"), "baselines": scores}
     folders = [
-        make_run(tmp_path / name, data, score, words=words, baselines={"item_knn": 9.0}, result=told)
+        make_run(tmp_path / name, data, score, words=words, baselines={"item_knn": 9.0}, result=with_baselines)
         for name, score, words in (("a", 0.3, ["--lr", "1e-2"]), ("b", 0.9, []))
     ]
     source = report(folders)

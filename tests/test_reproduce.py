@@ -160,11 +160,11 @@ def test_the_figures_that_are_shipped():
     assert {figure.paper for figure in select(None, "iisan", "Performance").figures} == {"IISAN"}
     assert not select(None, "IISAN", "ablations").figures and not select(None, "Adapter4Rec", "full").figures
     row = {"dataset": "ml-1m", "encoder": "id", "objective": "sampled_softmax", "method": "full"}
-    assert {metric: figure.value for metric, figure in select(None).of(row).items()} == {
+    assert {metric: figure.value for metric, figure in select(None).matching(row).items()} == {
         "HR@10": "0.2853",
         "NDCG@10": "0.1603",
     }
-    assert not select(None).of(row | {"objective": "bce"})
+    assert not select(None).matching(row | {"objective": "bce"})
     assert '"reports/published.csv"' in (REPOSITORY / "setup.py").read_text(encoding="utf-8")
 
 
@@ -176,13 +176,13 @@ def test_which_rows_a_figure_is_of(own):
     )
     row = {"dataset": "d", "encoder": "vit-base", "objective": "bce", "method": "lora:published"}
 
-    def told(**other: str) -> dict[str, str]:
-        return {metric: one.value for metric, one in select(str(path), "p", "T").of(row | other).items()}
+    def matching_values(**other: str) -> dict[str, str]:
+        return {metric: one.value for metric, one in select(str(path), "p", "T").matching(row | other).items()}
 
-    assert told() == {"HR@10": "0.2"}
-    assert told(method="lora") == told(encoder="bert") == {"HR@10": "0.1"}
-    assert told(method="lora_") == told(dataset="other") == {}
-    assert told(encoder="bert,vit-base", objective="cpc") == {"seconds_per_epoch": "10-20"}
+    assert matching_values() == {"HR@10": "0.2"}
+    assert matching_values(method="lora") == matching_values(encoder="bert") == {"HR@10": "0.1"}
+    assert matching_values(method="lora_") == matching_values(dataset="other") == {}
+    assert matching_values(encoder="bert,vit-base", objective="cpc") == {"seconds_per_epoch": "10-20"}
     *_, span = read_published(path)
     assert [span.difference(ours) for ours in (8, 10, 15, 20, 23)] == [-2, 0, 0, 0, 3]
 
@@ -201,9 +201,9 @@ def test_which_rows_a_figure_is_of(own):
     ],
 )
 def test_a_file_of_figures_that_is_wrong(own, lines, message):
-    with pytest.raises(TransrecError) as told:
+    with pytest.raises(TransrecError) as error:
         read_published(own(*lines))
-    assert str(told.value).startswith(str(own(*lines))) and message in str(told.value)
+    assert str(error.value).startswith(str(own(*lines))) and message in str(error.value)
 
 
 def test_a_file_that_holds_no_figures(own, tmp_path):

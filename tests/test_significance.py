@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from transrec.errors import TransrecError
-from transrec.reports.significance import against, benjamini_hochberg, compare, holm, paired_tests, spread
+from transrec.reports.significance import benjamini_hochberg, compare, holm, p_values_against, paired_tests, spread
 
 RANDOM = np.random.default_rng(7)
 
@@ -67,7 +67,7 @@ def test_methods_that_do_not_differ_are_told_apart_as_rarely_as_chance_says():
     # 5 % of 300 are 15; more than 27 have a probability of one in a thousand.
     p_values = [compare(hits(0.2, users=150), hits(0.2, users=150)).p_values for _ in range(300)]
     for test in ("McNemar", "Wilcoxon", "paired t"):
-        assert sum(of[test] < 0.05 for of in p_values) <= 27, test
+        assert sum(by_test[test] < 0.05 for by_test in p_values) <= 27, test
 
 
 def test_the_interval_over_users_holds_the_true_mean_as_often_as_it_says():
@@ -97,7 +97,7 @@ def test_corrections_over_a_table():
 
 def test_a_table_tells_what_differs_from_its_best():
     values = {"strong": hits(0.5), "alike": hits(0.49), "weak": hits(0.1)}
-    adjusted = against("strong", values, "McNemar")
+    adjusted = p_values_against("strong", values, "McNemar")
     assert list(adjusted) == ["alike", "weak"]
     assert adjusted["weak"] < 1e-6 < 0.05 < adjusted["alike"]
 

@@ -188,7 +188,7 @@ def test_check_dataset_names_the_line_of_a_mistake(domain, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags, told",
+    "flags, message",
     [
         (["--min_seq_len", "2"], "--min_seq_len 2: must be at least 3"),
         (["--min_seq_len", "99"], "lower --min_seq_len"),
@@ -196,10 +196,10 @@ def test_check_dataset_names_the_line_of_a_mistake(domain, tmp_path):
         (["--images", "nowhere"], "nowhere: no such file or folder; check --images"),
     ],
 )
-def test_check_dataset_tells_of_flags_that_cannot_be(domain, tmp_path, flags, told):
+def test_check_dataset_tells_of_flags_that_cannot_be(domain, tmp_path, flags, message):
     done = check(domain, *flags, "--out", tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 HOSTILE = "<script>alert(1)</script> \x1b[31m\u202e & \"'> http://evil.example/"

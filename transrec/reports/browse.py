@@ -77,17 +77,17 @@ class Browser:
 
     @cached_property
     def _ranks(self) -> list[np.ndarray | None]:
-        return [_kept_ranks(run) for run in self.runs]
+        return [_stored_ranks(run) for run in self.runs]
 
     def answer(self, address: str) -> tuple[int, str]:
         """Return the HTTP status and the page for an address such as "/user?id=u17". The page explains any mistake."""
-        path, _, query = address.partition("?")
-        asked = {name: values[0] for name, values in parse_qs(query, errors="surrogateescape").items()}
+        path, _, query_string = address.partition("?")
+        query = {name: values[0] for name, values in parse_qs(query_string, errors="surrogateescape").items()}
         pages = {"/": self._user_list, "/user": self._user, "/history": self._history, "/item": self._item}
         if path not in pages:
             return 404, self._page([f"<p>{as_text(path)}: there is no such page.</p>"])
         try:
-            return 200, self._page(pages[path](asked))
+            return 200, self._page(pages[path](query))
         except TransrecError as error:
             return 400, self._page([f'<p role="alert">{as_text(error)}</p>'])
 
@@ -107,19 +107,19 @@ class Browser:
         nav = " ".join(f'<a href="{path}">{name}</a>' for path, name in links)
         return shell(self.first.dataset.name, [f"<nav>{nav}</nav>", *sections], STYLE)
 
-    def _user_list(self, asked: dict[str, str]) -> list[str]:
-        text = asked.get("find", "").strip()
+    def _user_list(self, query: dict[str, str]) -> list[str]:
+        text = query.get("find", "").strip()
         users = self.find_users(text)
         shown = "".join(f"<li>{_link('/user', as_text(user), id=user)}</li>" for user in users[:USERS_LISTED])
         return [
             "<h2>Users</h2>",
             _form("/", "User id, or a part of it", "find", text, "Find"),
-            _counted(len(users), USERS_LISTED, "users"),
+            _count_line(len(users), USERS_LISTED, "users"),
             f'<ul class="users">{shown}</ul>',
         ]
 
-    def _user(self, asked: dict[str, str]) -> list[str]:
-        user = asked.get("id", "")
+    def _user(self, query: dict[str, str]) -> list[str]:
+        user = query.get("id", "")
         if user not in self.number:
             raise TransrecError(f"user {user!r}: the runs have kept no such user; look for one under Users")
         number = self.number[user]
@@ -128,7 +128,7 @@ class Browser:
         if first == stop:
             items = [self.first.ids[place - 1] for place in self.split.kept[number]]
             return [head, "<p>No test target: recommended from all that is kept.</p>", *self._recommended(items)]
-        chosen = asked.get("target", str(stop - first))
+        chosen = query.get("target", str(stop - first))
         if not (chosen.isdecimal() and len(chosen) < 10 and 1 <= int(chosen) <= stop - first):
             raise TransrecError(f"target {chosen!r}: user {user!r} has the targets 1 to {stop - first}")
         target = int(first) + int(chosen) - 1
@@ -152,18 +152,18 @@ class Browser:
             ((scores, items),) = run.top_of("test", self.k, targets=np.array([target]))
             top = run.named(scores[0], items[0])
             lists.append(self._column(run, top, wanted, "" if ranks is None else _rank(ranks["rank"][target])))
-        note = _counted(place - start, STEPS_SHOWN, "interactions before the target", "the last ")
+        note = _count_line(place - start, STEPS_SHOWN, "interactions before the target", "the last ")
         return [note, f'<ol class="cards">{"".join(steps)}{end}</ol>', _side_by_side(f"Top {self.k}", lists)]
 
-    def _history(self, asked: dict[str, str]) -> list[str]:
-        text, words = asked.get("items", ""), asked.get("find", "")
+    def _history(self, query: dict[str, str]) -> list[str]:
+        text, words = query.get("items", ""), query.get("find", "")
         sections = [
             "<h2>A history</h2>",
             _form("/history", "Item ids, oldest first, with spaces between", "items", text, "Recommend"),
             _form("/history", "Add an item by its title or id", "find", words, "Find", items=text),
         ]
         if words:
-            sections += self._found(words, lambda item: _link("/history", "add", items=f"{text} {item}"))
+            sections += self._search_results(words, lambda item: _link("/history", "add", items=f"{text} {item}"))
         return sections + (self._recommended(text.split()) if text.strip() else [])
 
     def _recommended(self, items: list[str]) -> list[str]:
@@ -172,14 +172,14 @@ class Browser:
         begin = max(0, len(items) - STEPS_SHOWN)
         steps = "".join(self._step(place, str(at)) for at, place in enumerate(places[begin:], start=begin + 1))
         lists = [self._column(run, run.recommend(items, self.k)) for run in self.runs]
-        note = _counted(len(items), STEPS_SHOWN, "items in the history", "the last ")
+        note = _count_line(len(items), STEPS_SHOWN, "items in the history", "the last ")
         return [note, f'<ol class="cards">{steps}</ol>', _side_by_side(f"Top {self.k}", lists)]
 
-    def _item(self, asked: dict[str, str]) -> list[str]:
-        words, item = asked.get("find", ""), asked.get("id", "")
+    def _item(self, query: dict[str, str]) -> list[str]:
+        words, item = query.get("find", ""), query.get("id", "")
         sections = ["<h2>Items</h2>", _form("/item", "Words of a title, or an id", "find", words, "Find")]
         if words:
-            return sections + self._found(words, lambda item: "")
+            return sections + self._search_results(words, lambda item: "")
         if not item:
             return sections
         (place,) = self.first.numbers([item])
@@ -188,13 +188,13 @@ class Browser:
         card = f'<ol class="cards">{self._step(place, item)}</ol><p>{use}</p>'
         return [*sections, card, _side_by_side("Nearest items, by the cosine of embeddings", lists)]
 
-    def _found(self, words: str, more: Callable[[str], str]) -> list[str]:
+    def _search_results(self, words: str, more: Callable[[str], str]) -> list[str]:
         """Return the items that match the words; `more` maps an item's id to HTML that follows the item."""
         places = self.find_items(words)
         cards = "".join(
             self._step(place, item := self.first.ids[place], more=more(item)) for place in places[:ITEMS_LISTED]
         )
-        return [_counted(len(places), ITEMS_LISTED, "items"), f'<ul class="cards">{cards}</ul>']
+        return [_count_line(len(places), ITEMS_LISTED, "items"), f'<ul class="cards">{cards}</ul>']
 
     def _step(self, place: int, label: str, at: int | None = None, marked: bool = False, more: str = "") -> str:
         """Return the card of the item at a place in `ids`; `at` is its index in `kept`, and `more` is HTML."""
@@ -206,10 +206,14 @@ class Browser:
     def _named(self, item: str, title: str) -> str:
         return _link("/item", as_text(title) if title.strip() else f"item {as_text(item)}", id=item)
 
-    def _column(self, run: FinishedRun, found: Recommendations, target: str | None = None, rank: str = "") -> str:
+    def _column(
+        self, run: FinishedRun, recommendations: Recommendations, target: str | None = None, rank: str = ""
+    ) -> str:
         """Return a run's list of items, with the target marked as a hit."""
         rows = []
-        for number, (item, score, title) in enumerate(zip(found.ids, found.scores, found.titles, strict=True), start=1):
+        for number, (item, score, title) in enumerate(
+            zip(recommendations.ids, recommendations.scores, recommendations.titles, strict=True), start=1
+        ):
             hit = item == target
             details = f"{as_text(item)} · {score:.4f}" + " · <strong>hit</strong>" * hit
             rows.append(
@@ -258,7 +262,7 @@ def _targets(run: FinishedRun) -> np.ndarray:
     return target_ranks(split, "test", np.ones(len(split.test)))[["user", "item"]]
 
 
-def _kept_ranks(run: FinishedRun) -> np.ndarray | None:
+def _stored_ranks(run: FinishedRun) -> np.ndarray | None:
     """Return the ranks that a run stored for the test targets; None if it stored none, or those of other targets."""
     try:
         kept = read_ranks(run.folder, "test")
@@ -271,7 +275,7 @@ def _rank(rank: float) -> str:
     return f"target at rank {rank:,.10g}" if np.isfinite(rank) else "the target was masked"
 
 
-def _counted(count: int, listed: int, what: str, which: str = "the first ") -> str:
+def _count_line(count: int, listed: int, what: str, which: str = "the first ") -> str:
     return f"<p class=faint>{count:,} {what}{f'; {which}{listed} of them:' if count > listed else ''}</p>"
 
 
@@ -279,10 +283,10 @@ def _side_by_side(head: str, lists: list[str]) -> str:
     return f'<h2>{head}</h2>\n<div class="runs">{"".join(lists)}</div>'
 
 
-def _link(path: str, said: str, **asked: str) -> str:
-    """Return a link; its text, `said`, is HTML."""
-    address = f"{path}?{urlencode(asked, errors='surrogateescape')}"
-    return f'<a href="{escape(address)}">{said}</a>'
+def _link(path: str, text: str, **query: str) -> str:
+    """Return a link; `text` is HTML."""
+    address = f"{path}?{urlencode(query, errors='surrogateescape')}"
+    return f'<a href="{escape(address)}">{text}</a>'
 
 
 def _form(path: str, label: str, name: str, value: str, button: str, **hidden: str) -> str:

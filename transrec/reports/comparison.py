@@ -13,8 +13,8 @@ from transrec.baselines import BASELINES
 from transrec.data.dataset import Dataset
 from transrec.errors import TransrecError
 from transrec.paths import resolve
-from transrec.reports.anew import Anew
-from transrec.reports.significance import CORRECTIONS, against, paired_tests, spread
+from transrec.reports.reranking import Reranking
+from transrec.reports.significance import CORRECTIONS, p_values_against, paired_tests, spread
 from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
 from transrec.settings import Settings, deciding, read_settings
@@ -25,7 +25,7 @@ from transrec.training.ranks import ranks_file, read_ranks
 SIGNIFICANT = 0.05
 ALL = "all"
 # Flags in which runs of one method may differ.
-OF_A_RUN = {"seed", "output", "files", "checkpoint"}
+PER_RUN_FLAGS = {"seed", "output", "files", "checkpoint"}
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,21 @@ class Method:
     folders: list[Path]
 
 
-def grouped(runs: Mapping[Path, Settings]) -> list[list[Path]]:
+def group_by_method(runs: Mapping[Path, Settings]) -> list[list[Path]]:
     """Group the folders of runs that differ only in their seed, by ascending seed."""
     groups: dict[str, list[Path]] = {}
     for folder, settings in runs.items():
-        groups.setdefault(repr(sorted(telling(settings).items())), []).append(folder)
+        groups.setdefault(repr(sorted(distinguishing_settings(settings).items())), []).append(folder)
     return [sorted(folders, key=lambda folder: runs[folder].training.seed) for folders in groups.values()]
 
 
-def telling(settings: Settings) -> dict[str, Any]:
+def distinguishing_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that distinguish a method from others, by flag."""
-    return {name: value for name, value in deciding(settings.as_dict()).items() if name not in OF_A_RUN}
+    return {name: value for name, value in deciding(settings.as_dict()).items() if name not in PER_RUN_FLAGS}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MetricAtCutoff:
     """A metric at a cut-off."""
 
     metric: Metric
@@ -74,13 +74,13 @@ class Wanted:
         return self.metric.of_each(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
 
 
-def wanted(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[Wanted]:
+def metrics_at(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[MetricAtCutoff]:
     """Return the named metrics, each at all cut-offs. Raises TransrecError for unknown metrics."""
     pairs = []
     for name in dict.fromkeys(metrics):
         entry = METRICS.get(name)
         metric = entry(**entry.Options.defaults())
-        pairs += [Wanted(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
+        pairs += [MetricAtCutoff(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
     return pairs
 
 
@@ -92,8 +92,8 @@ class Comparison:
         part: "validation" or "test".
         plugins: files that may be executed, including all plugins that the runs were started with.
         baselines: names of baselines to compare, too, by the ranks that the runs stored.
-        anew: ranking options. Runs with other options are ranked again by their models, and then no baseline can be
-            compared.
+        reranking: ranking options. Runs with other options are ranked again by their models, and then no baseline can
+            be compared.
 
     Attributes:
         methods: the methods of the runs.
@@ -109,24 +109,24 @@ class Comparison:
         part: str = "test",
         plugins: Sequence[str | Path] = (),
         baselines: Sequence[str] = (),
-        anew: Anew | None = None,
+        reranking: Reranking | None = None,
     ):
-        self.part, self._anew = part, anew or Anew(plugins=plugins)
+        self.part, self._reranking = part, reranking or Reranking(plugins=plugins)
         self._settings: dict[Path, Settings] = {}
         kept: dict[Path, np.ndarray] = {}
         for folder in dict.fromkeys(map(resolve, folders)):
             self._settings[folder] = read_settings(folder, plugins)
-            kept[folder] = self._anew.ranks(folder, self._settings[folder], part)
+            kept[folder] = self._reranking.ranks(folder, self._settings[folder], part)
         if not kept:
             raise TransrecError("no run is given: name at least one run folder")
         self._first, self._targets = next(iter(kept.items()))
         for folder, ranks in kept.items():
             self._check_targets(folder, ranks)
-        self.methods = self._grouped(kept)
+        self.methods = self._make_methods(kept)
         self.baselines = [method for name in dict.fromkeys(baselines) for method in self._baseline(name)]
 
-    def _check_targets(self, folder: Path, kept: np.ndarray) -> None:
-        if not same_targets(kept, self._targets["user"], self._targets["item"]):
+    def _check_targets(self, folder: Path, ranks: np.ndarray) -> None:
+        if not same_targets(ranks, self._targets["user"], self._targets["item"]):
             raise TransrecError(
                 f"{folder}: was evaluated on other {self.part} targets than {self._first}; compare runs on the same "
                 f"data, --split, --max_seq_len, --min_seq_len and --eval_users"
@@ -137,7 +137,7 @@ class Comparison:
         label = BASELINES.get(name).label
         if self.part != "test":
             raise TransrecError(f"--baselines {name}: ranks the test targets alone; use --part test")
-        if any(self._anew.changed(settings).as_dict() != settings.as_dict() for settings in self._settings.values()):
+        if any(self._reranking.apply(settings).as_dict() != settings.as_dict() for settings in self._settings.values()):
             raise TransrecError(
                 f"--baselines {name}: is kept as the runs ranked; leave --mask_history and --catalogue out"
             )
@@ -170,15 +170,15 @@ class Comparison:
         """The methods, followed by the baselines."""
         return [*self.methods, *self.baselines]
 
-    def _grouped(self, kept: dict[Path, np.ndarray]) -> list[Method]:
-        groups = grouped(self._settings)
+    def _make_methods(self, ranks_by_folder: dict[Path, np.ndarray]) -> list[Method]:
+        groups = group_by_method(self._settings)
         names = [self._settings[folders[0]].name for folders in groups]
         methods = []
         for name, folders in zip(names, groups, strict=True):
             seeds = [self._settings[folder].training.seed for folder in folders]
             if len(set(seeds)) < len(seeds):
                 raise TransrecError(f"{folders[0]} and {folders[1]}: are one run of one seed twice; leave one out")
-            ranks = np.stack([kept[folder]["rank"] for folder in folders]).astype(np.float64)
+            ranks = np.stack([ranks_by_folder[folder]["rank"] for folder in folders]).astype(np.float64)
             # Methods with different settings may share a name.
             distinct_name = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
             methods.append(Method(distinct_name, seeds, ranks, folders))
@@ -187,7 +187,7 @@ class Comparison:
     @cached_property
     def dataset(self) -> Dataset:
         """The dataset that the runs were evaluated on. Raises TransrecError if it is missing or has changed."""
-        dataset = read_dataset(self._anew.changed(self._settings[self._first]), with_times=True)
+        dataset = read_dataset(self._reranking.apply(self._settings[self._first]), with_times=True)
         targets, split = Targets(dataset, self.part), dataset.split
         if not same_targets(self._targets, split.user_rows[targets.users], split.item_rows[targets.items - 1]):
             raise TransrecError(f"{dataset.folder}: has changed since {self._first} was evaluated on it; restore it")
@@ -202,7 +202,7 @@ class Comparison:
             groups |= {f"{entry.label}: {label}": index == number for number, label in enumerate(labels)}
         return {name: mask for name, mask in groups.items() if mask.any()}
 
-    def rows(self, metrics: Sequence[Wanted], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def rows(self, metrics: Sequence[MetricAtCutoff], slices: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return a row for each slice and each of `compared`: its targets and seeds, each metric's mean and deviation.
 
         Metrics of recommended lists need the models, so the runs are ranked again for them. Raises TransrecError if
@@ -225,16 +225,16 @@ class Comparison:
                 rows.append(row)
         return rows
 
-    def _rankings(self, method: Method, metrics: Sequence[Wanted]) -> list[Ranking]:
+    def _rankings(self, method: Method, metrics: Sequence[MetricAtCutoff]) -> list[Ranking]:
         """Return the ranking of each of a method's runs, with all that the metrics need."""
         if not any(each.metric.needs_lists for each in metrics):
             counted = any(not isinstance(each.metric, RankMetric) for each in metrics)
             item_count = self.dataset.split.item_count if counted else 0
             return [Ranking(ranks, item_count=item_count) for ranks in method.ranks]
         entries, cutoffs = list({each.metric for each in metrics}), sorted({each.cutoff for each in metrics})
-        return [self._anew.ranking(folder, self.part, entries, cutoffs) for folder in method.folders]
+        return [self._reranking.ranking(folder, self.part, entries, cutoffs) for folder in method.folders]
 
-    def tested(self, metric: Wanted, test: str, correction: str) -> list[dict[str, Any]]:
+    def tests_against_best(self, metric: MetricAtCutoff, test: str, correction: str) -> list[dict[str, Any]]:
         """Return a row for each of `compared`, the best first: its interval, and its p-value against the best.
 
         Args:
@@ -244,11 +244,11 @@ class Comparison:
         Raises TransrecError for a metric that is not a mean over targets, and for McNemar's test of values other than
         0 and 1.
         """
-        values = {method.name: _of_each(metric, method) for method in self.compared}
+        values = {method.name: _values_per_target(metric, method) for method in self.compared}
         if test == "McNemar" and not all(np.isin(array, (0, 1)).all() for array in values.values()):
             raise TransrecError(f"--test McNemar: compares hits, and {metric.name} is none; use Wilcoxon or paired_t")
         order = sorted(values, key=lambda name: -values[name].mean())
-        p_values = against(order[0], values, test, correction) if len(order) > 1 else {}
+        p_values = p_values_against(order[0], values, test, correction) if len(order) > 1 else {}
         rows = []
         for method in sorted(self.compared, key=lambda method: order.index(method.name)):
             spreads = spread(values[method.name])
@@ -265,33 +265,35 @@ class Comparison:
             )
         return rows
 
-    def matrix(self, metric: Wanted, test: str, correction: str) -> dict[tuple[int, int], tuple[float, float]]:
+    def pairwise_tests(
+        self, metric: MetricAtCutoff, test: str, correction: str
+    ) -> dict[tuple[int, int], tuple[float, float]]:
         """Return the mean difference and its p-value for each pair, keyed by the pair's places in `compared`.
 
         Args:
             metric: a metric that is a mean over targets.
-            test, correction: as for `tested`. The correction is over all pairs of methods. Baselines are not paired
-                with each other, and pairs of a method and a baseline are corrected separately, so that another
-                baseline does not raise the p-values between methods.
+            test, correction: as for `tests_against_best`. The correction is over all pairs of methods. Baselines are
+                not paired with each other, and pairs of a method and a baseline are corrected separately, so that
+                another baseline does not raise the p-values between methods.
 
         Raises TransrecError for another metric.
         """
         methods, everything = range(len(self.methods)), range(len(self.compared))
-        among = self._paired(metric, list(combinations(methods, 2)), test, correction)
+        among = self._test_pairs(metric, list(combinations(methods, 2)), test, correction)
         with_baselines = list(product(methods, everything[len(methods) :]))
-        return among | self._paired(metric, with_baselines, test, correction)
+        return among | self._test_pairs(metric, with_baselines, test, correction)
 
-    def _paired(
-        self, metric: Wanted, pairs: list[tuple[int, int]], test: str, correction: str
+    def _test_pairs(
+        self, metric: MetricAtCutoff, pairs: list[tuple[int, int]], test: str, correction: str
     ) -> dict[tuple[int, int], tuple[float, float]]:
-        values = [_of_each(metric, method) for method in self.compared]
+        values = [_values_per_target(metric, method) for method in self.compared]
         p_values = CORRECTIONS[correction]([paired_tests(values[a], values[b])[test] for a, b in pairs])
         means = [array.mean() for array in values]
         differences = [float(means[a] - means[b]) for a, b in pairs]
         return dict(zip(pairs, zip(differences, p_values, strict=True), strict=True))
 
 
-def _of_each(metric: Wanted, method: Method) -> np.ndarray:
+def _values_per_target(metric: MetricAtCutoff, method: Method) -> np.ndarray:
     """Return a metric's value for each target, [S, T]. Raises TransrecError if the metric is no mean over targets."""
     values = metric.of_each(method.ranks)
     if values is None:
@@ -299,6 +301,6 @@ def _of_each(metric: Wanted, method: Method) -> np.ndarray:
     return values
 
 
-def same_targets(kept: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
+def same_targets(ranks: np.ndarray, users: np.ndarray, items: np.ndarray) -> bool:
     """Return whether stored ranks belong to these rows of users and items, in the same order."""
-    return np.array_equal(kept["user"], users) and np.array_equal(kept["item"], items)
+    return np.array_equal(ranks["user"], users) and np.array_equal(ranks["item"], items)

@@ -20,7 +20,7 @@ PICTURES = 48
 
 
 @dataclass(frozen=True)
-class Checked:
+class DatasetCheck:
     """A dataset and the results of checking it.
 
     Attributes:
@@ -40,26 +40,26 @@ class Checked:
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def page(checked: Checked) -> str:
+def page(check: DatasetCheck) -> str:
     """Return the page. It shows the dataset only as escaped text and as pictures that were decoded and re-encoded."""
-    dataset = checked.dataset
+    dataset = check.dataset
     sections = [
-        as_table(checked.header, checked.rows, "numbers"),
-        *(f'<p class="faint">{as_text(note)}</p>' for note in checked.notes),
+        as_table(check.header, check.rows, "numbers"),
+        *(f'<p class="faint">{as_text(note)}</p>' for note in check.notes),
         _curves(dataset),
-        _broken(checked),
+        _broken(check),
         _cold(dataset),
-        _duplicates(dataset, checked.repeats),
+        _duplicates(dataset, check.repeats),
         _longest(dataset),
-        _Examples(checked).html(),
+        _Examples(check).html(),
         f"<h2>Data card</h2>\n{card}" if (card := data_card(dataset.folder)) else "",
     ]
     return shell(dataset.name, sections, CARDS)
 
 
-def _shown(what: str, there: int) -> str:
+def _count_line(what: str, count: int) -> str:
     """Return the line above a table that may show only some of the entries."""
-    return f"<p>{what}: {there:,}{f'; {LISTED} of them:' if there > LISTED else ''}</p>"
+    return f"<p>{what}: {count:,}{f'; {LISTED} of them:' if count > LISTED else ''}</p>"
 
 
 def _curves(dataset: Dataset) -> str:
@@ -67,17 +67,17 @@ def _curves(dataset: Dataset) -> str:
     return f'<h2>Curves</h2>\n<div class="plots">{"".join(figures)}</div>'
 
 
-def _broken(checked: Checked) -> str:
-    if not checked.broken:
+def _broken(check: DatasetCheck) -> str:
+    if not check.broken:
         return ""
-    count = _shown("Pictures that cannot be decoded", len(checked.broken))
-    rows = list(checked.broken.items())[:LISTED]
+    count = _count_line("Pictures that cannot be decoded", len(check.broken))
+    rows = list(check.broken.items())[:LISTED]
     return f"<h2>Broken pictures</h2>\n{count}{as_table(['item', 'why'], rows)}"
 
 
 def _cold(dataset: Dataset) -> str:
     rows = dataset.split.item_rows[cold_items(dataset.split) - 1]
-    count = _shown(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
+    count = _count_line(f"Of {dataset.split.item_count:,} items in no training sequence", len(rows))
     table = as_table(["item", "text"], (_item(dataset, row) for row in rows[:LISTED])) if len(rows) else ""
     return f"<h2>Cold items</h2>\n{count}{table}"
 
@@ -89,7 +89,7 @@ def _item(dataset: Dataset, row: int) -> tuple[str, str]:
 def _duplicates(dataset: Dataset, repeats: Repeats) -> str:
     catalog, users = dataset.catalog, dataset.interactions.users
     groups = same_texts(catalog.texts)
-    parts = ["<h2>Duplicates</h2>", _shown("Titles that several items have, capitals aside", len(groups))]
+    parts = ["<h2>Duplicates</h2>", _count_line("Titles that several items have, capitals aside", len(groups))]
     if groups:
         rows = []
         for group in groups[:LISTED]:
@@ -117,8 +117,8 @@ def _longest(dataset: Dataset) -> str:
 class _Examples:
     """A few users, spread evenly over the kept ones, each with the end of their sequence and their targets."""
 
-    def __init__(self, checked: Checked):
-        self.dataset, self.gallery, self.broken = checked.dataset, checked.gallery, checked.broken
+    def __init__(self, check: DatasetCheck):
+        self.dataset, self.gallery, self.broken = check.dataset, check.gallery, check.broken
         self.pictures_left = PICTURES
 
     def html(self) -> str:

@@ -66,7 +66,7 @@ def _own_flags() -> Iterator[list[str]]:
             by_modality = {_items(modality): _settings(method, modality) for modality in MODALITIES}
             others = {items: own for items, own in by_modality.items() if own.as_dict()[name] != defaults[name]}
             others = "".join(f", over {items} {_cell(own, name)}" for items, own in others.items())
-            texts.append(f"{name} {_told(defaults[name])}{others}")
+            texts.append(f"{name} {_value_text(defaults[name])}{others}")
         if texts:
             yield [method, "; ".join(texts)]
 
@@ -80,14 +80,18 @@ def _settings(method: str, modality: str) -> Settings:
     return parse(["--dataset", str(REPOSITORY), "--method", method, "--item_tower", modality], method, {})
 
 
-def _cell(made: Settings, name: str) -> str:
-    values = made.as_dict()
-    if name not in values or (name == "backbone_lr" and not methods.get(made.method).trains_backbone):
+def _cell(settings: Settings, name: str) -> str:
+    values = settings.as_dict()
+    if name not in values or (name == "backbone_lr" and not methods.get(settings.method).trains_backbone):
         return "-"
-    return f"**{_told(values[name])}**" if made.set_by.get(name, "").startswith("preset") else _told(values[name])
+    return (
+        f"**{_value_text(values[name])}**"
+        if settings.set_by.get(name, "").startswith("preset")
+        else _value_text(values[name])
+    )
 
 
-def _told(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, bool):

@@ -10,19 +10,19 @@ from transrec.reports.tables import COLUMNS, markdown, result_row
 from transrec.reports.tpme import tpme
 
 # The keys of a result that TPME combines.
-TPME_OF = ("seconds_per_epoch", "trainable_parameters", "peak_memory_mib")
+TPME_KEYS = ("seconds_per_epoch", "trainable_parameters", "peak_memory_mib")
 PHASES = ("feed", "forward", "backward", "step")
 
 
-def costs(results: dict[str, dict[str, Any]], weights: tuple[float, float, float]) -> dict[str, float]:
+def tpme_by_method(results: dict[str, dict[str, Any]], weights: tuple[float, float, float]) -> dict[str, float]:
     """Return the TPME of each method's result, by method."""
-    columns = [[result[name] for result in results.values()] for name in TPME_OF]
+    columns = [[result[name] for result in results.values()] for name in TPME_KEYS]
     return dict(zip(results, tpme(*columns, weights=weights), strict=True))
 
 
 def table(results: dict[str, dict[str, Any]], weights: tuple[float, float, float]) -> str:
     """Return a Markdown table of each method's metrics and costs, seconds per epoch by phase, and TPME."""
-    tpme_of = costs(results, weights)
+    tpme_of = tpme_by_method(results, weights)
     header = ["script", "method", *COLUMNS, "host memory, MiB", *(f"{phase}, s" for phase in PHASES), "TPME"]
     rows = [
         [
@@ -40,7 +40,7 @@ def table(results: dict[str, dict[str, Any]], weights: tuple[float, float, float
 
 def plot(results: dict[str, dict[str, Any]], weights: tuple[float, float, float], path: Path) -> None:
     """Write a PNG of HR@10 against TPME, with a bubble per method whose area grows with its trainable parameters."""
-    tpme_of = costs(results, weights)
+    tpme_of = tpme_by_method(results, weights)
     most = max(result["trainable_parameters"] for result in results.values())
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from transrec.errors import TransrecError
-from transrec.reports.comparison import SIGNIFICANT, Wanted, same_targets, wanted
+from transrec.reports.comparison import SIGNIFICANT, MetricAtCutoff, metrics_at, same_targets
 from transrec.reports.significance import holm, paired_tests
 from transrec.reports.tables import BEST, METRICS, SECOND, distinct_baselines, shown_mean
 from transrec.training.ranks import read_ranks
@@ -20,7 +20,7 @@ TESTS = {
     "HR@10": ("McNemar", "exact McNemar test, over several seeds the exact sign-flip test of each target's mean"),
     "NDCG@10": ("paired t", "paired t-test of each target's mean"),
 }
-VALUES: dict[str, Wanted] = dict(zip(METRICS, wanted(["hr", "ndcg"], [10]), strict=True))
+METRICS_BY_NAME: dict[str, MetricAtCutoff] = dict(zip(METRICS, metrics_at(["hr", "ndcg"], [10]), strict=True))
 DIFFERS = "†"
 
 
@@ -44,7 +44,7 @@ class Row:
         return [result for _, result in self.runs.values()]
 
     @cached_property
-    def kept(self) -> dict[int, np.ndarray]:
+    def ranks_by_seed(self) -> dict[int, np.ndarray]:
         """Ranks of the test targets by seed, RANK [T]; seeds whose ranks are missing or unreadable are left out."""
         kept = {}
         for seed, (folder, _) in self.runs.items():
@@ -76,7 +76,7 @@ class Column:
         return f"{text}{DIFFERS}" if p is not None and p < SIGNIFICANT else text
 
 
-def baselines_beside(rows: Sequence[Row]) -> list[Row]:
+def baseline_rows(rows: Sequence[Row]) -> list[Row]:
     """Return a row for each of the `distinct_baselines` of the rows' runs."""
     runs = [run for row in rows for run in row.runs.values()]
     baselines = distinct_baselines([result for _, result in runs])
@@ -101,7 +101,7 @@ def mark(rows: Sequence[Row], metric: str) -> Column:
     for family in (means.keys() - {best}, [number for number, row in enumerate(rows) if row.baseline]):
         p_values = {}
         for number in family:
-            paired = _paired(rows[number], rows[best])
+            paired = _paired_ranks(rows[number], rows[best])
             if isinstance(paired, str):
                 untested[number] = paired
             else:
@@ -112,27 +112,31 @@ def mark(rows: Sequence[Row], metric: str) -> Column:
     return Column([place.get(shown.get(n, ""), "") for n in numbers], [adjusted.get(n) for n in numbers], untested)
 
 
-def _paired(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarray]] | str:
+def _paired_ranks(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarray]] | str:
     """Return both rows' ranks for the seeds that they share, in the same order, or why they cannot be paired.
 
     A baseline has no seed, so it is paired with all seeds of the best row.
     """
-    if not best.kept or not row.kept:
-        return "the best row keeps no ranks that can be read" if row.kept else "no ranks that can be read are kept"
-    seeds = sorted(best.kept if row.baseline else row.kept.keys() & best.kept.keys())
+    if not best.ranks_by_seed or not row.ranks_by_seed:
+        return (
+            "the best row keeps no ranks that can be read"
+            if row.ranks_by_seed
+            else "no ranks that can be read are kept"
+        )
+    seeds = sorted(best.ranks_by_seed if row.baseline else row.ranks_by_seed.keys() & best.ranks_by_seed.keys())
     if not seeds:
         return "no seed in common with the best row"
-    of_best = [best.kept[seed] for seed in seeds]
-    of_row = [*row.kept.values()] if row.baseline else [row.kept[seed] for seed in seeds]
+    of_best = [best.ranks_by_seed[seed] for seed in seeds]
+    of_row = [*row.ranks_by_seed.values()] if row.baseline else [row.ranks_by_seed[seed] for seed in seeds]
     users, items = of_best[0]["user"], of_best[0]["item"]
     if not all(same_targets(kept, users, items) for kept in (*of_row, *of_best)):
         return "other targets than those of the best row"
     return of_row, of_best
 
 
-def _values(metric: str, kept: np.ndarray) -> np.ndarray:
+def _values(metric: str, ranks: np.ndarray) -> np.ndarray:
     """Return the metric's value for each target: float64 [T]."""
-    values = VALUES[metric].of_each(kept["rank"].astype(np.float64))
+    values = METRICS_BY_NAME[metric].of_each(ranks["rank"].astype(np.float64))
     assert values is not None
     return values
 
@@ -151,7 +155,7 @@ def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
         return f"{sentences[0]} No test: there is no other row to compare with."
     if len(counts) > 1:
         sentences.append("The best of a column is bold, the second underlined; baselines are not marked so.")
-    tested = {name: _tested(rows, column) for name, column in columns.items()}
+    tested = {name: _comparison_counts(rows, column) for name, column in columns.items()}
     if any(tested.values()):
         tests = "; ".join(f"{name}: {TESTS[name][1]}, {count}" for name, count in tested.items() if count)
         sentences.append(
@@ -167,7 +171,7 @@ def note(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     return " ".join(sentences)
 
 
-def _tested(rows: Sequence[Row], column: Column) -> str:
+def _comparison_counts(rows: Sequence[Row], column: Column) -> str:
     """Return the number of a column's comparisons in words; "" if there are none."""
     of_baselines = [bool(row.baseline) for row, p in zip(rows, column.p_values, strict=True) if p is not None]
     counts = ((of_baselines.count(False), ""), (of_baselines.count(True), " with baselines"))

@@ -9,7 +9,7 @@ from transrec.errors import printable
 from transrec.finished import FinishedRun
 from transrec.reports.tables import TESTED, markdown
 
-WHAT = {
+FILE_DESCRIPTIONS = {
     "README.md": "this card",
     "checkpoints": "all weights, which `load_run` reads",
     "encoders": "configuration and tokenizer or image processor of each backbone",
@@ -71,7 +71,7 @@ def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -
     metadata = {
         "library_name": "transrec",
         "tags": ["sequential-recommendation", "recommender-system", settings.method, *settings.modalities],
-        "model-index": [{"name": settings.name, "results": [_of_index(dataset, result)]}],
+        "model-index": [{"name": settings.name, "results": [_model_index_entry(dataset, result)]}],
     }
     # Only encoders named as on the hub: a folder on this computer means nothing to others.
     encoders = [modality.encoder for modality in settings.modalities.values() if modality.encoder]
@@ -92,13 +92,14 @@ def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -
         results=_results(result),
         data=_data(run),
         files=markdown(
-            ["file", "what it is"], [[f"{name}", WHAT.get(name, "")] for name in sorted({*files, "README.md"})]
+            ["file", "what it is"],
+            [[f"{name}", FILE_DESCRIPTIONS.get(name, "")] for name in sorted({*files, "README.md"})],
         ),
-        settings=markdown(["flag", "value"], [[f"--{name}", _name(value)] for name, value in shown.items()]),
+        settings=markdown(["flag", "value"], [[f"--{name}", _flag_text(value)] for name, value in shown.items()]),
     )
 
 
-def _of_index(dataset: str, result: dict[str, Any]) -> dict[str, Any]:
+def _model_index_entry(dataset: str, result: dict[str, Any]) -> dict[str, Any]:
     part = "test" if "test" in result else "validation"
     return {
         "task": {"type": "sequential-recommendation", "name": "Sequential recommendation"},
@@ -132,7 +133,7 @@ def _plain(text: str) -> str:
     return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("`", "'")
 
 
-def _name(value: Any) -> str:
+def _flag_text(value: Any) -> str:
     """Return a flag's value as text; an absolute path becomes its last part."""
     values = value if isinstance(value, list) else [value]
     return " ".join(

@@ -15,7 +15,7 @@ from typing import Any
 
 from transrec.errors import TransrecError, about_file
 from transrec.paths import resolve
-from transrec.reports.tables import Further, costs
+from transrec.reports.tables import ExtraColumn, costs
 from transrec.untrusted import read_regular
 
 SHIPPED = Path(__file__).with_name("published.csv")
@@ -59,12 +59,12 @@ class Figure:
     source: str
 
     @property
-    def ends(self) -> tuple[float, float]:
+    def bounds(self) -> tuple[float, float]:
         """The lowest and the highest value."""
         low, _, high = self.value.partition("-")
         return float(low), float(high or low)
 
-    def is_of(self, row: Mapping[str, str]) -> bool:
+    def matches(self, row: Mapping[str, str]) -> bool:
         """Return whether the figure belongs to a table's row, given by its ROW values."""
         method = row["method"].partition(":")[0]
         cells = {name: getattr(self, name).casefold() for name in ROW}
@@ -73,7 +73,7 @@ class Figure:
 
     def difference(self, ours: float) -> float:
         """Return ours minus the published value; for a range, minus its nearer end, and 0 inside the range."""
-        low, high = self.ends
+        low, high = self.bounds
         return min(ours - low, 0.0) + max(ours - high, 0.0)
 
 
@@ -118,9 +118,9 @@ def _figure(where: str, cells: list[str]) -> Figure:
         raise TransrecError(
             f"{where}, column metric: {figure.metric!r} is neither a metric like HR@10 nor one of {', '.join(COSTS)}"
         )
-    if not VALUE.fullmatch(figure.value) or figure.ends[0] > figure.ends[1]:
+    if not VALUE.fullmatch(figure.value) or figure.bounds[0] > figure.bounds[1]:
         raise TransrecError(f"{where}, column value: {figure.value!r} must be a number, or LOW-HIGH")
-    if figure.metric not in COSTS and figure.ends[1] > 1:
+    if figure.metric not in COSTS and figure.bounds[1] > 1:
         raise TransrecError(f"{where}, column value: {figure.value!r} must be a share of 1; 9.09 % is 0.0909")
     return figure
 
@@ -131,17 +131,17 @@ class Published:
 
     Attributes:
         figures: the figures, by descending precedence.
-        wanted: whether the table shows the columns even if no figure matches any of its rows.
+        always_shown: whether the table shows the columns even if no figure matches any of its rows.
     """
 
     figures: Sequence[Figure] = ()
-    wanted: bool = False
+    always_shown: bool = False
 
-    def of(self, row: Mapping[str, str]) -> dict[str, Figure]:
+    def matching(self, row: Mapping[str, str]) -> dict[str, Figure]:
         """Return the figures of a table's row, by metric."""
         by_metric: dict[str, Figure] = {}
         for figure in self.figures:
-            if figure.is_of(row):
+            if figure.matches(row):
                 by_metric.setdefault(figure.metric, figure)
         return by_metric
 
@@ -156,12 +156,12 @@ def select(own: str | None, paper: str = "", table: str = "") -> Published:
         return Published([*of_user, *(figure for figure in shipped if figure.dataset)])
     names = paper.casefold(), {"", table.casefold()}
     fit = [fig for fig in (*of_user, *shipped) if fig.paper.casefold() == names[0] and fig.table.casefold() in names[1]]
-    return Published(fit, wanted=True)
+    return Published(fit, always_shown=True)
 
 
 def published_columns(
     figures: Sequence[Mapping[str, Figure]], rows: Sequence[Sequence[dict[str, Any]]]
-) -> list[Further]:
+) -> list[ExtraColumn]:
     """Return the columns `published` and `difference`: our value, as tables show it, minus the published one.
 
     Args:
@@ -177,14 +177,17 @@ def published_columns(
         for of_row in pairs
     ]
     return [
-        Further(
+        ExtraColumn(
             "published",
             ["; ".join(f"{metric} {fig.value}" for metric, fig in of_row.items()) or TO_FILL_IN for of_row in figures],
             [{f"published {metric}": figure.value for metric, figure in of_row.items()} for of_row in figures],
         ),
-        Further(
+        ExtraColumn(
             "difference",
-            ["; ".join(f"{name} {_shown(name, value)}" for name, value in of_row.items()) or "-" for of_row in known],
+            [
+                "; ".join(f"{name} {_difference_text(name, value)}" for name, value in of_row.items()) or "-"
+                for of_row in known
+            ],
             [{f"{metric} less published": value for metric, value in of_row.items()} for of_row in known],
         ),
     ]
@@ -203,7 +206,7 @@ def published_note(figures: Sequence[Mapping[str, Figure]]) -> str:
     return " ".join(notes)
 
 
-def _shown(metric: str, difference: float) -> str:
+def _difference_text(metric: str, difference: float) -> str:
     return f"{difference:+,.1f}" if metric in COSTS else f"{difference:+.4f}"
 
 

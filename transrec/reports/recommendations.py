@@ -50,7 +50,7 @@ class Histories:
         return " and ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
-def of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histories:
+def histories_of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histories:
     """Return all users of a run's dataset, or the given ones, with all their interactions.
 
     Items that the run does not rank are left out, and so are users without any other item.
@@ -67,10 +67,10 @@ def of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histories:
         rows = np.array([place[user] for user in users])
     places = np.array([index.get(item, -1) for item in run.dataset.catalog.ids], dtype=np.int32)
     of_users = read.sequences.of(rows)
-    return _known([read.users[row] for row in rows], places[of_users.flat()], of_users.lengths)
+    return _known_histories([read.users[row] for row in rows], places[of_users.flat()], of_users.lengths)
 
 
-def of_file(run: FinishedRun, path: Path, skip_unknown: bool) -> Histories:
+def read_histories(run: FinishedRun, path: Path, skip_unknown: bool) -> Histories:
     """Return the users in a file of `user_id<TAB>item item ...` lines; the run need not know them.
 
     Args:
@@ -90,11 +90,11 @@ def of_file(run: FinishedRun, path: Path, skip_unknown: bool) -> Histories:
     empty = np.flatnonzero(read.sequences.lengths == 0)
     if len(empty) and not skip_unknown:
         raise TransrecError(f"{path}: user {read.users[empty[0]]!r} has no items; give one, or --skip_unknown")
-    known = _known(read.users, read.sequences.flat(), read.sequences.lengths)
+    known = _known_histories(read.users, read.sequences.flat(), read.sequences.lengths)
     return Histories(known.users, known.items, len(unknown), known.users_left_out)
 
 
-def of_texts(run: FinishedRun, texts: Sequence[str]) -> Histories:
+def parse_histories(run: FinishedRun, texts: Sequence[str]) -> Histories:
     """Return typed histories, item ids separated by spaces; their users are named 1, 2, and so on.
 
     Raises TransrecError for a history without items, and for an item that is not ranked.
@@ -108,7 +108,7 @@ def of_texts(run: FinishedRun, texts: Sequence[str]) -> Histories:
     )
 
 
-def _known(users: list[str], places: np.ndarray, lengths: np.ndarray) -> Histories:
+def _known_histories(users: list[str], places: np.ndarray, lengths: np.ndarray) -> Histories:
     """Return histories without unknown items (negative places, given user after user) and without users left empty.
 
     Raises TransrecError if no history is left.
@@ -205,10 +205,10 @@ def _write_parquet(rows: Iterator[Row], out: Path) -> None:
             file.write_table(pyarrow.table(columns, schema=schema))
 
 
-def kind_of(out: Path | None, given: str | None) -> str:
+def output_format(out: Path | None, requested: str | None) -> str:
     """Return the format given by --format or the file's name. Raises TransrecError for a name with another suffix."""
-    if given or out is None:
-        return given or "table"
+    if requested or out is None:
+        return requested or "table"
     if out.suffix.lower() not in SUFFIXES:
         raise TransrecError(f"--out {out}: its name must end in {', '.join(SUFFIXES)}; or give --format")
     return SUFFIXES[out.suffix.lower()]

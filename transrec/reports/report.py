@@ -6,10 +6,10 @@ from typing import Any
 
 from transrec.errors import TransrecError
 from transrec.paths import resolve
-from transrec.reports.comparison import SIGNIFICANT, Wanted, telling, wanted
+from transrec.reports.comparison import SIGNIFICANT, MetricAtCutoff, distinguishing_settings, metrics_at
 from transrec.reports.page import as_table, as_text, as_value, data_card, in_words, shell
 from transrec.reports.report_plots import Bubble, Curve, bubbles, colour, curves, slices
-from transrec.reports.report_rows import Compared, Row, compared, differences, read_epochs, read_rows
+from transrec.reports.report_rows import ComparableRows, Row, differing_flags, group_by_targets, read_epochs, read_rows
 from transrec.reports.tables import METRICS, comma_separated, distinct_baselines, latex, mean_and_spread
 
 SLICED_BY = ("popularity", "history")
@@ -101,7 +101,7 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
     reports anything else that is missing or damaged.
     """
     rows = read_rows(folders, plugins)
-    of_same_targets, notes = compared(rows, plugins)
+    of_same_targets, notes = group_by_targets(rows, plugins)
     sections = [
         _summary(rows),
         _results(rows),
@@ -111,11 +111,11 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
         *_by_data(rows, _costs),
         "<h2>Slices</h2>",
         *(_slices(number, group) for number, group in enumerate(of_same_targets)),
-        "" if of_same_targets else _said("No run here keeps the ranks of its test targets, of which slices are made."),
+        "" if of_same_targets else _note("No run here keeps the ranks of its test targets, of which slices are made."),
         "<h2>Significance</h2>",
         *map(_significance, of_same_targets),
-        "" if of_same_targets else _said("Tests need runs that keep the ranks of their test targets."),
-        *map(_said, notes),
+        "" if of_same_targets else _note("Tests need runs that keep the ranks of their test targets."),
+        *map(_note, notes),
         _settings(rows),
         _environment(rows),
         "<h2>Data card</h2>",
@@ -126,19 +126,19 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
     return shell(title or ", ".join(names[:NAMED]) + more, sections, STYLE, SCRIPT)
 
 
-def _said(text: str) -> str:
+def _note(text: str) -> str:
     return f'<p class="faint">{as_text(text)}</p>'
 
 
 def _by_data(rows: Sequence[Row], section: Callable[[list[Row], int], str]) -> Iterable[str]:
     """Yield `section` of the rows over each dataset, under the dataset's name if there are several datasets."""
-    groups = _of_data(rows)
+    groups = _group_by_dataset(rows)
     for number, group in enumerate(groups):
         heading = f"<h3>{as_text(group[0].dataset)}</h3>\n" if len(groups) > 1 else ""
         yield heading + section(group, number)
 
 
-def _of_data(rows: Sequence[Row]) -> list[list[Row]]:
+def _group_by_dataset(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows grouped by dataset."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -156,12 +156,12 @@ def _summary(rows: Sequence[Row]) -> str:
         parts.append(
             f"<p><strong>The runs are over {len(data)} datasets</strong>; compare metrics within one alone.</p>"
         )
-    if unknown := [row.told for row in rows if row.settings is None]:
-        parts.append(_said(f"Without options.json, so their settings are not known: {', '.join(unknown)}"))
-    if untested := [row.told for row in rows if not row.is_tested]:
-        parts.append(_said(f"Without test metrics, for they ran with --no_test: {', '.join(untested)}"))
+    if unknown := [row.label for row in rows if row.settings is None]:
+        parts.append(_note(f"Without options.json, so their settings are not known: {', '.join(unknown)}"))
+    if untested := [row.label for row in rows if not row.is_tested]:
+        parts.append(_note(f"Without test metrics, for they ran with --no_test: {', '.join(untested)}"))
     items = "\n".join(
-        f'<li><span class="swatch" style="background: {colour(row.number)}"></span>{as_text(row.told)}'
+        f'<li><span class="swatch" style="background: {colour(row.number)}"></span>{as_text(row.label)}'
         + (f" ({as_text(row.dataset)})" if len(data) > 1 else "")
         + "</li>"
         for row in rows
@@ -183,7 +183,7 @@ def _results(rows: Sequence[Row]) -> str:
     header = ["#", "method", "dataset", "seeds", *metrics, *COSTS, *(["TPME"] if len(rows) > 1 else [])]
     header = list(dict.fromkeys(header))
     lines, plain, records = [], [], []
-    for group in _of_data(rows):
+    for group in _group_by_dataset(rows):
         cells = [*(_cells(row, metrics) for row in group), *_baselines(group)]
         best = {name: _highest(cells, name) for name in metrics}
         for line in cells:
@@ -277,9 +277,9 @@ def _curves(rows: Sequence[Row], data: int) -> str:
             try:
                 epochs = read_epochs(folder)
             except TransrecError as error:
-                notes.append(f"{row.told}: no curve, {error}")
+                notes.append(f"{row.label}: no curve, {error}")
                 continue
-            run = f"{row.told}, seed {result['seed']}" if "seed" in result else row.told
+            run = f"{row.label}, seed {result['seed']}" if "seed" in result else row.label
             for name, of_name in curves_of.items():
                 points = [(int(epoch["epoch"]), epoch[name]) for epoch in epochs if name in epoch]
                 if points:
@@ -289,7 +289,7 @@ def _curves(rows: Sequence[Row], data: int) -> str:
         for name, lines in curves_of.items()
         if lines
     ]
-    return "\n".join([_figures(drawn), *map(_said, notes)])
+    return "\n".join([_figures(drawn), *map(_note, notes)])
 
 
 def _costs(rows: Sequence[Row], data: int) -> str:
@@ -301,86 +301,88 @@ def _costs(rows: Sequence[Row], data: int) -> str:
         text = ", ".join(f"{label} {value:,.5g}" for label, value in costs.items())
         score = float(row.numbers[metric])
         drawn.append(
-            Bubble(row.number, score, costs, costs["trainable parameters"], f"{row.told}: {metric} {score:.4f}, {text}")
+            Bubble(
+                row.number, score, costs, costs["trainable parameters"], f"{row.label}: {metric} {score:.4f}, {text}"
+            )
         )
     note = (
-        "" if len(rows) > 1 else _said("There is one row over this dataset, and so nothing to compare its cost with.")
+        "" if len(rows) > 1 else _note("There is one row over this dataset, and so nothing to compare its cost with.")
     )
     return _figures(bubbles(drawn, cost, metric, f"cost {data} {cost}") for cost in COSTS) + note
 
 
-def _ndcg() -> Wanted:
-    (metric,) = wanted(["ndcg"], [10])
+def _ndcg() -> MetricAtCutoff:
+    (metric,) = metrics_at(["ndcg"], [10])
     return metric
 
 
-def _slices(number: int, of: Compared) -> str:
+def _slices(number: int, group: ComparableRows) -> str:
     metric = _ndcg()
-    names = [row.told for row in of.rows]
+    names = [row.label for row in group.rows]
     try:
-        rows = of.comparison.rows([metric], SLICED_BY)
+        rows = group.comparison.rows([metric], SLICED_BY)
     except TransrecError as error:
-        return _said(f"{', '.join(names)}: no slices, {error}")
+        return _note(f"{', '.join(names)}: no slices, {error}")
     table: dict[str, list[str]] = {}
     for row in rows:
         table.setdefault(row["slice"], [row["slice"], f"{row['targets']:,}"]).append(f"{row[metric.name]:.4f}")
-    labels = dict(zip((method.name for method in of.comparison.methods), names, strict=True))
-    numbers = {row.told: row.number for row in of.rows}
+    labels = dict(zip((method.name for method in group.comparison.methods), names, strict=True))
+    numbers = {row.label: row.number for row in group.rows}
     drawn = [row | {"method": labels[row["method"]]} for row in rows if row["method"] in labels]
     plot = slices(drawn, numbers, metric.name, f"slices {number}")
-    note = f"The table has the baselines, too: {', '.join(of.baselines)}." if of.baselines else ""
+    note = f"The table has the baselines, too: {', '.join(group.baselines)}." if group.baselines else ""
     return f"""<p>{metric.name} of each row by how popular the target is, and by how many interactions
 stand before it. {as_text(note)}</p>
 {_figures([plot])}
-{as_table(["slice", "targets", *of.heads], table.values(), "numbers")}"""
+{as_table(["slice", "targets", *group.heads], table.values(), "numbers")}"""
 
 
-def _significance(of: Compared) -> str:
-    names = [row.told for row in of.rows]
-    if len(names) + len(of.baselines) < 2:
-        return _said(
+def _significance(group: ComparableRows) -> str:
+    names = [row.label for row in group.rows]
+    if len(names) + len(group.baselines) < 2:
+        return _note(
             f"{names[0]}: the only row with ranks over its test targets, so there is nothing to test it against."
         )
     metric = _ndcg()
-    tests = of.comparison.matrix(metric, TEST, CORRECTION)
+    tests = group.comparison.pairwise_tests(metric, TEST, CORRECTION)
     rows = []
     for place, name in enumerate(names):
         cells = []
-        for other in range(len(of.heads)):
+        for other in range(len(group.heads)):
             if place == other:
                 cells.append("")
                 continue
             difference, p = tests[min(place, other), max(place, other)]
             sign = 1 if place < other else -1
-            cells.append(f"{sign * difference:+.4f}{' *' if p < SIGNIFICANT else ''} (p {_p(p)})")
+            cells.append(f"{sign * difference:+.4f}{' *' if p < SIGNIFICANT else ''} (p {_p_value_text(p)})")
         rows.append([name, *cells])
-    targets, with_baselines = of.comparison.methods[0].ranks.shape[1], len(names) * len(of.baselines)
+    targets, with_baselines = group.comparison.methods[0].ranks.shape[1], len(names) * len(group.baselines)
     families = [_pairs(len(tests) - with_baselines, "of rows")] if len(names) > 1 else []
     families += [_pairs(with_baselines, "of a row and a baseline")] if with_baselines else []
-    untested = "" if with_baselines else _said("No baseline is tested: none of these runs keeps the ranks of one.")
+    untested = "" if with_baselines else _note("No baseline is tested: none of these runs keeps the ranks of one.")
     return f"""<p>{metric.name} of the row less that of the column, over the same {targets:,} test targets, and the
 {TEST} test's p-value, by Holm's correction over {" and, by itself, over ".join(families)}; a star where p is below \
 {SIGNIFICANT:g}.</p>
-{as_table(["", *of.heads], rows, "numbers")}{untested}"""
+{as_table(["", *group.heads], rows, "numbers")}{untested}"""
 
 
-def _pairs(count: int, of: str) -> str:
-    return f"{count} pair{'s' * (count > 1)} {of}"
+def _pairs(count: int, members: str) -> str:
+    return f"{count} pair{'s' * (count > 1)} {members}"
 
 
-def _p(value: float) -> str:
+def _p_value_text(value: float) -> str:
     return "below 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _settings(rows: Sequence[Row]) -> str:
-    flags = sorted(differences([row.settings for row in rows]))
+    flags = sorted(differing_flags([row.settings for row in rows]))
     known = [row for row in rows if row.settings]
     if not flags:
         what = "one row whose settings are known" if len(known) == 1 else "no setting that differs between rows"
-        return f"<h2>Settings that differ</h2>\n{_said(f'There is {what}.')}"
-    values = [telling(row.settings) for row in known if row.settings]
+        return f"<h2>Settings that differ</h2>\n{_note(f'There is {what}.')}"
+    values = [distinguishing_settings(row.settings) for row in known if row.settings]
     lines = [[f"--{flag}", *(in_words(flags_of_row.get(flag, "")) for flags_of_row in values)] for flag in flags]
-    return f"<h2>Settings that differ</h2>\n{as_table(['', *(row.told for row in known)], lines)}"
+    return f"<h2>Settings that differ</h2>\n{as_table(['', *(row.label for row in known)], lines)}"
 
 
 def _environment(rows: Sequence[Row]) -> str:
@@ -393,7 +395,7 @@ def _environment(rows: Sequence[Row]) -> str:
     heads = [f"rows {', '.join(dict.fromkeys(numbers))}" for _, numbers in distinct.values()]
     names = dict.fromkeys(name for environment, _ in distinct.values() for name in environment)
     lines = [[name, *(in_words(values.get(name, "")) for values, _ in distinct.values())] for name in names]
-    table = as_table(["", *heads], lines) if lines else _said("No run tells what it ran on.")
+    table = as_table(["", *heads], lines) if lines else _note("No run tells what it ran on.")
     return f"<h2>Environment</h2>\n{table}"
 
 
@@ -401,5 +403,5 @@ def _data(rows: Sequence[Row], data: int) -> str:
     try:
         card = data_card(Path(rows[0].data))
     except TransrecError as error:
-        return _said(str(error))
-    return card or _said(f"{rows[0].dataset}: no data card, which imported datasets have (dataset.json).")
+        return _note(str(error))
+    return card or _note(f"{rows[0].dataset}: no data card, which imported datasets have (dataset.json).")

@@ -41,18 +41,18 @@ def colour(number: int) -> str:
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
-def curves(found: Sequence[Curve], what: str, lower_is_better: bool, name: str) -> str:
+def curves(lines: Sequence[Curve], what: str, lower_is_better: bool, name: str) -> str:
     """Plot `what` over the epochs of each run, as an `<svg>`."""
 
     def draw(panel: Axes) -> dict[str, str]:
         words = {}
-        for place, curve in enumerate(found):
+        for place, curve in enumerate(lines):
             best = int((np.argmin if lower_is_better else np.argmax)(curve.values))
             style = STYLES[(curve.number - 1) // len(COLOURS) % len(STYLES)]
             line = f"line-{place}"
             panel.plot(curve.epochs, curve.values, style, color=colour(curve.number), linewidth=1.3, gid=line)
             words[line] = f"{curve.run}: best {what} {curve.values[best]:.4g} at epoch {curve.epochs[best]}"
-            shown = np.linspace(0, len(curve.epochs) - 1, min(len(curve.epochs), max(2, MARKS // len(found))))
+            shown = np.linspace(0, len(curve.epochs) - 1, min(len(curve.epochs), max(2, MARKS // len(lines))))
             for point in np.unique(shown.astype(int)):
                 epoch, value = curve.epochs[point], curve.values[point]
                 mark = f"mark-{place}-{point}"
@@ -85,13 +85,13 @@ class Bubble:
     words: str
 
 
-def bubbles(found: Sequence[Bubble], cost: str, metric: str, name: str) -> str:
+def bubbles(rows: Sequence[Bubble], cost: str, metric: str, name: str) -> str:
     """Plot a metric against a cost, as an `<svg>`."""
-    largest = max(chain((bubble.size for bubble in found), [1]))
+    largest = max(chain((bubble.size for bubble in rows), [1]))
 
     def draw(panel: Axes) -> dict[str, str]:
         words = {}
-        for bubble in sorted(found, key=lambda bubble: -bubble.size):
+        for bubble in sorted(rows, key=lambda bubble: -bubble.size):
             at, gid = (bubble.costs[cost], bubble.score), f"line-{bubble.number}"
             area = 80 + LARGEST_BUBBLE * bubble.size / largest
             panel.scatter(*map(_one, at), s=[area], color=colour(bubble.number), alpha=0.55, gid=gid)

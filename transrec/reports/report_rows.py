@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transrec.baselines import BASELINES
 from transrec.errors import TransrecError, about_file, reason_of
-from transrec.reports.comparison import Comparison, grouped, telling
-from transrec.reports.efficiency import TPME_OF
+from transrec.reports.comparison import Comparison, distinguishing_settings, group_by_method
+from transrec.reports.efficiency import TPME_KEYS
 from transrec.reports.results import frame, read_results, summary
 from transrec.reports.tpme import tpme
 from transrec.settings import Settings, read_settings
@@ -57,7 +57,7 @@ class Row:
         return all("test" in result for result in self.results.values())
 
     @property
-    def told(self) -> str:
+    def label(self) -> str:
         return f"{self.number} {self.name}"
 
 
@@ -71,11 +71,11 @@ def read_rows(folders: Sequence[str | Path], plugins: Sequence[str | Path] = ())
     """
     results = read_results(*folders)
     settings = {folder: read_settings(folder, plugins) for folder in results if (folder / "options.json").exists()}
-    groups = [*grouped(settings), *([folder] for folder in results if folder not in settings)]
+    groups = [*group_by_method(settings), *([folder] for folder in results if folder not in settings)]
     names = _names(groups, results, settings)
     frames = [frame({folder: results[folder] for folder in group}) for group in groups]
     numbers = [summary(runs) for runs in frames]
-    seconds, parameters, memory = ([of_row[name] for of_row in numbers] for name in TPME_OF)
+    seconds, parameters, memory = ([of_row[name] for of_row in numbers] for name in TPME_KEYS)
     rows = []
     for place, (group, runs, value) in enumerate(zip(groups, frames, tpme(seconds, parameters, memory), strict=True)):
         first = settings.get(group[0])
@@ -101,8 +101,8 @@ def _names(
     longer_names = []
     for name, (folder, *_) in zip(names, groups, strict=True):
         alike = [other[0] for other, its in zip(groups, names, strict=True) if its == name]
-        differing = differences([settings.get(other) for other in alike]) - {"dataset"}
-        own = telling(settings[folder]) if folder in settings else {}
+        differing = differing_flags([settings.get(other) for other in alike]) - {"dataset"}
+        own = distinguishing_settings(settings[folder]) if folder in settings else {}
         more = ", ".join(f"{flag} {own.get(flag)}" for flag in sorted(differing))
         longer_names.append(f"{name} ({more})" if more and len(more) <= LONGEST_DIFFERENCE else name)
     keys = [
@@ -114,9 +114,9 @@ def _names(
     ]
 
 
-def differences(of: Iterable[Settings | None]) -> set[str]:
+def differing_flags(settings_of_runs: Iterable[Settings | None]) -> set[str]:
     """Return the flags that distinguish methods and have more than one value in the known settings."""
-    known = [telling(settings) for settings in of if settings]
+    known = [distinguishing_settings(settings) for settings in settings_of_runs if settings]
     flags = {flag for values in known for flag in values}
     return {flag for flag in flags if len({repr(values.get(flag, "")) for values in known}) > 1}
 
@@ -144,7 +144,7 @@ def _is_number(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparableRows:
     """Rows that were evaluated on the same test targets.
 
     Attributes:
@@ -166,18 +166,18 @@ class Compared:
         return [*(str(row.number) for row in self.rows), *self.baselines]
 
 
-def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[list[Compared], list[str]]:
+def group_by_targets(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[list[ComparableRows], list[str]]:
     """Return rows grouped by their test targets, and notes about the runs whose ranks cannot be compared."""
     groups: dict[str, list[Path]] = {}
     notes = []
     for row in rows:
         if row.settings is None:
-            notes.append(f"{row.told}: not compared, for its settings are not known")
+            notes.append(f"{row.label}: not compared, for its settings are not known")
             continue
         seeds = set()
         for folder, result in row.results.items():
             if (seed := str(result.get("seed"))) in seeds:
-                notes.append(f"{row.told}: {folder} is of seed {seed}, too, and is not compared")
+                notes.append(f"{row.label}: {folder} is of seed {seed}, too, and is not compared")
                 continue
             seeds.add(seed)
             try:
@@ -185,12 +185,12 @@ def compared(rows: Sequence[Row], plugins: Sequence[str | Path] = ()) -> tuple[l
                 targets = hashlib.sha256(kept["user"].tobytes() + kept["item"].tobytes()).hexdigest()
                 groups.setdefault(f"{row.data} {targets}", []).append(folder)
             except TransrecError as error:
-                notes.append(f"{row.told}: {error}")
+                notes.append(f"{row.label}: {error}")
     comparisons = []
     for folders in groups.values():
         if comparison := _comparison(folders, plugins, notes):
             members = [next(row for row in rows if method.folders[0] in row.results) for method in comparison.methods]
-            comparisons.append(Compared(comparison, members))
+            comparisons.append(ComparableRows(comparison, members))
     return comparisons, list(dict.fromkeys(notes))
 
 

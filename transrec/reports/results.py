@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAMES = ("name", "method", "item_tower", "dataset")
-WHOLE = ("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes")
+INTEGERS = ("trainable_parameters", "total_parameters", "epochs_trained", "checkpoint_bytes")
 
 
 def results(*folders: str | Path) -> "DataFrame":
@@ -62,15 +62,15 @@ def _runs_of(folder: Path) -> list[Path]:
     return runs
 
 
-def frame(found: Mapping[Path, dict[str, Any]]) -> "DataFrame":
+def frame(results_by_folder: Mapping[Path, dict[str, Any]]) -> "DataFrame":
     """Return the DataFrame of `results` from the content of each folder's result.json."""
     from pandas import DataFrame
 
-    rows = [_row(folder, result) for folder, result in found.items()]
+    rows = [_row(folder, result) for folder, result in results_by_folder.items()]
     others = {"run", *NAMES, "seed", *NUMBERS}
     scores = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in others]
     kinds = dict.fromkeys(("run", *NAMES), "str") | {"seed": "Int64"} | dict.fromkeys(scores, "float64")
-    kinds |= {name: "int64" if name in WHOLE else "float64" for name in NUMBERS}
+    kinds |= {name: "int64" if name in INTEGERS else "float64" for name in NUMBERS}
     return DataFrame(rows, columns=list(kinds)).astype(kinds)
 
 

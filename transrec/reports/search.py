@@ -14,7 +14,7 @@ from transrec.reports.tables import METRICS, comma_separated, markdown, metric_c
 
 COLUMNS = ("trials", "complete", "pruned", "failed", "hours", "selected by", "validation", "best trial")
 # Entries of a row that are not columns of numbers.
-APART = ("settings", "space", "tested")
+NOT_NUMBERS = ("settings", "space", "tested")
 
 
 def search_tables(rows: list[dict[str, Any]], budget: str) -> dict[str, str]:
@@ -28,11 +28,16 @@ def search_tables(rows: list[dict[str, Any]], budget: str) -> dict[str, str]:
     tests = ["seeds", *METRICS] if any(row.get("tested") for row in rows) else []
     header = ["method", *COLUMNS, *(f"test {name}" if name in METRICS else name for name in tests), "settings"]
     lines = [
-        [row["method"], *(_cell(row[name]) for name in COLUMNS), *_tested(row, bool(tests)), _told(row["settings"])]
+        [
+            row["method"],
+            *(_cell(row[name]) for name in COLUMNS),
+            *_tested(row, bool(tests)),
+            _settings_text(row["settings"]),
+        ]
         for row in rows
     ]
     text = f"{markdown(header, lines)}\n\nBudget of each method: {budget}. Trials are chosen by validation alone.\n"
-    text += "".join(f"\nSpace of {row['method']}: {_told(row['space'])}.\n" for row in rows)
+    text += "".join(f"\nSpace of {row['method']}: {_settings_text(row['space'])}.\n" for row in rows)
     for row in rows:
         if row["unfinished"]:
             text += f"\n{row['method']}: {row['unfinished']} trials are not over, and not counted as complete.\n"
@@ -55,14 +60,14 @@ def _tested(row: dict[str, Any], shown: bool) -> list[str]:
     return [str(len(results)), *metric_cells(*(result["test"] for result in results))] if results else ["-"] * 3
 
 
-def _told(values: dict[str, Any]) -> str:
+def _settings_text(values: dict[str, Any]) -> str:
     texts = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in values.items()}
     return ", ".join(f"{name} {text}" for name, text in texts.items()) or "-"
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     results = row.get("tested") or []
-    numbers = {name: "" if value is None else value for name, value in row.items() if name not in APART}
+    numbers = {name: "" if value is None else value for name, value in row.items() if name not in NOT_NUMBERS}
     numbers |= {name: json.dumps(row[name]) for name in ("settings", "space")}
     for name in dict.fromkeys(name for result in results for name in result["test"]):
         values = [result["test"][name] for result in results]

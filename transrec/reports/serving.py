@@ -43,7 +43,7 @@ class Server(ThreadingTCPServer):
     def __init__(self, host: str, port: int) -> None:
         if not 0 <= port <= HIGHEST_PORT:
             raise TransrecError(f"--port {port}: must be from 0, any that is free, to {HIGHEST_PORT}")
-        self.one_at_a_time = threading.Lock()
+        self.answer_lock = threading.Lock()
         try:
             family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             self.address_family = family
@@ -54,7 +54,7 @@ class Server(ThreadingTCPServer):
             if error.errno == errno.EADDRINUSE:
                 raise TransrecError(f"--port {port}: is taken; give another, or 0 for any that is free") from error
             raise file_error(error, f"--host {host} --port {port}", "give another") from error
-        self.only_here = ipaddress.ip_address(str(self.server_address[0])).is_loopback
+        self.is_local = ipaddress.ip_address(str(self.server_address[0])).is_loopback
         name = f"[{host}]" if ":" in host else host
         self.url = f"http://{name}:{self.server_address[1]}/"
 
@@ -71,13 +71,13 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60
 
     def do_GET(self) -> None:
-        if self.server.only_here and not _names_here(self.headers.get("Host", "")):
+        if self.server.is_local and not _is_local_host(self.headers.get("Host", "")):
             # DNS rebinding: a page of another site, whose name resolves to this computer, must not read the data.
             self._send(403, "<!DOCTYPE html><title>403</title>This server answers to localhost and 127.0.0.1 alone.")
         elif self.path == "/favicon.ico":
             self._send(204, "")
         else:
-            with self.server.one_at_a_time:
+            with self.server.answer_lock:
                 status, page = self.server.answer(self.path)
             self._send(status, page)
 
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing, since the addresses tell which users and items were viewed."""
 
 
-def _names_here(host: str) -> bool:
+def _is_local_host(host: str) -> bool:
     """Return whether a Host header is localhost or an IP address, rather than the name of another site."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if name.lower() == "localhost":

@@ -92,8 +92,8 @@ def paired_tests(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
     p_values = {}
     if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
         p_values["McNemar"] = _sign_flip_test(differences, np.lcm(len(first), len(second)))
-    p_values["Wilcoxon"] = _p(stats.wilcoxon, differences, zero_method="pratt", correction=False, method="approx")
-    p_values["paired t"] = _p(stats.ttest_1samp, differences, popmean=0.0)
+    p_values["Wilcoxon"] = _p_value(stats.wilcoxon, differences, zero_method="pratt", correction=False, method="approx")
+    p_values["paired t"] = _p_value(stats.ttest_1samp, differences, popmean=0.0)
     return p_values
 
 
@@ -117,7 +117,7 @@ def _sign_flip_test(differences: np.ndarray, parts: int) -> float:
     return float(np.clip(2 * chances[least:].sum(), 0, 1))
 
 
-def _p(test: Callable[..., Any], differences: np.ndarray, **options: Any) -> float:
+def _p_value(test: Callable[..., Any], differences: np.ndarray, **options: Any) -> float:
     """Return a test's p-value; 1 if no user differs or there is only one user."""
     return float(test(differences, **options).pvalue) if differences.any() and len(differences) > 1 else 1.0
 
@@ -172,7 +172,9 @@ def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
 CORRECTIONS = {"holm": holm, "bh": benjamini_hochberg}
 
 
-def against(best: str, values: Mapping[str, np.ndarray], test: str, correction: str = "holm") -> dict[str, float]:
+def p_values_against(
+    best: str, values: Mapping[str, np.ndarray], test: str, correction: str = "holm"
+) -> dict[str, float]:
     """Return the adjusted p-value of each other method's difference from `best`.
 
     Args:

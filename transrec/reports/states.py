@@ -22,16 +22,16 @@ class StoredStates:
     Attributes:
         size: file size in bytes.
         last_used: the last time that a run opened the file or wrote to it.
-        made_of: the provenance in the file's header, see `Provenance`; {} if the file is damaged.
+        provenance: the provenance in the file's header, see `Provenance`; {} if the file is damaged.
     """
 
     path: Path
     size: int
     last_used: datetime
-    made_of: dict[str, Any]
+    provenance: dict[str, Any]
 
     @property
-    def is_whole(self) -> bool:
+    def is_finished(self) -> bool:
         """Return whether the file is finished, not still being written."""
         return self.path.suffix == ".safetensors"
 
@@ -45,7 +45,7 @@ class StoredStates:
 
         Raises FileError if the file cannot be removed.
         """
-        if self.is_whole:
+        if self.is_finished:
             return remove_unused(self.path)
         try:
             with closing(Lock(self.path.with_name(f".{self.name}.lock"))), about_file(self.path):
@@ -69,11 +69,11 @@ def find_states(folders: Iterable[Path]) -> list[StoredStates]:
             for path in paths:
                 status = path.stat()
                 used = datetime.fromtimestamp(status.st_mtime)
-                by_path[path.resolve()] = StoredStates(path, status.st_size, used, _made_of(path))
+                by_path[path.resolve()] = StoredStates(path, status.st_size, used, _read_provenance(path))
     return sorted(by_path.values(), key=lambda states: (states.last_used, states.path))
 
 
-def _made_of(path: Path) -> dict[str, Any]:
+def _read_provenance(path: Path) -> dict[str, Any]:
     try:
         return read_provenance(path)
     except DamagedStates:
@@ -89,13 +89,13 @@ def listing(files: list[StoredStates]) -> str:
         for file in files:
             if file.path.parent == folder:
                 used = f"last used {file.last_used:%Y-%m-%d %H:%M}"
-                lines.append(f"  {file.name:{width}}  {file.size / 2**20:>9,.1f} MiB  {used}  {_said(file)}")
+                lines.append(f"  {file.name:{width}}  {file.size / 2**20:>9,.1f} MiB  {used}  {_provenance_text(file)}")
     return "\n".join(map(printable, lines))
 
 
-def _said(of: StoredStates) -> str:
+def _provenance_text(file: StoredStates) -> str:
     """Return a file's provenance in words."""
-    provenance = of.made_of
+    provenance = file.provenance
     if not provenance:
         return "damaged"
     about = provenance["about"] if isinstance(provenance.get("about"), dict) else {}
@@ -114,4 +114,4 @@ def _said(of: StoredStates) -> str:
         *(f"{name} {provenance[name]}" for name in ("pooling", "dtype", "precision") if name in provenance),
         f"{shape[0]} {of_what} of {Path(str(about.get('dataset', '?'))).name}",
     ]
-    return "; ".join(parts) + ("" if of.is_whole else "; in the making")
+    return "; ".join(parts) + ("" if file.is_finished else "; in the making")

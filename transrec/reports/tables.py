@@ -47,7 +47,7 @@ class BaselineScores:
 
 
 @dataclass(frozen=True)
-class Further:
+class ExtraColumn:
     """An additional column, after COLUMNS.
 
     Attributes:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transrec.errors import TransrecError
-from transrec.reports.tables import Further, costs
+from transrec.reports.tables import ExtraColumn, costs
 
 WEIGHTS = (0.45, 0.10, 0.45)
 
@@ -33,7 +33,7 @@ def tpme(
     return [sum(w * value for w, value in zip(weights, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
+def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> ExtraColumn:
     """Return the TPME column of a table, given the results of each row's runs; a single row has no TPME."""
     measured = {number: results for number, results in enumerate(rows) if results}
     values = {}
@@ -41,7 +41,7 @@ def tpme_column(rows: Sequence[Sequence[dict[str, Any]]]) -> Further:
         seconds, parameters, memory = zip(*(costs(row).values() for row in measured.values()), strict=True)
         values = dict(zip(measured, tpme(seconds, parameters, memory), strict=True))
     numbers = range(len(rows))
-    return Further(
+    return ExtraColumn(
         "TPME",
         [f"{values[number]:.3f}" if number in values else "-" for number in numbers],
         [{"TPME": values[number]} if number in values else {} for number in numbers],

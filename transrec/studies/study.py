@@ -19,13 +19,13 @@ from transrec.data.dataset import Dataset, load_dataset
 from transrec.errors import TransrecError, printable
 from transrec.options import ModelOptions
 from transrec.paths import REPOSITORY, resolve, write_text
-from transrec.reports.marks import Row, baselines_beside, mark, note
+from transrec.reports.marks import Row, baseline_rows, mark, note
 from transrec.reports.published import Published, published_columns, published_note
 from transrec.reports.results import frame, summary
 from transrec.reports.tables import (
     COLUMNS,
     METRICS,
-    Further,
+    ExtraColumn,
     below_popularity,
     comma_separated,
     latex,
@@ -308,7 +308,7 @@ class Study:
     def tables(self) -> dict[str, str]:
         """Return the texts of the study's table files, by name, with the results so far."""
         rows = [self._table_row(point, jobs) for point, jobs in self.rows]
-        marked = [*rows, *(beside := baselines_beside(rows))]
+        marked = [*rows, *(beside := baseline_rows(rows))]
         columns = {metric: mark(marked, metric) for metric in METRICS}
         further, legend = self._further(rows)
         lines, numbers, emphasis = [], [], {}
@@ -338,12 +338,12 @@ class Study:
             "table.tex": f"% {printable(below)}\n{latex(header, lines, emphasis)}\n",
         }
 
-    def _further(self, rows: list[Row]) -> tuple[list[Further], str]:
+    def _further(self, rows: list[Row]) -> tuple[list[ExtraColumn], str]:
         """Return the columns after COLUMNS, which compare a row with other rows or with papers, and their legend."""
         results = [row.results for row in rows]
         columns, legend = [tpme_column(results)], _legend(rows)
-        figures = [self.published.of(self._identity(point, jobs)) for point, jobs in self.rows]
-        if self.published.wanted or any(figures):
+        figures = [self.published.matching(self._identity(point, jobs)) for point, jobs in self.rows]
+        if self.published.always_shown or any(figures):
             columns += published_columns(figures, results)
             legend += f"\n{markdown_text(published_note(figures))}\n"
         return columns, legend

@@ -16,7 +16,7 @@ from transrec.training.ranks import read_ranks
 
 
 @dataclass(frozen=True)
-class Anew:
+class Reranking:
     """Ranking options that replace those of a finished run.
 
     Attributes:
@@ -31,12 +31,12 @@ class Anew:
     plugins: Sequence[str | Path] = ()
     device: torch.device | str = "cpu"
 
-    def changed(self, settings: Settings) -> Settings:
+    def apply(self, settings: Settings) -> Settings:
         """Return a run's settings with these ranking options applied."""
         values = {"mask_history": self.mask_history, "catalogue": self.catalogue}
         return with_values(settings, **{name: value for name, value in values.items() if value})
 
-    def run(self, folder: Path) -> FinishedRun:
+    def load(self, folder: Path) -> FinishedRun:
         """Load a run that ranks the items of `catalogue`. Raises TransrecError as `load_run` and `add_items` do."""
         run = load_run(folder, self.plugins).to(self.device)
         if self.catalogue == "all" != run.settings.as_dict()["catalogue"]:
@@ -46,11 +46,11 @@ class Anew:
     def ranking(self, folder: Path, part: str, metrics: Sequence[Metric], cutoffs: Sequence[int]) -> Ranking:
         """Rank the "validation" or "test" targets again; the result has all that the metrics at the cut-offs need."""
         print(printable(f"ranks anew: {folder}"), file=sys.stderr, flush=True)
-        return self.run(folder).ranking(part, metrics, cutoffs, self.mask_history)
+        return self.load(folder).ranking(part, metrics, cutoffs, self.mask_history)
 
     def ranks(self, folder: Path, settings: Settings, part: str) -> np.ndarray:
         """Return RANK [T] of the "validation" or "test" targets: the stored ranks if no option of the run changes."""
-        if self.changed(settings).as_dict() == settings.as_dict():
+        if self.apply(settings).as_dict() == settings.as_dict():
             return read_ranks(folder, part)
         print(printable(f"ranks anew: {folder}"), file=sys.stderr, flush=True)
-        return self.run(folder).ranks(part, self.mask_history)
+        return self.load(folder).ranks(part, self.mask_history)
