@@ -31,7 +31,7 @@ class RankBiasedPrecision(RankMetric):
     def __init__(self, rbp_persistence: float):
         self.persistence = rbp_persistence
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return (1 - self.persistence) * self.persistence ** (ranks - 1) * (ranks <= k)
 
 

@@ -69,9 +69,9 @@ class MetricAtCutoff:
     def name(self) -> str:
         return self.metric.named(self.cutoff)
 
-    def of_each(self, ranks: np.ndarray) -> np.ndarray | None:
+    def per_target(self, ranks: np.ndarray) -> np.ndarray | None:
         """Return the metric's value for each of the ranks [S, T]; None if the metric is not a mean over targets."""
-        return self.metric.of_each(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
+        return self.metric.per_target(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
 
 
 def metrics_at(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[MetricAtCutoff]:
@@ -295,7 +295,7 @@ class Comparison:
 
 def _values_per_target(metric: MetricAtCutoff, method: Method) -> np.ndarray:
     """Return a metric's value for each target, [S, T]. Raises TransrecError if the metric is no mean over targets."""
-    values = metric.of_each(method.ranks)
+    values = metric.per_target(method.ranks)
     if values is None:
         raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
     return values

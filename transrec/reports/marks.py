@@ -136,7 +136,7 @@ def _paired_ranks(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarra
 
 def _values(metric: str, ranks: np.ndarray) -> np.ndarray:
     """Return the metric's value for each target: float64 [T]."""
-    values = METRICS_BY_NAME[metric].of_each(ranks["rank"].astype(np.float64))
+    values = METRICS_BY_NAME[metric].per_target(ranks["rank"].astype(np.float64))
     assert values is not None
     return values
 

@@ -81,12 +81,12 @@ register = METRICS.register
 class RankMetric(Metric):
     """Base class of metrics that are means over targets of a function of the target's rank."""
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         """Return the value for each target, float64 [U], given ranks float64 [U], where infinity is a miss."""
         raise NotImplementedError
 
     def __call__(self, ranking: Ranking, k: int) -> float:
-        return float(self.of_each(ranking.ranks, k).mean())
+        return float(self.per_target(ranking.ranks, k).mean())
 
 
 @register("hr")
@@ -95,7 +95,7 @@ class HitRate(RankMetric):
 
     label = "HR"
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return (ranks <= k).astype(np.float64)
 
 
@@ -105,7 +105,7 @@ class NDCG(RankMetric):
 
     label = "NDCG"
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return 1 / np.log2(ranks + 1) * (ranks <= k)
 
 
@@ -116,7 +116,7 @@ class MRR(RankMetric):
     label = "MRR"
     has_cutoff = False
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return 1 / ranks
 
 
@@ -133,7 +133,7 @@ class Precision(RankMetric):
 
     label = "Precision"
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return (ranks <= k) / k
 
 
@@ -143,7 +143,7 @@ class MAP(RankMetric):
 
     label = "MAP"
 
-    def of_each(self, ranks: np.ndarray, k: int) -> np.ndarray:
+    def per_target(self, ranks: np.ndarray, k: int) -> np.ndarray:
         return 1 / ranks * (ranks <= k)
 
 
@@ -271,7 +271,7 @@ def intervals(
     bounds = {}
     for name, metric, k in _wanted(cutoffs, metrics):
         if isinstance(metric, RankMetric):
-            values = metric.of_each(ranking.ranks, k)
+            values = metric.per_target(ranking.ranks, k)
             mean = float(values.mean())
             of_users = np.bincount(rows, values - mean)
             variance = (1 - drawn / users) * drawn / max(drawn - 1, 1) * (of_users**2).sum() / len(values) ** 2
