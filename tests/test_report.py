@@ -168,6 +168,7 @@ def test_what_is_missing_is_said(study, data, tmp_path):
     assert "no data card" in text and "Without options.json" in text and "its settings are not known" in text
     assert "is of seed 0, too, and is not compared" in text and "over 1 pair" in text
     assert "over 2 datasets" in text and "metrics.jsonl: damaged" in text
+    assert text.count("films, rows") >= 4
     assert "the only row with ranks over its test targets" in text
 
 

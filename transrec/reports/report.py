@@ -101,7 +101,7 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
     reports anything else that is missing or damaged.
     """
     rows = read_rows(folders, plugins)
-    of_same_targets, notes = group_by_targets(rows, plugins)
+    comparable, notes = group_by_targets(rows, plugins)
     sections = [
         _summary(rows),
         _results(rows),
@@ -110,11 +110,11 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
         "<h2>Accuracy against cost</h2>",
         *_by_data(rows, _costs),
         "<h2>Slices</h2>",
-        *(_slices(number, group) for number, group in enumerate(of_same_targets)),
-        "" if of_same_targets else _note("No run here keeps the ranks of its test targets, of which slices are made."),
+        *_by_targets(comparable, _slices),
+        "" if comparable else _note("No run here keeps the ranks of its test targets, of which slices are made."),
         "<h2>Significance</h2>",
-        *map(_significance, of_same_targets),
-        "" if of_same_targets else _note("Tests need runs that keep the ranks of their test targets."),
+        *_by_targets(comparable, _significance),
+        "" if comparable else _note("Tests need runs that keep the ranks of their test targets."),
         *map(_note, notes),
         _settings(rows),
         _environment(rows),
@@ -135,6 +135,14 @@ def _by_data(rows: Sequence[Row], section: Callable[[list[Row], int], str]) -> I
     groups = _group_by_dataset(rows)
     for number, group in enumerate(groups):
         heading = f"<h3>{as_text(group[0].dataset)}</h3>\n" if len(groups) > 1 else ""
+        yield heading + section(group, number)
+
+
+def _by_targets(groups: Sequence[ComparableRows], section: Callable[[ComparableRows, int], str]) -> Iterable[str]:
+    """Yield `section` of each group, under its dataset and the numbers of its rows if there are several groups."""
+    for number, group in enumerate(groups):
+        numbers = ", ".join(str(row.number) for row in group.rows)
+        heading = f"<h3>{as_text(group.rows[0].dataset)}, rows {numbers}</h3>\n" if len(groups) > 1 else ""
         yield heading + section(group, number)
 
 
@@ -316,7 +324,7 @@ def _ndcg() -> MetricAtCutoff:
     return metric
 
 
-def _slices(number: int, group: ComparableRows) -> str:
+def _slices(group: ComparableRows, number: int) -> str:
     metric = _ndcg()
     names = [row.label for row in group.rows]
     try:
@@ -337,7 +345,7 @@ stand before it. {as_text(note)}</p>
 {as_table(["slice", "targets", *group.heads], table.values(), "numbers")}"""
 
 
-def _significance(group: ComparableRows) -> str:
+def _significance(group: ComparableRows, _number: int) -> str:
     names = [row.label for row in group.rows]
     if len(names) + len(group.baselines) < 2:
         return _note(
