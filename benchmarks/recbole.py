@@ -13,6 +13,7 @@ as many steps. Rows are run alternately, and finished runs are kept in OUT/runs.
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -61,6 +62,8 @@ def ours(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict
     words += ["--item_tower", "id", "--max_seq_len", str(L), "--batch_size", str(BATCH), "--lr", "1e-3"]
     words += ["--seed", str(seed), "--epochs", "400", "--patience", str(given.patience[0]), "--patience_steps", "0"]
     folder = given.out / f"{row}-{dropout}-{seed}".replace(", ", "-")
+    # An interrupted run starts again: its CPU seconds are those of one process.
+    shutil.rmtree(folder, ignore_errors=True)
     result = runner.execute(runner.parse([*words, "--output", str(folder)], "full", {}))
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = [epoch["train_seconds"] + epoch["evaluation_seconds"] for epoch in epochs]
