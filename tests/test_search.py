@@ -20,7 +20,7 @@ from conftest import REPOSITORY, fitting
 from transrec.errors import TransrecError
 from transrec.reports.search import search_tables
 from transrec.studies import study as studies
-from transrec.studies.search import Search, rows_of
+from transrec.studies.search import Search, method_grid
 from transrec.studies.search_command import main
 from transrec.studies.space import Dimension, read_spaces
 from transrec.studies.study import Study
@@ -88,7 +88,7 @@ def search(words, tmp_path, capsys):
     return call
 
 
-def kept(folder: Path) -> dict[str, list[tuple]]:
+def stored_trials(folder: Path) -> dict[str, list[tuple]]:
     """Return everything that the file of trials holds for each method's trials, except times."""
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / 'search.db'}")
     return {
@@ -110,7 +110,7 @@ def objective(params: dict, epoch: int) -> float:
     return (1 - (math.log10(params["lr"]) + 3) ** 2 / 9) * (1 - 0.5**epoch)
 
 
-def work_off(trials: Trials) -> None:
+def run_trials(trials: Trials) -> None:
     """Work off all trials as a search does, with a formula instead of training."""
     trials.refresh()
     while not trials.is_waiting or not all(trial.state.is_finished() for trial in trials.all):
@@ -119,13 +119,13 @@ def work_off(trials: Trials) -> None:
             if not trial.state.is_finished():
                 epochs = {epoch: objective(trial.params, epoch) for epoch in range(1, 7)}
                 if (pruned := trials.pruned_at(trial.number, epochs)) is not None:
-                    trials.tell(
+                    trials.record(
                         trial.number, Outcome("pruned", {e: value for e, value in epochs.items() if e <= pruned})
                     )
                 elif trial.params["blocks"] == 3:
-                    trials.tell(trial.number, Outcome("failed", reason="too deep"))
+                    trials.record(trial.number, Outcome("failed", reason="too deep"))
                 else:
-                    trials.tell(trial.number, Outcome("complete", epochs, epochs[6]))
+                    trials.record(trial.number, Outcome("complete", epochs, epochs[6]))
 
 
 SPACE = [Dimension("lr", "1e-5..1e-2:log", (1e-5, 1e-2), True, True), Dimension("blocks", "1..3", (1, 3), True)]
@@ -142,8 +142,8 @@ def trials_in(folder: Path, trials: int | None = 11, **rules) -> Trials:
 def test_killed_at_any_step_and_resumed_equals_unbroken(tmp_path, monkeypatch):
     """The search is killed at several writes, before or after each; the budget comes in two parts."""
     whole = trials_in(tmp_path / "whole")
-    work_off(whole)
-    (expected,) = kept(tmp_path / "whole").values()
+    run_trials(whole)
+    (expected,) = stored_trials(tmp_path / "whole").values()
     assert expected[0][1]["lr"] == 1e-4, "what a run would take, where the space has it"
     assert all(1e-5 <= params["lr"] <= 1e-2 and params["blocks"] in (1, 2, 3) for _, params, *_ in expected)
     assert {state for state, *_ in expected[:6]} == {"COMPLETE", "FAIL"}
@@ -173,9 +173,9 @@ def test_killed_at_any_step_and_resumed_equals_unbroken(tmp_path, monkeypatch):
         with pytest.raises(Killed) if fall_at else nullcontext():
             # Until the smaller budget is spent.
             if fall_at in (1, -1, 2):
-                work_off(part)
-            work_off(broken)
-    assert kept(tmp_path / "broken")["full"] == expected
+                run_trials(part)
+            run_trials(broken)
+    assert stored_trials(tmp_path / "broken")["full"] == expected
 
 
 def test_trials_differ_by_seed_and_method(tmp_path):
@@ -194,7 +194,7 @@ def test_a_method_whose_first_trials_all_fail_is_given_up(tmp_path):
         trials.extend()
         for trial in trials.all:
             if not trial.state.is_finished():
-                trials.tell(trial.number, Outcome("failed", reason="no memory"))
+                trials.record(trial.number, Outcome("failed", reason="no memory"))
     assert len(trials.all) == 12 and trials.best is None and trials.importances() == {}
 
 
@@ -226,12 +226,12 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     assert "text-bitfit: every trial failed, the last one with: out of memory while training; free some" in output
     out = tmp_path / "out"
     best = json.loads((out / "best.json").read_text())
-    trials = kept(out)
-    assert [len(of) for of in trials.values()] == [2, 2, 2]
+    trials = stored_trials(out)
+    assert [len(method_trials) for method_trials in trials.values()] == [2, 2, 2]
     assert [(state, reason) for state, *_, reason in trials["text-bitfit"]] == [
         ("FAIL", {"reason": "out of memory while training; free some"})
     ] * 2
-    params, value = max(((trial[1], trial[2]) for trial in trials["text-lora-published"]), key=lambda of: of[1])
+    params, value = max(((trial[1], trial[2]) for trial in trials["text-lora-published"]), key=lambda pair: pair[1])
     assert best["lora"]["text"] == {"variant": "published", "batch_size": 24, "embedding_dim": 16} | params
     assert {*best} == {"lora", "full"} and "item_rank" not in best["full"]["id"]
     for name in ("history.png", "importance.png"):
@@ -256,7 +256,7 @@ def test_hours_are_a_budget_too(stub, search, tmp_path):
     call = ["--method", "full@id", "--together", "2", "--prune_after", "0", "--hours"]
     status, output, errors = search(*call, "0.2", over="id")
     assert status == 0, errors
-    (first,) = kept(tmp_path / "out").values()
+    (first,) = stored_trials(tmp_path / "out").values()
     assert [trial[0] for trial in first] == ["COMPLETE"] * 4
     assert "Budget of each method: 0.2 hours of training and validation" in output
 
@@ -309,7 +309,7 @@ def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_pat
     assert other.wait(timeout=60) == -signal.SIGKILL
     by_each = [[line for line in text.splitlines() if line.startswith("$ ")] for text in (output, other.stdout.read())]
     assert all(by_each) and len(by_each[0] + by_each[1]) <= 6, "at most the orphan's trial is taken up twice"
-    assert kept(tmp_path / "shared") == kept(tmp_path / "whole")
+    assert stored_trials(tmp_path / "shared") == stored_trials(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def searched(domain, backbones, tmp_path):
 
     def make(method: str, *space: str, source=None, **given: str) -> Search:
         flags = {("", name): [value] for name, value in {"text_encoder": str(backbones["bert"]), **given}.items()}
-        study = Study(source, domain, tmp_path, rows_of([method], "text"), [0], flags)
+        study = Study(source, domain, tmp_path, method_grid([method], "text"), [0], flags)
         return Search(study, read_spaces(space), Rules())
 
     return make
@@ -374,8 +374,8 @@ def test_spaces_that_mean_nothing(searched, space, message):
 
 def test_default_spaces_hold_what_a_method_trains_by(domain, searched):
     def varied(method: str, **given) -> set[str]:
-        (of,) = searched(method, title_tokens="10", **given).methods
-        return {each.flag for each in of.space}
+        (method_search,) = searched(method, title_tokens="10", **given).methods
+        return {each.flag for each in method_search.space}
 
     assert varied("full") == {"lr", "backbone_lr", "dropout"}
     assert varied("frozen") == {"lr", "dropout"}
@@ -388,7 +388,7 @@ def test_default_spaces_hold_what_a_method_trains_by(domain, searched):
 def test_settings_that_do_not_fit_together_fail_before_they_run(searched, tmp_path):
     search = searched("houlsby", "heads=1,4", "embedding_dim=2,4", title_tokens="10", dropout="0")
     search.open()
-    jobs = search.more()
+    jobs = search.new_jobs()
     states = {trial.number: trial for trial in search.methods[0].trials.all}
     assert len(states) == 4
     for number, trial in states.items():
@@ -423,7 +423,7 @@ def test_a_search_trains(search, tmp_path, quick_starts, monkeypatch):
     call = ["--method", "full@id", "frozen", "houlsby", "--trials", "1", "--epochs", "1", "--refit_seeds", "0"]
     status, output, errors = search(*call, "--workers", "2")
     assert status == 0, output + errors
-    for name, ((_, _, value, *_),) in kept(tmp_path / "out").items():
+    for name, ((_, _, value, *_),) in stored_trials(tmp_path / "out").items():
         (refit,) = (tmp_path / "out" / "runs").glob(f"{name}-seed0-*/result.json")
         assert json.loads(refit.read_text())["validation"]["HR@10"] == value, "the same run, tested too"
 
@@ -453,4 +453,4 @@ def test_trials_are_jobs_of_a_cluster(stub, search, tmp_path):
     assert search(*call, out="whole", over="id")[0] == 0
     status, output, errors = search(*call, "--cluster", "local", over="id")
     assert status == 0 and output.count("\njob ") == 3, output + errors
-    assert kept(tmp_path / "out") == kept(tmp_path / "whole")
+    assert stored_trials(tmp_path / "out") == stored_trials(tmp_path / "whole")

@@ -62,13 +62,13 @@ def test_runs_get_the_flags_that_are_theirs(domain, encoder, tmp_path):
         )
     )
     given = encoder | {"source.epochs": ["7"], "adapter_lr": ["1e-3"], "lora.item_rank": ["3"], "epochs": ["2"]}
-    made = make(domain, domain, tmp_path, grid, seeds=(0, 1), **given)
-    sources = [job for _, job in made.sources.values()]
+    study = make(domain, domain, tmp_path, grid, seeds=(0, 1), **given)
+    sources = [job for _, job in study.sources.values()]
     assert [job.flags["objective"] for job in sources] == [["bce"], ["cpc"]], "one source run an objective"
     for job in sources:
         assert (job.flags["epochs"], job.flags["user_fraction"]) == (["7"], ["0.5"])
         assert not job.flags.keys() & {"adapter_lr", "insert", "item_rank", "checkpoint"}
-    for point, jobs in made.rows:
+    for point, jobs in study.rows:
         assert [job.flags["seed"] for job in jobs] == [["0"], ["1"]]
         for job in jobs:
             method = point["method"].partition(":")[0]
@@ -90,8 +90,8 @@ def test_an_axis_that_does_not_touch_a_method_gives_one_row(domain, encoder, tmp
             Axis("part", ("1", "0.5"), flags=("source.user_fraction",)),
         )
     )
-    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
-    assert [tuple(point.values()) for point, _ in made.rows] == [
+    study = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    assert [tuple(point.values()) for point, _ in study.rows] == [
         ("-", "full", "-", "-"),
         ("all", "houlsby", "8/2", "-"),
         ("all", "houlsby", "4/2", "-"),
@@ -100,9 +100,9 @@ def test_an_axis_that_does_not_touch_a_method_gives_one_row(domain, encoder, tmp
         ("user", "houlsby", "4/2", "-"),
         ("user", "lora:published", "-", "-"),
     ]
-    assert len({job.folder for job in made.jobs}) == len(made.jobs) == 14
-    assert made.rows[0][1][1].name == "full-seed1"
-    assert made.once == {
+    assert len({job.folder for job in study.jobs}) == len(study.jobs) == 14
+    assert study.rows[0][1][1].name == "full-seed1"
+    assert study.idle_axes == {
         "full": {"insert", "bottleneck", "part"},
         "houlsby": {"part"},
         "lora": {"bottleneck", "part"},
@@ -133,8 +133,8 @@ def test_a_folder_is_named_after_what_decides_the_numbers(domain, encoder, tmp_p
 
 
 def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
-    made = make(None, domain, tmp_path, **encoder)
-    assert not made.sources and all(job.start is None for job in made.jobs)
+    study = make(None, domain, tmp_path, **encoder)
+    assert not study.sources and all(job.start is None for job in study.jobs)
     fractions = Grid((Axis("source_fraction", ("1", "0"), flags=("source.user_fraction",)),))
     (_, (one,)), (_, (zero,)) = make(domain, domain, tmp_path, fractions, **encoder).rows
     assert one.start is not None and zero.start is None
@@ -382,7 +382,7 @@ def write_result(folder: Path, content) -> None:
 
 
 def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain, encoder, tmp_path):
-    made = make(
+    study = make(
         None,
         domain,
         tmp_path,
@@ -397,9 +397,9 @@ def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain
         seeds=(0, 1),
         **encoder,
     )
-    for job, hit_rate in zip(made.jobs, (0.1, 0.2, 0.3, 0.5), strict=True):
+    for job, hit_rate in zip(study.jobs, (0.1, 0.2, 0.3, 0.5), strict=True):
         write_result(job.folder, result_of(hit_rate))
-    tables = made.tables()
+    tables = study.tables()
     full, houlsby = csv.DictReader(tables["table.csv"].splitlines())
     assert (houlsby["item_tower"], houlsby["method"], houlsby["HR@10"], houlsby["validation HR@10"]) == (
         "text",
@@ -418,19 +418,19 @@ def test_tables_hold_validation_metrics_names_and_who_is_below_popularity(domain
 
 def test_tables_mark_rows_and_say_how_they_are_tested(domain, encoder, tmp_path):
     grid = Grid((Axis("method", ("full", "houlsby", "lora", "frozen")),))
-    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
-    kept = np.zeros(100, RANK)
-    kept["user"] = np.arange(100)
+    study = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    records = np.zeros(100, RANK)
+    records["user"] = np.arange(100)
     rates = {"full": 0.5, "houlsby": 0.48, "lora": 0.1, "frozen": 0.4}
-    for (point, jobs), rate in zip(made.rows, rates.values(), strict=True):
+    for (point, jobs), rate in zip(study.rows, rates.values(), strict=True):
         for job in jobs:
             write_result(job.folder, result_of(rate))
-            kept["rank"] = np.where(np.arange(100) < 100 * rate, 1, 50)
+            records["rank"] = np.where(np.arange(100) < 100 * rate, 1, 50)
             if point["method"] != "frozen":
-                write_ranks(job.folder, "test", kept)
-            kept["rank"] = np.where(np.arange(100) < 20, 1, 50)
-            write_ranks(job.folder, "test", kept, "popularity")
-    tables = made.tables()
+                write_ranks(job.folder, "test", records)
+            records["rank"] = np.where(np.arange(100) < 20, 1, 50)
+            write_ranks(job.folder, "test", records, "popularity")
+    tables = study.tables()
     rows = _by_first_cell(tables["table.md"])
     assert rows["full"]["HR@10"] == "**0.5000 ± 0.0000**" and rows["houlsby"]["HR@10"] == "<u>0.4800 ± 0.0000</u>"
     assert rows["lora"]["HR@10"] == "0.1000 ± 0.0000 (below)†" and rows["frozen"]["HR@10"] == "0.4000 ± 0.0000"
@@ -468,14 +468,14 @@ def _by_first_cell(table: str) -> dict[str, dict[str, str]]:
 )
 def test_a_damaged_result_is_named_and_not_counted(domain, backbones, encoder, tmp_path, capsys, damage, why):
     grid = Grid((Axis("method", ("frozen",)),))
-    made = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
-    for job in made.jobs:
+    study = make(None, domain, tmp_path, grid, seeds=(0, 1), **encoder)
+    for job in study.jobs:
         write_result(job.folder, result_of(0.3))
-    assert made.tables()["table.csv"].splitlines()[1].split(",")[3] == "2"
-    spoilt = made.jobs[1].folder
+    assert study.tables()["table.csv"].splitlines()[1].split(",")[3] == "2"
+    spoilt = study.jobs[1].folder
     write_result(spoilt, damage if isinstance(damage, str) else result_of(0.9) | damage)
-    (row,) = csv.DictReader(made.tables()["table.csv"].splitlines())
-    assert (row["seeds"], row["HR@10"]) == ("1", "0.3") and "nan" not in made.tables()["table.md"].lower()
+    (row,) = csv.DictReader(study.tables()["table.csv"].splitlines())
+    assert (row["seeds"], row["HR@10"]) == ("1", "0.3") and "nan" not in study.tables()["table.md"].lower()
     with pytest.raises(TransrecError, match=rf"result\.json: damaged, {re.escape(why)}; --resume .* writes it anew"):
         read_result(spoilt)
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]

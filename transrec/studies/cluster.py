@@ -24,7 +24,7 @@ from transrec.cluster_job import SIGNALLED, ClusterJob
 from transrec.command import say
 from transrec.errors import TransrecError, about_file
 from transrec.studies.study import Job
-from transrec.studies.workers import LINES_OF_A_FAILURE, Workers, tell
+from transrec.studies.workers import LINES_OF_A_FAILURE, Workers, print_line
 from transrec.untrusted import read_regular
 
 # A job is told to save this long before its time limit, or after half of its time if that is later.
@@ -33,7 +33,7 @@ SECONDS_TO_SAVE = 120
 LEAST_HOURS = 0.05
 # How often a job may reach its time limit. A run that has not ended by then makes no progress within one job.
 TIMES_OVER_THE_LIMIT = 1000
-OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
+JOB_VARIABLES = ("SLURM_", "SLURMD_", "SRUN_")
 STATUS = "status"
 STATUS_BYTES = 16
 # The exit status after SIGKILL, as a number because not every system defines the signal.
@@ -66,7 +66,7 @@ class Resources:
             raise TransrecError(f"--job_memory {self.memory:g}: must be above 0, and finite")
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The resources as text."""
         parts = [f"{self.gpus} GPU{'' if self.gpus == 1 else 's'}"]
         parts += [f"{self.cpus} CPU{'' if self.cpus == 1 else 's'}"] if self.cpus else []
@@ -175,7 +175,7 @@ class Queue:
                 self._is_silent = False
             except TransrecError as error:
                 if not self._is_silent:
-                    tell(f"waiting     {error}")
+                    print_line(f"waiting     {error}")
                 self._is_silent = True
         return self._jobs
 
@@ -184,7 +184,7 @@ class Queue:
         self._jobs[name] = number, "PENDING"
 
 
-class Submitted:
+class SubmittedJob:
     """A job in the queue, with the interface of the processes that `Workers` run.
 
     Args:
@@ -196,15 +196,15 @@ class Submitted:
         self.queue, self.folder, self.result = queue, folder, result
         self.pid = queue.jobs[folder.name][0]
         self.returncode: int | None = None
-        self._gone = math.inf
+        self._gone_since = math.inf
 
     def poll(self) -> int | None:
         """Return the run's exit status; None while its job is queued or running."""
         if self.returncode is None:
             if self.folder.name in self.queue.jobs:
-                self._gone = math.inf
+                self._gone_since = math.inf
             else:
-                self._gone = min(self._gone, time.monotonic())
+                self._gone_since = min(self._gone_since, time.monotonic())
                 self.returncode = self._end()
         return self.returncode
 
@@ -221,7 +221,7 @@ class Submitted:
         status = self.status
         # A job that was told to stop may be about to be queued again.
         is_seen = self.result.exists() if status == 0 else status is not None and status <= SIGNALLED
-        if is_seen or time.monotonic() > self._gone + self.queue.cluster.patience:
+        if is_seen or time.monotonic() > self._gone_since + self.queue.cluster.patience:
             return KILLED if status is None else status
         return None
 
@@ -255,22 +255,22 @@ class ClusterWorkers(Workers):
             f"{shlex.join([*self.queue.cluster.cancel, *numbers])}"
         )
 
-    def _found(self, job: Job) -> Path | None:
+    def _folder_in_cluster(self, job: Job) -> Path | None:
         """Return the folder of a job that is already in the cluster, else None."""
         folders = (self.folder / name for name in self.queue.jobs if name.rpartition("-")[0] == job.folder.name)
         # A job of another study may have the same name except for the random suffix. Its folder is elsewhere.
         return next((folder for folder in folders if folder.is_dir()), None)
 
     def _runs_alone(self, job: Job) -> bool:
-        return not self._found(job) and super()._runs_alone(job)
+        return not self._folder_in_cluster(job) and super()._runs_alone(job)
 
     def _launch(self, slot: int, job: Job) -> bool:
         return time.monotonic() > self._not_before and super()._launch(slot, job)
 
-    def _begin(self, slot: int, job: Job) -> Submitted | None:
-        if folder := self._found(job):
-            submitted = Submitted(self.queue, folder, job.folder / "result.json")
-            tell(f"job {submitted.pid:<8}{job.name}: is in the cluster already")
+    def _begin(self, slot: int, job: Job) -> SubmittedJob | None:
+        if folder := self._folder_in_cluster(job):
+            submitted = SubmittedJob(self.queue, folder, job.folder / "result.json")
+            print_line(f"job {submitted.pid:<8}{job.name}: is in the cluster already")
             return submitted
         with about_file(self.folder):
             self.folder.mkdir(exist_ok=True)
@@ -283,12 +283,12 @@ class ClusterWorkers(Workers):
             if not self.running:
                 raise
             # For instance because the number of queued jobs per user is limited: try again later.
-            tell(f"waiting     {job.name}: {error}")
+            print_line(f"waiting     {job.name}: {error}")
             self._not_before = time.monotonic() + SECONDS_UNTIL_ASKED_AGAIN
             return None
         self.queue.add(folder.name, number)
-        tell(f"job {number:<8}$ {shlex.join(job.command)}")
-        return Submitted(self.queue, folder, job.folder / "result.json")
+        print_line(f"job {number:<8}$ {shlex.join(job.command)}")
+        return SubmittedJob(self.queue, folder, job.folder / "result.json")
 
     def _submit(self, job: Job, folder: Path) -> str:
         """Submit a job and return its id. Raises TransrecError if the cluster does not accept it."""
@@ -297,7 +297,7 @@ class ClusterWorkers(Workers):
 
         commands = [job.command_with(where) for where in ("--output", "--resume")]
         log, threads = self._log(job), self.resources.threads(job)
-        run = ClusterJob(*commands, job.begun, log, folder / STATUS, threads)
+        run = ClusterJob(*commands, job.started_marker, log, folder / STATUS, threads)
         executor = submitit.AutoExecutor(
             folder,
             self.queue.cluster.name,
@@ -310,7 +310,7 @@ class ClusterWorkers(Workers):
                 number = executor.submit(run).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             raise TransrecError(
-                f"the cluster does not take a job of {self.resources.told} ({_last_line(str(error))}); --job_gpus, "
+                f"the cluster does not take a job of {self.resources.summary} ({_last_line(str(error))}); --job_gpus, "
                 f"--job_cpus, --job_memory, --job_hours and --job_partition ask for other ones"
             ) from error
         with about_file(log), open(log, "a", encoding="utf-8") as file:
@@ -326,7 +326,7 @@ class ClusterWorkers(Workers):
             shutil.rmtree(process.folder, ignore_errors=True)
         return done
 
-    def _explain(self, process: Submitted, job: Job) -> None:
+    def _explain(self, process: SubmittedJob, job: Job) -> None:
         """Append the output of a job that ended without an exit status to the run's log."""
         lines = [
             line
@@ -337,7 +337,7 @@ class ClusterWorkers(Workers):
             log.write("".join(f"{line}\n" for line in lines))
             log.write(f"job         {process.pid} was ended by the cluster, or by whoever cancelled it\n")
 
-    def _doing(self) -> str:
+    def _progress_text(self) -> str:
         states = [self.queue.jobs.get(process.folder.name, ("", "over"))[1] for process, *_ in self.running.values()]
         waiting = states.count("PENDING")
         return f"{len(states) - waiting} run, {waiting} wait for the cluster"
@@ -358,7 +358,7 @@ def _outside_of_jobs() -> Iterator[None]:
     """Context in which started jobs do not inherit the variables of the study's own job, and do not get Ctrl-C."""
     hidden = {}
     if "SLURM_JOB_ID" in os.environ:
-        names = {name for name in os.environ if name.startswith(OF_A_JOB)} - {"SLURM_CONF"}
+        names = {name for name in os.environ if name.startswith(JOB_VARIABLES)} - {"SLURM_CONF"}
         hidden = {name: os.environ.pop(name) for name in names}
     # A job on this machine shares the terminal; it inherits the blocked signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])

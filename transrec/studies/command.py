@@ -125,11 +125,11 @@ def workers_of(options: argparse.Namespace) -> Callable[[Path], Workers]:
     cluster, resources = CLUSTERS[options.cluster], Resources(**asked)
     if not options.dry_run:
         cluster.check(resources)
-    print(printable(f"cluster     {cluster.name}: each run is a job of {resources.told}"))
+    print(printable(f"cluster     {cluster.name}: each run is a job of {resources.summary}"))
     return partial(ClusterWorkers, options.workers, cluster=cluster, resources=resources)
 
 
-def check_once(flag: str, seeds: list[int]) -> None:
+def check_distinct(flag: str, seeds: list[int]) -> None:
     """Raise TransrecError if a seed is given twice."""
     if len({*seeds}) < len(seeds):
         raise TransrecError(
@@ -150,7 +150,7 @@ def _modalities(table: Table | None) -> list[str]:
 
 def _default(axis: Axis, known: Sequence[str]) -> str:
     """Return the axis' default values as text, by modality if they differ between the known modalities."""
-    values = {modality: " ".join(axis.over(modality).values) for modality in known}
+    values = {modality: " ".join(axis.for_modality(modality).values) for modality in known}
     if len({*values.values()}) == 1:
         return values[known[0]]
     return "; ".join(f"{modality}: {words}" for modality, words in values.items())
@@ -159,13 +159,15 @@ def _default(axis: Axis, known: Sequence[str]) -> str:
 def _study(options: argparse.Namespace, grid: Grid, rest: list[str], table: Table | None) -> Study:
     """Return the study that the command line asks for; for a paper's table, first print what the table needs."""
     out = out_folder(options)
-    grid = replace(grid, axes=tuple(axis.over(options.modality, getattr(options, axis.name)) for axis in grid.axes))
+    grid = replace(
+        grid, axes=tuple(axis.for_modality(options.modality, getattr(options, axis.name)) for axis in grid.axes)
+    )
     given = given_flags(rest, grid)
     published = select(options.published, *((table.paper.name, table.name) if table else ()))
     if table:
         grid, defaults = table.prepare(options, out, grid)
         given = {("", flag): [value] for flag, value in defaults.items()} | given
-        print(table.needs(options, grid, published), flush=True)
+        print(table.requirements(options, grid, published), flush=True)
         table.check(options)
     source = resolve(options.source) if options.source else None
     return Study(source, resolve(options.target), out, grid, options.seeds, given, options.modality, published)
@@ -173,13 +175,13 @@ def _study(options: argparse.Namespace, grid: Grid, rest: list[str], table: Tabl
 
 def _run(options: argparse.Namespace, grid: Grid, rest: list[str], table: Table | None) -> int:
     workers_for = workers_of(options)
-    check_once("--seeds", options.seeds)
+    check_distinct("--seeds", options.seeds)
     study = _study(options, grid, rest, table)
     out = study.out
     jobs = study.jobs
     done = sum(job.is_done for job in jobs)
     print(f"study       {len(study.rows)} rows, {len(jobs)} runs of which {done} are done, {options.workers} at a time")
-    for method, names in study.once.items():
+    for method, names in study.idle_axes.items():
         print(f"once        {method}: does not depend on {', '.join(sorted(names))}; one row for all their values")
     for job in jobs:
         if (job.folder / "result.json").exists() and not job.is_done:

@@ -35,7 +35,7 @@ class Axis:
     named: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     meaning: Callable[[str, Mapping[str, str]], str] | None = None
 
-    def over(self, modality: str, values: list[str] | None = None) -> "Axis":
+    def for_modality(self, modality: str, values: list[str] | None = None) -> "Axis":
         """Return the axis for studies over a modality, with `values` if given."""
         of_modality = self.values[modality] if isinstance(self.values, Mapping) else self.values
         flags = self.flags[modality] if isinstance(self.flags, Mapping) else self.flags
@@ -89,9 +89,9 @@ class Grid:
         for values in itertools.product(*(dict.fromkeys(axis.values) for axis in self.axes)):
             point = dict(zip(first, values, strict=True))
             if sum(point[name] != first[name] for name in self.singly) <= 1:
-                points.append(self._meant(point))
+                points.append(self._with_meanings(point))
         return points
 
-    def _meant(self, point: dict[str, str]) -> dict[str, str]:
+    def _with_meanings(self, point: dict[str, str]) -> dict[str, str]:
         meanings = {axis.name: axis.meaning(point[axis.name], point) for axis in self.axes if axis.meaning}
         return point | meanings

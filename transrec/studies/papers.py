@@ -74,8 +74,8 @@ class Table:
             target = str(_make_domain(demo, "target"))
             grid = replace(grid, axes=tuple(_with_stand_ins(axis, demo) for axis in grid.axes))
             flags |= QUICK | (QUICK_TEXT if options.modality != "image" else {})
-            if not any(map(_is_of_backbones, grid.axes)):
-                axis = _with_stand_ins(encoder_axis().over(options.modality), demo)
+            if not any(map(_is_encoder_axis, grid.axes)):
+                axis = _with_stand_ins(encoder_axis().for_modality(options.modality), demo)
                 flags |= axis.settings(*axis.values)
         options.source = options.source or source
         options.target = options.target or target
@@ -91,9 +91,9 @@ class Table:
                     f"--{name} takes another, and --quick tries the table out without"
                 )
 
-    def needs(self, options: argparse.Namespace, grid: Grid, published: Published) -> str:
+    def requirements(self, options: argparse.Namespace, grid: Grid, published: Published) -> str:
         """Return the lines that tell what the table needs: datasets, backbones, checkpoints and published costs."""
-        axes = [*filter(_is_of_backbones, grid.axes)] or [encoder_axis().over(options.modality)]
+        axes = [*filter(_is_encoder_axis, grid.axes)] or [encoder_axis().for_modality(options.modality)]
         backbones = dict.fromkeys(name for axis in axes for value in axis.values for name in value.split(","))
         source = f"{options.source} to pretrain on" if options.source else "nothing to pretrain on"
         lines = [
@@ -125,13 +125,13 @@ def _make_domain(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _is_of_backbones(axis: Axis) -> bool:
+def _is_encoder_axis(axis: Axis) -> bool:
     return all(flag in ("text_encoder", "image_encoder") for flag in axis.flags)
 
 
 def _with_stand_ins(axis: Axis, folder: Path) -> Axis:
     """Return an axis of backbones with tiny backbones as its values, and any other axis as it is."""
-    if not _is_of_backbones(axis):
+    if not _is_encoder_axis(axis):
         return axis
     return replace(axis, values=tuple(",".join(_stand_in(n, folder) for n in v.split(",")) for v in axis.values))
 

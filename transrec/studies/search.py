@@ -41,13 +41,13 @@ LONGEST_REASON = 300
 # A run with an exit status above this was ended by a signal.
 SIGNALLED = 128
 # Kinds of components whose flags the file of best settings contains, in addition to the method's own flags.
-KEPT_KINDS = (USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES)
+PRESET_KINDS = (USER_ENCODERS, OBJECTIVES, OPTIMIZERS, SCHEDULES)
 ERROR = re.compile(r"error: (.*)")
 BEST = "best.json"
 
 
 @dataclass(frozen=True)
-class Listed(Grid):
+class ListedGrid(Grid):
     """A grid whose points are listed explicitly instead of combining all values."""
 
     listed: tuple[tuple[str, ...], ...] = ()
@@ -56,7 +56,7 @@ class Listed(Grid):
         return [dict(zip((axis.name for axis in self.axes), values, strict=True)) for values in self.listed]
 
 
-def rows_of(methods: list[str], modality: str) -> Listed:
+def method_grid(methods: list[str], modality: str) -> ListedGrid:
     """Return the grid of methods named as METHOD, METHOD:VARIANT or METHOD@MODALITY, by default over `modality`.
 
     Raises TransrecError if a method is named twice over the same modality.
@@ -70,62 +70,62 @@ def rows_of(methods: list[str], modality: str) -> Listed:
         raise TransrecError(f"--method {' '.join(methods)}: names {twice[0]} twice over the same items")
     towers, names = (tuple(dict.fromkeys(row[number] for row in rows)) for number in (0, 1))
     axes = Axis("item_tower", towers, ("item_tower",)), Axis("method", names, ("method",))
-    return Listed(axes, listed=tuple(rows))
+    return ListedGrid(axes, listed=tuple(rows))
 
 
 @dataclass(frozen=True)
 class Trial(Job):
     """The run of a trial."""
 
-    of: "MethodSearch" = field(kw_only=True, compare=False, repr=False)
+    search: "MethodSearch" = field(kw_only=True, compare=False, repr=False)
     number: int = field(kw_only=True)
 
     @property
     def is_done(self) -> bool:
-        return self.of.trials.is_finished(self.number)
+        return self.search.trials.is_finished(self.number)
 
     @property
     def is_wanted(self) -> bool:
-        return not self.of.is_spent
+        return not self.search.is_spent
 
     @property
     def may_stop(self) -> bool:
-        return self.of.is_spent or self.of.trials.pruned_at(self.number, self.epochs) is not None
+        return self.search.is_spent or self.search.trials.pruned_at(self.number, self.epochs) is not None
 
     @property
-    def told(self) -> str:
-        trial = self.of.trials.all[self.number]
+    def summary(self) -> str:
+        trial = self.search.trials.all[self.number]
         if trial.state.name == "PRUNED":
             return f"stopped early after epoch {max(trial.intermediate_values)}"
-        return f"validation {self.of.select_by} {trial.value:.4f}"
+        return f"validation {self.search.select_by} {trial.value:.4f}"
 
     @property
     def epochs(self) -> dict[int, float]:
         """The validation metric of each finished epoch."""
-        name = f"{VALIDATION}{self.of.select_by}"
-        return {line["epoch"]: line[name] for line in self.of.lines(self.folder)}
+        name = f"{VALIDATION}{self.search.select_by}"
+        return {line["epoch"]: line[name] for line in self.search.lines(self.folder)}
 
     def outcome(self) -> Outcome | None:
         """Return the outcome according to the trial's folder; None while the trial has not ended."""
         epochs = self.epochs
-        pruned = self.of.trials.pruned_at(self.number, epochs)
+        pruned = self.search.trials.pruned_at(self.number, epochs)
         if pruned is not None:
             return Outcome("pruned", {epoch: value for epoch, value in epochs.items() if epoch <= pruned})
         try:
             result = read_result(self.folder, tested=False)
         except TransrecError:
             return None
-        return Outcome("complete", epochs, result["validation"][self.of.select_by])
+        return Outcome("complete", epochs, result["validation"][self.search.select_by])
 
     def end(self, status: int, stopped: bool) -> bool | None:
         outcome = self.outcome()
-        if outcome is None and (stopped or self.of.is_spent):
+        if outcome is None and (stopped or self.search.is_spent):
             return None
         killed = status < 0 or status > SIGNALLED
-        if outcome is None and killed and self.of.kill(self.number) < TRIES:
+        if outcome is None and killed and self.search.count_kill(self.number) < TRIES:
             return None
         outcome = outcome or Outcome("failed", self.epochs, reason=self._reason(status))
-        self.of.trials.tell(self.number, outcome)
+        self.search.trials.record(self.number, outcome)
         if outcome.state != "failed":
             # Settings, log and metrics are kept. Anyone who wants the weights can train them again.
             shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
@@ -133,7 +133,7 @@ class Trial(Job):
 
     def _reason(self, status: int) -> str:
         """Return the run's last error message, or the last line of its log."""
-        lines = self.of.log_of(self).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self.search.log_of(self).read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [match[1] for line in lines if (match := ERROR.match(line))]
         return printable((errors or lines or [""])[-1])[:LONGEST_REASON] or f"left with status {status}"
 
@@ -216,7 +216,7 @@ class MethodSearch:
         params = {flag: [str(value)] for flag, value in trial.params.items()}
         flags = self.base.flags | params | {"test": ["false"]}
         folder = self.folder(trial.number)
-        return Trial(folder.name, flags, folder, self.base.start, of=self, number=trial.number)
+        return Trial(folder.name, flags, folder, self.base.start, search=self, number=trial.number)
 
     def log_of(self, trial: Trial) -> Path:
         """Return the path of the output of a trial's process."""
@@ -237,7 +237,7 @@ class MethodSearch:
                 raise TransrecError(f"{path}: damaged; remove {folder}, and the trial is run again") from error
         return self._lines[path][1]
 
-    def kill(self, number: int) -> int:
+    def count_kill(self, number: int) -> int:
         """Count that the process of a trial was killed; return how often this has happened."""
         self._kills[number] = self._kills.get(number, 0) + 1
         return self._kills[number]
@@ -278,7 +278,7 @@ class MethodSearch:
             try:
                 self.study.settings_of(self.job(trial).flags, self.name)
             except TransrecError as error:
-                self.trials.tell(trial.number, Outcome("failed", reason=str(error)))
+                self.trials.record(trial.number, Outcome("failed", reason=str(error)))
 
     @property
     def history(self) -> list[tuple[int, float]]:
@@ -315,11 +315,17 @@ class MethodSearch:
 
     def _preset(self, job: Trial) -> dict[str, Any]:
         settings = self.study.settings_of(job.flags, self.name)
-        own = [choice.options for kind in KEPT_KINDS for choice in settings.choices[kind.flag]]
+        own = [choice.options for kind in PRESET_KINDS for choice in settings.choices[kind.flag]]
         groups = (settings.model, settings.training, settings.method_options, *own)
-        kept = {name for group in groups for name in group.as_dict()} | {dimension.flag for dimension in self.space}
-        set_ = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
-        return {name: v for name, v in settings.as_dict().items() if name in kept & set_ - {*presets.NEVER, "seed"}}
+        preset_flags = {name for group in groups for name in group.as_dict()} | {
+            dimension.flag for dimension in self.space
+        }
+        set_flags = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
+        return {
+            name: v
+            for name, v in settings.as_dict().items()
+            if name in preset_flags & set_flags - {*presets.NEVER, "seed"}
+        }
 
 
 class Search:
@@ -343,12 +349,12 @@ class Search:
 
     def open(self) -> None:
         """Read the trials in the folder, or create their file. Raises TransrecError if it holds another search."""
-        with self._alone():
+        with self._locked():
             storage = open_storage(self.out / "search.db")
             for search in self.methods:
                 search.open(storage)
 
-    def _alone(self) -> closing[Lock]:
+    def _locked(self) -> closing[Lock]:
         """Return a context in which no other process adds trials."""
         return closing(Lock(self.out / "search.lock", wait=True))
 
@@ -359,10 +365,10 @@ class Search:
         self._seen |= {trial.folder for trial in trials}
         return [*(job for _, job in self.study.sources.values()), *trials]
 
-    def more(self) -> list[Job]:
+    def new_jobs(self) -> list[Job]:
         """Add the trials that the budget allows now, and return those that this process has not seen yet."""
         if any(search.may_extend for search in self.methods):
-            with self._alone():
+            with self._locked():
                 for search in self.methods:
                     search.extend()
         new = [trial for search in self.methods for trial in search.unseen(self._seen)]
@@ -371,7 +377,7 @@ class Search:
 
     def write_tables(self) -> None:
         """Write the tables, and the best settings as presets, of the trials that are over so far."""
-        self._write(search_tables([search.row() for search in self.methods], self.rules.told))
+        self._write(search_tables([search.row() for search in self.methods], self.rules.budget))
 
     def _write(self, tables: dict[str, str]) -> None:
         best: dict[str, dict[str, dict[str, Any]]] = {}
@@ -398,9 +404,9 @@ class Search:
         bases = [search.base for search in searches]
         listed = tuple(tuple(point.values()) for point, (job,) in study.rows if job in bases)
         given = study.given | {("target", "presets"): [str(self.out / BEST)]}
-        with self._alone():
+        with self._locked():
             for search in searches:
-                search.trials.refit(search.trials.best.number)
+                search.trials.mark_refitted(search.trials.best.number)
         return Study(
             study.source, study.target, self.out, replace(study.grid, listed=listed), seeds, given, study.modality
         )
@@ -411,7 +417,8 @@ class Search:
         points = [tuple(point.values()) for point, _ in self.study.rows]
         rows = [search.row() for search in self.methods]
         tables = search_tables(
-            [row | {"tested": tested.get(point, [])} for row, point in zip(rows, points, strict=True)], self.rules.told
+            [row | {"tested": tested.get(point, [])} for row, point in zip(rows, points, strict=True)],
+            self.rules.budget,
         )
         self._write(tables)
         return tables["search.md"]

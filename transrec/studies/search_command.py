@@ -9,8 +9,8 @@ from transrec import settings
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.paths import make_folder, resolve
-from transrec.studies.command import check_once, given_flags, out_folder, study_parser, workers_of
-from transrec.studies.search import BEST, Search, rows_of
+from transrec.studies.command import check_distinct, given_flags, out_folder, study_parser, workers_of
+from transrec.studies.search import BEST, Search, method_grid
 from transrec.studies.space import Spaces, read_spaces
 from transrec.studies.study import Study
 from transrec.studies.trials import Rules, load_optuna
@@ -87,14 +87,14 @@ def _rules(options: argparse.Namespace) -> Rules:
 
 def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
     out, workers_for, rules = out_folder(options), workers_of(options), _rules(options)
-    check_once("--refit_seeds", options.refit_seeds)
+    check_distinct("--refit_seeds", options.refit_seeds)
     load_optuna()
-    grid = rows_of(options.method, options.modality)
+    grid = method_grid(options.method, options.modality)
     source = resolve(options.source) if options.source else None
     given = given_flags(rest, grid)
     study = Study(source, resolve(options.target), out, grid, [rules.seed], given, options.modality)
     search = Search(study, spaces, rules)
-    print(f"search      {len(search.methods)} methods, {rules.told} each, {options.workers} runs at a time")
+    print(f"search      {len(search.methods)} methods, {rules.budget} each, {options.workers} runs at a time")
     for method in search.methods:
         varied = ", ".join(f"{dimension.flag} {dimension.text}" for dimension in method.space)
         print(printable(f"space       {method.name}: {varied}; chosen by validation {method.select_by}"))

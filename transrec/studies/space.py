@@ -14,11 +14,11 @@ from transrec.paths import resolve
 from transrec.settings import Settings
 from transrec.untrusted import read_object
 
-HOW = "give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file of these"
+SPACE_FORMS = "give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file of these"
 RANGE = re.compile(r"(?P<low>[^,]+?)\.\.(?P<high>[^,:]+)(?P<log>:log)?")
 # Flags that a trial cannot vary: they decide what is measured, the random numbers, and the rows of a search.
 FIXED = {"seed", "select_by", "method", *presets.NEVER}
-FREE_OF_DATA = {"max_seq_len"}
+VARIABLE_DATA_FLAGS = {"max_seq_len"}
 
 # Ranges or choices as text, by (method or "", flag).
 Spaces = dict[tuple[str, str], str]
@@ -60,7 +60,7 @@ def read_spaces(words: Sequence[str]) -> Spaces:
         elif word.endswith(".json"):
             spaces |= _read_file(resolve(word))
         else:
-            raise TransrecError(f"--space {word}: {HOW}")
+            raise TransrecError(f"--space {word}: {SPACE_FORMS}")
     for scope, flag in spaces:
         if scope and scope not in methods.names():
             raise TransrecError(f"--space {scope}.{flag}: before the dot stands a method, not {scope!r}")
@@ -124,7 +124,7 @@ def _check_free(flag: str, settings: Settings) -> None:
     fixed = {
         name
         for options in (DataOptions, EvaluationOptions, RunOptions)
-        for name in options.defaults().keys() - FREE_OF_DATA
+        for name in options.defaults().keys() - VARIABLE_DATA_FLAGS
     }
     if flag in fixed | FIXED:
         raise TransrecError("decides what is measured, or where; a search cannot vary it, give a value with --" + flag)

@@ -44,9 +44,9 @@ SCRIPT = REPOSITORY / "scripts" / "train.py"
 NO_VALUE = "-"
 BELOW = "(below)"
 # Flags that are part of the hash in a run's folder name although a resumed run may change them.
-COUNTS_TOO = {"epochs", "patience"}
+ALSO_HASHED = {"epochs", "patience"}
 # Flags that are not part of the hash: the dataset may be moved, and only its content counts.
-PLACES = {"dataset", "users_file", "items_file"}
+NOT_HASHED = {"dataset", "users_file", "items_file"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Job:
         return False
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The outcome of the run as text."""
         return f"HR@10 {cells(self.result)[0]}"
 
@@ -101,14 +101,14 @@ class Job:
         return (status == 0 and self.is_done) or (None if stopped else False)
 
     @property
-    def begun(self) -> Path:
+    def started_marker(self) -> Path:
         """The file whose existence shows that the run has begun."""
         return self.folder / "options.json"
 
     @property
     def command(self) -> list[str]:
         """The command that starts the run, or resumes it if it has begun."""
-        return self.command_with("--resume" if self.begun.exists() else "--output")
+        return self.command_with("--resume" if self.started_marker.exists() else "--output")
 
     def command_with(self, where: str) -> list[str]:
         """Return the command that starts the run, if `where` is --output, or resumes it, if --resume."""
@@ -123,7 +123,7 @@ class Study:
     Args:
         source, target: dataset folders; without a source nothing is pretrained.
         out: folder for runs and tables.
-        grid: the grid to run, with axes for the study's modality (`Axis.over`).
+        grid: the grid to run, with axes for the study's modality (`Axis.for_modality`).
         seeds: seeds of the target runs.
         given: further flags, by (stage or method or "", flag).
         modality: item modality, unless an axis sets it.
@@ -132,7 +132,7 @@ class Study:
     Attributes:
         rows: the points of the grid, with their runs; an axis that does not affect a point's runs has NO_VALUE there.
         sources: the source runs by folder, with the axis values that determine them.
-        once: by method, the axes that do not affect the method's runs.
+        idle_axes: by method, the axes that do not affect the method's runs.
         signatures: by run folder, what determines the run's numbers: settings, the dataset's content, and the name of
             the source run's folder.
     """
@@ -147,11 +147,11 @@ class Study:
     published: Published = Published()
     rows: list[tuple[dict[str, str], list[Job]]] = field(init=False, default_factory=list)
     sources: dict[Path, tuple[dict[str, str], Job]] = field(init=False, default_factory=dict)
-    once: dict[str, set[str]] = field(init=False, default_factory=dict)
+    idle_axes: dict[str, set[str]] = field(init=False, default_factory=dict)
     signatures: dict[Path, tuple[dict[str, Any], str, str | None]] = field(init=False, default_factory=dict)
 
     def __post_init__(self):
-        self._taken: set[tuple[str, str]] = set()
+        self._used_flags: set[tuple[str, str]] = set()
         self._datasets: dict[tuple, tuple[Dataset, str]] = {}
         self._summaries: set[str] = set()
         self._checked: set[str] = set()
@@ -162,13 +162,13 @@ class Study:
             idle = [axis for axis in self.grid.axes if not self._matters(axis, point, start)]
             for axis in idle:
                 if len(axis.values) > 1:
-                    self.once.setdefault(self._method(point)[0], set()).add(axis.name)
+                    self.idle_axes.setdefault(self._method(point)[0], set()).add(axis.name)
             row = point | dict.fromkeys((axis.name for axis in idle), NO_VALUE)
             if tuple(row.values()) not in rows:
                 rows[tuple(row.values())] = row, [self._target_job(point, row, seed, start) for seed in self.seeds]
         self.rows = list(rows.values())
         self._datasets.clear()
-        if unused := [".".join(filter(None, key)) for key in self.given if key not in self._taken]:
+        if unused := [".".join(filter(None, key)) for key in self.given if key not in self._used_flags]:
             raise TransrecError(f"--{unused[0]}: no run of this study has such a flag")
 
     @property
@@ -176,7 +176,7 @@ class Study:
         """All runs, each source run before the target runs that start from it."""
         return [*(job for _, job in self.sources.values()), *(job for _, jobs in self.rows for job in jobs)]
 
-    def more(self) -> list[Job]:
+    def new_jobs(self) -> list[Job]:
         """Return the runs to add in response to results so far: none, because a study knows all its runs in advance."""
         return []
 
@@ -215,13 +215,13 @@ class Study:
         if self._modality(point) != self.modality:
             # A row over only one of the study's modalities uses the presets for all of them together.
             of_all = presets.MODALITIES.get(self.modality, {})
-            free = known - self._in_file(stage, method, self._modality(point))
+            free = known - self._preset_file_flags(stage, method, self._modality(point))
             flags |= {name: [str(value)] for name, value in of_all.items() if name in free}
         for key, values in self._given(stage, method):
             if key[1] in known:
                 flags[key[1]] = values
-                self._taken.add(key)
-        flags |= {name: value.split(",") for name, value in self._set(point, stage).items() if name in known}
+                self._used_flags.add(key)
+        flags |= {name: value.split(",") for name, value in self._axis_flags(point, stage).items() if name in known}
         if variant:
             flags["variant"] = [variant]
         return flags
@@ -230,20 +230,20 @@ class Study:
         """Return the names of the flags that a run has."""
         method, _ = self._method(point, stage)
         values_of = {name: values[0] for (_, name), values in self._given(stage, method) if values}
-        values_of |= self._set(point, stage) | {"method": method, "item_tower": self._modality(point)}
+        values_of |= self._axis_flags(point, stage) | {"method": method, "item_tower": self._modality(point)}
         return settings.flags(**values_of)
 
-    def _set(self, point: dict[str, str], stage: str) -> dict[str, str]:
+    def _axis_flags(self, point: dict[str, str], stage: str) -> dict[str, str]:
         """Return the flags that the axes set in a stage's run at a point, with their values."""
         scoped = (item for axis in self.grid.axes for item in _scoped(axis, point).items())
         return {name: value for (scope, name), value in scoped if scope in ("", stage)}
 
     def _method(self, point: dict[str, str], stage: str = "target") -> tuple[str, str]:
         """Return the method and variant of a stage's run at a point of the grid."""
-        method, _, variant = self._set(point, stage).get("method", "full").partition(":")
+        method, _, variant = self._axis_flags(point, stage).get("method", "full").partition(":")
         return method, variant
 
-    def _in_file(self, stage: str, method: str, item_tower: str) -> set[str]:
+    def _preset_file_flags(self, stage: str, method: str, item_tower: str) -> set[str]:
         """Return the flags that the file given with --presets sets for runs of a method."""
         (*_, file) = None, *(values[0] for (_, name), values in self._given(stage, method) if name == "presets")
         read_by = ModelOptions(item_tower=item_tower).read_by
@@ -260,13 +260,15 @@ class Study:
     def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
         title = "-".join(map(_short, name))
         parsed = self.settings_of(flags, title)
-        named = settings.deciding(parsed.as_dict()).keys() | COUNTS_TOO
-        counts = {name: value for name, value in parsed.departures.items() if name in named and name not in PLACES}
-        decides = counts, self._content(parsed), start and start.folder.name
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        hashed_names = settings.deciding(parsed.as_dict()).keys() | ALSO_HASHED
+        hashed_flags = {
+            name: value for name, value in parsed.departures.items() if name in hashed_names and name not in NOT_HASHED
+        }
+        signature = hashed_flags, self._data_hashes(parsed), start and start.folder.name
+        digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:8]
         folder = "".join(c if c.isalnum() or c in "-_." else "-" for c in title)
         job = Job(title, flags, self.out / "runs" / f"{folder}-{digest}", start)
-        self.signatures[job.folder] = decides
+        self.signatures[job.folder] = signature
         self._identities[job.folder] = _identity(parsed)
         return job
 
@@ -291,7 +293,7 @@ class Study:
             raise TransrecError(f"{error} (run {name})") from error
         self._checked.add(key)
 
-    def _content(self, parsed: Settings) -> str:
+    def _data_hashes(self, parsed: Settings) -> str:
         """Return the hashes of the dataset's files. Loads the dataset, so errors in it are reported before any run."""
         data = parsed.data
         key = (data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files)
@@ -310,7 +312,7 @@ class Study:
         rows = [self._table_row(point, jobs) for point, jobs in self.rows]
         marked = [*rows, *(beside := baseline_rows(rows))]
         columns = {metric: mark(marked, metric) for metric in METRICS}
-        further, legend = self._further(rows)
+        further, legend = self._further_columns(rows)
         lines, numbers, emphasis = [], [], {}
         for number, (row, (point, _)) in enumerate(zip(rows, self.rows, strict=True)):
             line = [*map(_short, point.values()), str(len(row.runs)), *cells(*row.results)]
@@ -323,7 +325,7 @@ class Study:
                 values = summary(frame(dict(row.runs.values())))
                 values |= {f"{metric} p": column.p_values[number] for metric, column in columns.items()}
                 values |= {name: value for column in further for name, value in column.numbers[number].items()}
-                numbers.append({"stage": "target", **_names(row.results[0]), **point, **values})
+                numbers.append({"stage": "target", **_tower_and_method(row.results[0]), **point, **values})
         axes = [axis.name for axis in self.grid.axes]
         for number, row in enumerate(beside, len(rows)):
             scores = metric_cells(*(result["test"] for result in row.results))
@@ -338,7 +340,7 @@ class Study:
             "table.tex": f"% {printable(below)}\n{latex(header, lines, emphasis)}\n",
         }
 
-    def _further(self, rows: list[Row]) -> tuple[list[ExtraColumn], str]:
+    def _further_columns(self, rows: list[Row]) -> tuple[list[ExtraColumn], str]:
         """Return the columns after COLUMNS, which compare a row with other rows or with papers, and their legend."""
         results = [row.results for row in rows]
         columns, legend = [tpme_column(results)], _legend(rows)
@@ -365,7 +367,9 @@ class Study:
             result = job.result
             lines.append([" ".join(map(_short, values.values())) or "source", *(cells(result) if result else cells())])
             if result:
-                numbers.append({"stage": "source", **_names(result), **values, **summary(frame({job.folder: result}))})
+                numbers.append(
+                    {"stage": "source", **_tower_and_method(result), **values, **summary(frame({job.folder: result}))}
+                )
         remark = "Each source run has one seed; they are not tested against each other."
         table = f"\nSource runs:\n\n{markdown(['source run', *COLUMNS], lines)}\n\n{remark}\n" if lines else ""
         return table, numbers
@@ -414,7 +418,7 @@ def _legend(rows: list[Row]) -> str:
     return text
 
 
-def _names(result: dict[str, Any]) -> dict[str, str]:
+def _tower_and_method(result: dict[str, Any]) -> dict[str, str]:
     """Return the item tower and the method of a result."""
     return {name: result[name] for name in ("item_tower", "method") if name in result}
 

@@ -51,7 +51,7 @@ class Rules:
     seed: int = 0
 
     @property
-    def told(self) -> str:
+    def budget(self) -> str:
         """The budget as text."""
         parts = [f"{self.trials} trials"] if self.trials else []
         return " or ".join([*parts, *([f"{self.hours:g} hours of training and validation"] if self.hours else [])])
@@ -78,7 +78,7 @@ def load_optuna() -> Any:
 
 
 @contextmanager
-def _told_about(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     """Context in which errors of Optuna and SQLite become a TransrecError of one line that names the file."""
     optuna = load_optuna()
     from sqlalchemy.exc import SQLAlchemyError
@@ -95,7 +95,7 @@ def _told_about(path: Path) -> Iterator[None]:
 
 def open_storage(path: Path) -> Any:
     """Open the file of a search's trials, or create it. Raises TransrecError if the file holds something else."""
-    with _told_about(path):
+    with _naming_file(path):
         storages = load_optuna().storages
         waiting = {"connect_args": {"timeout": SECONDS_FOR_OTHERS}}
         return storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=waiting)
@@ -123,8 +123,8 @@ class Trials:
         self._all: list[FrozenTrial] = []
         self._pruned_at: dict[tuple[int, int], int | None] = {}
         self.refresh()
-        with _told_about(path):
-            self._kept = self.optuna.create_study(
+        with _naming_file(path):
+            self._study = self.optuna.create_study(
                 storage=storage, study_name=name, direction="maximize", load_if_exists=True
             )
 
@@ -138,10 +138,10 @@ class Trials:
 
     def check(self, signature: dict[str, Any]) -> None:
         """Raise TransrecError, naming the differences, if the file holds trials of another search of the method."""
-        with _told_about(self.path):
-            earlier = self._kept.user_attrs.get(SIGNATURE)
+        with _naming_file(self.path):
+            earlier = self._study.user_attrs.get(SIGNATURE)
             if earlier is None:
-                self._kept.set_user_attr(SIGNATURE, signature)
+                self._study.set_user_attr(SIGNATURE, signature)
                 return
         if differences := [
             f"{part} {name} {_shown(now.get(name))} (was {_shown(before.get(name))})"
@@ -159,8 +159,8 @@ class Trials:
     def all(self) -> list["FrozenTrial"]:
         """All trials by number. They are read again after each change by this process and after SECONDS_OF_A_MOMENT."""
         if time.monotonic() > self._read + SECONDS_OF_A_MOMENT:
-            with _told_about(self.path):
-                self._all = sorted(self._kept.get_trials(deepcopy=False), key=lambda trial: trial.number)
+            with _naming_file(self.path):
+                self._all = sorted(self._study.get_trials(deepcopy=False), key=lambda trial: trial.number)
             self._read = time.monotonic()
         return self._all
 
@@ -171,13 +171,13 @@ class Trials:
     @property
     def refitted(self) -> int | None:
         """Number of the trial with whose settings the test targets were ranked; None if they have not been ranked."""
-        with _told_about(self.path):
-            return self._kept.user_attrs.get(REFITTED)
+        with _naming_file(self.path):
+            return self._study.user_attrs.get(REFITTED)
 
-    def refit(self, number: int) -> None:
+    def mark_refitted(self, number: int) -> None:
         """Note that the test targets are ranked with the settings of a trial."""
-        with _told_about(self.path):
-            self._kept.set_user_attr(REFITTED, number)
+        with _naming_file(self.path):
+            self._study.set_user_attr(REFITTED, number)
 
     def is_finished(self, number: int) -> bool:
         """Return whether any process has recorded the outcome of a trial."""
@@ -196,32 +196,32 @@ class Trials:
     def is_waiting(self) -> bool:
         """Whether no trial can be added now, because the budget is used up or earlier rounds are not over."""
         trials = self.all
-        begun = len(trials) - len(trials) % self.rules.together
-        return self.is_complete or not all(trial.state.is_finished() for trial in trials[:begun])
+        round_start = len(trials) - len(trials) % self.rules.together
+        return self.is_complete or not all(trial.state.is_finished() for trial in trials[:round_start])
 
     def extend(self) -> None:
         """Add the trials of the next round, or the missing ones of the last, once all earlier rounds are over."""
         if self.is_waiting:
             return
         trials, together = self.all, self.rules.together
-        begun = len(trials) - len(trials) % together
-        for number in range(len(trials), min(begun + together, self.rules.trials or begun + together)):
+        round_start = len(trials) - len(trials) % together
+        for number in range(len(trials), min(round_start + together, self.rules.trials or round_start + together)):
             state = self.optuna.trial.TrialState.RUNNING
             trial = self.optuna.trial.create_trial(
                 state=state, params=self.proposed(number, trials), distributions=self.distributions
             )
-            with _told_about(self.path):
-                self._kept.add_trial(trial)
+            with _naming_file(self.path):
+                self._study.add_trial(trial)
         self.refresh()
 
     def proposed(self, number: int, trials: Sequence["FrozenTrial"]) -> dict[str, Any]:
         """Return the settings for the trial with a number, drawn by TPE from the trials of earlier rounds."""
-        params = self._earlier(number, trials).ask(self.distributions).params
+        params = self._study_before(number, trials).ask(self.distributions).params
         if number == 0:
             params |= {flag: v for flag, v in self.default.items() if flag in self.space and self.space[flag].has(v)}
         return params
 
-    def _earlier(self, number: int, trials: Sequence["FrozenTrial"]) -> Any:
+    def _study_before(self, number: int, trials: Sequence["FrozenTrial"]) -> Any:
         """Return an in-memory study of the rounds before trial `number`, with that trial's sampler and pruner."""
         name = int.from_bytes(hashlib.sha256(self.name.encode()).digest()[:4], "little")
         seed = int(np.random.SeedSequence([self.rules.seed, name, number]).generate_state(1)[0])
@@ -240,28 +240,28 @@ class Trials:
             return None
         # The result can be cached: finished epochs and earlier rounds do not change.
         if (key := (number, len(epochs))) not in self._pruned_at:
-            self._pruned_at[key] = self._judged(number, epochs)
+            self._pruned_at[key] = self._first_pruned_epoch(number, epochs)
         return self._pruned_at[key]
 
-    def _judged(self, number: int, epochs: Mapping[int, float]) -> int | None:
-        trial = self._earlier(number, self.all).ask()
+    def _first_pruned_epoch(self, number: int, epochs: Mapping[int, float]) -> int | None:
+        trial = self._study_before(number, self.all).ask()
         for epoch in sorted(epochs):
             trial.report(epochs[epoch], epoch)
             if trial.should_prune():
                 return epoch
         return None
 
-    def tell(self, number: int, outcome: Outcome) -> None:
+    def record(self, number: int, outcome: Outcome) -> None:
         """Record the outcome of a trial."""
         state = {"complete": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[outcome.state]
-        with _told_about(self.path):
+        with _naming_file(self.path):
             known = self.all[number]
-            trial = self.optuna.trial.Trial(self._kept, known._trial_id)
+            trial = self.optuna.trial.Trial(self._study, known._trial_id)
             for epoch in sorted(outcome.epochs.keys() - known.intermediate_values.keys()):
                 trial.report(outcome.epochs[epoch], epoch)
             if outcome.reason:
                 trial.set_user_attr(REASON, outcome.reason)
-            self._kept.tell(number, outcome.value, self.optuna.trial.TrialState[state])
+            self._study.tell(number, outcome.value, self.optuna.trial.TrialState[state])
         self.refresh()
 
     @property
@@ -274,8 +274,8 @@ class Trials:
         """Return how much of the validation metric's variance each flag explains; {} while trials are too few."""
         if len({trial.value for trial in self.all if trial.state.name == "COMPLETE"}) < 2 or len(self.space) < 2:
             return {}
-        with _told_about(self.path):
-            return self.optuna.importance.get_param_importances(self._kept)
+        with _naming_file(self.path):
+            return self.optuna.importance.get_param_importances(self._study)
 
 
 def _shown(value: Any) -> str:

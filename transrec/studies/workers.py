@@ -23,7 +23,7 @@ LINES_OF_A_FAILURE = 6
 THE_RUNS_SAVED = "the runs have saved, the same command continues"
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line without disturbing progress bars."""
     tqdm.write(printable(text))
 
@@ -37,10 +37,10 @@ class Workers:
         self.count, self.logs = count, logs
         self.running: dict[int, tuple[subprocess.Popen, Job, float, Lock]] = {}
         self.failed: list[Job] = []
-        self.again: list[Job] = []
+        self.to_retry: list[Job] = []
         # Processes that have been asked to stop. They must not be asked twice: a second signal would stop them at once.
         self.stopped: set[int] = set()
-        self.elsewhere: set[Path] = set()
+        self.run_elsewhere: set[Path] = set()
         self.stop_signal = 0
 
     @property
@@ -60,17 +60,17 @@ class Workers:
         bar = Bar(total=len(study.jobs), initial=len(study.jobs) - len(waiting), unit="run", desc="study")
         try:
             while not self.may_leave:
-                new = [] if self.stop_signal else study.more()
+                new = [] if self.stop_signal else study.new_jobs()
                 bar.total += len(new)
-                waiting = [*self.again, *waiting, *new]
-                self.again.clear()
+                waiting = [*self.to_retry, *waiting, *new]
+                self.to_retry.clear()
                 if not waiting and not self.running:
                     break
                 waiting, done = ([], 0) if self.stop_signal else self._start(waiting)
                 if done:
                     bar.update(done)
                     study.write_tables()
-                bar.set_postfix_str(self._doing()[:60])
+                bar.set_postfix_str(self._progress_text()[:60])
                 time.sleep(self.poll_seconds)
                 self._stop_finished()
                 for slot in [slot for slot, (process, *_) in self.running.items() if process.poll() is not None]:
@@ -91,7 +91,7 @@ class Workers:
             free = next((slot for slot in range(self.count) if slot not in self.running), None)
             if job.start in self.failed:
                 self.failed.append(job)
-                tell(f"left out    {job.name}: needs {job.start.name}, which failed")
+                print_line(f"left out    {job.name}: needs {job.start.name}, which failed")
             elif not job.is_wanted:
                 continue
             elif free is None or not (job.start is None or job.start.is_done):
@@ -112,15 +112,15 @@ class Workers:
 
     def _launch(self, slot: int, job: Job) -> bool:
         """Start a job unless it is already done; return False if it has to wait, as while another process runs it."""
-        lock = self._take(job)
+        lock = self._take_lock(job)
         if lock is None:
-            if job.folder not in self.elsewhere:
-                self.elsewhere.add(job.folder)
-                tell(f"waiting     {job.name}: another process runs it")
+            if job.folder not in self.run_elsewhere:
+                self.run_elsewhere.add(job.folder)
+                print_line(f"waiting     {job.name}: another process runs it")
             return False
         if job.is_done:
             lock.close()
-            tell(f"done        {job.name}, by another process")
+            print_line(f"done        {job.name}, by another process")
             return True
         if (process := self._begin(slot, job)) is None:
             lock.close()
@@ -130,14 +130,14 @@ class Workers:
 
     def _begin(self, slot: int, job: Job) -> subprocess.Popen | None:
         """Start the process of a job; return None if there is no room for it now."""
-        tell(f"$ {shlex.join(job.command)}")
+        print_line(f"$ {shlex.join(job.command)}")
         with about_file(self._log(job)), open(self._log(job), "ab") as log:
             # With a session of its own for each run, Ctrl-C reaches only the study, which passes it on once.
             return subprocess.Popen(
                 job.command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
             )
 
-    def _take(self, job: Job) -> Lock | None:
+    def _take_lock(self, job: Job) -> Lock | None:
         """Return a job's lock, which the study holds while the job runs; None while another process runs the job."""
         try:
             lock = Lock(self._log(job).with_suffix(".lock"))
@@ -157,7 +157,7 @@ class Workers:
             return True
         return False
 
-    def _doing(self) -> str:
+    def _progress_text(self) -> str:
         """Return the progress bar's text on the jobs that are running."""
         return ", ".join(job.name for _, job, *_ in self.running.values())
 
@@ -187,16 +187,16 @@ class Workers:
         finally:
             lock.close()
         if done:
-            tell(f"done        {job.name}: {job.told}, {time.monotonic() - started:.0f} s")
+            print_line(f"done        {job.name}: {job.summary}, {time.monotonic() - started:.0f} s")
             return 1
         if done is None:
-            self.again.append(job)
+            self.to_retry.append(job)
         else:
             self.failed.append(job)
             last = self._log(job).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_OF_A_FAILURE:]
-            tell(f"failed      {job.name} (status {process.returncode}), {self._log(job)}:")
+            print_line(f"failed      {job.name} (status {process.returncode}), {self._log(job)}:")
             for line in last:
-                tell(f"  {line}")
+                print_line(f"  {line}")
         return 0
 
     def _log(self, job: Job) -> Path:
