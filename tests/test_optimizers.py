@@ -26,22 +26,22 @@ def test_factors_of_schedules():
 def test_what_an_optimizer_says_of_its_state_is_its_state(name):
     optimizer = OPTIMIZERS.get(name)(**OPTIMIZERS.get(name).Options().as_dict())
     parameter = torch.nn.Parameter(torch.ones(2, 3))
-    made = optimizer.make([{"params": [parameter], "lr": 0.1, "decays": True}])
+    torch_optimizer = optimizer.make([{"params": [parameter], "lr": 0.1, "decays": True}])
     parameter.grad = torch.ones(2, 3)
-    made.step()
-    kept, said = (
+    torch_optimizer.step()
+    actual, declared = (
         {key: (value.shape, value.dtype) for key, value in state.items()}
-        for state in (made.state[parameter], optimizer.state_like(parameter))
+        for state in (torch_optimizer.state[parameter], optimizer.state_like(parameter))
     )
-    assert kept == said and not torch.equal(parameter, torch.ones(2, 3))
+    assert actual == declared and not torch.equal(parameter, torch.ones(2, 3))
 
 
 def test_sgd_by_hand():
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
-    made = SGD(momentum=0.5, weight_decay=0.0).make([{"params": [parameter], "lr": 0.1}])
+    torch_optimizer = SGD(momentum=0.5, weight_decay=0.0).make([{"params": [parameter], "lr": 0.1}])
     for _ in range(2):
         parameter.grad = torch.tensor([1.0])
-        made.step()
+        torch_optimizer.step()
     # 1 - 0.1 * 1 - 0.1 * (0.5 * 1 + 1)
     assert parameter.item() == pytest.approx(0.75)
     assert SGD(momentum=0.0, weight_decay=0.0).state_like(parameter) == {}
@@ -113,7 +113,7 @@ def test_epochs_of_a_schedule_that_reads_them_stay(flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words,told",
+    "words,message",
     [
         (
             ["--optimizer", "adma"],
@@ -131,7 +131,7 @@ def test_epochs_of_a_schedule_that_reads_them_stay(flags, tmp_path):
         (["--tracker", "tensorbord"], "--tracker tensorbord: unknown; did you mean tensorboard"),
     ],
 )
-def test_mistakes(flags, words, told):
+def test_mistakes(flags, words, message):
     with pytest.raises(TransrecError) as caught:
         parse([*flags, *words], "full", {})
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)

@@ -68,14 +68,14 @@ def messages(process: subprocess.Popen) -> list[str]:
     return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
 
 
-@pytest.mark.parametrize(("number", "told"), [(1, ""), pytest.param(0, "process 1: ", marks=pytest.mark.long)])
-def test_a_stopped_rank_is_named(flags, tmp_path, number, told):
+@pytest.mark.parametrize(("number", "prefix"), [(1, ""), pytest.param(0, "process 1: ", marks=pytest.mark.long)])
+def test_a_stopped_rank_is_named(flags, tmp_path, number, prefix):
     process = launched(flags, tmp_path / "run", "--timeout", "4")
     stopped = children(process.pid)[number]
     os.kill(stopped, signal.SIGSTOP)
     (line,) = messages(process)
     assert process.returncode == 2
-    assert line.startswith(f"error: {told}process {number} of 2 does not answer (--timeout 4 seconds)")
+    assert line.startswith(f"error: {prefix}process {number} of 2 does not answer (--timeout 4 seconds)")
     assert not is_alive(stopped)
 
 

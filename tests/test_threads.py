@@ -69,10 +69,10 @@ def test_what_others_take_of_the_cores():
     counting = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
     try:
         time.sleep(0.3)
-        before, started = threads._taken(), time.monotonic()
+        before, started = threads._seconds_of_others(), time.monotonic()
         while time.monotonic() < started + 0.5:
             sum(range(1000))
-        taken, seconds = threads._taken() - before, time.monotonic() - started
+        taken, seconds = threads._seconds_of_others() - before, time.monotonic() - started
     finally:
         for program in counting:
             program.kill()

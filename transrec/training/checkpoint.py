@@ -71,13 +71,13 @@ class Description:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
-    def of(cls, told: Any) -> "Description":
+    def from_header(cls, content: Any) -> "Description":
         """Return the description in a header, ignoring fields that only earlier or later releases write.
 
         Raises KeyError, TypeError or ValueError if the header holds no valid description.
         """
-        base = {f.name: told["base"][f.name] for f in fields(Base) if f.name in told["base"]}
-        known = {f.name: told[f.name] for f in fields(cls) if f.name in told} | {"base": Base(**base)}
+        base = {f.name: content["base"][f.name] for f in fields(Base) if f.name in content["base"]}
+        known = {f.name: content[f.name] for f in fields(cls) if f.name in content} | {"base": Base(**base)}
         description = cls(**known)
         for owner, kinds in ((description, KINDS), (description.base, BASE_KINDS)):
             for name, kind in kinds.items():
@@ -140,7 +140,7 @@ def _description(path: Path, metadata: dict[str, str] | None) -> Description:
             raise TransrecError(
                 f"{path}: checkpoint format {content['format']}; this version of transrec reads format {FORMAT}"
             )
-        return Description.of(content)
+        return Description.from_header(content)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, error) from error
 

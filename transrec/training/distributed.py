@@ -73,7 +73,7 @@ class World:
                 if rank not in seen or seen[rank][0] != beat:
                     seen[rank] = (beat, time.monotonic())
                 elif time.monotonic() - seen[rank][1] > self.timeout:
-                    raise self._silent([rank])
+                    raise self._silence_error([rank])
             time.sleep(0.1)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -99,11 +99,11 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            if self.size == 1 or not _is_of_conversation(error):
+            if self.size == 1 or not _is_communication_error(error):
                 raise
-            raise self._silent(self._absent()) from error
+            raise self._silence_error(self._missing_ranks()) from error
 
-    def _absent(self) -> list[int]:
+    def _missing_ranks(self) -> list[int]:
         """Return the ranks that do not answer a roll call, which all ranks that noticed a failure answer."""
         if (store := self.store) is None:
             return []
@@ -117,7 +117,7 @@ class World:
             return absent
         return []
 
-    def _silent(self, ranks: list[int]) -> TransrecError:
+    def _silence_error(self, ranks: list[int]) -> TransrecError:
         who = f"process {', '.join(map(str, ranks))} of {self.size} does" if ranks else "the other processes do"
         return TransrecError(
             f"{who} not answer (--timeout {self.timeout:g} seconds): stopped, killed or cut off, see its own messages; "
@@ -129,7 +129,7 @@ def _beat_of(rank: int) -> str:
     return f"beat/{rank}"
 
 
-def _is_of_conversation(error: RuntimeError) -> bool:
+def _is_communication_error(error: RuntimeError) -> bool:
     # gloo has no error class of its own.
     text = str(error)
     return isinstance(error, distributed.DistError) or any(

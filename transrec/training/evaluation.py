@@ -182,17 +182,17 @@ class Evaluator:
         """Return the embeddings of items 1..n, float32 [n, d], on every rank."""
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
-        blocks = self._mine(range(0, count, batch))
+        blocks = self._own_blocks(range(0, count, batch))
         work = blocks_ahead(blocks, batch, count, self.features)
         for items, read in self._progress(work, blocks, "encode items"):
             with self.precision.autocast():
                 encoded = grouped(self.features, items, read).encoded(recommender.item_encoder).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
         if is_sharded(recommender):
-            self._keep_up(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
+            self._match_other_ranks(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
         return self.world.sum(embeddings)
 
-    def _keep_up(self, recommender: Recommender, done: int, most: int) -> None:
+    def _match_other_ranks(self, recommender: Recommender, done: int, most: int) -> None:
         """Encode one item for each block that other ranks have in addition: they wait for this rank's weights."""
         for _ in range(done, most):
             with self.precision.autocast():
@@ -278,7 +278,7 @@ class Evaluator:
         history = self.split.history(part)
         ranks, margins = torch.zeros(2, len(sequences), device=items.device)
         lists = torch.zeros(len(sequences), self.length, dtype=torch.int32, device=items.device)
-        blocks = self._mine(range(0, len(sequences), USERS_AT_ONCE))
+        blocks = self._own_blocks(range(0, len(sequences), USERS_AT_ONCE))
         for start in self._progress(blocks, blocks, f"rank users, {part}"):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(sequences)))
             vectors = user_vectors(users)
@@ -298,7 +298,7 @@ class Evaluator:
             self.world.sum(margins).cpu().numpy(),
         )
 
-    def _mine(self, blocks: range) -> range:
+    def _own_blocks(self, blocks: range) -> range:
         """Return this rank's share of the blocks."""
         return blocks[self.world.rank :: self.world.size]
 

@@ -269,7 +269,7 @@ def intervals(
     _, rows = np.unique(owners, return_inverse=True)
     drawn = rows.max() + 1
     bounds = {}
-    for name, metric, k in _wanted(cutoffs, metrics):
+    for name, metric, k in _named_metrics(cutoffs, metrics):
         if isinstance(metric, RankMetric):
             values = metric.per_target(ranking.ranks, k)
             mean = float(values.mean())
@@ -280,16 +280,16 @@ def intervals(
     return bounds
 
 
-def _wanted(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[tuple[str, Metric, int]]:
+def _named_metrics(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[tuple[str, Metric, int]]:
     """Return the name, metric and cut-off of each value."""
-    wanted = [(metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
-    wanted += [(metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
-    return [(metric.named(k), metric, k) for metric, k in wanted]
+    pairs = [(metric, k) for k in cutoffs for metric in metrics if metric.has_cutoff]
+    pairs += [(metric, max(cutoffs)) for metric in metrics if not metric.has_cutoff]
+    return [(metric.named(k), metric, k) for metric, k in pairs]
 
 
 def names_of(cutoffs: Sequence[int], metrics: Sequence[Metric]) -> list[str]:
     """Return the names of the values: LABEL@k of metrics with a cut-off for each k, then those of other metrics."""
-    return [name for name, _, _ in _wanted(cutoffs, metrics)]
+    return [name for name, _, _ in _named_metrics(cutoffs, metrics)]
 
 
 def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS) -> dict[str, float]:
@@ -298,7 +298,7 @@ def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric
     Raises TransrecError if a value is not a finite number or if two values have the same name.
     """
     values: dict[str, float] = {}
-    for name, metric, k in _wanted(cutoffs, metrics):
+    for name, metric, k in _named_metrics(cutoffs, metrics):
         value = metric(ranking, k)
         if name in values:
             raise TransrecError(f"--metrics: two of them give {name}, {type(metric).__name__} for one; leave one out")

@@ -36,11 +36,11 @@ def ranks_file(folder: Path, part: str, baseline: str = "") -> Path:
     return folder / f"{'-'.join(filter(None, ('ranks', part, baseline)))}.npy"
 
 
-def write_ranks(folder: Path, part: str, kept: np.ndarray, baseline: str = "") -> None:
+def write_ranks(folder: Path, part: str, records: np.ndarray, baseline: str = "") -> None:
     """Write the result of `target_ranks` into a run's folder. Raises FileError."""
     path = ranks_file(folder, part, baseline)
     with about_file(path), atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, kept, allow_pickle=False)
+        np.save(file, records, allow_pickle=False)
 
 
 def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
@@ -65,9 +65,9 @@ def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
     return records if records.dtype == RANK else _with_margin(records)
 
 
-def _with_margin(kept: np.ndarray) -> np.ndarray:
-    records = np.empty(len(kept), RANK)
+def _with_margin(old: np.ndarray) -> np.ndarray:
+    records = np.empty(len(old), RANK)
     for name in ("user", "item", "rank"):
-        records[name] = kept[name]
+        records[name] = old[name]
     records["margin"] = np.nan
     return records

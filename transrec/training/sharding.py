@@ -95,7 +95,7 @@ def local(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).to_local() if is_split(tensor) else tensor
 
 
-def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
+def gather(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """Return the tensors by name, with split tensors gathered, on the main process, and {} on the others.
 
     All processes must call this function.
@@ -109,7 +109,7 @@ def whole(tensors: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     return gathered
 
 
-def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+def split_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a full tensor split in the same way as `like`, or unchanged if `like` is not split.
 
     All processes must call this function.

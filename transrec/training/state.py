@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.training import checkpoint
-from transrec.training.sharding import part_of
+from transrec.training.sharding import split_like
 
 # Prefix of the validation metrics in an epoch's line.
 VALIDATION = "validation "
@@ -103,5 +103,7 @@ def load_optimizer(
         if present and (missing := wanted.keys() - present.keys()):
             raise TransrecError(f"{path}: lacks {min(missing)}; it is damaged: put a whole copy back")
         checkpoint.check_shapes(path, present, wanted)
-        saved["state"][index] = {full.split(".")[1]: part_of(tensor, wanted[full]) for full, tensor in present.items()}
+        saved["state"][index] = {
+            full.split(".")[1]: split_like(tensor, wanted[full]) for full, tensor in present.items()
+        }
     optimizer.load_state_dict(saved)

@@ -65,7 +65,9 @@ def considerate() -> Iterator[None]:
         yield
         return
     leave = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(lambda: (_waited(waited), _taken()), leave), daemon=True)
+    watcher = threading.Thread(
+        target=_watch, args=(lambda: (_seconds_waited(waited), _seconds_of_others()), leave), daemon=True
+    )
     watcher.start()
     try:
         yield
@@ -95,11 +97,11 @@ def _watch(seconds: Callable[[], tuple[float, float]], leave: threading.Event) -
         surplus.end()
 
 
-def _waited(schedstat: Path) -> float:
+def _seconds_waited(schedstat: Path) -> float:
     return int(schedstat.read_text().split()[1]) / 1e9
 
 
-def _taken() -> float:
+def _seconds_of_others() -> float:
     """Return the seconds that other processes have computed on the cores that this process may use."""
     own = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     lines = [line.split() for line in CORES.read_text().splitlines()]

@@ -39,17 +39,17 @@ from transrec.training.schedules import Constant, Schedule
 from transrec.training.sharding import (
     average_gradients,
     clip_gradients,
+    gather,
     is_sharded,
     is_split,
     local,
-    part_of,
-    whole,
+    split_like,
     why_not_split,
 )
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
 # Metrics in an epoch's log line, after the metric that selects the best epoch.
-TOLD = ("HR@10", "NDCG@10", "MRR")
+LOGGED_METRICS = ("HR@10", "NDCG@10", "MRR")
 # Buffers are constant, or all ranks change them in the same way, so they need not be sent in each step. The argument
 # that turns this off has another name in newer releases of torch.
 _BUFFERS_FLAG = next(
@@ -117,13 +117,13 @@ class Trainer:
         self.recommender, self.batches, self.evaluator = recommender, batches, evaluator
         self.world, self.precision, self.options = evaluator.world, evaluator.precision, optimization.options
         self.run, self.description, self.trackers = records.run, records.description, records.trackers
-        self.save_steps, self.profile, self.tests = records.save_steps, records.profile, records.test
+        self.save_steps, self.profile, self.should_test = records.save_steps, records.profile, records.test
         self.clock = Clock(self.world.device, self.profile)
         self.trained = checkpoint.trained(recommender)
         self.parameters = {name: tensor for name, tensor in self.trained.items() if isinstance(tensor, nn.Parameter)}
         self.groups = groups
-        self.optimizing, self.schedule = optimization.optimizer, optimization.schedule
-        self.optimizer = self.optimizing.make(_optimizer_groups(recommender, groups))
+        self.optimizer_factory, self.schedule = optimization.optimizer, optimization.schedule
+        self.optimizer = self.optimizer_factory.make(_optimizer_groups(recommender, groups))
         # Whether the method takes a step of its own after each optimiser step.
         self.method_steps = type(recommender.method).after_step is not Method.after_step
         self.scaler = self.precision.scaler()
@@ -153,7 +153,7 @@ class Trainer:
         """
         with self._catch_signals():
             while not self.state.finished:
-                with about_memory("training", self._needs_less_memory()):
+                with about_memory("training", self._memory_advice()):
                     self._train_epoch()
                 # Evaluation may take long: a process killed during it must not lose the epoch.
                 self._save_state()
@@ -161,7 +161,7 @@ class Trainer:
                 self._finish_epoch()
                 self._save_state()
                 self._leave_if_asked()
-            tested = self._test() if self.tests else {}
+            tested = self._test() if self.should_test else {}
         epochs = self.state.epochs
         return {
             "selected_by": self.options.select_by,
@@ -170,7 +170,7 @@ class Trainer:
             "validation": self.state.best_metrics,
             **tested,
             "seconds_per_epoch": sum(epoch["train_seconds"] for epoch in epochs) / len(epochs),
-            "phase_seconds": _mean_of_each([epoch["phase_seconds"] for epoch in epochs]),
+            "phase_seconds": _phase_means([epoch["phase_seconds"] for epoch in epochs]),
             "peak_memory_mib": max(epoch["peak_memory_mib"] for epoch in epochs),
             "peak_host_memory_mib": peak_memory_mib(torch.device("cpu")),
         }
@@ -179,7 +179,7 @@ class Trainer:
         """Return the test metrics at the best epoch, with their intervals if only a sample of users is evaluated."""
         self._load(self._read_best())
         ranking = self._rank("test")
-        self._keep("test", ranking)
+        self._save_ranks("test", ranking)
         tested: dict[str, Any] = {"test": self.evaluator.summarise(ranking)}
         if intervals := self.evaluator.intervals(ranking, "test"):
             tested["test_intervals"] = intervals
@@ -216,7 +216,7 @@ class Trainer:
             # The optimiser numbers its parameters in the order of its groups.
             names = {parameter: name for name, parameter in self.parameters.items()}
             in_order = {names[param]: param for group in self.optimizer.param_groups for param in group["params"]}
-            load_optimizer(self.optimizer, self.optimizing.state_like, in_order, self.run.last, tensors)
+            load_optimizer(self.optimizer, self.optimizer_factory.state_like, in_order, self.run.last, tensors)
             try:
                 self.scaler.load_state_dict(description.scaler or {})
             except (KeyError, TypeError, RuntimeError) as error:
@@ -250,7 +250,7 @@ class Trainer:
     @torch.no_grad()
     def _load(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self.trained.items():
-            tensor.copy_(part_of(tensors[name], tensor))
+            tensor.copy_(split_like(tensors[name], tensor))
 
     def _check_trained(self, path: Path, tensors: dict[str, Tensor]) -> None:
         if tensors.keys() != self.trained.keys():
@@ -265,7 +265,7 @@ class Trainer:
         if self.world.is_main:
             checkpoint.save(self.run.last, *checkpoint.read(self.run.last, "model."))
 
-    def _needs_less_memory(self) -> str:
+    def _memory_advice(self) -> str:
         """Return advice on flags that save memory: those that a resumed run may change, then those of a new run."""
         options, features = self.options, self.evaluator.features
         runs = running(cast("list[Tower]", self.recommender.item_encoder.towers))
@@ -347,11 +347,11 @@ class Trainer:
                     loss = model(batch) / piece.predictions
                 self.clock.enter("backward")
                 # DDP averages gradients over ranks, whereas the global batch's mean loss is the sum of their parts.
-                whole = loss * self.world.size
+                to_average = loss * self.world.size
                 if is_last and (penalty := self.recommender.method.penalty()) is not None:
                     # The penalty is the same on every rank, so it must be averaged, not summed.
-                    whole, loss = whole + penalty, loss + penalty / self.world.size
-                self.scaler.scale(whole).backward()
+                    to_average, loss = to_average + penalty, loss + penalty / self.world.size
+                self.scaler.scale(to_average).backward()
             total += loss.detach()
         if self.is_sharded:
             average_gradients((param for param in self.parameters.values() if not is_split(param)), self.world)
@@ -436,12 +436,12 @@ class Trainer:
         better = not state.best_metrics or metrics[selected_by] > state.best_metrics[selected_by]
         if better:
             state.best_epoch, state.best_metrics = state.epoch, metrics
-            self._keep("validation", ranking)
-            trained = whole(self.trained, self.world)
+            self._save_ranks("validation", ranking)
+            trained = gather(self.trained, self.world)
             if self.world.is_main:
                 description = replace(self.description, epoch=state.epoch, validation=metrics)
                 checkpoint.save(self.run.best, trained, description)
-        shown = [name for name in dict.fromkeys((selected_by, *TOLD)) if name in metrics]
+        shown = [name for name in dict.fromkeys((selected_by, *LOGGED_METRICS)) if name in metrics]
         self.run.log(
             f"epoch {state.epoch:3d}  loss {line['train_loss']:.4f}  "
             + "  ".join(f"{name} {metrics[name]:.4f}" for name in shown)
@@ -461,7 +461,7 @@ class Trainer:
         finally:
             self._may_leave_at_once = False
 
-    def _keep(self, part: str, ranking: Ranking) -> None:
+    def _save_ranks(self, part: str, ranking: Ranking) -> None:
         if self.world.is_main:
             ranks = target_ranks(self.evaluator.split, part, ranking.ranks, ranking.margins)
             write_ranks(self.run.folder, part, ranks)
@@ -472,7 +472,7 @@ class Trainer:
 
     def _save_state(self) -> None:
         tensors = {f"model.{name}": tensor for name, tensor in self.trained.items()}
-        tensors = whole(tensors | optimizer_tensors(self.optimizer, self.parameters), self.world)
+        tensors = gather(tensors | optimizer_tensors(self.optimizer, self.parameters), self.world)
         if not self.world.is_main:
             return
         description = replace(self.description, state=asdict(self.state), scaler=self.scaler.state_dict())
@@ -534,6 +534,6 @@ def _items_of(pieces: list[Batch]) -> list[Tensor]:
     return [piece.items for piece in pieces]
 
 
-def _mean_of_each(epochs: list[dict[str, float]]) -> dict[str, float]:
+def _phase_means(epochs: list[dict[str, float]]) -> dict[str, float]:
     phases = dict.fromkeys(phase for epoch in epochs for phase in epoch)
     return {phase: sum(epoch.get(phase, 0.0) for epoch in epochs) / len(epochs) for phase in phases}
