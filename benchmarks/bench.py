@@ -137,10 +137,10 @@ def measure(row: Row) -> dict[str, Any]:
     return {**results, "seconds": round(time.perf_counter() - started, 1), "failed": failed, "last": last}
 
 
-def page(device: str, of: dict[str, Any], done: dict[str, Any]) -> str:
+def page(device: str, facts: dict[str, Any], done: dict[str, Any]) -> str:
     """Return the results so far as Markdown."""
-    facts = [f"{name} {value}" for name, value in of.items() if value is not None]
-    lines = [f"# Benchmarks on {'a GPU' if device == 'cuda' else 'a CPU'}", "", ", ".join(facts) + ".", ""]
+    texts = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    lines = [f"# Benchmarks on {'a GPU' if device == 'cuda' else 'a CPU'}", "", ", ".join(texts) + ".", ""]
     cells = []
     for row in ROWS[device]:
         if result := done.get(row.command):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measured import tell
+from measured import report
 
 from transrec.training.evaluation import USERS_AT_ONCE, Ranker
 from transrec.training.ranks import RANK, write_ranks
@@ -57,12 +57,12 @@ def blocks(users, items, targets, history, offsets, memory: int, kind: type[Rank
     return torch.cat(results, dim=1)
 
 
-def kept(folder: Path, *data) -> torch.Tensor:
+def rank_and_write(folder: Path, *data) -> torch.Tensor:
     """Return the results of `blocks`, and write them into a folder as a run does."""
     ranks, margins = results = blocks(*data)
-    evidence = np.zeros(USERS, RANK)
-    evidence["rank"], evidence["margin"] = ranks.cpu(), margins.cpu()
-    write_ranks(folder, "test", evidence)
+    records = np.zeros(USERS, RANK)
+    records["rank"], records["margin"] = ranks.cpu(), margins.cpu()
+    write_ranks(folder, "test", records)
     return results
 
 
@@ -123,17 +123,17 @@ if __name__ == "__main__":
         assert moved.max() <= 1 and (moved > 0).float().mean() < 1e-3, "the two disagree"
         rows.append([f"blocks of {mebibytes} MiB", f"{seconds:.2f}", f"{reference / seconds:.1f}"])
     header = ["12,000 users x 20,000 items", "seconds", "times faster than torch's sort"]
-    tell(header, rows, {"times faster than torch's sort": reference / seconds})
+    report(header, rows, {"times faster than torch's sort": reference / seconds})
 
     turns = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TURNS):
             alone, expected = timed(blocks, *data, MEBIBYTES * 2**20, RanksAlone)
-            keeping, found = timed(partial(kept, Path(folder)), *data, MEBIBYTES * 2**20)
-            assert torch.equal(found[0], expected[0]), "the two disagree"
+            keeping, results = timed(partial(rank_and_write, Path(folder)), *data, MEBIBYTES * 2**20)
+            assert torch.equal(results[0], expected[0]), "the two disagree"
             turns.append((alone, keeping))
     alone, keeping = np.median(turns, axis=0)
     ratio = np.median([second / first for first, second in turns])
     rows = [["ranks alone", f"{alone:.2f}", "1.00"], ["ranks and margins, kept", f"{keeping:.2f}", f"{ratio:.2f}"]]
     print()
-    tell(["12,000 users x 20,000 items", "seconds", "times the first, median of turns"], rows, {"of evidence": ratio})
+    report(["12,000 users x 20,000 items", "seconds", "times the first, median of turns"], rows, {"of evidence": ratio})

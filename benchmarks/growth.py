@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from measured import tell
+from measured import report
 
 from transrec.cpus import usable_cpus
 from transrec.data.demo import FILLERS, make_text_backbone
@@ -65,11 +65,11 @@ def measure(size: dict[str, int], modality: str, folder: Path) -> dict[str, floa
     return dict(zip(COSTS, values, strict=True))
 
 
-def plot(name: str, sizes: list[int], found: list[dict[str, float]], file: Path) -> None:
+def plot(name: str, sizes: list[int], runs: list[dict[str, float]], file: Path) -> None:
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     for cost in COSTS[:2]:
-        axes.loglog(sizes, [costs[cost] for costs in found], marker="o", label=cost)
+        axes.loglog(sizes, [costs[cost] for costs in runs], marker="o", label=cost)
     axes.set_xlabel(name)
     axes.set_ylabel("seconds")
     axes.legend()
@@ -91,7 +91,7 @@ def main(given: argparse.Namespace) -> None:
         if given.plots:
             given.plots.mkdir(parents=True, exist_ok=True)
             plot(name, sizes, runs, given.plots / f"{name}.png")
-    tell(["what grows", "size", *COSTS], rows, figures)
+    report(["what grows", "size", *COSTS], rows, figures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measured import tell
+from measured import report
 from torch import nn
 from torch.nn import functional as F
 
@@ -242,7 +242,7 @@ def main(users: int, items: int, batch_size: int, steps: int, device: torch.devi
         "MiB of memory": peak,
     }
     header = [f"batch {batch_size}, {distinct:.0f} distinct items", "s per step", "s per epoch", "times faster"]
-    tell(header, rows, figures)
+    report(header, rows, figures)
     print(f"\nours reaches {products / held:.0%} of the matrix products' speed, compiled {products / compiled:.0%}")
 
 

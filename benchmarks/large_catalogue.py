@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from iisan_cached import BLOCKS, L, recommender, sequences, state_features, train
-from measured import tell
+from measured import report
 
 from transrec.data.batches import TrainingBatches
 from transrec.data.interactions import leave_one_out
@@ -77,7 +77,7 @@ def main(items: int, batch_size: int, steps: int, places: list[str], folder: Pat
     with tempfile.TemporaryDirectory() as root:
         rows = [measure(folder or Path(root), items, batch_size, steps, place) for place in places]
     head = ["states held in", "items", "states, MiB", "s per step", "s to rank", "process, MiB", "page cache, MiB"]
-    tell(head, rows, {"MiB of its own": float(rows[0][5].replace(",", ""))})
+    report(head, rows, {"MiB of its own": float(rows[0][5].replace(",", ""))})
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from measured import tell
+from measured import report
 
 sys.path[1:1] = [str(Path(__file__).resolve().parents[1])]
 
@@ -94,7 +94,7 @@ def main(given: argparse.Namespace) -> None:
                     ]
                 )
                 figures[f"{stored} held {dtype}, peak against stored bytes"] = total / size
-    tell(["stored", "MiB", "--encoder_dtype", "peak / stored", "of it its own / stored", "seconds"], rows, figures)
+    report(["stored", "MiB", "--encoder_dtype", "peak / stored", "of it its own / stored", "seconds"], rows, figures)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from transrec.reports.tables import markdown
 FIGURES = "TRANSREC_FIGURES"
 
 
-def tell(header: Sequence[str], rows: Sequence[Sequence[str]], figures: Mapping[str, float] | None = None) -> None:
+def report(header: Sequence[str], rows: Sequence[Sequence[str]], figures: Mapping[str, float] | None = None) -> None:
     """Print a table as Markdown; if bench.py started the script, write table and figures to its file.
 
     Args:

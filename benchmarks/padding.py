@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 
 import numpy as np
-from measured import tell
+from measured import report
 from steps import MINILM, Steps, make_data, trainer_of
 
 from transrec.data.demo import Domain
@@ -53,7 +53,7 @@ def compare(words: list[str], folder: Path, given: argparse.Namespace) -> None:
             rows.append([str(size), *cells, f"{grouped.second:.2f}", f"{ratio:.2f}"])
             figures |= {f"padding, batch {size}": after[0], f"batch {size} times faster": ratio}
     header = ["users", "padding, one batch", "in groups", "groups", "s a step, one batch", "in groups", "times faster"]
-    tell(header, rows, figures)
+    report(header, rows, figures)
 
 
 if __name__ == "__main__":

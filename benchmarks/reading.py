@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measured import tell
+from measured import report
 
 LENGTH, ITEMS, MIND = 15, 80_000, 9_450_000
 USERS_AT_ONCE, FAR = 50_000, 100_000_000
@@ -77,10 +77,10 @@ def measure(form: str, interactions: int) -> list[float]:
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def growth(sizes: list[int], found: np.ndarray) -> list[str]:
+def growth(sizes: list[int], values: np.ndarray) -> list[str]:
     """Return the exponent with which the measured values grow, and their linear extrapolation to FAR interactions."""
-    exponent = np.polyfit(np.log(sizes), np.log(found), 1)[0]
-    return [f"{exponent:.2f}", f"{np.polyval(np.polyfit(sizes, found, 1), FAR):,.0f}"]
+    exponent = np.polyfit(np.log(sizes), np.log(values), 1)[0]
+    return [f"{exponent:.2f}", f"{np.polyval(np.polyfit(sizes, values, 1), FAR):,.0f}"]
 
 
 def main() -> None:
@@ -100,9 +100,9 @@ def main() -> None:
         if len(costs) > 1:
             for what, values in (("seconds", costs[:, 0]), ("MiB more than before", costs[:, 2] - costs[:, 1])):
                 grown.append([form, what, *growth(options.interactions, values)])
-    tell(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows)
+    report(["form", "interactions", "seconds", "peak memory, MiB", "more than before, MiB"], rows)
     if grown:
-        tell(["form", "what", "exponent", f"at {FAR:,}"], grown, {"exponent of seconds": float(grown[0][2])})
+        report(["form", "what", "exponent", f"at {FAR:,}"], grown, {"exponent of seconds": float(grown[0][2])})
 
 
 if __name__ == "__main__":

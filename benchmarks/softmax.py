@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from measured import tell
+from measured import report
 from torch.nn import functional as F
 
 sys.path[1:1] = [str(Path(__file__).resolve().parents[1])]
@@ -62,4 +62,4 @@ if __name__ == "__main__":
             seconds, memory, loss = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
             rows.append([way, f"{seconds:.2f}", f"{memory:,.0f}", f"{loss:.3f}"])
             figures |= {f"{way} seconds": seconds, f"{way} MiB": memory}
-        tell([f"{given.positions:,} positions, {given.items:,} items", "s per step", "MiB", "loss"], rows, figures)
+        report([f"{given.positions:,} positions, {given.items:,} items", "s per step", "MiB", "loss"], rows, figures)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measured import tell
+from measured import report
 from torch.utils.flop_counter import FlopCounterMode
 
 from transrec import methods, runner
@@ -180,7 +180,7 @@ def peak_flops(device: torch.device, precision: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
-def _told(both: list[Steps]) -> list[tuple[list[float], str]]:
+def _seconds_and_items(both: list[Steps]) -> list[tuple[list[float], str]]:
     """Return the seconds and the items per step, each with its number format."""
     return [([steps.second for steps in both], ".3f"), ([statistics.mean(steps.items) for steps in both], ",.0f")]
 
@@ -219,7 +219,7 @@ def main(given: argparse.Namespace, folder: Path) -> None:
             first.setdefault(method, both[0].second)
             share = both[0].flops / both[0].second / peak
             feed = ours.clock.seconds["feed"] / sum(ours.clock.seconds.values())
-            seconds, items = ([f"{value:{form}}" for value in values] for values, form in _told(both))
+            seconds, items = ([f"{value:{form}}" for value in values] for values, form in _seconds_and_items(both))
             ratio, than_first = both[-1].second / both[0].second, first[method] / both[0].second
             ratios = [f"{ratio:.1f}" if len(both) > 1 else "", f"{than_first:.1f}"]
             missing = [""] * (2 - len(both))
@@ -230,7 +230,7 @@ def main(given: argparse.Namespace, folder: Path) -> None:
             if than_first != 1:
                 figures[f"{label} times faster than its first"] = than_first
     header = ["method", "ours, s", "straightforward, s", "times faster", "than its first", "items", "straightforward"]
-    tell([*header, "of a matrix product's rate", "feed"], rows, figures)
+    report([*header, "of a matrix product's rate", "feed"], rows, figures)
 
 
 if __name__ == "__main__":

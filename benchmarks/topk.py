@@ -10,7 +10,7 @@ import argparse
 import time
 
 import torch
-from measured import tell
+from measured import report
 
 from transrec.topk import top_items
 from transrec.training.evaluation import USERS_AT_ONCE
@@ -71,5 +71,5 @@ if __name__ == "__main__":
     rows = [[name, f"{time_:.1f}", f"{time_ / took['matrix product alone']:.2f}"] for name, time_ in took.items()]
     header = [f"{arguments.users:,} users x {arguments.items:,} items", "seconds", "times the product"]
     figures = {"times the product": took["transrec"] / took["matrix product alone"], "seconds": took["transrec"]}
-    tell(header, rows, figures)
+    report(header, rows, figures)
     print(f"transrec's top 10 took {memory:,.0f} MiB more than the vectors themselves")

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY))
 
 from benchmarks import bench
-from benchmarks.measured import FIGURES, tell
+from benchmarks.measured import FIGURES, report
 
 SCRIPT = """
 import json, os
@@ -22,8 +22,8 @@ open(os.environ["TRANSREC_FIGURES"], "w").write(json.dumps(told))
 
 def test_what_a_script_tells_adds_up(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(FIGURES, str(tmp_path / "figures.json"))
-    tell(["a"], [["1"]], {"seconds": 2.0})
-    tell(["b"], [["2"]])
+    report(["a"], [["1"]], {"seconds": 2.0})
+    report(["b"], [["2"]])
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["figures"] == {"seconds": 2.0} and "\n\n".join(figures["tables"]) in capsys.readouterr().out.replace(
         "|\n| b", "|\n\n| b"

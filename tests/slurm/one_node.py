@@ -84,7 +84,7 @@ def slurm(cpus: int) -> Iterator[dict[str, str]]:
                 daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             if command[0] == "munged":
                 _wait_for(lambda: (folder / "munge.socket").exists(), folder)
-        _wait_for(lambda: said(environment, "sinfo", "--noheader", "--format=%T") == "idle", folder)
+        _wait_for(lambda: output_of(environment, "sinfo", "--noheader", "--format=%T") == "idle", folder)
         yield environment
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, capture_output=True)
@@ -94,7 +94,7 @@ def slurm(cpus: int) -> Iterator[dict[str, str]]:
         shutil.rmtree(folder)
 
 
-def said(environment: dict[str, str], *command: str) -> str:
+def output_of(environment: dict[str, str], *command: str) -> str:
     """Return the output of a SLURM command."""
     return subprocess.run(command, env=environment, capture_output=True, text=True).stdout.strip()
 

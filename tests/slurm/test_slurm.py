@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from one_node import missing, said, slurm
+from one_node import missing, output_of, slurm
 
 from transrec.data.demo import Domain, make_domain_with_store
 
@@ -62,7 +62,7 @@ class Studies:
 
     def jobs(self) -> dict[str, tuple[str, str]]:
         """Return id and state of each job by its name."""
-        lines = said(self.environment, "squeue", "--noheader", "--format=%j %A %T").splitlines()
+        lines = output_of(self.environment, "squeue", "--noheader", "--format=%j %A %T").splitlines()
         return {words[0]: (words[1], words[2]) for words in map(str.split, lines)}
 
     def wait_for_epoch(self, out: Path, seed: str, epochs: int = 1) -> Path:
@@ -125,9 +125,9 @@ def test_jobs_that_are_requeued_preempted_or_killed_go_on(studies, unbroken, tmp
                 os.kill(int(command.parent.name), signal.SIGKILL)
 
     befalls = {
-        "0": lambda run: said(studies.environment, "scontrol", "requeue", number_of(run)),
-        "1": lambda run: said(studies.environment, "scancel", "--signal=USR2", number_of(run)),
-        "2": lambda run: said(studies.environment, "scancel", "--signal=TERM", number_of(run)),
+        "0": lambda run: output_of(studies.environment, "scontrol", "requeue", number_of(run)),
+        "1": lambda run: output_of(studies.environment, "scancel", "--signal=USR2", number_of(run)),
+        "2": lambda run: output_of(studies.environment, "scancel", "--signal=TERM", number_of(run)),
         "3": kill,
     }
     for each, befall in befalls.items():
@@ -162,7 +162,7 @@ def test_a_cancelled_job_is_not_submitted_again(studies, tmp_path):
     process = studies.start(out, "--seeds", "0")
     studies.wait_for_epoch(out, "0")
     ((number, _),) = studies.jobs().values()
-    said(studies.environment, "scancel", number)
+    output_of(studies.environment, "scancel", number)
     output = studies.finish(process, status=1)
     assert re.search(r"stopped by SIGTERM: epoch .* is saved", output), output
     assert not studies.jobs()
