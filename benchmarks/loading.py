@@ -23,7 +23,7 @@ from measured import report
 sys.path[1:1] = [str(Path(__file__).resolve().parents[1])]
 
 from transrec.models.backbone import load_backbone  # noqa: E402
-from transrec.models.held import DTYPES, hold, stored_dtype  # noqa: E402
+from transrec.models.held import DTYPES, store_in_dtype, stored_dtype  # noqa: E402
 
 MOMENTS = 0.002
 
@@ -64,7 +64,7 @@ def load(folder: Path, dtype: str) -> None:
     started = time.perf_counter()
     held = stored_dtype(folder) if dtype == "auto" else DTYPES[dtype]
     model = load_backbone(folder, dtype=held)
-    hold(model, held)
+    store_in_dtype(model, held)
     with torch.no_grad():
         model.eval()(input_ids=torch.ones(1, 8, dtype=torch.long))
     seconds = time.perf_counter() - started

@@ -39,7 +39,7 @@ from transrec.data.demo import (
     make_text_backbone,
 )
 from transrec.data.groups import keep_together
-from transrec.models.towers import running
+from transrec.models.towers import backbone_towers
 from transrec.tracking import Trackers
 from transrec.training import distributed
 from transrec.training.run import Run
@@ -144,7 +144,7 @@ class Steps:
 
 def plain_steps(trainer: Trainer) -> Steps:
     """Return steps that train the same model in the way of typical research code."""
-    for tower in running(trainer.recommender.item_encoder.towers):
+    for tower in backbone_towers(trainer.recommender.item_encoder.towers):
         tower.backbone.set_attn_implementation("eager")
     keep_together(trainer.evaluator.features)
     groups = [group | {"foreach": False, "fused": False} for group in trainer.optimizer.param_groups]

@@ -11,7 +11,7 @@ from transformers import AutoModel
 from transrec.errors import TransrecError
 from transrec.models import spread
 from transrec.models.backbone import load_backbone
-from transrec.models.spread import bounds, is_spread
+from transrec.models.spread import is_spread, memory_limits
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +53,16 @@ def test_weights_that_stay_on_disk_are_checked(encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "more", "says"),
+    ("method", "more", "expected"),
     [
         ("lora", [], "--method lora with --cached auto runs or trains them itself"),
         ("full", [], "--method full"),
         ("iisan", ["--cached", "yes", "--random_backbone"], "leave out --random_backbone"),
     ],
 )
-def test_what_trains_or_runs_in_steps_is_refused(command, method, more, says):
+def test_what_trains_or_runs_in_steps_is_refused(command, method, more, expected):
     status, message = command("--device_map", "auto", *more, method=method)
-    assert status == 2 and "--device_map auto: spreads" in message and says in message
+    assert status == 2 and "--device_map auto: spreads" in message and expected in message
 
 
 def test_accelerate_is_named_where_it_is_missing(command, monkeypatch):
@@ -72,8 +72,8 @@ def test_accelerate_is_named_where_it_is_missing(command, monkeypatch):
 
 
 def test_bounds_of_devices(command):
-    assert bounds(["0=20GiB", "cpu=0.5MiB"]) == {0: 20 * 2**30, "cpu": 2**19}
+    assert memory_limits(["0=20GiB", "cpu=0.5MiB"]) == {0: 20 * 2**30, "cpu": 2**19}
     for wrong in (["20GiB"], ["cpu=1GiB", "cpu=2GiB"], ["cpu=-1GiB"], ["0=1GB"]):
         with pytest.raises(TransrecError, match="give each device once"):
-            bounds(wrong)
+            memory_limits(wrong)
     assert command("--max_memory", "cpu=1GiB")[1].endswith("only with --device_map")

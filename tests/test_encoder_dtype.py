@@ -14,7 +14,7 @@ from transformers import AutoModel
 from transrec import load_run, methods
 from transrec.errors import TransrecError
 from transrec.models.backbone import load_backbone
-from transrec.models.held import check_what_trains, hold, stored_dtype, widen_as_it_runs
+from transrec.models.held import check_trainable_dtypes, compute_in_float32, store_in_dtype, stored_dtype
 from transrec.models.objectives.bce import BCEObjective
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
@@ -47,17 +47,17 @@ def test_numbers_are_those_of_the_same_weights_in_float32(kind, dtype, backbones
     for parameter in wide.backbone.parameters():
         parameter.data = parameter.data.to(dtype).float()
     narrow = copy.deepcopy(wide)
-    hold(narrow.backbone, dtype)
+    store_in_dtype(narrow.backbone, dtype)
     bytes_of = {tower: sum(p.nbytes for p in tower.backbone.parameters()) for tower in (wide, narrow)}
     assert bytes_of[narrow] < 0.7 * bytes_of[wide]
     assert frozen_fingerprint(narrow, set()) == frozen_fingerprint(wide, set())
     for tower in (narrow, copy.deepcopy(narrow)):
         for computed_in in (None, torch.bfloat16):
-            given, wanted = (
+            actual, expected = (
                 outputs(one, inputs_of("vit" if kind == "mae" else kind), computed_in) for one in (tower, wide)
             )
             assert all(
-                torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(given, wanted, strict=True)
+                torch.equal(*pair) and pair[0].dtype == pair[1].dtype for pair in zip(actual, expected, strict=True)
             )
 
 
@@ -66,7 +66,7 @@ def test_a_file_is_loaded_in_its_own_format(kind, stored, backbones):
     modality = "text" if kind in ("bert", "roberta", "llama") else "image"
     assert stored_dtype(backbones[kind]) == torch.float32 and stored_dtype(stored[kind]) == torch.bfloat16
     wide, narrow = (load_backbone(stored[kind], modality, dtype=one) for one in (torch.float32, torch.bfloat16))
-    hold(narrow, torch.bfloat16)
+    store_in_dtype(narrow, torch.bfloat16)
     assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16, torch.float32}
     for name, tensor in (dict(wide.named_parameters()) | dict(wide.named_buffers())).items():
         other = (dict(narrow.named_parameters()) | dict(narrow.named_buffers()))[name]
@@ -87,11 +87,11 @@ def test_a_method_over_held_weights_learns_as_over_the_same_in_float32(method, k
         for parameter in backbone.parameters():
             parameter.data = parameter.data.to(torch.bfloat16).float()
         if narrow:
-            hold(backbone, torch.bfloat16)
+            store_in_dtype(backbone, torch.bfloat16)
         apply(recommender, method, insert="item")
         encoder = recommender.item_encoder.eval()
-        check_what_trains(encoder.backbone, "text")
-        widen_as_it_runs(encoder.backbone)
+        check_trainable_dtypes(encoder.backbone, "text")
+        compute_in_float32(encoder.backbone)
         output = encoder(*inputs_of(kind))
         output.square().sum().backward()
         found.append([output, *(p.grad for p in encoder.parameters() if p.requires_grad)])
@@ -104,7 +104,7 @@ def test_weights_that_fp16_cannot_hold(backbones):
     encoder = make_encoder("bert", backbones).backbone
     encoder.embeddings.LayerNorm.weight.data[0] = 7e4
     with pytest.raises(TransrecError, match=r"embeddings.LayerNorm.weight are larger than fp16 .*--encoder_dtype bf16"):
-        hold(encoder, torch.float16)
+        store_in_dtype(encoder, torch.float16)
 
 
 def result_of(flags, folder, *more, method="frozen"):
@@ -115,12 +115,12 @@ def result_of(flags, folder, *more, method="frozen"):
 
 def test_auto_changes_no_number_and_another_format_is_another_file(flags, stored, tmp_path):
     flags = [*flags, "--text_encoder", str(stored["bert"]), "--state_cache", str(tmp_path / "states")]
-    wanted = result_of(flags, tmp_path / "wide", "--encoder_dtype", "fp32")
+    expected = result_of(flags, tmp_path / "wide", "--encoder_dtype", "fp32")
     for dtype in ("auto", "bf16"):
-        assert result_of(flags, tmp_path / dtype, "--encoder_dtype", dtype) == wanted
+        assert result_of(flags, tmp_path / dtype, "--encoder_dtype", dtype) == expected
     assert len(list((tmp_path / "states").glob("*.safetensors"))) == 1
     *losses, test = result_of(flags, tmp_path / "steps", "--cached", "no")
-    assert losses == pytest.approx(wanted[:-1]) and test == pytest.approx(wanted[-1])
+    assert losses == pytest.approx(expected[:-1]) and test == pytest.approx(expected[-1])
     result_of(flags, tmp_path / "fp16", "--encoder_dtype", "fp16")
     assert len(list((tmp_path / "states").glob("*.safetensors"))) == 2
     loaded = load_run(tmp_path / "auto")

@@ -56,9 +56,9 @@ def backbones(backbones, tmp_path_factory):
 
 
 def states_of(io, device):
-    kept = [0, 2, 4, 6, 8, 10, 12]
+    layers = [0, 2, 4, 6, 8, 10, 12]
     every = {"image": io["hs_cv"], "text": io["hs_text"]}
-    return {kind: torch.from_numpy(states)[:, kept].to(device) for kind, states in every.items()}
+    return {kind: torch.from_numpy(states)[:, layers].to(device) for kind, states in every.items()}
 
 
 def test_side_network_equals_the_original(golden, device, tolerance):
@@ -66,9 +66,9 @@ def test_side_network_equals_the_original(golden, device, tolerance):
     _, io = read_case(folder)
     side = load_side(folder / "weights.safetensors").to(device)
     states = states_of(io, device)
-    ends = side.ends(states)
+    outputs = side.tower_outputs(states)
     for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
-        np.testing.assert_allclose(ends[ours].detach().cpu(), io[theirs], atol=tolerance, rtol=0)
+        np.testing.assert_allclose(outputs[ours].detach().cpu(), io[theirs], atol=tolerance, rtol=0)
     fused = side(states)
     np.testing.assert_allclose(fused.detach().cpu(), io["fused"], atol=tolerance, rtol=0)
 
@@ -125,9 +125,9 @@ def test_a_whole_model_equals_the_original(tiny, device, tolerance):
     items = io["sample_items_id"]
     real = items.reshape(-1) > 0
     with torch.no_grad():
-        ends, embeddings = encoder.side.ends(states), encoder.side(states)
+        outputs, embeddings = encoder.side.tower_outputs(states), encoder.side(states)
         for ours, theirs in (("image", "tower_cv"), ("text", "tower_text"), ("inter", "tower_mm")):
-            of_slots = ends[ours].cpu()[items.reshape(-1)[real] - 1]
+            of_slots = outputs[ours].cpu()[items.reshape(-1)[real] - 1]
             np.testing.assert_allclose(of_slots, io[theirs][real], atol=tolerance, rtol=0)
         batch = Batch(
             items=torch.arange(1, len(embeddings) + 1),
@@ -155,9 +155,9 @@ def test_a_cached_checkpoint_of_the_original_program(golden, tiny, tmp_path):
     encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
     cached = load_original(tmp_path / "epoch-1.pt", **encoders, method="iisan", objective="in_batch")
     states = {"text": torch.from_numpy(io["bert_hidden_cls"]), "image": torch.from_numpy(io["vit_hidden_cls"])}
-    kept = {kind: values[:, whole.item_encoder.states[kind]] for kind, values in states.items()}
+    chosen = {kind: values[:, whole.item_encoder.states[kind]] for kind, values in states.items()}
     with torch.no_grad():
-        assert torch.equal(cached.item_encoder(*kept.values()), whole.item_encoder.side(kept))
+        assert torch.equal(cached.item_encoder(*chosen.values()), whole.item_encoder.side(chosen))
     with pytest.raises(TransrecError, match="load_side reads a side network alone"):
         load_original(golden / "iisan" / "side_uncached" / "default" / "weights.safetensors", method="iisan")
 
@@ -197,9 +197,9 @@ def test_a_checkpoint_with_adapter_sizes_of_each_modalitys_own(golden, tiny, tmp
     meta, io, whole = tiny
     torch.manual_seed(0)
     state = load_file(golden / "iisan" / "backbone_tiny" / "IISAN" / "weights.safetensors")
-    kept = {kind: torch.from_numpy(io[name])[1:, [0, 2, 4]] for kind, name in STATES.items()}
+    chosen = {kind: torch.from_numpy(io[name])[1:, [0, 2, 4]] for kind, name in STATES.items()}
     with torch.no_grad():
-        torch.testing.assert_close(whole.item_encoder.side(kept), by_hand(state, **kept), atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(whole.item_encoder.side(chosen), by_hand(state, **chosen), atol=TOLERANCE, rtol=0)
     for part, size in (("cv", 24), ("bert", 8), ("mm", 12)):
         for step in range(3):
             adapter = f"mm_encoder.{part}_adapter_list.{step}"
@@ -214,9 +214,9 @@ def test_a_checkpoint_with_adapter_sizes_of_each_modalitys_own(golden, tiny, tmp
     encoders = {"text_encoder": tmp_path / "bert", "image_encoder": tmp_path / "vit"}
     loaded = load_original(path, **encoders, method="iisan", objective="in_batch")
     with torch.no_grad():
-        expected = by_hand(state, **kept)
-        torch.testing.assert_close(loaded.item_encoder.side(kept), expected, atol=1e-4, rtol=1e-5)
-        assert torch.equal(load_side(path)(kept), loaded.item_encoder.side(kept))
+        expected = by_hand(state, **chosen)
+        torch.testing.assert_close(loaded.item_encoder.side(chosen), expected, atol=1e-4, rtol=1e-5)
+        assert torch.equal(load_side(path)(chosen), loaded.item_encoder.side(chosen))
 
 
 @pytest.mark.parametrize(("method", "tensors"), [("full", 172), ("houlsby", 97), ("lora", 81), ("bitfit", 100)])
@@ -378,8 +378,8 @@ def test_parameters_at_base_size(towers, expected):
 
 
 def test_adapter_sizes():
-    def sizes(given, **widths):
-        return IISANOptions(side_size=given).adapter_sizes(widths)
+    def sizes(side_size, **widths):
+        return IISANOptions(side_size=side_size).adapter_sizes(widths)
 
     assert IISANOptions().as_dict()["side_size"] == IISANOptions(side_size=[64]).side_size == 64
     assert sizes(8, text=4, image=4) == {"text": 8, "image": 8, "inter": 8}
@@ -517,8 +517,8 @@ def test_what_cannot_be_is_refused(flags, backbones, tmp_path):
 
 def state_file(folder: Path, modality: str) -> Path:
     """Return the only file of hidden states of that modality in folder/states."""
-    (found,) = (folder / "states").glob(f"states-{modality}-*")
-    return found
+    (path,) = (folder / "states").glob(f"states-{modality}-*")
+    return path
 
 
 @pytest.fixture

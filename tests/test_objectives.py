@@ -60,54 +60,54 @@ def example(domain) -> Callable[..., Example]:
     return make
 
 
-def bce(given: Example, negatives: int) -> torch.Tensor:
+def bce(case: Example, negatives: int) -> torch.Tensor:
     loss = 0.0
-    for u, t, user, target in given.positions():
-        loss = loss - F.logsigmoid(user @ given.items[target])
-        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
-            loss = loss - F.logsigmoid(-(user @ given.items[item]))
+    for u, t, user, target in case.positions():
+        loss = loss - F.logsigmoid(user @ case.items[target])
+        for item in case.drawn(case.batch.negatives.view(*case.batch.mask.shape, -1)[u, t]):
+            loss = loss - F.logsigmoid(-(user @ case.items[item]))
     return loss
 
 
-def bpr(given: Example, negatives: int) -> torch.Tensor:
+def bpr(case: Example, negatives: int) -> torch.Tensor:
     loss = 0.0
-    for u, t, user, target in given.positions():
-        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
-            loss = loss - torch.log(torch.sigmoid(user @ given.items[target] - user @ given.items[item])) / negatives
+    for u, t, user, target in case.positions():
+        for item in case.drawn(case.batch.negatives.view(*case.batch.mask.shape, -1)[u, t]):
+            loss = loss - torch.log(torch.sigmoid(user @ case.items[target] - user @ case.items[item])) / negatives
     return loss
 
 
-def gbce(given: Example, negatives: int, calibration: float) -> torch.Tensor:
-    share, loss = negatives / (len(given.items) - 1), 0.0
+def gbce(case: Example, negatives: int, calibration: float) -> torch.Tensor:
+    share, loss = negatives / (len(case.items) - 1), 0.0
     power = share * (calibration * (1 - 1 / share) + 1 / share)
-    for u, t, user, target in given.positions():
-        loss = loss - torch.log(torch.sigmoid(user @ given.items[target]) ** power)
-        for item in given.drawn(given.batch.negatives.view(*given.batch.mask.shape, -1)[u, t]):
-            loss = loss - torch.log(1 - torch.sigmoid(user @ given.items[item]))
+    for u, t, user, target in case.positions():
+        loss = loss - torch.log(torch.sigmoid(user @ case.items[target]) ** power)
+        for item in case.drawn(case.batch.negatives.view(*case.batch.mask.shape, -1)[u, t]):
+            loss = loss - torch.log(1 - torch.sigmoid(user @ case.items[item]))
     return loss / (negatives + 1)
 
 
-def softmax(given: Example, temperature: float = 1.0, normalise: bool = False) -> torch.Tensor:
+def softmax(case: Example, temperature: float = 1.0, normalise: bool = False) -> torch.Tensor:
     scale = (lambda x: x / x.norm(dim=-1, keepdim=True)) if normalise else (lambda x: x)
-    items, loss = scale(given.items), 0.0
-    for _, _, user, target in given.positions():
+    items, loss = scale(case.items), 0.0
+    for _, _, user, target in case.positions():
         loss = loss - F.log_softmax(items @ scale(user) / temperature, 0)[target]
     return loss
 
 
-def sampled(given: Example, chances: torch.Tensor | None, temperature: float = 1.0, normalise: bool = False):
+def sampled(case: Example, chances: torch.Tensor | None, temperature: float = 1.0, normalise: bool = False):
     """Return the loss of `sampled_softmax`, given the items' probabilities float64 [n], or None for no correction."""
     scale = (lambda x: x / x.norm(dim=-1, keepdim=True)) if normalise else (lambda x: x)
-    items, loss = scale(given.items), 0.0
-    for u, t, user, target in given.positions():
-        own = given.own(u)
-        if len(given.batch.shared_negatives):
-            drawn, outside = given.drawn(given.batch.shared_negatives), 1.0
+    items, loss = scale(case.items), 0.0
+    for u, t, user, target in case.positions():
+        own = case.own(u)
+        if len(case.batch.shared_negatives):
+            drawn, outside = case.drawn(case.batch.shared_negatives), 1.0
             count = len(drawn)
         else:
-            drawn = given.drawn(given.batch.negatives[u, t])
+            drawn = case.drawn(case.batch.negatives[u, t])
             outside = 1 - sum(float(chances[item]) for item in own) if chances is not None else 1.0
-            count = given.batch.negatives.shape[-1]
+            count = case.batch.negatives.shape[-1]
         total = score = torch.exp(items[target] @ scale(user) / temperature)
         for item in drawn:
             if item not in own:
@@ -125,35 +125,35 @@ def popularity(domain, power: float) -> torch.Tensor:
 
 
 CASES = {
-    "bce": ("bce", {}, lambda given, _: bce(given, 1)),
-    "bce, 3": ("bce", {"negatives": 3}, lambda given, _: bce(given, 3)),
-    "bpr": ("bpr", {}, lambda given, _: bpr(given, 1)),
-    "bpr, 4": ("bpr", {"negatives": 4}, lambda given, _: bpr(given, 4)),
-    "gbce": ("gbce", {"negatives": 5, "calibration": 0.75}, lambda given, _: gbce(given, 5, 0.75)),
-    "gbce, 1": ("gbce", {"negatives": 1, "calibration": 0.0}, lambda given, _: bce(given, 1) / 2),
-    "softmax": ("softmax", {}, lambda given, _: softmax(given)),
-    "softmax, cosine": ("softmax", {"normalise": True, "temperature": 0.2}, lambda given, _: softmax(given, 0.2, True)),
-    "sampled": ("sampled_softmax", {"negatives": 20}, lambda given, _: sampled(given, torch.full((131,), 1 / 131))),
-    "sampled, plain": ("sampled_softmax", {"negatives": 20, "logq": False}, lambda given, _: sampled(given, None)),
+    "bce": ("bce", {}, lambda case, _: bce(case, 1)),
+    "bce, 3": ("bce", {"negatives": 3}, lambda case, _: bce(case, 3)),
+    "bpr": ("bpr", {}, lambda case, _: bpr(case, 1)),
+    "bpr, 4": ("bpr", {"negatives": 4}, lambda case, _: bpr(case, 4)),
+    "gbce": ("gbce", {"negatives": 5, "calibration": 0.75}, lambda case, _: gbce(case, 5, 0.75)),
+    "gbce, 1": ("gbce", {"negatives": 1, "calibration": 0.0}, lambda case, _: bce(case, 1) / 2),
+    "softmax": ("softmax", {}, lambda case, _: softmax(case)),
+    "softmax, cosine": ("softmax", {"normalise": True, "temperature": 0.2}, lambda case, _: softmax(case, 0.2, True)),
+    "sampled": ("sampled_softmax", {"negatives": 20}, lambda case, _: sampled(case, torch.full((131,), 1 / 131))),
+    "sampled, plain": ("sampled_softmax", {"negatives": 20, "logq": False}, lambda case, _: sampled(case, None)),
     "sampled, popularity": (
         "sampled_softmax",
         {"negatives": 20, "sampler": "popularity", "popularity_power": 0.5, "temperature": 0.5},
-        lambda given, domain: sampled(given, popularity(domain, 0.5), 0.5),
+        lambda case, domain: sampled(case, popularity(domain, 0.5), 0.5),
     ),
     "sampled, in batch, cosine": (
         "sampled_softmax",
         {"negatives": 20, "sampler": "in_batch", "normalise": True, "temperature": 0.1},
-        lambda given, domain: sampled(given, popularity(domain, 1.0), 0.1, True),
+        lambda case, domain: sampled(case, popularity(domain, 1.0), 0.1, True),
     ),
     "sampled, position": (
         "sampled_softmax",
         {"negatives": 7, "negatives_per": "position", "sampler": "popularity", "popularity_power": 1.0},
-        lambda given, domain: sampled(given, popularity(domain, 1.0)),
+        lambda case, domain: sampled(case, popularity(domain, 1.0)),
     ),
     "sampled, position, in batch": (
         "sampled_softmax",
         {"negatives": 7, "negatives_per": "position", "sampler": "in_batch", "logq": False},
-        lambda given, _: sampled(given, None),
+        lambda case, _: sampled(case, None),
     ),
 }
 
@@ -164,14 +164,14 @@ def test_value_and_gradients_are_those_of_plain_lines(example, domain, name, mon
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
     objective, flags, plain = CASES[name]
     loss_of = OBJECTIVES.get(objective)(**flags)
-    given = example(loss_of)
-    embeddings = given.items[given.batch.items - 1]
-    batch = given.batch
-    loss = loss_of(embeddings, batch, given.encoder)
-    expected = plain(given, domain)
-    parameters = [given.items, *given.encoder.parameters()]
+    case = example(loss_of)
+    embeddings = case.items[case.batch.items - 1]
+    batch = case.batch
+    loss = loss_of(embeddings, batch, case.encoder)
+    expected = plain(case, domain)
+    parameters = [case.items, *case.encoder.parameters()]
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
-    for ours, theirs in zip(*(torch.autograd.grad(of, parameters) for of in (loss, expected)), strict=True):
+    for ours, theirs in zip(*(torch.autograd.grad(value, parameters) for value in (loss, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
     assert loss > 0
 
@@ -183,13 +183,13 @@ def test_every_objective_of_the_package_has_a_plain_reference():
 
 def test_cpc_is_bce_of_the_last_position(example):
     loss_of = OBJECTIVES.get("cpc")()
-    given = example(loss_of)
+    case = example(loss_of)
     expected = 0.0
-    for u, t, user, target in given.positions():
+    for u, t, user, target in case.positions():
         if t == 5:
-            (negative,) = given.drawn(given.batch.negatives[u, t])
-            expected = expected - F.logsigmoid(user @ given.items[target]) - F.logsigmoid(-user @ given.items[negative])
-    loss = loss_of(given.items[given.batch.items - 1], given.batch, given.encoder)
+            (negative,) = case.drawn(case.batch.negatives[u, t])
+            expected = expected - F.logsigmoid(user @ case.items[target]) - F.logsigmoid(-user @ case.items[negative])
+    loss = loss_of(case.items[case.batch.items - 1], case.batch, case.encoder)
     torch.testing.assert_close(loss, expected, check_dtype=False)
 
 
@@ -201,7 +201,7 @@ def test_softmax_in_chunks_is_softmax(items_at_a_time):
     losses = cross_entropy(users, items, targets, items_at_a_time * 33 * 8)
     expected = F.cross_entropy(users @ items.T, targets, reduction="none")
     torch.testing.assert_close(losses, expected)
-    gradients = [torch.autograd.grad((of * weights).sum(), (users, items)) for of in (losses, expected)]
+    gradients = [torch.autograd.grad((values * weights).sum(), (users, items)) for values in (losses, expected)]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -276,9 +276,9 @@ def test_ranks_and_pieces_share_the_negatives_of_a_batch(domain, sampling):
         return [[batch.items[batch.shared_negatives - 1].tolist() for batch in parts] for parts in batches.epoch(epoch)]
 
     whole = shared(0, 1, 1)
-    assert all(len(of) == 30 for (of,) in whole)
+    assert all(len(negatives) == 30 for (negatives,) in whole)
     for rank in range(2):
-        assert shared(rank, 2, 2) == [[of, of] for (of,) in whole]
+        assert shared(rank, 2, 2) == [[negatives, negatives] for (negatives,) in whole]
     assert shared(0, 1, 1) == whole != shared(0, 1, 1, epoch=3)
 
 
@@ -319,10 +319,10 @@ def test_softmax_over_a_constant_backbone(flags, tmp_path):
 def test_normalised_scores_rank_by_cosine():
     """A long item embedding has the higher product but not the higher cosine."""
     items = torch.tensor([[1.0, 0.0], [3.0, 3.0]])
-    by_cosine = OBJECTIVES.get("softmax")(normalise=True).scored(items)
+    by_cosine = OBJECTIVES.get("softmax")(normalise=True).scoring_embeddings(items)
     user = torch.tensor([1.0, 0.0])
     assert (items @ user).argmax() == 1 and (by_cosine @ user).argmax() == 0
-    assert torch.equal(OBJECTIVES.get("softmax")().scored(items), items)
+    assert torch.equal(OBJECTIVES.get("softmax")().scoring_embeddings(items), items)
 
 
 def test_the_former_name_of_bce_goes_on_working(flags):
@@ -334,7 +334,7 @@ def test_the_former_name_of_bce_goes_on_working(flags):
 
 
 @pytest.mark.parametrize(
-    "words,told",
+    "words,expected",
     [
         (["--objective", "bce", "--negatives", "131"], "--negatives 131: the dataset has 131 items, one of them"),
         (["--objective", "sampled_softmax", "--negatives", "900"], "--negatives 900: the dataset has 131 items"),
@@ -351,9 +351,9 @@ def test_the_former_name_of_bce_goes_on_working(flags):
         ),
     ],
 )
-def test_mistakes_are_one_line(command, words, told):
+def test_mistakes_are_one_line(command, words, expected):
     status, message = command(*words, method="frozen")
-    assert status == 2 and told in message, message
+    assert status == 2 and expected in message, message
 
 
 @pytest.mark.parametrize("memory", [1, 4 * 40 * 7, 4 * 40 * 10**4])
@@ -370,7 +370,7 @@ def test_in_batch_piecewise(memory):
     batch = Batch(numbers, sequences, torch.zeros(0), torch.randn(items) - 4, predictions=1)
     alone = Batch(numbers[:3], sequences[:1], torch.zeros(0), torch.randn(3), predictions=1)
     for one in (batch, alone):
-        found = []
+        results = []
         for limit in (2**30, memory):
             torch.manual_seed(1)
             encoder, embeddings = SASRec(8, length, 1, 2, 0.0), torch.randn(len(one.items), 8, requires_grad=True)
@@ -378,10 +378,10 @@ def test_in_batch_piecewise(memory):
             objective.memory = limit
             loss = objective(embeddings, one, encoder)
             loss.backward()
-            found.append([loss.detach(), embeddings.grad, *(p.grad for p in encoder.parameters())])
-        for plain, piecewise in zip(*found, strict=True):
+            results.append([loss.detach(), embeddings.grad, *(p.grad for p in encoder.parameters())])
+        for plain, piecewise in zip(*results, strict=True):
             torch.testing.assert_close(piecewise, plain, atol=1e-5, rtol=1e-5)
-        assert torch.isfinite(found[1][0])
+        assert torch.isfinite(results[1][0])
 
 
 @pytest.mark.parametrize("items_at_a_time", [1, 7, 60])
@@ -391,6 +391,6 @@ def test_log_sums_in_chunks(items_at_a_time):
     sums = log_sums(users, items, terms, 8 * 40 * items_at_a_time)
     logits = (users @ items.T + terms.prior).masked_fill(terms.excluded[terms.owner], -torch.inf)
     weights = torch.randn(40, **FIELDS)
-    found = torch.autograd.grad((sums * weights).sum(), (users, items))
+    gradients = torch.autograd.grad((sums * weights).sum(), (users, items))
     plain = torch.autograd.grad((logits.logsumexp(1) * weights).sum(), (users, items))
-    torch.testing.assert_close([sums, *found], [logits.logsumexp(1), *plain], atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close([sums, *gradients], [logits.logsumexp(1), *plain], atol=1e-12, rtol=1e-12)

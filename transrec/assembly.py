@@ -15,12 +15,12 @@ from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
 from transrec.modalities import Modality
 from transrec.models import backbone
-from transrec.models.held import DTYPES, check_what_trains, hold, stored_dtype, widen_as_it_runs
-from transrec.models.items import FusedItemEncoder, fusion_order, joined
+from transrec.models.held import DTYPES, check_trainable_dtypes, compute_in_float32, store_in_dtype, stored_dtype
+from transrec.models.items import FusedItemEncoder, fusion_order, make_item_encoder
 from transrec.models.quantised import quantisation
 from transrec.models.recommender import Recommender
-from transrec.models.spread import bounds, check_accelerate
-from transrec.models.towers import Tower, running
+from transrec.models.spread import check_accelerate, memory_limits
+from transrec.models.towers import Tower, backbone_towers
 from transrec.options import ModelOptions, TrainingOptions
 from transrec.paths import resolve
 from transrec.registry import Choice
@@ -80,7 +80,7 @@ def build_recommender(
         else:
             known = {"item_count": item_count, **(sizes or {}), "encoder_dtype": held.get(name, torch.float32)}
             towers[name] = _tower(plan, modality, known, load_weights)
-    item_encoder = joined([towers[name] for name in plan.modalities])
+    item_encoder = make_item_encoder([towers[name] for name in plan.modalities])
     seed(plan.training.seed, "user encoder")
     user_encoder = plan.user_encoder.build(model.embedding_dim, plan.max_seq_len)
     recommender = Recommender(item_encoder, user_encoder, plan.objective.build())
@@ -169,7 +169,9 @@ def spread(plan: Plan) -> dict[str, Any]:
         other = "--checkpoint" if plan.checkpoint else "--random_backbone"
         raise TransrecError(f"{what}: spreads what a weights file holds; leave out {other}")
     check_accelerate()
-    return {"device_map": model.device_map} | ({"max_memory": bounds(model.max_memory)} if model.max_memory else {})
+    return {"device_map": model.device_map} | (
+        {"max_memory": memory_limits(model.max_memory)} if model.max_memory else {}
+    )
 
 
 def _changes_backbones(plan: Plan) -> bool:
@@ -243,8 +245,8 @@ def load_start(recommender: Recommender, plan: Plan) -> None:
     else:
         _load_plain(recommender, plan.checkpoint, _sizes(plan))
         held = _held(plan)
-        for tower in running(recommender.item_encoder.towers):
-            hold(tower.backbone, held[tower.modality])
+        for tower in backbone_towers(recommender.item_encoder.towers):
+            store_in_dtype(tower.backbone, held[tower.modality])
 
 
 def _load_plain(
@@ -297,10 +299,10 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
         train_recommender,
         {"auto": None, "on": True, "off": False}[plan.model.backbone_dropout],
     )
-    for tower in running(recommender.item_encoder.towers):
-        check_what_trains(tower.backbone, tower.modality)
+    for tower in backbone_towers(recommender.item_encoder.towers):
+        check_trainable_dtypes(tower.backbone, tower.modality)
         # The method may have replaced layers by its own, which now hold those weights.
-        widen_as_it_runs(tower.backbone)
+        compute_in_float32(tower.backbone)
     return groups
 
 

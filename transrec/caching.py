@@ -226,7 +226,7 @@ def why_not_constant(tower: Tower, before: list[tuple]) -> str:
 def _why_not_fixed(tower: Tower) -> str:
     """Return why even an unchanged backbone would give different states in every step, or no states; "" if neither."""
     if not tower.states:
-        return f"{tower.stateless} have no hidden states"
+        return f"{tower.stateless_noun} have no hidden states"
     if tower.backbone_dropout:
         return f"the {tower.modality} encoder's dropout is on (--backbone_dropout)"
     if ratio := getattr(tower.backbone.config, "mask_ratio", 0):

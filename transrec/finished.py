@@ -191,7 +191,7 @@ class FinishedRun(Recommender):
         Raises TransrecError for an item that is not ranked.
         """
         rows = torch.from_numpy(self.numbers(items)).long().to(self.embeddings.device)
-        return self.objective.scored(self.embeddings)[rows].cpu().numpy()
+        return self.objective.scoring_embeddings(self.embeddings)[rows].cpu().numpy()
 
     def numbers(self, items: Sequence[str]) -> np.ndarray:
         """Return the position of each item in `ids`: int32 [N]. Raises TransrecError for an item that is not ranked."""
@@ -261,7 +261,7 @@ class FinishedRun(Recommender):
         """
         self._check_k(k)
         row = torch.from_numpy(self.numbers([item])).long().to(self.embeddings.device)
-        unit = torch.nn.functional.normalize(self.objective.scored(self.embeddings), dim=1)
+        unit = torch.nn.functional.normalize(self.objective.scoring_embeddings(self.embeddings), dim=1)
         seen = row, torch.zeros_like(row)
         scores, places = top_items(unit[row], unit, seen, k, self.settings.evaluation.eval_memory * 2**20)
         return self.named(scores[0].cpu().numpy(), places[0].cpu().numpy())
@@ -311,7 +311,7 @@ class FinishedRun(Recommender):
         """Do the work of `top`. `left_out`: the items not to recommend to each user, as positions in `ids`."""
         self._check_k(k)
         items, evaluation = self.embeddings, self.settings.evaluation
-        scored = self.objective.scored(items)
+        scored = self.objective.scoring_embeddings(items)
         evaluator = Evaluator(self.dataset.split, cast(Any, None), evaluation, *self._device)
         numbered = replace(histories, values=histories.values + 1)
         for start in range(0, len(histories), USERS_AT_ONCE):

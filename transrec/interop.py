@@ -26,7 +26,7 @@ from transrec.modalities import BackboneModality
 from transrec.modalities.image import Image, ImageOptions
 from transrec.modalities.text import Text, TextOptions
 from transrec.models.backbone import view
-from transrec.models.items import joined
+from transrec.models.items import make_item_encoder
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.recommender import Recommender
 from transrec.models.user_encoders.sasrec import SASRec
@@ -416,7 +416,7 @@ def _item_encoder(
         )
         make = modality.stored_tower if cached else partial(modality.tower, known={}, draw=True)
         towers.append(make(sizes["embedding_dim"], seed=lambda part: None))
-    return joined(towers)
+    return make_item_encoder(towers)
 
 
 def load_side(
@@ -444,7 +444,9 @@ def load_side(
     else:
         widths = _inter_widths(path, state, tensors)
     last = f"projections.{intra[0]}.bias" if intra else "inter.projection.bias"
-    options = IISANOptions(**IISANOptions.told_by(named), side_activation=activation, keep_embedding=keep_embedding)
+    options = IISANOptions(
+        **IISANOptions.flags_from_tensors(named), side_activation=activation, keep_embedding=keep_embedding
+    )
     network = SideNetwork(
         {modality: nn.Linear(width, len(tensors[last])) for modality, width in widths.items()},
         {m: steps[f"intra.{m}" if intra else INTER] + (not keep_embedding) for m in widths},
@@ -486,7 +488,7 @@ def _options_from(original: Original, method: str, variant: str, places: Places)
     flags = {field.name for field in fields(options)}
     if "insert" in flags and len(towers) == 1:
         values["insert"] = towers.pop()
-    values |= options.told_by(original.tensors)
+    values |= options.flags_from_tensors(original.tensors)
     if "variant" in flags:
         values["variant"] = variant
     if "train_layernorm" in flags:

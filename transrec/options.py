@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from transrec.data.dataset import Files
 from transrec.data.splits import Splitting
 from transrec.errors import TransrecError
-from transrec.models.spread import bounds
+from transrec.models.spread import memory_limits
 from transrec.paths import resolve
 
 MaskHistory = Literal["seen", "none", "seen_but_target"]
@@ -276,7 +276,7 @@ class ModelOptions(Options):
         super().__post_init__()
         if len(set(self.read_by)) < len(self.read_by) or len(set(self.modalities)) < len(self.modalities):
             raise TransrecError(f"--modalities {' '.join(self.modalities or self.read_by)}: names one of them twice")
-        bounds(self.max_memory)
+        memory_limits(self.max_memory)
         if self.max_memory and self.device_map == "none":
             raise TransrecError(f"--max_memory {' '.join(self.max_memory)}: only with --device_map")
         if self.modalities:

@@ -53,7 +53,7 @@ from transrec.methods import TrainableGroup
 from transrec.modalities import BackboneModality
 from transrec.models.backbone import recompute_blocks
 from transrec.models.recommender import Recommender
-from transrec.models.towers import BackboneTower, running
+from transrec.models.towers import BackboneTower, backbone_towers
 from transrec.paths import default_runs_folder, file_sha256
 from transrec.plugins import hashes
 from transrec.settings import Settings, deciding, digest, parse
@@ -253,7 +253,7 @@ def _train(
 def _baselines(settings: Settings, run: Run, trainer: Trainer) -> dict[str, Any]:
     """Return test metrics of the baselines without training. Their ranks are saved like those of the run."""
     evaluator = trainer.evaluator
-    parts = [] if running(trainer.recommender.item_encoder.towers) else _parts(evaluator.features)
+    parts = [] if backbone_towers(trainer.recommender.item_encoder.towers) else _parts(evaluator.features)
     metrics = {}
     for choice in settings.choices["baselines"]:
         scorer = choice.build().fit(evaluator.split, parts, evaluator.world)
@@ -349,7 +349,7 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
 
 
 def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
-    return {tower.modality: structure(tower.backbone) for tower in running(recommender.item_encoder.towers)}
+    return {tower.modality: structure(tower.backbone) for tower in backbone_towers(recommender.item_encoder.towers)}
 
 
 def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:

@@ -375,7 +375,9 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
         check_named(kind.place(name), settings.run.plugin)
     for choice in settings.choices[MODALITIES.flag]:
         # A run that was started before folders could declare values has stored "auto", and continues with it.
-        declared = {k: v for k, v in choice.options.declared().items() if stored.get(k) != getattr(choice.options, k)}
+        declared = {
+            k: v for k, v in choice.options.declared_flags().items() if stored.get(k) != getattr(choice.options, k)
+        }
         settings = settings.changed(partial(_with, of=choice.options, values=declared))
         set_by |= dict.fromkeys(declared, f"{choice.name} encoder")
     if settings.model.modalities and "modalities" in set_by:

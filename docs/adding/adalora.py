@@ -101,7 +101,7 @@ class AdaLoRAOptions(InsertOptions):
         if (share := self.warm_up_share + self.final_share) >= 1:
             raise TransrecError(f"--warm_up_share and --final_share: are {share} together; they must be below 1")
 
-    def share_left(self, step: int, steps: int) -> float:
+    def remaining_surplus(self, step: int, steps: int) -> float:
         """Return the share of the surplus budget that is left after a step, a cubic function (section 3.3)."""
         begin, end = self.warm_up_share * steps, (1 - self.final_share) * steps
         return (1 - min(1.0, max(0.0, (step - begin) / (end - begin)))) ** 3
@@ -115,7 +115,7 @@ class AdaLoRA(Method):
 
     def __init__(self):
         self.layers: list[SingularLinear] = []
-        self.last = 0
+        self.final_budget = 0
 
     def insert(self, place: Place, options: AdaLoRAOptions) -> list[nn.Parameter]:
         self.options = options
@@ -128,7 +128,7 @@ class AdaLoRA(Method):
                 site.replace(layer)
                 layers.append(layer)
         self.layers += layers
-        self.last += rank * len(layers)
+        self.final_budget += rank * len(layers)
         return [parameter for layer in layers for parameter in (layer.left, layer.values, layer.right)]
 
     def penalty(self) -> Tensor:
@@ -139,11 +139,11 @@ class AdaLoRA(Method):
         for layer in self.layers:
             layer.observe(options.sensitivity_decay, options.uncertainty_decay)
         scores = torch.cat([layer.importance() for layer in self.layers])
-        left = options.share_left(step, steps)
-        if left == 0:
+        surplus_share = options.remaining_surplus(step, steps)
+        if surplus_share == 0:
             # Triplets that are dropped by now stay dropped.
             scores[~torch.cat([layer.kept for layer in self.layers])] = -1
-        budget = self.last + int((sum(ranks) - self.last) * left)
+        budget = self.final_budget + int((sum(ranks) - self.final_budget) * surplus_share)
         kept = torch.zeros_like(scores, dtype=torch.bool)
         kept[scores.topk(budget).indices] = True
         for layer, layer_kept in zip(self.layers, kept.split(ranks), strict=True):

@@ -111,5 +111,5 @@ class Audio(BackboneModality):
         paths = (features.file.path, features.file.path.with_name(IDS))
         return {str(path): file_sha256(path) for path in paths}
 
-    def tower_of(self, weights: nn.Module, embedding_dim: int) -> AudioTower:
+    def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> AudioTower:
         return AudioTower(weights, embedding_dim)

@@ -49,7 +49,7 @@ class ItemKNN(Baseline):
         self.neighbours, self.shrinkage = knn_neighbours, knn_shrinkage
 
     def fit(self, split: Split, parts: Sequence[Features], world: World) -> Scorer:
-        votes = Votes(neighbours(_holds(split), self.neighbours, self.shrinkage), world.device)
+        votes = Votes(neighbours(_interaction_matrix(split), self.neighbours, self.shrinkage), world.device)
         return Scorer(votes, lambda contexts: contexts)
 
 
@@ -57,15 +57,15 @@ class Votes:
     """Scores items by the votes of the items in a context.
 
     Args:
-        near: float32 [n, n]; row j holds the similarities of item j + 1 to its neighbours.
+        similarities: float32 [n, n]; row j holds the similarities of item j + 1 to its neighbours.
         device: the device of the scores.
     """
 
-    def __init__(self, near: sparse.csr_array, device: torch.device):
-        self.near, self.device = near, device
+    def __init__(self, similarities: sparse.csr_array, device: torch.device):
+        self.similarities, self.device = similarities, device
 
     def __len__(self) -> int:
-        return self.near.shape[0]
+        return self.similarities.shape[0]
 
     def score(self, users: Tensor, out: Tensor) -> None:
         """Write the votes of contexts int64 [B, L], left-padded with 0, into `out`, float32 [B, n]."""
@@ -73,25 +73,25 @@ class Votes:
         rows, places = np.nonzero(contexts)
         weights = (1 / (contexts.shape[1] - places)).astype(np.float32)
         voters = sparse.csr_array((weights, (rows, contexts[rows, places] - 1)), shape=(len(contexts), len(self)))
-        out.copy_(torch.from_numpy((voters @ self.near).toarray()))
+        out.copy_(torch.from_numpy((voters @ self.similarities).toarray()))
 
 
-def _holds(split: Split) -> sparse.csr_array:
+def _interaction_matrix(split: Split) -> sparse.csr_array:
     """Return which items each training sequence holds, as 1 or 0: float32 [users, n]."""
     train = split.train
     shape = len(train), split.item_count
     values = np.ones(int(train.lengths.sum()), dtype=np.float32)
-    holds = sparse.csr_array((values, (train.owners(), train.flat() - 1)), shape=shape)
-    holds.data[:] = 1
-    return holds
+    interactions = sparse.csr_array((values, (train.owners(), train.flat() - 1)), shape=shape)
+    interactions.data[:] = 1
+    return interactions
 
 
-def neighbours(holds: sparse.csr_array, count: int, shrinkage: float) -> sparse.csr_array:
+def neighbours(interactions: sparse.csr_array, count: int, shrinkage: float) -> sparse.csr_array:
     """Return each item's similarities to its `count` nearest others, float32 [n, n]; ties go to the lower number."""
-    counts = np.asarray(holds.sum(0)).ravel()
-    items, blocks = holds.T.tocsr(), []
-    for start, stop in _blocks(items, np.diff(holds.indptr)):
-        together = (items[start:stop] @ holds).tocoo()
+    counts = np.asarray(interactions.sum(0)).ravel()
+    items, blocks = interactions.T.tocsr(), []
+    for start, stop in _blocks(items, np.diff(interactions.indptr)):
+        together = (items[start:stop] @ interactions).tocoo()
         rows, columns = together.row, together.col
         is_other = rows + start != columns
         rows, columns, values = rows[is_other], columns[is_other], together.data[is_other]

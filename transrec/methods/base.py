@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
 from transrec.models.recommender import Recommender
-from transrec.models.towers import BackboneTower, running
+from transrec.models.towers import BackboneTower, backbone_towers
 from transrec.options import Options, flag
 from transrec.registry import Registry
 
@@ -34,7 +34,7 @@ class MethodOptions(Options):
         return {}
 
     @classmethod
-    def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def flags_from_tensors(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the flags, under our names, whose values follow from the tensors of an original checkpoint."""
         return {}
 
@@ -146,7 +146,7 @@ class Method:
         """
         return []
 
-    def trained_of_backbone(self, tower: BackboneTower, options: MethodOptions) -> Iterable[nn.Parameter]:
+    def trainable_backbone_parameters(self, tower: BackboneTower, options: MethodOptions) -> Iterable[nn.Parameter]:
         """Return the backbone's own weights that train if `trains_backbone` is set: all by default."""
         return [p for name, p in tower.backbone.named_parameters() if name not in tower.constants]
 
@@ -237,12 +237,12 @@ def apply(
     method = recommender.method = get(name)()
     constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
-    backbones = running(recommender.item_encoder.towers)
+    backbones = backbone_towers(recommender.item_encoder.towers)
     recommender.requires_grad_(False)
     # Collected before insertion, so that inserted parameters are not counted among the backbone's own.
     own: list[nn.Parameter] = []
     for tower in backbones:
-        trained = list(method.trained_of_backbone(tower, options)) if method.trains_backbone else []
+        trained = list(method.trainable_backbone_parameters(tower, options)) if method.trains_backbone else []
         whole = len(trained) == len(list(tower.backbone.parameters())) - len(tower.constants)
         by_default = whole or getattr(options, "variant", "paper") == "published"
         tower.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
@@ -288,7 +288,7 @@ def _places(recommender: Recommender, where: str, name: str) -> list[Place]:
     encoder = recommender.item_encoder
     last = LAST_BLOCKS.fullmatch(where)
     if last or where in ("item", "all"):
-        backbones = running(encoder.towers)
+        backbones = backbone_towers(encoder.towers)
         if not backbones:
             raise TransrecError(
                 f"--method {name} --insert {where}: no backbone reads the items ({encoder.modality}), there is none to "

@@ -74,9 +74,9 @@ class InputAdapter(nn.Module):
         self.adapter = adapter
         self._x: Tensor | None = None
         # The hook is a bound method, so that a copied model watches its own modules.
-        reader.register_forward_pre_hook(self._watch)
+        reader.register_forward_pre_hook(self._record_input)
 
-    def _watch(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def _record_input(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         self._x = arguments[0]
 
     def forward(self, inner_input: Tensor) -> Tensor:

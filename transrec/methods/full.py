@@ -31,8 +31,8 @@ class Full(Method):
     trains_backbone = True
     trains_recommender = True
 
-    def trained_of_backbone(self, tower: BackboneTower, options: FullOptions) -> Iterable[nn.Parameter]:
+    def trainable_backbone_parameters(self, tower: BackboneTower, options: FullOptions) -> Iterable[nn.Parameter]:
         if not options.train_last:
-            return super().trained_of_backbone(tower, options)
+            return super().trainable_backbone_parameters(tower, options)
         flag = f"--train_last {options.train_last}"
         return parameters_of(last_blocks(list(blocks_of(tower.backbone)), options.train_last, flag))

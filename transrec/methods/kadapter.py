@@ -70,23 +70,25 @@ class KAdapter(nn.Module):
         self._last = len(place.stack.blocks) - 1
         for number, block in enumerate(place.stack.blocks):
             if number in layers or number == self._last:
-                block.module.register_forward_hook(partial(self._watch, number), with_kwargs=True)
+                block.module.register_forward_hook(partial(self._after_block, number), with_kwargs=True)
 
-    def _watch(self, number: int, block: nn.Module, arguments: tuple, options: dict[str, Any], output: Any) -> Any:
+    def _after_block(
+        self, number: int, block: nn.Module, arguments: tuple, options: dict[str, Any], output: Any
+    ) -> Any:
         """Called after block `number`; return the replacement for the output of the last block."""
         hidden = output[0] if isinstance(output, tuple) else output
         if number in self.layers:
             self._hidden[number] = arguments[0] if self.reads_input else hidden
         if number != self._last:
             return None
-        mask = self._added(arguments[1] if len(arguments) > 1 else options.get("attention_mask"), hidden)
+        mask = self._additive_mask(arguments[1] if len(arguments) > 1 else options.get("attention_mask"), hidden)
         h = torch.zeros_like(hidden)
         for layer, adapter in zip(self.layers, self.adapters, strict=True):
             h = adapter(self._hidden.pop(layer) + h, mask)
         fused = self.fusion(torch.cat([hidden, h], dim=-1))
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
-    def _added(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
+    def _additive_mask(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
         """Return the blocks' mask as an additive mask; blocks receive an additive mask, a boolean mask or none."""
         length = hidden.shape[1]
         if self.masked and mask is None and self._is_causal:

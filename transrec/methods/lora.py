@@ -54,8 +54,8 @@ class LoRA(Method):
         trained = []
         for block in place.blocks:
             for site in (block.query, block.value):
-                if site == block.value and self._renews_value(place, options):
-                    trained += self._fresh_value(site)
+                if site == block.value and self._is_value_replaced(place, options):
+                    trained += self._replace_value(site)
                     continue
                 layer = self._layer(site, rank, options)
                 site.replace(layer)
@@ -65,11 +65,11 @@ class LoRA(Method):
         return trained
 
     @staticmethod
-    def _renews_value(place: Place, options: LoRAOptions) -> bool:
+    def _is_value_replaced(place: Place, options: LoRAOptions) -> bool:
         return options.variant == "published" and (place.tower, place.modality) == ("user", "image")
 
     @staticmethod
-    def _fresh_value(site: Site) -> list[nn.Parameter]:
+    def _replace_value(site: Site) -> list[nn.Parameter]:
         """Replace a value projection by a new linear layer, and return its parameters, all of which train.
 
         The released image program does so in SASRec, whose value projection it gives the rank zero.

@@ -30,9 +30,11 @@ class TextPrompt(nn.Module):
         self.published = published
         # In a list, so that the word embeddings are no child module: they belong to the backbone.
         self._words = [backbone.get_input_embeddings()]
-        backbone.register_forward_pre_hook(self._put, with_kwargs=True)
+        backbone.register_forward_pre_hook(self._insert_vectors, with_kwargs=True)
 
-    def _put(self, backbone: nn.Module, arguments: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def _insert_vectors(
+        self, backbone: nn.Module, arguments: tuple, inputs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         inputs = dict(inputs)
         words = self._words[0](inputs.pop("input_ids"))
         mask: Tensor = inputs["attention_mask"]
@@ -60,9 +62,11 @@ class ImagePrompt(nn.Module):
         self.published = published
         if not published:
             nn.init.normal_(self.vectors, std=PATCH_STD)
-        place.stack.blocks[0].module.register_forward_pre_hook(self._put, with_kwargs=True)
+        place.stack.blocks[0].module.register_forward_pre_hook(self._insert_vectors, with_kwargs=True)
 
-    def _put(self, block: nn.Module, arguments: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def _insert_vectors(
+        self, block: nn.Module, arguments: tuple, inputs: dict[str, Any]
+    ) -> tuple[tuple, dict[str, Any]]:
         hidden = arguments[0] if arguments else inputs["hidden_states"]
         vectors = self.vectors.to(hidden.dtype).expand(len(hidden), -1, -1)
         # [CLS] comes first.

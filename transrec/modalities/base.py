@@ -13,7 +13,7 @@ from torch import nn
 from transrec.data.dataset import Dataset
 from transrec.data.features import Features
 from transrec.models import backbone
-from transrec.models.held import hold
+from transrec.models.held import store_in_dtype
 from transrec.models.towers import BackboneTower, StoredTower, Tower
 from transrec.options import Options
 from transrec.registry import Registry
@@ -24,7 +24,7 @@ from transrec.training.distributed import World
 class ModalityOptions(Options):
     """Flags of a modality."""
 
-    def declared(self) -> dict[str, Any]:
+    def declared_flags(self) -> dict[str, Any]:
         """Return values for flags that were left open, by name, as declared in the files that other flags name.
 
         A new run adopts these values and stores them in its options.
@@ -128,11 +128,11 @@ class BackboneModality(Modality):
             weights = backbone.build_backbone(self.config, self.name, self.main_input)
         else:
             weights = backbone.load_backbone(self.encoder, self.name, self.main_input, dtype, known.get("spread"))
-        hold(weights, dtype)
+        store_in_dtype(weights, dtype)
         seed(f"{self.name} projection")
-        return self.tower_of(weights, embedding_dim)
+        return self.backbone_tower(weights, embedding_dim)
 
-    def tower_of(self, weights: nn.Module, embedding_dim: int) -> BackboneTower:
+    def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> BackboneTower:
         """Return the tower that runs the backbone `weights`."""
         raise NotImplementedError
 

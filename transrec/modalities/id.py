@@ -17,7 +17,7 @@ class IdTower(Tower):
     """Embedding(n + 1, d) with padding in row 0, Xavier-normal; it has no projection and no hidden states."""
 
     modality = "id"
-    stateless = "learned vectors (id)"
+    stateless_noun = "learned vectors (id)"
 
     def __init__(self, item_count: int, embedding_dim: int):
         super().__init__(embedding_dim, embedding_dim, [])

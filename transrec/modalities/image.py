@@ -99,7 +99,7 @@ class Image(BackboneModality):
         if ratio := self.options.mask_ratio:
             raise TransrecError(f"--cached yes: not with --mask_ratio {ratio:g}, which has other states in every step")
 
-    def tower_of(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
+    def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
         backbone.set_mask_ratio(weights, self.options.mask_ratio)
         return ImageTower(weights, embedding_dim, backbone.load_preprocessing(self.encoder, weights.config))
 

@@ -43,7 +43,7 @@ class TextTower(BackboneTower):
 
     modality = "text"
     ends_in_output = True
-    stateless = SEVERAL_TEXTS
+    stateless_noun = SEVERAL_TEXTS
 
     def __init__(self, backbone: nn.Module, embedding_dim: int, pooling: Pooling = "cls", texts: int = 1):
         super().__init__(backbone, embedding_dim)
@@ -134,7 +134,7 @@ class TextOptions(ModalityOptions):
                     f"template is one text, of --title_tokens"
                 )
 
-    def declared(self) -> dict[str, Any]:
+    def declared_flags(self) -> dict[str, Any]:
         """Return the pooling that a sentence-transformers folder declares, if --text_pooling is auto."""
         pooling = backbone.declared_pooling(self.text_encoder) if self.text_pooling == "auto" else None
         return {"text_pooling": pooling} if pooling in backbone.POOLINGS else {}
@@ -183,16 +183,17 @@ class Text(BackboneModality):
         if len(self.texts) > 1:
             raise TransrecError(f"--cached yes: {SEVERAL_TEXTS} have no hidden states; join them by --text_template")
 
-    def tower_of(self, weights: nn.Module, embedding_dim: int) -> TextTower:
+    def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> TextTower:
         return TextTower(weights, embedding_dim, self.pooling, len(self.texts))
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures | AttributeFeatures:
         parts = [
-            self._features_of(dataset.catalog.reading(text), length, rows, world) for text, length in self.texts.items()
+            self._text_features(dataset.catalog.reading(text), length, rows, world)
+            for text, length in self.texts.items()
         ]
         return AttributeFeatures(parts) if len(parts) > 1 else parts[0]
 
-    def _features_of(self, catalog: Catalog, length: int, rows: np.ndarray, world: World) -> TextFeatures:
+    def _text_features(self, catalog: Catalog, length: int, rows: np.ndarray, world: World) -> TextFeatures:
         for warning in check_texts(catalog, alone=len(self.texts) == 1):
             if world.is_main:
                 warn(warning)

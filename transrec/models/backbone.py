@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
-from transrec.models.quantised import give_float32, quantisation
+from transrec.models.quantised import quantisation, return_float32
 from transrec.paths import resolve
 from transrec.untrusted import check_model_folder, read_json
 
@@ -252,7 +252,7 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
     # Loading runs third-party code on third-party files, so it may raise anything.
     except Exception as error:
         if "trust_remote_code" in str(error):
-            raise _needs_code(name, place) from error
+            raise _custom_code_error(name, place) from error
         if is_memory_shortage(error):
             raise
         cause = os_error(error)
@@ -280,7 +280,7 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _needs_code(name: str | Path, place: str) -> TransrecError:
+def _custom_code_error(name: str | Path, place: str) -> TransrecError:
     """Return the error for a model that needs to run Python code of its own."""
     files = [path.name for path in sorted(Path(place).glob("*.json")) if _asks_for_code(path)]
     asking = " and ".join(files) or "its configuration"
@@ -405,7 +405,7 @@ def build_backbone(config, modality: str = "text", main_input: str = "") -> "Pre
 
     with _quietly():
         model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    return _of_modality(model, config.model_type, modality, main_input)
+    return _checked_encoder(model, config.model_type, modality, main_input)
 
 
 def load_backbone(
@@ -457,14 +457,14 @@ def load_backbone(
         where = _bad_tensor_of_file(place) if bad or len(there) < len(checked) else None
         if bad or where:
             if bad and dtype == torch.float16 and where is None:
-                raise beyond_fp16(bad)
+                raise fp16_overflow_error(bad)
             where = where or f"{place}: the tensor {bad} of its weights"
             raise TransrecError(f"{where} holds NaN or infinity; fetch the file again")
         if quantised:
-            give_float32(model)
+            return_float32(model)
         else:
             _mark_constants(model)
-        return _of_modality(model, place, modality, main_input)
+        return _checked_encoder(model, place, modality, main_input)
 
     return _load(name, f"{modality} encoder", load)
 
@@ -480,7 +480,7 @@ def _rounds_buffers(config, dtype: torch.dtype) -> bool:
     return any(buffer.dtype == dtype for buffer in model.buffers())
 
 
-def beyond_fp16(parameter: str) -> TransrecError:
+def fp16_overflow_error(parameter: str) -> TransrecError:
     """Return the error for weights that became infinite when they were rounded to float16."""
     return TransrecError(
         f"--encoder_dtype fp16: the weights {parameter} are larger than fp16 can hold, "
@@ -506,7 +506,7 @@ def _mark_constants(model: "PreTrainedModel") -> None:
         parameter.requires_grad_(declared[name].requires_grad)
 
 
-def _of_modality(model: "PreTrainedModel", name: str, modality: str, main_input: str) -> "PreTrainedModel":
+def _checked_encoder(model: "PreTrainedModel", name: str, modality: str, main_input: str) -> "PreTrainedModel":
     reads = main_input or MAIN_INPUTS.get(modality, model.main_input_name)
     if model.main_input_name != reads:
         actual = {"input_ids": "text", "pixel_values": "images"}.get(model.main_input_name, model.main_input_name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.finite import first_not_finite
-from transrec.models.backbone import beyond_fp16, blocks_of, find_backbone
+from transrec.models.backbone import blocks_of, find_backbone, fp16_overflow_error
 from transrec.models.quantised import is_quantised
 from transrec.untrusted import safetensors_header
 
@@ -47,25 +47,27 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in NARROW else tensor
 
 
-def hold(backbone: nn.Module, dtype: torch.dtype) -> None:
+def store_in_dtype(backbone: nn.Module, dtype: torch.dtype) -> None:
     """Round all weights to `dtype`; hold the matrices of blocks and embeddings in it and the few others in float32.
 
     Raises TransrecError for weights beyond the range of float16.
     """
     if dtype not in NARROW or is_quantised(backbone):
         return
-    matrices = {id(p) for module in _holders(backbone) for p in module.parameters(recurse=False) if p.ndim > 1}
+    matrices = {
+        id(p) for module in _modules_to_narrow(backbone) for p in module.parameters(recurse=False) if p.ndim > 1
+    }
     for parameter in backbone.parameters():
         if parameter.is_floating_point():
             rounded = parameter.data.to(dtype)
             parameter.data = rounded if id(parameter) in matrices else widened(rounded)
     there = {name: parameter for name, parameter in backbone.named_parameters() if not parameter.is_meta}
     if dtype == torch.float16 and (bad := first_not_finite(there)):
-        raise beyond_fp16(bad)
-    widen_as_it_runs(backbone)
+        raise fp16_overflow_error(bad)
+    compute_in_float32(backbone)
 
 
-def _holders(backbone: nn.Module) -> Iterator[nn.Module]:
+def _modules_to_narrow(backbone: nn.Module) -> Iterator[nn.Module]:
     # Elsewhere a model may read a layer's weights or dtype without running the layer (as ViT's patch embedding).
     for block in blocks_of(backbone):
         yield from block.modules()
@@ -74,19 +76,19 @@ def _holders(backbone: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def widen_as_it_runs(backbone: nn.Module) -> None:
+def compute_in_float32(backbone: nn.Module) -> None:
     """Make every layer with bfloat16 or float16 weights compute in float32. Call again after replacing layers."""
     if is_quantised(backbone):
         return
     for module in backbone.modules():
         # accelerate fetches a layer's weights, then calls the layer's forward that it has stored under this name.
         name = "_old_forward" if hasattr(module, "_old_forward") else "forward"
-        wrapped = getattr(vars(module).get(name), "func", None) is _widening
+        wrapped = getattr(vars(module).get(name), "func", None) is _forward_in_float32
         if not wrapped and any(parameter.dtype in NARROW for parameter in module.parameters(recurse=False)):
-            setattr(module, name, partial(_widening, getattr(module, name), module))
+            setattr(module, name, partial(_forward_in_float32, getattr(module, name), module))
 
 
-def _widening(forward: Callable[..., Any], module: nn.Module, *arguments: Any, **options: Any) -> Any:
+def _forward_in_float32(forward: Callable[..., Any], module: nn.Module, *arguments: Any, **options: Any) -> Any:
     if type(module) is nn.Embedding:
         return widened(forward(*arguments, **options))
     held = {name: p for name, p in module._parameters.items() if p is not None and p.dtype in NARROW}
@@ -107,7 +109,7 @@ def _is_cast_to(parameter: Tensor) -> bool:
     return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == parameter.dtype
 
 
-def check_what_trains(backbone: nn.Module, modality: str) -> None:
+def check_trainable_dtypes(backbone: nn.Module, modality: str) -> None:
     """Raise TransrecError if any weights that train are not held in float32."""
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad and parameter.dtype in NARROW:

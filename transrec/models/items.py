@@ -50,6 +50,6 @@ class FusedItemEncoder(nn.Module):
         return self.fusion(torch.cat(embeddings, dim=-1))
 
 
-def joined(towers: Sequence[Tower]) -> Tower | FusedItemEncoder:
+def make_item_encoder(towers: Sequence[Tower]) -> Tower | FusedItemEncoder:
     """Return the item encoder for one tower or several."""
     return FusedItemEncoder(*towers) if len(towers) > 1 else towers[0]

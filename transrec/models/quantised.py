@@ -52,7 +52,7 @@ def is_quantised(backbone: nn.Module) -> bool:
     return bool(getattr(backbone, "is_quantized", False))
 
 
-def give_float32(backbone: nn.Module) -> None:
+def return_float32(backbone: nn.Module) -> None:
     """Make a backbone return its output in float32, whatever dtype its libraries compute in."""
 
     def widen(module: nn.Module, arguments: tuple, output: Any) -> Any:

@@ -12,13 +12,13 @@ BOUND = re.compile(r"(cpu|mps|\d+)=(\d+(?:\.\d+)?)(MiB|GiB)")
 UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 
-def bounds(given: Sequence[str]) -> dict[str | int, int]:
+def memory_limits(entries: Sequence[str]) -> dict[str | int, int]:
     """Return how many bytes a backbone may take on each device: "0=20GiB" is the first GPU, "cpu=8GiB" host memory.
 
     Raises TransrecError for a malformed entry, and for a device that is named twice.
     """
     limits: dict[str | int, int] = {}
-    for entry in given:
+    for entry in entries:
         match = BOUND.fullmatch(entry)
         device = None if match is None else int(match[1]) if match[1].isdigit() else match[1]
         if match is None or device is None or device in limits:

@@ -33,7 +33,7 @@ class Tower(nn.Module):
         width: D.
         depth: the number of layers of the backbone, whose states are 0 to depth; None if no backbone is involved.
         states: the numbers of the K states that `read` returns.
-        stateless: what has no states, as a plural noun for messages, if `states` is empty.
+        stateless_noun: what has no states, as a plural noun for messages, if `states` is empty.
         projection: Linear(D, d); None once a method has taken it over.
         backbone: the backbone that the tower runs; None if there is none.
         backbone_dropout: whether the backbone's own dropout is active in training mode. If not, the backbone stays in
@@ -42,7 +42,7 @@ class Tower(nn.Module):
 
     modality: str
     input_count: int = 1
-    stateless: str = ""
+    stateless_noun: str = ""
     depth: int | None = None
     backbone_dropout: bool = True
 
@@ -155,55 +155,57 @@ class BackboneTower(Tower):
         """Return the input of a block (from 0) for the inputs of N items: float32 [N, T, D], without gradient."""
 
         def leave(module: nn.Module, arguments: tuple, options: dict) -> None:
-            raise _Reached(arguments[0] if arguments else options["hidden_states"])
+            raise _BlockReached(arguments[0] if arguments else options["hidden_states"])
 
         hook = blocks_of(self.backbone)[block].register_forward_pre_hook(leave, prepend=True, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.read_out(*inputs)
-        except _Reached as reached:
+        except _BlockReached as reached:
             return reached.hidden.float()
         finally:
             hook.remove()
         raise RuntimeError(f"block {block} of the {self.modality} encoder did not run")
 
-    def resume_at(self, block: int, besides: tuple | None) -> None:
+    def resume_at(self, block: int, extra_outputs: tuple | None) -> None:
         """Make `forward` take the output of `token_states` as a new first input, and remove the blocks below `block`.
 
         The layers before the blocks still run, because they compute the masks that blocks receive. If there are no
         masks, inputs of a single item are enough.
 
         Args:
-            besides: the values that a removed block returned in a tuple after its hidden states; None if it returned
-                no tuple.
+            extra_outputs: the values that a removed block returned in a tuple after its hidden states; None if it
+                returned no tuple.
         """
         blocks = blocks_of(self.backbone)
         for below in blocks[:block]:
             # The emptied module stays, because a backbone may read attributes of its blocks.
             for name in [*below._modules, *below._parameters, *below._buffers]:
                 delattr(below, name)
-            below.forward = partial(_passed_on, besides)
-        blocks[block].register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True)
+            below.forward = partial(_pass_through, extra_outputs)
+        blocks[block].register_forward_pre_hook(self._replace_input, prepend=True, with_kwargs=True)
         self.input_count, self._resumes = self.input_count + 1, True
 
-    def _enter(self, block: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
+    def _replace_input(self, block: nn.Module, arguments: tuple, options: dict) -> tuple[tuple, dict]:
         hidden, self._hidden = self._hidden.float(), None
         return ((hidden, *arguments[1:]), options) if arguments else (arguments, options | {"hidden_states": hidden})
 
 
-def running(towers: Iterable[Tower]) -> list[BackboneTower]:
+def backbone_towers(towers: Iterable[Tower]) -> list[BackboneTower]:
     """Return the towers that run a backbone."""
     return cast("list[BackboneTower]", [tower for tower in towers if tower.backbone is not None])
 
 
-class _Reached(Exception):
+class _BlockReached(Exception):
     def __init__(self, hidden: Tensor):
         super().__init__()
         self.hidden = hidden
 
 
-def _passed_on(besides: tuple | None, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor | tuple:
-    return hidden_states if besides is None else (hidden_states, *besides)
+def _pass_through(
+    extra_outputs: tuple | None, hidden_states: Tensor, *arguments: Any, **options: Any
+) -> Tensor | tuple:
+    return hidden_states if extra_outputs is None else (hidden_states, *extra_outputs)
 
 
 class StateReader:
@@ -219,15 +221,15 @@ class StateReader:
         self._states: list[Tensor] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         blocks = blocks_of(tower.backbone)
-        blocks[0].register_forward_pre_hook(self._first, with_kwargs=True)
+        blocks[0].register_forward_pre_hook(self._record_input, with_kwargs=True)
         for block in blocks:
-            block.register_forward_hook(self._next)
+            block.register_forward_hook(self._record_output)
 
-    def _first(self, block: nn.Module, arguments: tuple, options: dict) -> None:
+    def _record_input(self, block: nn.Module, arguments: tuple, options: dict) -> None:
         if self._states == []:
             self._states = [self.pool(arguments[0] if arguments else options["hidden_states"], *self._inputs)]
 
-    def _next(self, block: nn.Module, arguments: tuple, output) -> None:
+    def _record_output(self, block: nn.Module, arguments: tuple, output) -> None:
         if self._states is not None:
             self._states.append(self.pool(output[0] if isinstance(output, tuple) else output, *self._inputs))
 

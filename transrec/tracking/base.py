@@ -60,19 +60,19 @@ class Trackers:
     def open(self, choices: Sequence[Choice]) -> None:
         """Create the trackers. Only the main process calls this."""
         for choice in choices:
-            with self._naming(choice.name):
+            with self._report_errors_of(choice.name):
                 self._open[choice.name] = choice.build(self.folder)
 
     def log(self, epochs: list[dict[str, Any]]) -> None:
         """Call `Tracker.log` of every tracker."""
         for name, tracker in self._open.items():
-            with self._naming(name):
+            with self._report_errors_of(name):
                 tracker.log(epochs)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Call `Tracker.finish` of every tracker."""
         for name, tracker in self._open.items():
-            with self._naming(name):
+            with self._report_errors_of(name):
                 tracker.finish(result)
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class Trackers:
         while self._open:
             name, tracker = self._open.popitem()
             try:
-                with self._naming(name):
+                with self._report_errors_of(name):
                     tracker.close()
             except Exception as error:
                 failures.append(error)
@@ -93,7 +93,7 @@ class Trackers:
             raise failures[0]
 
     @contextmanager
-    def _naming(self, name: str) -> Iterator[None]:
+    def _report_errors_of(self, name: str) -> Iterator[None]:
         try:
             yield
         except (TransrecError, BrokenPipeError, MemoryError):

@@ -250,7 +250,7 @@ class Evaluator:
         def user_vectors(users: np.ndarray) -> Tensor:
             return self.encode_users(recommender, items, context.last(self.split.max_seq_len, users))
 
-        ranking = self._rank_in_blocks(recommender.objective.scored(items), user_vectors, part)
+        ranking = self._rank_in_blocks(recommender.objective.scoring_embeddings(items), user_vectors, part)
         recommender.train(was_training)
         return ranking
 

@@ -17,7 +17,7 @@ from transrec.methods import Method, TrainableGroup
 from transrec.models.backbone import blocks_of
 from transrec.models.quantised import is_quantised
 from transrec.models.recommender import Recommender
-from transrec.models.towers import Tower, running
+from transrec.models.towers import Tower, backbone_towers
 from transrec.options import TrainingOptions
 from transrec.training.distributed import World
 from transrec.training.precision import Precision
@@ -57,7 +57,7 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
             "--shard: the method reads or changes whole weights after each step; use another, or leave --shard out"
         )
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for tower in running(cast("list[Tower]", recommender.item_encoder.towers)):
+    for tower in backbone_towers(cast("list[Tower]", recommender.item_encoder.towers)):
         backbone = cast(nn.Module, tower.backbone)
         if is_quantised(backbone):
             raise TransrecError(

@@ -22,7 +22,7 @@ from transrec.data.features import ahead
 from transrec.errors import Interrupted, TransrecError, about_memory
 from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
-from transrec.models.towers import Tower, running
+from transrec.models.towers import Tower, backbone_towers
 from transrec.options import TrainingOptions
 from transrec.processes import STOP_SIGNALS
 from transrec.progress import Bar
@@ -268,7 +268,7 @@ class Trainer:
     def _memory_advice(self) -> str:
         """Return advice on flags that save memory: those that a resumed run may change, then those of a new run."""
         options, features = self.options, self.evaluator.features
-        runs = running(cast("list[Tower]", self.recommender.item_encoder.towers))
+        runs = backbone_towers(cast("list[Tower]", self.recommender.item_encoder.towers))
         trains = any(tower.trains_inside for tower in runs)
         holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
         same = {

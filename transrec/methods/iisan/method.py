@@ -61,6 +61,6 @@ class IISAN(Method):
     def rebuild(self, item_encoder: nn.Module, options: IISANOptions) -> tuple[nn.Module, list[nn.Parameter]]:
         for tower in item_encoder.towers:
             if not tower.states:
-                raise TransrecError(f"--method iisan: {tower.stateless} have no hidden states to read")
+                raise TransrecError(f"--method iisan: {tower.stateless_noun} have no hidden states to read")
         rebuilt = SideItemEncoder(item_encoder.towers, options)
         return rebuilt, rebuilt.side.new_parameters()

@@ -14,7 +14,7 @@ from transrec.models.items import fusion_order
 GATE_TEMPERATURE = 0.1
 
 
-def through_both(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
+def fused_linear(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     """Return second(first(x)), computed with the product of the two weights: [N, D] -> [N, d].
 
     With D x D and d x D weights this takes a quarter of the arithmetic, forward and backward, for any N well above d.
@@ -22,7 +22,7 @@ def through_both(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, second.weight @ first.weight, second(first.bias))
 
 
-class Steps(nn.Module):
+class SideTower(nn.Module):
     """Base of the towers: a SANB and mixing weights for each step.
 
     A SANB is x + adapter(x). Each step joins states with the weights softmax(p / 0.1). The logits p are learned and
@@ -31,13 +31,13 @@ class Steps(nn.Module):
     Args:
         adapters: one for each step.
         gated: learn the weights; otherwise the states are added up.
-        joined: the number of states that each step joins.
+        states_per_step: the number of states that each step joins.
     """
 
-    def __init__(self, adapters: list[nn.Module], gated: bool, joined: int = 2):
+    def __init__(self, adapters: list[nn.Module], gated: bool, states_per_step: int = 2):
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
-        shape = (len(adapters),) if joined == 2 else (len(adapters), joined - 1)
+        shape = (len(adapters),) if states_per_step == 2 else (len(adapters), states_per_step - 1)
         self.gates = nn.Parameter(torch.zeros(shape)) if gated else None
 
     def join(self, step: int, *states: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Steps(nn.Module):
         return sum(weight * state for weight, state in zip(weights, states, strict=True))
 
 
-class IntraTower(Steps):
+class IntraTower(SideTower):
     """Tower of one modality: s <- SANB(g h_i + (1 - g) s), then Linear(D, E) and its projection Linear(E, d).
 
     Args:
@@ -72,10 +72,10 @@ class IntraTower(Steps):
         for number, (h, adapter) in enumerate(zip(steps, self.adapters, strict=True)):
             x = self.join(number, h, s)
             s = x + adapter(x)
-        return through_both(self.end, projection, s)
+        return fused_linear(self.end, projection, s)
 
 
-class InterTower(Steps):
+class InterTower(SideTower):
     """Tower of all modalities: s <- SANB(s + the joined h_i of the step) from s = 0, then Linear(D, D), Linear(D, d).
 
     D is the smallest width. At each step, a separate Linear first maps the state of each wider modality to D. If a
@@ -105,7 +105,7 @@ class InterTower(Steps):
         for number, adapter in enumerate(self.adapters):
             x = s + self.join(number, *(self._aligned(m, number, hs[number]) for m, hs in inputs.items()))
             s = x + adapter(x)
-        return through_both(self.end, self.projection, s)
+        return fused_linear(self.end, self.projection, s)
 
     def _aligned(self, modality: str, step: int, state: Tensor) -> Tensor:
         if modality not in self._first_align:
@@ -157,19 +157,21 @@ class SideNetwork(nn.Module):
             ordered = {modality: widths[modality] for modality in self.order}
             own = adapters(fewest, min(widths.values()), INTER)
             self.inter = InterTower(ordered, own, options.side_gates, embedding_dim)
-        ends = len(self.intra) + (self.inter is not None)
-        self.fusion = nn.Linear(ends * embedding_dim, embedding_dim) if len(self.order) > 1 else nn.Identity()
+        tower_count = len(self.intra) + (self.inter is not None)
+        self.fusion = nn.Linear(tower_count * embedding_dim, embedding_dim) if len(self.order) > 1 else nn.Identity()
 
     def forward(self, states: Mapping[str, Tensor]) -> Tensor:
         """Map the states float [N, K, D] of each modality to item embeddings [N, d]."""
-        return self.fusion(torch.cat(list(self.ends(states).values()), dim=-1))
+        return self.fusion(torch.cat(list(self.tower_outputs(states).values()), dim=-1))
 
-    def ends(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def tower_outputs(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the output of each tower, [N, d], in the order of fusion."""
         # Converted state by state, so that both towers use a state while it is in the processor's cache.
         read = {modality: [h.float() for h in states[modality].unbind(1)] for modality in self.order}
-        ends = {modality: tower(read[modality], self.projections[modality]) for modality, tower in self.intra.items()}
-        return ends | ({INTER: self.inter(read)} if self.inter is not None else {})
+        outputs = {
+            modality: tower(read[modality], self.projections[modality]) for modality, tower in self.intra.items()
+        }
+        return outputs | ({INTER: self.inter(read)} if self.inter is not None else {})
 
     def new_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the towers, without projections and fusion."""

@@ -82,7 +82,7 @@ class IISANOptions(MethodOptions):
         return {INTER: sizes[narrowest]} | sizes
 
     @classmethod
-    def told_by(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def flags_from_tensors(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         intra, inter = (any(f".side.{part}." in name for name in tensors) for part in ("intra", INTER))
         sizes = {match[1]: len(t) for name, t in tensors.items() if (match := FIRST_DOWN.search(name))}
         # The order of the modalities in an original checkpoint.

@@ -4,11 +4,11 @@ from transrec.models.objectives.base import (
     OBJECTIVES,
     NegativesOptions,
     Objective,
-    binary,
-    held_items,
+    binary_cross_entropy,
+    lookup_embeddings,
     pair_scores,
     register,
-    take,
+    sequence_item_mask,
     user_vectors,
 )
 
@@ -16,10 +16,10 @@ __all__ = [
     "OBJECTIVES",
     "NegativesOptions",
     "Objective",
-    "binary",
-    "held_items",
+    "binary_cross_entropy",
+    "lookup_embeddings",
     "pair_scores",
     "register",
-    "take",
+    "sequence_item_mask",
     "user_vectors",
 ]

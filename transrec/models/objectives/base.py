@@ -37,7 +37,7 @@ class Objective:
         """
         raise NotImplementedError
 
-    def scored(self, embeddings: Tensor) -> Tensor:
+    def scoring_embeddings(self, embeddings: Tensor) -> Tensor:
         """Return item embeddings [n, d] as they are multiplied with user vectors, in evaluation too: here unchanged."""
         return embeddings
 
@@ -55,30 +55,30 @@ class NegativesOptions(Options):
     negatives: int = flag(1, "K, the number of sampled negatives per position; each is one more item to encode.")
 
 
-def take(embeddings: Tensor, index: Tensor) -> Tensor:
+def lookup_embeddings(embeddings: Tensor, index: Tensor) -> Tensor:
     """Return the embeddings [U, d] at `index`, coded as in Batch (0 = padding, a zero vector)."""
     return F.pad(embeddings, (0, 0, 1, 0))[index]
 
 
 def user_vectors(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tuple[Tensor, Tensor]:
     """Return user vectors [B, L, d] and target embeddings [B, L, d] (the item after each position)."""
-    sequences = take(embeddings, batch.sequences)
+    sequences = lookup_embeddings(embeddings, batch.sequences)
     return user_encoder(sequences[:, :-1], batch.mask), sequences[:, 1:]
 
 
 def pair_scores(embeddings: Tensor, batch: Batch, user_encoder: Callable) -> tuple[Tensor, Tensor]:
     """Return the scores of each position's target, float32 [B, L], and of its negatives, [B, L, K]."""
     users, targets = user_vectors(embeddings, batch, user_encoder)
-    negatives = take(embeddings, batch.negatives.view(*batch.mask.shape, -1))
+    negatives = lookup_embeddings(embeddings, batch.negatives.view(*batch.mask.shape, -1))
     return (users * targets).sum(-1).float(), (users.unsqueeze(-2) * negatives).sum(-1).float()
 
 
-def binary(scores: Tensor, label: float) -> Tensor:
+def binary_cross_entropy(scores: Tensor, label: float) -> Tensor:
     """Return the binary cross-entropy of each score, a logit, with the label."""
     return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, label), reduction="none")
 
 
-def held_items(batch: Batch) -> Tensor:
+def sequence_item_mask(batch: Batch) -> Tensor:
     """Return which items, coded as in Batch, each user's sequence holds, without padding: bool [B, U + 1]."""
     held = torch.zeros(len(batch.sequences), len(batch.items) + 1, dtype=torch.bool, device=batch.sequences.device)
     held.scatter_(1, batch.sequences, True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from transrec.data.batches import Batch
-from transrec.models.objectives.base import NegativesOptions, Objective, binary, pair_scores, register
+from transrec.models.objectives.base import NegativesOptions, Objective, binary_cross_entropy, pair_scores, register
 
 
 @register("bce", "sasrec")
@@ -19,4 +19,6 @@ class BCEObjective(Objective):
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         targets, negatives = pair_scores(embeddings, batch, user_encoder)
-        return (binary(targets, 1.0) * batch.mask).sum() + (binary(negatives, 0.0) * batch.mask.unsqueeze(-1)).sum()
+        return (binary_cross_entropy(targets, 1.0) * batch.mask).sum() + (
+            binary_cross_entropy(negatives, 0.0) * batch.mask.unsqueeze(-1)
+        ).sum()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from transrec.data.batches import Batch
-from transrec.models.objectives.base import Objective, binary, register, take, user_vectors
+from transrec.models.objectives.base import Objective, binary_cross_entropy, lookup_embeddings, register, user_vectors
 
 
 @register("cpc")
@@ -17,7 +17,7 @@ class CPCObjective(Objective):
 
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = user_vectors(embeddings, batch, user_encoder)
-        negatives = take(embeddings, batch.negatives[:, -1])
+        negatives = lookup_embeddings(embeddings, batch.negatives[:, -1])
         users, mask = users[:, -1], batch.mask[:, -1]
         positive, negative = ((users * items).sum(-1).float() for items in (targets[:, -1], negatives))
-        return (binary(positive, 1.0) * mask).sum() + (binary(negative, 0.0) * mask).sum()
+        return (binary_cross_entropy(positive, 1.0) * mask).sum() + (binary_cross_entropy(negative, 0.0) * mask).sum()

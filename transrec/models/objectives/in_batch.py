@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from transrec.data.batches import Batch
 from transrec.models.gathering import gather_rows
-from transrec.models.objectives.base import Objective, held_items, register, user_vectors
+from transrec.models.objectives.base import Objective, register, sequence_item_mask, user_vectors
 from transrec.models.objectives.softmax import Terms, log_sums
 from transrec.options import Options, flag
 
@@ -59,7 +59,7 @@ class InBatchObjective(Objective):
         items, slots, prior = own_items, slots * batch.weight, batch.log_popularity
         if self.gather_items:
             embeddings, items, slots, prior = (gather_rows(x) for x in (embeddings, items, slots, prior))
-        held = held_items(batch)
+        held = sequence_item_mask(batch)
         # `own_items` is ascending: look up each candidate in it; 0 if it is not there.
         place = torch.searchsorted(own_items, items).clamp(max=len(own_items) - 1)
         place = torch.where(own_items[place] == items, place + 1, 0)

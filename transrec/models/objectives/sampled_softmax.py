@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from transrec.data.batches import Batch, Sampling
-from transrec.models.objectives.base import held_items, register, take, user_vectors
+from transrec.models.objectives.base import lookup_embeddings, register, sequence_item_mask, user_vectors
 from transrec.models.objectives.scale import ScaledObjective, ScaleOptions
 from transrec.options import flag
 
@@ -63,21 +63,23 @@ class SampledSoftmaxObjective(ScaledObjective):
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, targets = user_vectors(embeddings, batch, user_encoder)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self._loss(self.scored(embeddings.float()), users, self.scored(targets.float()), batch)
+            return self._loss(
+                self.scoring_embeddings(embeddings.float()), users, self.scoring_embeddings(targets.float()), batch
+            )
 
     def _loss(self, embeddings: Tensor, users: Tensor, targets: Tensor, batch: Batch) -> Tensor:
         owner, position = batch.places
-        users, targets = self.scaled(users[owner, position]), targets[owner, position]
-        held = held_items(batch)
+        users, targets = self.scaled_users(users[owner, position]), targets[owner, position]
+        held = sequence_item_mask(batch)
         chances = F.pad(batch.log_chance, (1, 0))
         if self.are_shared:
             drawn = batch.shared_negatives
-            scores = users @ take(embeddings, drawn).T
+            scores = users @ lookup_embeddings(embeddings, drawn).T
             correction = math.log(self.count) + chances[drawn]
             excluded = held[:, drawn][owner]
         else:
             drawn = batch.negatives.view(*batch.mask.shape, self.count)[owner, position]
-            scores = (users.unsqueeze(1) * take(embeddings, drawn)).sum(-1)
+            scores = (users.unsqueeze(1) * lookup_embeddings(embeddings, drawn)).sum(-1)
             # Negatives are drawn among the items outside the user's sequence, which raises the chance of each.
             outside = 1 - (held * chances.exp()).sum(1)
             correction = math.log(self.count) + chances[drawn] - outside.clamp(min=1e-6).log()[owner].unsqueeze(1)

@@ -30,10 +30,10 @@ class ScaledObjective(Objective):
     def __init__(self, normalise: bool, temperature: float):
         self.normalise, self.temperature = normalise, temperature
 
-    def scored(self, embeddings: Tensor) -> Tensor:
+    def scoring_embeddings(self, embeddings: Tensor) -> Tensor:
         """Return item embeddings [n, d], with length 1 if scores are cosines."""
         return F.normalize(embeddings, dim=-1) if self.normalise else embeddings
 
-    def scaled(self, users: Tensor) -> Tensor:
-        """Return user vectors [..., d] in float32, whose products with `scored` embeddings are the logits."""
-        return self.scored(users.float()) / self.temperature
+    def scaled_users(self, users: Tensor) -> Tensor:
+        """Return user vectors [..., d] in float32, whose products with `scoring_embeddings` are the logits."""
+        return self.scoring_embeddings(users.float()) / self.temperature

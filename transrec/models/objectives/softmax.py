@@ -43,8 +43,8 @@ class SoftmaxObjective(ScaledObjective):
     def __call__(self, embeddings: Tensor, batch: Batch, user_encoder: Callable) -> Tensor:
         users, _ = user_vectors(embeddings, batch, user_encoder)
         with torch.autocast(embeddings.device.type, enabled=False):
-            users, targets = self.scaled(users[batch.places]), batch.sequences[:, 1:][batch.places] - 1
-            return cross_entropy(users, self.scored(embeddings.float()), targets, self.memory).sum()
+            users, targets = self.scaled_users(users[batch.places]), batch.sequences[:, 1:][batch.places] - 1
+            return cross_entropy(users, self.scoring_embeddings(embeddings.float()), targets, self.memory).sum()
 
 
 def cross_entropy(users: Tensor, items: Tensor, targets: Tensor, memory: int) -> Tensor:
@@ -73,7 +73,7 @@ class Terms:
     owner: Tensor
     excluded: Tensor
 
-    def put(self, logits: Tensor, first: int) -> Tensor:
+    def apply_to(self, logits: Tensor, first: int) -> Tensor:
         """Apply the terms in place to logits [P, c] of the items from `first` on; excluded items get minus infinity."""
         part = slice(first, first + logits.shape[1])
         return logits.add_(self.prior[part]).masked_fill_(self.excluded[:, part][self.owner], -torch.inf)
@@ -102,12 +102,12 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         users, items, targets, sums = ctx.saved_tensors
         weighted = gradient.unsqueeze(1)
-        of_users = -weighted * items[targets]
-        of_items = torch.zeros_like(items).index_add_(0, targets, -weighted * users)
+        users_gradient = -weighted * items[targets]
+        items_gradient = torch.zeros_like(items).index_add_(0, targets, -weighted * users)
         for first, logits in _chunks(users, items, ctx.chunk):
             probabilities = logits.sub_(sums.unsqueeze(1)).exp_().mul_(weighted)
-            _add_gradients(probabilities, first, users, items, of_users, of_items)
-        return of_users, of_items, None, None
+            _add_gradients(probabilities, first, users, items, users_gradient, items_gradient)
+        return users_gradient, items_gradient, None, None
 
 
 class _LogSums(torch.autograd.Function):
@@ -126,11 +126,11 @@ class _LogSums(torch.autograd.Function):
         users, items, sums = ctx.saved_tensors
         # In a row without items all probabilities are 0.
         sums, weighted = sums.clamp(min=LEAST).unsqueeze(1), gradient.unsqueeze(1)
-        of_users, of_items = torch.zeros_like(users), torch.zeros_like(items)
+        users_gradient, items_gradient = torch.zeros_like(users), torch.zeros_like(items)
         for first, logits in _chunks(users, items, ctx.chunk, ctx.terms):
             probabilities = logits.sub_(sums).exp_().mul_(weighted)
-            _add_gradients(probabilities, first, users, items, of_users, of_items)
-        return of_users, of_items, None, None
+            _add_gradients(probabilities, first, users, items, users_gradient, items_gradient)
+        return users_gradient, items_gradient, None, None
 
 
 def _chunk(users: Tensor, items: Tensor, memory: int) -> int:
@@ -154,13 +154,13 @@ def _chunks(users: Tensor, items: Tensor, chunk: int, terms: Terms | None = None
     for first in range(0, len(items), chunk):
         part = items[first : first + chunk]
         logits = torch.mm(users, part.T, out=buffer[: len(users) * len(part)].view(len(users), len(part)))
-        yield first, terms.put(logits, first) if terms else logits
+        yield first, terms.apply_to(logits, first) if terms else logits
 
 
 def _add_gradients(
-    of_logits: Tensor, first: int, users: Tensor, items: Tensor, of_users: Tensor, of_items: Tensor
+    logits_gradient: Tensor, first: int, users: Tensor, items: Tensor, users_gradient: Tensor, items_gradient: Tensor
 ) -> None:
-    """Add to `of_users` and `of_items` the gradients that flow from logits [P, c] of the items from `first` on."""
-    part = slice(first, first + of_logits.shape[1])
-    of_users.addmm_(of_logits, items[part])
-    of_items[part].addmm_(of_logits.T, users)
+    """Add to the gradients of users and items those that flow from logits [P, c] of the items from `first` on."""
+    part = slice(first, first + logits_gradient.shape[1])
+    users_gradient.addmm_(logits_gradient, items[part])
+    items_gradient[part].addmm_(logits_gradient.T, users)

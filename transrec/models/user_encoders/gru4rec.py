@@ -43,10 +43,10 @@ class GRU4Rec(UserEncoder):
         padding = length - mask.long().sum(1, keepdim=True)
         places = torch.arange(length, device=mask.device)
         to_front, to_back = ((places + shift) % length for shift in (padding, -padding))
-        states, _ = self.gru(_at(self.dropout(item_embeddings), to_front))
-        return self.projection(_at(states, to_back))
+        states, _ = self.gru(_rows_at(self.dropout(item_embeddings), to_front))
+        return self.projection(_rows_at(states, to_back))
 
 
-def _at(rows: Tensor, places: Tensor) -> Tensor:
+def _rows_at(rows: Tensor, places: Tensor) -> Tensor:
     """Return the rows [B, L, D] at `places` [B, L]."""
     return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))

@@ -9,7 +9,7 @@ from transrec.models.user_encoders.sasrec import (
     LAYER_NORM_EPS,
     SASRecOptions,
     SelfAttention,
-    added_mask,
+    additive_mask,
     check_heads,
 )
 
@@ -78,8 +78,8 @@ class LiGR(UserEncoder):
         xavier(self)
 
     def forward(self, item_embeddings: Tensor, mask: Tensor) -> Tensor:
-        added = added_mask(mask)
+        attention_mask = additive_mask(mask)
         x = self.dropout(item_embeddings + self.position_embedding.weight[: mask.shape[1]])
         for block in self.blocks:
-            x = block(x, added)
+            x = block(x, attention_mask)
         return self.layer_norm(x)

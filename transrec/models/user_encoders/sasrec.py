@@ -85,7 +85,7 @@ def check_heads(width: int, heads: int) -> None:
         raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
 
 
-def added_mask(mask: Tensor) -> Tensor:
+def additive_mask(mask: Tensor) -> Tensor:
     """Return the additive attention mask [B, 1, L, L] of a mask [B, L]: 0 for real items not after the query."""
     length = mask.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
@@ -126,9 +126,9 @@ class SASRec(UserEncoder):
         Returns:
             [B, L, d]; position t has seen only items 0..t. Rows at padding are finite but meaningless.
         """
-        added = added_mask(mask)
+        attention_mask = additive_mask(mask)
         x = item_embeddings + self.position_embedding.weight[: item_embeddings.shape[1]]
         x = self.dropout(self.layer_norm(x))
         for block in self.blocks:
-            x = block(x, added)
+            x = block(x, attention_mask)
         return x
