@@ -189,7 +189,7 @@ def test_a_modality_with_a_backbone_and_flags_of_its_own(flags, audio, tmp_path,
 
 
 def test_mistakes_of_a_modality_from_outside(flags, audio, backbones, tmp_path):
-    def told(*words: str) -> str:
+    def error_of(*words: str) -> str:
         with pytest.raises(TransrecError) as caught:
             run([*flags, *PLUGINS, *audio, *words, "--output", str(tmp_path / "run")], "frozen")
         return str(caught.value)
@@ -197,15 +197,15 @@ def test_mistakes_of_a_modality_from_outside(flags, audio, backbones, tmp_path):
     with pytest.raises(TransrecError, match="--audio_encoder: no flag of modality text, but of audio"):
         parse([*flags, *PLUGINS, *audio], "frozen", {})
     alone = ("--modalities", "audio")
-    assert "a BertModel reads text, not audio" in told(*alone, "--audio_encoder", str(backbones["bert"]))
+    assert "a BertModel reads text, not audio" in error_of(*alone, "--audio_encoder", str(backbones["bert"]))
     np.save(tmp_path / "sounds.npy", np.zeros((150, 8, 16), np.float32))
-    assert "sounds.npy: is of [8, 16] frames and mels, and " in told(*alone)
+    assert "sounds.npy: is of [8, 16] frames and mels, and " in error_of(*alone)
     (tmp_path / "sounds.npy").unlink()
-    assert "sounds.npy: cannot read the vectors" in told(*alone)
+    assert "sounds.npy: cannot read the vectors" in error_of(*alone)
 
 
 @pytest.mark.parametrize(
-    "words,told",
+    "words,expected",
     [
         (["--objective", "margin", "--margin", "-1"], "--margin -1.0: must be at least 0"),
         (["--margin", "0.5"], "--margin: no flag of objective bce, but of margin"),
@@ -216,7 +216,7 @@ def test_mistakes_of_a_modality_from_outside(flags, audio, backbones, tmp_path):
         ),
     ],
 )
-def test_mistakes(flags, words, told):
+def test_mistakes(flags, words, expected):
     with pytest.raises(TransrecError) as caught:
         parse([*flags, *PLUGINS, *words], "full", {})
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(expected)

@@ -181,8 +181,8 @@ def test_sites_are_where_the_residual_is_added(recommender, inputs, kind):
     sublayers = [sublayer for block in view(recommender.item_encoder.backbone).blocks for sublayer in block.sublayers]
     seen = {}
 
-    def note(module, given, gave):
-        seen.setdefault(module, (given[0], gave))
+    def note(module, arguments, output):
+        seen.setdefault(module, (arguments[0], output))
 
     for sublayer in sublayers:
         for site in (sublayer.stream, sublayer.output, sublayer.norm):
@@ -192,8 +192,8 @@ def test_sites_are_where_the_residual_is_added(recommender, inputs, kind):
     for sublayer in sublayers:
         if sublayer.norm is None:
             continue
-        given, gave = seen[sublayer.stream.module][0], seen[sublayer.output.module][1]
-        torch.testing.assert_close(seen[sublayer.norm.module][0], given + gave)
+        received, output = seen[sublayer.stream.module][0], seen[sublayer.output.module][1]
+        torch.testing.assert_close(seen[sublayer.norm.module][0], received + output)
 
 
 def test_hidden_states_are_read(recommender, inputs, kind):
@@ -222,23 +222,23 @@ def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
     before = structure(tower.backbone)
     trained = apply(recommender, "full", train_last=1)[0].parameters.values()
     first = SimpleNamespace(inputs=lambda items: [one[:1] for one in inputs], host_lengths=None, digest="")
-    found = constant_blocks(tower.eval(), before, first)
+    constant = constant_blocks(tower.eval(), before, first)
     if kind == "albert":
-        assert found is None
+        assert constant is None
         return
-    assert found.count == 1 and found.tokens == tower.token_states(1, *inputs).shape[1]
+    assert constant.count == 1 and constant.tokens == tower.token_states(1, *inputs).shape[1]
 
-    def gradients(*given):
-        tower(*given).square().sum().backward()
-        taken = [parameter.grad for parameter in trained if parameter.grad is not None]
+    def gradients(*tensors):
+        tower(*tensors).square().sum().backward()
+        gradients_of_trained = [parameter.grad for parameter in trained if parameter.grad is not None]
         recommender.zero_grad()
-        return taken
+        return gradients_of_trained
 
     whole, expected = encode(recommender, inputs), gradients(*inputs)
     states = tower.token_states(1, *inputs)
-    tower.resume_at(found.count, found.besides)
+    tower.resume_at(constant.count, constant.besides)
     # Images have no masks: the part before the blocks runs only for the first image.
-    resumed = (states, *(inputs if kind in TEXT else found.others(torch.ones(1))))
+    resumed = (states, *(inputs if kind in TEXT else constant.others(torch.ones(1))))
     assert tower.input_count == len(resumed) and not list(blocks_of(tower.backbone)[0].parameters())
     torch.testing.assert_close(encode(recommender, resumed), whole, atol=1e-6, rtol=0)
     for gradient, other in zip(gradients(*resumed), expected, strict=True):

@@ -34,11 +34,11 @@ def contexts(split, part: str) -> torch.Tensor:
     return torch.from_numpy(getattr(split, part).without_last(1).last(LENGTH)).long()
 
 
-def scores_of(scorer, given: torch.Tensor, count: int) -> np.ndarray:
+def scores_of(scorer, sequences: torch.Tensor, count: int) -> np.ndarray:
     if isinstance(scorer.items, torch.Tensor):
-        return (scorer.users(given) @ scorer.items.T).numpy()
-    out = torch.empty(len(given), count)
-    scorer.items.score(scorer.users(given), out)
+        return (scorer.users(sequences) @ scorer.items.T).numpy()
+    out = torch.empty(len(sequences), count)
+    scorer.items.score(scorer.users(sequences), out)
     return out.numpy()
 
 
@@ -46,19 +46,19 @@ def plain_votes(split, part: str, count: int, shrinkage: float) -> np.ndarray:
     """Return scores [T, n] of item-kNN, computed pair by pair."""
     users = [{*split.train[user].tolist()} for user in range(len(split.train))]
     items = range(1, split.item_count + 1)
-    near = {}
+    similarities = {}
     for j in items:
-        of = {}
+        similar = {}
         for i in items:
             both = sum(i in user and j in user for user in users)
             if i != j and both:
                 alone = [sum(item in user for user in users) for item in (i, j)]
-                of[i] = both / (math.sqrt(alone[0] * alone[1]) + shrinkage)
-        near[j] = dict(sorted(of.items(), key=lambda pair: (-np.float32(pair[1]), pair[0]))[:count])
+                similar[i] = both / (math.sqrt(alone[0] * alone[1]) + shrinkage)
+        similarities[j] = dict(sorted(similar.items(), key=lambda pair: (-np.float32(pair[1]), pair[0]))[:count])
     scores = np.zeros((len(getattr(split, part)), split.item_count))
     for row, sequence in enumerate(contexts(split, part).tolist()):
         for age, j in enumerate(reversed([item for item in sequence if item])):
-            for i, value in near[j].items():
+            for i, value in similarities[j].items():
                 scores[row, i - 1] += value / (age + 1)
     return scores
 
@@ -67,15 +67,15 @@ def plain_votes(split, part: str, count: int, shrinkage: float) -> np.ndarray:
 def test_item_knn_equals_a_count_of_pairs(split, monkeypatch, count, pairs):
     monkeypatch.setattr(item_knn, "PAIRS_AT_ONCE", pairs)
     scorer = ItemKNN(count, 2.0).fit(split, [], ALONE)
-    made = scores_of(scorer, contexts(split, "test"), split.item_count)
-    np.testing.assert_allclose(made, plain_votes(split, "test", count, 2.0), rtol=1e-5, atol=1e-7)
+    scores = scores_of(scorer, contexts(split, "test"), split.item_count)
+    np.testing.assert_allclose(scores, plain_votes(split, "test", count, 2.0), rtol=1e-5, atol=1e-7)
 
 
 def test_an_item_that_a_user_repeats_counts_once_and_no_item_is_near_itself():
     holds = sparse.csr_array(np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1]], dtype=np.float32))
-    near = neighbours(holds, 5, 0.0).toarray()
+    similarities = neighbours(holds, 5, 0.0).toarray()
     expected = [[0, 2 / 6**0.5, 0], [2 / 6**0.5, 0, 1 / 3**0.5], [0, 1 / 3**0.5, 0]]
-    np.testing.assert_allclose(near, expected, rtol=1e-6)
+    np.testing.assert_allclose(similarities, expected, rtol=1e-6)
 
 
 def test_zero_shot_is_the_mean_cosine(split):
@@ -86,17 +86,17 @@ def test_zero_shot_is_the_mean_cosine(split):
     class File:
         path = "states"
 
-        def __init__(self, of):
-            self.states = of
+        def __init__(self, states):
+            self.states = states
 
     rows = np.arange(split.item_count)
-    parts = [StateFeatures(File(of), rows, ALONE.device, "cpu") for of in states]
-    made = scores_of(ZeroShot().fit(split, parts, ALONE), contexts(split, "test"), split.item_count)
-    units = [of[:, -1] / np.linalg.norm(of[:, -1], axis=1, keepdims=True) for of in states]
-    cosines = sum(of @ of.T for of in units) / 2
+    parts = [StateFeatures(File(array), rows, ALONE.device, "cpu") for array in states]
+    scores = scores_of(ZeroShot().fit(split, parts, ALONE), contexts(split, "test"), split.item_count)
+    units = [array[:, -1] / np.linalg.norm(array[:, -1], axis=1, keepdims=True) for array in states]
+    cosines = sum(unit @ unit.T for unit in units) / 2
     for row, sequence in enumerate(contexts(split, "test").tolist()):
-        of = [cosines[item - 1] for item in sequence if item]
-        np.testing.assert_allclose(made[row], np.mean(of, axis=0), atol=1e-6)
+        similarities = [cosines[item - 1] for item in sequence if item]
+        np.testing.assert_allclose(scores[row], np.mean(similarities, axis=0), atol=1e-6)
     assert ZeroShot().fit(split, [IdFeatures()], ALONE) is None
     assert ZeroShot().fit(split, [*parts, IdFeatures()], ALONE) is None
 

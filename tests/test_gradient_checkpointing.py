@@ -22,13 +22,13 @@ def inputs_of(kind):
 
 def gradients(encoder, inputs):
     """Return the gradients of all trained parameters, and how many numbers were kept for the backward pass."""
-    kept = []
+    saved = []
     encoder.zero_grad(set_to_none=True)
     torch.manual_seed(2)
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+    with saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda tensor: tensor):
         loss = encoder(*inputs).square().sum()
     loss.backward()
-    return {name: p.grad for name, p in encoder.named_parameters() if p.requires_grad}, sum(kept)
+    return {name: p.grad for name, p in encoder.named_parameters() if p.requires_grad}, sum(saved)
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "houlsby", "parallel"])
@@ -46,12 +46,12 @@ def test_gradients_are_the_same(kind, method, backbones):
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    before, kept = gradients(encoder, inputs)
+    before, saved = gradients(encoder, inputs)
     with torch.no_grad():
         output = encoder.eval()(*inputs)
     recompute_blocks(encoder.train().backbone)
     after, fewer = gradients(encoder, inputs)
-    assert before.keys() == after.keys() and fewer < kept / 2
+    assert before.keys() == after.keys() and fewer < saved / 2
     for name, gradient in before.items():
         torch.testing.assert_close(after[name], gradient, atol=1e-6, rtol=1e-6)
     assert any(gradient.any() for name, gradient in after.items() if "backbone" in name)

@@ -83,15 +83,15 @@ def shift():
 @pytest.fixture
 def trainers(monkeypatch):
     """The trainers of the runs that a test starts."""
-    made = []
+    created = []
     original = Trainer.__init__
 
-    def noted(self, *arguments, **options):
+    def record(self, *arguments, **options):
         original(self, *arguments, **options)
-        made.append(self)
+        created.append(self)
 
-    monkeypatch.setattr(Trainer, "__init__", noted)
-    return made
+    monkeypatch.setattr(Trainer, "__init__", record)
+    return created
 
 
 def test_groups_have_rates_of_their_own(flags, tmp_path, shift):

@@ -201,7 +201,7 @@ def examples(request):
 def cases():
     for name in NAMES:
         with registered([name]):
-            kinds = [kind for kind, of in OVER if of == name]
+            kinds = [kind for kind, over in OVER if over == name]
             where, variants = choices(name, "insert"), choices(name, "variant")
             for kind in kinds:
                 yield kind, name, {}
@@ -585,10 +585,10 @@ def test_parameters_at_base_size(kind, name, train_layernorm):
         # IISAN's baselines adapt the backbones and train everything else in full.
         options |= {"insert": "item"} | ({"item_rank": 8} if method == "lora" else {})
 
-    def build(one):
-        if one in TEXT_KINDS:
-            return TextTower(build_backbone(BASE[one]), 64)
-        return ImageTower(build_backbone(BASE[one], "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
+    def build(kind):
+        if kind in TEXT_KINDS:
+            return TextTower(build_backbone(BASE[kind]), 64)
+        return ImageTower(build_backbone(BASE[kind], "image"), 64, Preprocessing(224, (0.5,) * 3, (0.5,) * 3))
 
     with torch.device("meta"):
         encoder = FusedItemEncoder(*map(build, kind.split("+"))) if kind == BOTH else build(kind)

@@ -19,7 +19,7 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 
 
 @pytest.fixture
-def told(backbones, tmp_path):
+def quantised_folder(backbones, tmp_path):
     """Return a function that makes a backbone whose config.json declares a quantisation."""
 
     def write(quantization_config):
@@ -40,20 +40,20 @@ def told(backbones, tmp_path):
         ({"load_in_4bit": True}, "pip install bitsandbytes"),
     ],
 )
-def test_a_library_that_is_not_there_is_named(told, kind, needs, monkeypatch):
+def test_a_library_that_is_not_there_is_named(quantised_folder, kind, needs, monkeypatch):
     monkeypatch.setattr(quantised, "find_spec", lambda name: None)
     with pytest.raises(TransrecError, match=needs):
-        load_backbone(told(kind))
+        load_backbone(quantised_folder(kind))
 
 
 @pytest.mark.parametrize("kind", [{"quant_method": "torchao"}, {"quant_method": ["gptq"]}, {}])
-def test_other_quantisations_are_refused(told, kind):
+def test_other_quantisations_are_refused(quantised_folder, kind):
     with pytest.raises(TransrecError, match=r"quantised by .*only gptq, awq, bitsandbytes are run"):
-        folder = told(kind)
+        folder = quantised_folder(kind)
         quantisation(load_config(folder), str(folder))
 
 
-def test_a_library_that_is_there_is_asked(told, monkeypatch):
+def test_a_library_that_is_there_is_asked(quantised_folder, monkeypatch):
     """transformers receives the weights as they are, and the folder's own code does not run."""
     asked = {}
 
@@ -64,13 +64,13 @@ def test_a_library_that_is_there_is_asked(told, monkeypatch):
     monkeypatch.setattr(quantised, "find_spec", lambda name: ModuleType(name))
     monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
     with pytest.raises(TransrecError, match="reached"):
-        load_backbone(told(GPTQ), dtype=torch.bfloat16)
+        load_backbone(quantised_folder(GPTQ), dtype=torch.bfloat16)
     assert asked["dtype"] == "auto" and asked["trust_remote_code"] is False
     assert asked["config"].quantization_config == GPTQ
 
 
 @pytest.mark.parametrize(
-    ("method", "more", "says"),
+    ("method", "more", "expected"),
     [
         ("lora", ["--insert", "item"], "--method lora changes the encoder"),
         ("full", [], "--method full changes the encoder"),
@@ -78,10 +78,10 @@ def test_a_library_that_is_there_is_asked(told, monkeypatch):
         ("frozen", ["--random_backbone"], "--random_backbone draws none such"),
     ],
 )
-def test_quantised_weights_stay_as_they_are(told, command, monkeypatch, method, more, says):
+def test_quantised_weights_stay_as_they_are(quantised_folder, command, monkeypatch, method, more, expected):
     monkeypatch.setattr(quantised, "find_spec", lambda name: ModuleType(name))
-    status, line = command("--text_encoder", str(told(GPTQ)), *more, method=method)
-    assert status == 2 and "its weights are quantised" in line and says in line
+    status, line = command("--text_encoder", str(quantised_folder(GPTQ)), *more, method=method)
+    assert status == 2 and "its weights are quantised" in line and expected in line
 
 
 def test_by_bitsandbytes(backbones, flags, tmp_path):

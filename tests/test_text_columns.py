@@ -50,7 +50,7 @@ def test_a_template_makes_the_text_that_a_title_would_be(flags, domain, tmp_path
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
 
 
-def apart(domain: Path, folder: Path) -> list[str]:
+def attribute_flags(domain: Path, folder: Path) -> list[str]:
     """Return flags of a run over titles and brands, as two attributes."""
     rows = ["item_id\tbrand\ttitle", *map("\t".join, columns(domain))]
     attributes = ["--text_attributes", "Title", "brand", "--attribute_tokens", "6", "4"]
@@ -59,7 +59,7 @@ def apart(domain: Path, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("method", ["houlsby", "prompt"])
 def test_a_run_over_attributes_resumes_and_loads(flags, domain, tmp_path, method):
-    given = [*flags, *apart(domain, tmp_path / "set"), "--train_recommender", "yes"]
+    given = [*flags, *attribute_flags(domain, tmp_path / "set"), "--train_recommender", "yes"]
     whole = run([*given, "--output", str(tmp_path / "whole")], method)
     run([*given, "--epochs", "1", "--keep_state", "--output", str(tmp_path / "run")], method)
     resumed = run(["--resume", str(tmp_path / "run"), "--epochs", "2"], method)
@@ -76,13 +76,13 @@ def test_a_run_over_attributes_resumes_and_loads(flags, domain, tmp_path, method
 
 
 def test_attributes_beside_images(flags, domain, backbones, tmp_path):
-    given = [*flags, *apart(domain, tmp_path / "set"), "--images", str(domain / IMAGE_STORE), "--epochs", "1"]
+    given = [*flags, *attribute_flags(domain, tmp_path / "set"), "--images", str(domain / IMAGE_STORE), "--epochs", "1"]
     run([*given, *encoder_flags("bert+vit", backbones), "--output", str(tmp_path / "run")])
     assert [tower.input_count for tower in load_run(tmp_path / "run").item_encoder.towers] == [4, 1]
 
 
 @pytest.mark.parametrize(
-    "more,method,told",
+    "more,method,expected",
     [
         (
             ["--text_attributes", "title", "maker"],
@@ -125,11 +125,11 @@ def test_attributes_beside_images(flags, domain, backbones, tmp_path):
         (["--cached", "yes"], "iisan", "--cached yes: several --text_attributes have no hidden states; join them by"),
     ],
 )
-def test_attributes_that_cannot_be_read(flags, domain, tmp_path, more, method, told):
+def test_attributes_that_cannot_be_read(flags, domain, tmp_path, more, method, expected):
     rows = ["item_id\tbrand\ttitle\tbody", *map("\t".join, columns(domain))]
-    given = [*flags, *apart(domain, tmp_path / "set"), *more, "--output", str(tmp_path / "run")]
+    given = [*flags, *attribute_flags(domain, tmp_path / "set"), *more, "--output", str(tmp_path / "run")]
     (tmp_path / "set/items.tsv").write_text("\n".join(rows))
     with pytest.raises(TransrecError) as caught:
         run(given, method)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert not (tmp_path / "run/metrics.jsonl").exists()

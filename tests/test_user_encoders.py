@@ -76,12 +76,14 @@ def test_ligr_blocks_by_their_formula():
     x = torch.randn(5, 8)
     linear = nn.functional.linear
 
-    def norm(module, of):
-        centred = of - of.mean(-1, keepdim=True)
+    def norm(module, values):
+        centred = values - values.mean(-1, keepdim=True)
         return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * module.weight + module.bias
 
-    def gated(module, inner, of):
-        return of + torch.sigmoid(module.residual_gate(of)) * linear(inner, module.dense.weight, module.dense.bias)
+    def gated(module, inner, residual):
+        return residual + torch.sigmoid(module.residual_gate(residual)) * linear(
+            inner, module.dense.weight, module.dense.bias
+        )
 
     read = norm(block.attention_norm, x)
     query, key, value = (linear(read, getattr(block.attention, name).weight) for name in ("query", "key", "value"))

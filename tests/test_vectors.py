@@ -25,19 +25,19 @@ def vectors(domain, tmp_path):
 
 
 @pytest.fixture
-def of(vectors):
+def values(vectors):
     return np.load(vectors)
 
 
-def test_the_same_vectors_in_every_format(vectors, of):
+def test_the_same_vectors_in_every_format(vectors, values):
     folder = vectors.parent
-    deep = np.stack([of, 2 * of, of - 1], axis=1).astype(np.float16)
-    np.save(folder / "fortran.npy", np.asfortranarray(of))
+    deep = np.stack([values, 2 * values, values - 1], axis=1).astype(np.float16)
+    np.save(folder / "fortran.npy", np.asfortranarray(values))
     np.save(folder / "deep.npy", deep)
-    save_file({"features": of, "other": of[:1]}, folder / "named.safetensors")
+    save_file({"features": values, "other": values[:1]}, folder / "named.safetensors")
     save_file({"anything": deep}, folder / "deep.safetensors")
     for name in ("features.npy", "fortran.npy", "named.safetensors"):
-        np.testing.assert_array_equal(VectorFile(folder / name).states, of[:, None])
+        np.testing.assert_array_equal(VectorFile(folder / name).states, values[:, None])
     for name in ("deep.npy", "deep.safetensors"):
         file = VectorFile(folder / name)
         assert isinstance(file.states, np.memmap) and file.states.dtype == np.float16
@@ -45,16 +45,16 @@ def test_the_same_vectors_in_every_format(vectors, of):
         np.testing.assert_array_equal(file.pick(file.rows_of(file.ids[7:3:-1])), deep[7:3:-1])
 
 
-def test_parquet(vectors, of):
+def test_parquet(vectors, values):
     pytest.importorskip("pyarrow")
     import pyarrow
     import pyarrow.parquet
 
     ids = (vectors.parent / "ids.txt").read_text().split()
     path = vectors.with_suffix(".parquet")
-    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "features": list(of)}), path)
-    np.testing.assert_array_equal(VectorFile(path).states, of[:, None])
-    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "features": list(of.astype(float))}), path)
+    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "features": list(values)}), path)
+    np.testing.assert_array_equal(VectorFile(path).states, values[:, None])
+    pyarrow.parquet.write_table(pyarrow.table({"id": ids, "features": list(values.astype(float))}), path)
     with pytest.raises(TransrecError, match="features are of type double; save them as float16 or float32"):
         VectorFile(path)
 
@@ -68,7 +68,7 @@ def test_parquet_without_what_reads_it(vectors, monkeypatch):
 
 
 def edit_ids(change):
-    def edit(path, of):
+    def edit(path, values):
         ids = path.with_name("ids.txt")
         ids.write_text("\n".join(change(ids.read_text().split())) + "\n")
 
@@ -76,13 +76,13 @@ def edit_ids(change):
 
 
 def edit_vectors(change):
-    return lambda path, of: np.save(path, change(of))
+    return lambda path, values: np.save(path, change(values))
 
 
 def not_finite(value):
-    def change(of):
-        of[:, 3] = value
-        return of
+    def change(values):
+        values[:, 3] = value
+        return values
 
     return edit_vectors(change)
 
@@ -91,35 +91,44 @@ BAD = {
     "another item": (edit_ids(lambda ids: ["X", *ids[1:]]), r"holds no vector of \d+ of \d+ items, 'S\d+' for one"),
     "too few ids": (edit_ids(lambda ids: ids[:-1]), "ids.txt: has 149 ids, and features.npy holds 150 items"),
     "an id twice": (edit_ids(lambda ids: [ids[1], *ids[1:]]), "names item 'S00001' more than once"),
-    "no ids": (lambda path, of: path.with_name("ids.txt").unlink(), "ids.txt: .*one item id per line"),
+    "no ids": (lambda path, values: path.with_name("ids.txt").unlink(), "ids.txt: .*one item id per line"),
     "NaN": (not_finite(np.nan), r"the vector of item 'S\d+' holds NaN or infinity"),
     "infinity": (not_finite(np.inf), r"the vector of item 'S\d+' holds NaN or infinity"),
-    "doubles": (edit_vectors(lambda of: of.astype(float)), "is of dtype float64; save it as float16 or float32"),
-    "big-endian": (edit_vectors(lambda of: of.astype(">f4")), "is of dtype >f4; save it as float16 or float32"),
-    "four axes": (edit_vectors(lambda of: of[:, None, None]), r"is \[150, 1, 1, 30\]; it must be \[items, D\]"),
-    "pickled": (edit_vectors(lambda of: of.astype(object)), "pickled Python objects, which are never unpickled"),
-    "cut off": (lambda path, of: path.write_bytes(path.read_bytes()[:-1]), "cut off, 18,127 of 18,128 bytes are left"),
-    "no npy": (lambda path, of: path.write_bytes(b"vectors"), "features.npy: not a .npy file"),
-    "missing": (lambda path, of: path.unlink(), "features.npy: cannot read the vectors"),
+    "doubles": (
+        edit_vectors(lambda values: values.astype(float)),
+        "is of dtype float64; save it as float16 or float32",
+    ),
+    "big-endian": (edit_vectors(lambda values: values.astype(">f4")), "is of dtype >f4; save it as float16 or float32"),
+    "four axes": (edit_vectors(lambda values: values[:, None, None]), r"is \[150, 1, 1, 30\]; it must be \[items, D\]"),
+    "pickled": (
+        edit_vectors(lambda values: values.astype(object)),
+        "pickled Python objects, which are never unpickled",
+    ),
+    "cut off": (
+        lambda path, values: path.write_bytes(path.read_bytes()[:-1]),
+        "cut off, 18,127 of 18,128 bytes are left",
+    ),
+    "no npy": (lambda path, values: path.write_bytes(b"vectors"), "features.npy: not a .npy file"),
+    "missing": (lambda path, values: path.unlink(), "features.npy: cannot read the vectors"),
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_vectors_are_told_in_one_line(command, vectors, of, bad, tmp_path):
+def test_bad_vectors_are_told_in_one_line(command, vectors, values, bad, tmp_path):
     edit, expected = BAD[bad]
-    edit(vectors, of)
+    edit(vectors, values)
     status, message = command("--vectors", str(vectors), *VECTOR, method="full")
     assert status == 2 and re.search(expected, message), message
     assert len(command.errors.splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-def test_a_safetensors_file_that_is_cut_off(vectors, of):
+def test_a_safetensors_file_that_is_cut_off(vectors, values):
     path = vectors.with_suffix(".safetensors")
-    save_file({"features": of}, path)
+    save_file({"features": values}, path)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(TransrecError, match="cut off"):
         VectorFile(path)
-    save_file({"features": of.astype(np.int32)}, path)
+    save_file({"features": values.astype(np.int32)}, path)
     with pytest.raises(TransrecError, match="is of dtype I32; save it as float16 or float32"):
         VectorFile(path)
 
