@@ -20,7 +20,7 @@ from transrec.errors import TransrecError, printable
 from transrec.finished import MASKS
 from transrec.paths import make_folder, resolve, write_text
 from transrec.plugins import load_plugins
-from transrec.registry import unknown
+from transrec.registry import unknown_text
 from transrec.reports.comparison import SIGNIFICANT, Comparison, metrics_at
 from transrec.reports.reranking import Reranking
 from transrec.reports.significance import CONFIDENCE, CORRECTIONS
@@ -50,7 +50,9 @@ def main(arguments) -> None:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
     metrics = metrics_at(arguments.metrics, arguments.cutoffs)
     if arguments.test_metric not in METRICS.names():
-        raise TransrecError(f"--test_metric {arguments.test_metric}: {unknown(arguments.test_metric, METRICS.names())}")
+        raise TransrecError(
+            f"--test_metric {arguments.test_metric}: {unknown_text(arguments.test_metric, METRICS.names())}"
+        )
     if arguments.trec_depth < 1:
         raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
     of_lists = any(each.metric.needs_lists for each in metrics)

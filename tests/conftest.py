@@ -154,8 +154,8 @@ def fitting(words: Sequence[str], item_tower: str = "text") -> list[str]:
     parser.add_argument("--item_tower", default=item_tower)
     parser.add_argument("--modalities", nargs="+", default=[])
     parsed = parser.parse_known_args(words)[0]
-    read_by = parsed.modalities or ModelOptions(item_tower=parsed.item_tower).read_by
-    others = [modalities.get(name).Options for name in modalities.names() if name not in read_by]
+    modality_names = parsed.modalities or ModelOptions(item_tower=parsed.item_tower).modality_names
+    others = [modalities.get(name).Options for name in modalities.names() if name not in modality_names]
     lacking = {f"--{flag}" for options in others for flag in options.defaults()}
     fitted, keep = [], True
     for word in words:

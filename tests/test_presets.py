@@ -44,7 +44,7 @@ def test_every_script_runs_at_the_settings_on_record(script, call_of):
     method, given = call_of(REPOSITORY / script)
     options = parse(method=method, **given).as_dict()
     recorded = RECORDED[""] | RECORDED[script]
-    for modality in ModelOptions(item_tower=recorded["item_tower"]).read_by:
+    for modality in ModelOptions(item_tower=recorded["item_tower"]).modality_names:
         recorded = RECORDED.get(modality, {}) | recorded
     assert {name: options[name] for name in recorded} == recorded
 
@@ -145,7 +145,7 @@ def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_p
     assert stored["set_by"]["train_recommender"] == "script" and stored["set_by"]["epochs"] == "command line"
     output = capsys.readouterr().out
     assert "script: train_recommender yes" in output and "command line: " in output
-    assert "set_by" not in settings.deciding(stored)
+    assert "set_by" not in settings.result_options(stored)
     assert settings.digest(stored) == stored["digest"] == settings.digest(stored | {"set_by": {}})
 
 

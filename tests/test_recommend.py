@@ -16,7 +16,7 @@ import transrec
 from transrec.errors import TransrecError
 from transrec.models.recommender import Recommender
 from transrec.reports.tables import read_result
-from transrec.topk import best, top_items
+from transrec.topk import top_items, top_scores
 from transrec.training.ranks import read_ranks
 
 NEW = 50
@@ -269,4 +269,4 @@ def test_the_best_equal_a_stable_sort(count, memory):
             assert torch.equal(values, wanted[:, :k])
             real = values > -torch.inf
             assert torch.equal(found[real], places[:, :k][real])
-    assert torch.equal(best(torch.zeros(2, 500), 3)[1], torch.arange(3).expand(2, 3))
+    assert torch.equal(top_scores(torch.zeros(2, 500), 3)[1], torch.arange(3).expand(2, 3))

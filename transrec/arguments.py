@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from transrec.errors import TransrecError
-from transrec.options import Options, kinds_of
+from transrec.options import Options, flag_types
 
 FLAG = re.compile(r"--?[A-Za-z]\S*")
 TRUE, FALSE = ("true", "yes", "t", "y", "1"), ("false", "no", "f", "n", "0")
@@ -43,12 +43,14 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> list[str]:
         """Return the flags among `words` that the parser does not know."""
-        flags = [self._spelt(word).partition("=")[0] for word in words if FLAG.fullmatch(word.partition("=")[0])]
+        flags = [
+            self._with_underscores(word).partition("=")[0] for word in words if FLAG.fullmatch(word.partition("=")[0])
+        ]
         return [flag for flag in flags if flag not in self._option_string_actions]
 
     def given(self, words: Sequence[str]) -> set[str]:
         """Return the names of the values that the flags among `words` set."""
-        flags = (self._spelt(word).partition("=")[0] for word in words)
+        flags = (self._with_underscores(word).partition("=")[0] for word in words)
         return {self._option_string_actions[flag].dest for flag in flags if flag in self._option_string_actions}
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
@@ -61,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None):
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._spelt(word) for word in words], namespace)
+        return super().parse_known_args([self._with_underscores(word) for word in words], namespace)
 
     def error(self, message: str):
         """Raise TransrecError. argparse calls this method with its own message about a mistake."""
@@ -72,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         # Call a flag that has several names by the first one.
         raise TransrecError(re.sub(r"^argument ([^\s/]+)\S*: ", r"\1: ", message))
 
-    def _spelt(self, word: str) -> str:
+    def _with_underscores(self, word: str) -> str:
         flag, equals, value = word.partition("=")
         ours = "--" + flag[2:].replace("-", "_")
         return ours + equals + value if flag.startswith("--") and ours in self._option_string_actions else word
@@ -80,7 +82,7 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = ", ".join(map(str, action.choices))
-            raise argparse.ArgumentError(action, f"{_shown(value)} is none of {choices}")
+            raise argparse.ArgumentError(action, f"{_short_repr(value)} is none of {choices}")
 
 
 class OptionsParser(Parser):
@@ -104,9 +106,9 @@ class OptionsParser(Parser):
         self._groups = [options for _, options in groups]
         for title, options in groups:
             group = self.add_argument_group(title)
-            kinds = kinds_of(options)
+            types = flag_types(options)
             for field in dataclasses.fields(options):
-                _add_flag(group, field, kinds[field.name])
+                _add_flag(group, field, types[field.name])
 
     @property
     def names(self) -> set[str]:
@@ -142,7 +144,7 @@ class OptionsParser(Parser):
 def _add_flag(group: Any, field: dataclasses.Field, kind: Any) -> None:
     argument: dict[str, Any] = dict(field.metadata)
     names = [f"--{field.name}", *argument.pop("aliases", ())]
-    for not_for_argparse in ("absolute", "decides"):
+    for not_for_argparse in ("absolute", "affects_results"):
         argument.pop(not_for_argparse, None)
     off = argument.pop("off", False if kind is bool else None)
     shorthands = argument.pop("shorthands", {})
@@ -191,21 +193,21 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is no whole number") from None
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is no number") from None
+        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is no number") from None
 
 
 def _true_or_false(text: str) -> bool:
     if text.lower() not in (*TRUE, *FALSE):
-        raise argparse.ArgumentTypeError(f"{_shown(text)} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is neither true nor false")
     return text.lower() in TRUE
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."

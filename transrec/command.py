@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from transrec.errors import Interrupted, TransrecError, as_told, file_error, printable
+from transrec.errors import Interrupted, TransrecError, file_error, printable, reported_error
 from transrec.processes import STOP_SIGNALS
 
 NOTHING_LOST = "nothing is lost, the same command starts again"
@@ -48,7 +48,7 @@ def reporting() -> Iterator[None]:
             _close_output()
             sys.exit(128 + signal.SIGPIPE)
         except Exception as error:
-            reported = as_told(error)
+            reported = reported_error(error)
             if reported is None:
                 raise
             _leave(reported.exit_status, f"error: {reported}")

@@ -135,7 +135,7 @@ def memory_shortage(error: BaseException, when: str = "", remedy: str = "use a m
     return MemoryShortage(f"out of memory{when}{f' ({reason})' if reason else ''}; {remedy}")
 
 
-def as_told(error: Exception) -> TransrecError | None:
+def reported_error(error: Exception) -> TransrecError | None:
     """Return the TransrecError for an error; None for a fault of transrec itself, which keeps its traceback."""
     if isinstance(error, TransrecError):
         return error

@@ -23,8 +23,8 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
     Args:
         argument: keyword arguments of argparse's `add_argument`, or some of transrec's own: `aliases`, further names of
             the flag; `off`, the value that --no_FLAG sets; `shorthands`, flags that set a certain value; `absolute`, a
-            function that makes a path, or each path in a list, independent of the working directory; `decides=False`
-            if no number of a run depends on the flag, so that a resumed run may change it.
+            function that makes a path, or each path in a list, independent of the working directory;
+            `affects_results=False` if no number of a run depends on the flag, so that a resumed run may change it.
     """
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **argument})
@@ -32,7 +32,7 @@ def flag(default: Any, help: str, **argument: Any) -> Any:
 
 
 @cache
-def kinds_of(options: "type[Options]") -> Mapping[str, Any]:
+def flag_types(options: "type[Options]") -> Mapping[str, Any]:
     """Return the type of each flag by name."""
     return get_type_hints(options)
 
@@ -50,10 +50,10 @@ class Options:
     _below: ClassVar[dict[str, float]] = {}
 
     def __post_init__(self):
-        kinds = kinds_of(type(self))
+        types = flag_types(type(self))
         for name, value in self.as_dict().items():
-            if not _fits(value, kinds[name]):
-                raise TransrecError(f"--{name} {value!r}: must be {_called(kinds[name])}")
+            if not _has_type(value, types[name]):
+                raise TransrecError(f"--{name} {value!r}: must be {_type_name(types[name])}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise TransrecError(f"--{name} {value}: must be a finite number")
         for owner in type(self).__mro__:
@@ -86,21 +86,21 @@ class Options:
         return {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(cls)}
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: Any) -> bool:
     """Return whether a value has the type that a field is annotated with."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return value in arguments
     if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
+        return isinstance(value, list) and all(_has_type(item, arguments[0]) for item in value)
     if arguments:
-        return any(_fits(value, alternative) for alternative in arguments)
+        return any(_has_type(value, alternative) for alternative in arguments)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _called(kind: Any) -> str:
+def _type_name(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(str, get_args(kind)))}"
     if lists := [part for part in (kind, *get_args(kind)) if get_origin(part) is list]:
@@ -189,13 +189,13 @@ class DataOptions(Options):
         None,
         "Folder for the files that --cached writes (default: .transrec/ next to the items file).",
         absolute=resolve,
-        decides=False,
+        affects_results=False,
     )
     cache_device: Literal["auto", "gpu", "cpu", "disk"] = flag(
         "auto",
         "Where training holds the states that --cached computed. auto: on the GPU if they fit, else in memory if they "
         "fit, else on disk.",
-        decides=False,
+        affects_results=False,
     )
 
     @property
@@ -259,13 +259,13 @@ class ModelOptions(Options):
         "none",
         "How a frozen backbone larger than one GPU is spread while --cached yes computes its states: over GPUs, then "
         "host memory, then disk, as in accelerate's device_map.",
-        decides=False,
+        affects_results=False,
     )
     max_memory: list[str] = flag(
         [],
         "Memory that --device_map may use on each device, such as 0=20GiB cpu=8GiB. A device that is not named is not "
         "used, and the remaining weights are read from their file when they are needed (default: all free memory).",
-        decides=False,
+        affects_results=False,
     )
     backbone_dropout: Literal["auto", "on", "off"] = flag(
         "auto",
@@ -274,8 +274,10 @@ class ModelOptions(Options):
 
     def __post_init__(self):
         super().__post_init__()
-        if len(set(self.read_by)) < len(self.read_by) or len(set(self.modalities)) < len(self.modalities):
-            raise TransrecError(f"--modalities {' '.join(self.modalities or self.read_by)}: names one of them twice")
+        if len(set(self.modality_names)) < len(self.modality_names) or len(set(self.modalities)) < len(self.modalities):
+            raise TransrecError(
+                f"--modalities {' '.join(self.modalities or self.modality_names)}: names one of them twice"
+            )
         memory_limits(self.max_memory)
         if self.max_memory and self.device_map == "none":
             raise TransrecError(f"--max_memory {' '.join(self.max_memory)}: only with --device_map")
@@ -285,7 +287,7 @@ class ModelOptions(Options):
             object.__setattr__(self, "item_tower", names.get(joined, joined))
 
     @property
-    def read_by(self) -> list[str]:
+    def modality_names(self) -> list[str]:
         """Names of the modalities that items are read by."""
         return ITEM_TOWERS.get(self.item_tower, self.item_tower.split("+"))
 
@@ -305,7 +307,7 @@ class TrainingOptions(Options):
         "seed": 0,
     }
 
-    epochs: int = flag(100, "Train at most this many epochs.", decides=False)
+    epochs: int = flag(100, "Train at most this many epochs.", affects_results=False)
     batch_size: int = flag(32, "Users per step over all processes; results do not depend on the number of processes.")
     lr: float = flag(1e-4, "Learning rate of the recommender (projection and user encoder), if it trains.")
     backbone_lr: float = flag(5e-5, "Learning rate of the backbone, if it trains.")
@@ -319,13 +321,15 @@ class TrainingOptions(Options):
         "HR@10", "Validation metric that selects the best epoch, one of those computed; 10 in HR@10 is a cut-off."
     )
     patience: int = flag(
-        10, "Stop after this many evaluations without an improvement of --select_by on validation.", decides=False
+        10,
+        "Stop after this many evaluations without an improvement of --select_by on validation.",
+        affects_results=False,
     )
     patience_steps: int = flag(
         1000,
         "Before stopping, also require this many steps without an improvement, so that short epochs do not stop a run "
         "by chance.",
-        decides=False,
+        affects_results=False,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
         "auto", "Number format of the forward pass. auto: bf16 on GPUs that support it, else fp32."
@@ -334,13 +338,13 @@ class TrainingOptions(Options):
         False,
         "Keep only the input of each block of a backbone and recompute the rest in the backward pass, which saves "
         "memory and takes about a third more time.",
-        decides=False,
+        affects_results=False,
     )
     shard: bool = flag(
         False,
         "Split the weights of each backbone, their gradients and their optimiser states over the processes of --nproc, "
         "for a backbone that is too large for one process to hold.",
-        decides=False,
+        affects_results=False,
     )
     compile: bool = flag(
         False,
@@ -363,7 +367,7 @@ class EvaluationOptions(Options):
     baselines: list[str] = flag(
         ["popularity", "item_knn", "zero_shot"],
         "Rankings without training to test next to the run, if they can be computed; popularity is always tested.",
-        decides=False,
+        affects_results=False,
     )
     mask_history: MaskHistory = flag(
         "seen",
@@ -371,8 +375,8 @@ class EvaluationOptions(Options):
         "the papers; none: no items; seen_but_target: all items seen before except the target.",
     )
     cutoffs: list[int] = flag([5, 10, 20], "Values of k in HR@k and NDCG@k; 10 is always among them.")
-    eval_memory: int = flag(64, "MiB for the scores of one block of users in evaluation.", decides=False)
-    eval_batch: int = flag(256, "Number of items that evaluation encodes in one batch.", decides=False)
+    eval_memory: int = flag(64, "MiB for the scores of one block of users in evaluation.", affects_results=False)
+    eval_batch: int = flag(256, "Number of items that evaluation encodes in one batch.", affects_results=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -391,38 +395,40 @@ class RunOptions(Options):
         "Recommender to start from: a run folder, its .safetensors file, or an epoch-N.pt of the papers' programs.",
         absolute=resolve,
     )
-    output: str | None = flag(None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).", decides=False)
+    output: str | None = flag(
+        None, "Folder of the run (default: runs/DATE-TIME-SCRIPT-DATASET).", affects_results=False
+    )
     resume: str | None = flag(
         None,
         "Continue the run in this folder, or in --output; flags that are not given keep that run's values.",
         nargs="?",
         const="",
-        decides=False,
+        affects_results=False,
     )
     accept_edits: bool = flag(
         False,
         "Resume a run whose options.json was edited by hand, using the edited values.",
-        decides=False,
+        affects_results=False,
     )
     save_steps: int = flag(
-        0, "Save for --resume every this many steps, in addition to after each epoch.", decides=False
+        0, "Save for --resume every this many steps, in addition to after each epoch.", affects_results=False
     )
     keep_state: bool = flag(
         False,
         "Keep the optimiser's state when the run has finished; without it, --resume cannot add epochs.",
-        decides=False,
+        affects_results=False,
     )
     presets: str | None = flag(
         None,
         "File of settings by method and modality, as written by scripts/search.py; they override the papers' settings.",
         absolute=resolve,
-        decides=False,
+        affects_results=False,
     )
     test: bool = flag(
         True,
         "Rank the test targets after training, with the best epoch; a run without it can do so later with "
         "--resume RUN --test.",
-        decides=False,
+        affects_results=False,
     )
     plugin: list[str] = flag(
         [],
@@ -430,33 +436,35 @@ class RunOptions(Options):
         "file is executed, so give only files that you trust.",
         action="extend",
         absolute=resolve,
-        decides=False,
+        affects_results=False,
     )
     timeout: int = flag(
         1800,
         "Seconds that the processes of a run wait for another one before it counts as silent and the run ends.",
-        decides=False,
+        affects_results=False,
     )
-    nproc: int = flag(1, "Number of training processes: one per GPU of this machine, or CPU processes.", decides=False)
+    nproc: int = flag(
+        1, "Number of training processes: one per GPU of this machine, or CPU processes.", affects_results=False
+    )
     device: str = flag(
         "auto",
         "Device to run on: auto (a GPU if there is one, including Apple's), cpu, cuda, cuda:1, mps, ...",
-        decides=False,
+        affects_results=False,
     )
     deterministic: bool = flag(
-        True, "On a GPU, use only algorithms that give the same numbers each time.", decides=False
+        True, "On a GPU, use only algorithms that give the same numbers each time.", affects_results=False
     )
     profile: bool = flag(
         False,
         "Wait for the GPU at each phase of a step, to time feed, forward, backward and step separately.",
-        decides=False,
+        affects_results=False,
     )
     tracker: list[str] = flag(
         [],
         "Trackers that log metrics in addition to RUN/metrics.jsonl; tensorboard needs the package of that name, and "
         "--tensorboard is short for it.",
         shorthands={"--tensorboard": ["tensorboard"]},
-        decides=False,
+        affects_results=False,
     )
 
     def __post_init__(self):

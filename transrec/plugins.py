@@ -47,7 +47,7 @@ def _load(path: Path) -> None:
         exec(compile(source, str(path), "exec"), vars(module))
     except (Exception, SystemExit) as error:
         unload(path)
-        raise _told(path, error) from error
+        raise _plugin_error(path, error) from error
     _loaded[path] = digest
 
 
@@ -57,7 +57,7 @@ def unload(path: Path) -> None:
     _loaded.pop(path, None)
 
 
-def _told(path: Path, error: BaseException) -> TransrecError:
+def _plugin_error(path: Path, error: BaseException) -> TransrecError:
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     if isinstance(error, SyntaxError) and error.filename in (str(path), None):
         lines = [error.lineno or 1]
@@ -70,20 +70,20 @@ def _told(path: Path, error: BaseException) -> TransrecError:
     )
 
 
-def check_named(place: str, given: Sequence[str]) -> None:
-    """Raise TransrecError if FILE:LINE is in a loaded plugin that is not among `given`."""
+def check_named(place: str, plugins: Sequence[str]) -> None:
+    """Raise TransrecError if FILE:LINE is in a loaded plugin that is not among `plugins`."""
     path = place.rpartition(":")[0]
-    if Path(path) in _loaded and path not in given:
+    if Path(path) in _loaded and path not in plugins:
         raise TransrecError(f"{place}: is of a plugin that this run does not name; give it with --plugin {path}")
 
 
-def hashes(files: Iterable[str | Path]) -> dict[str, str]:
+def plugin_hashes(files: Iterable[str | Path]) -> dict[str, str]:
     """Return the SHA-256 of each plugin file by path."""
     return {str(resolve(file)): file_sha256(resolve(file)) for file in files}
 
 
-def admit(stored: dict[str, Any], given: Sequence[str | Path], path: Path) -> None:
-    """Load the plugins `given`, which must include all that the options `stored` in the file at `path` need.
+def load_required_plugins(stored: dict[str, Any], plugins: Sequence[str | Path], path: Path) -> None:
+    """Load `plugins`, which must include all that the options `stored` in the file at `path` need.
 
     Raises TransrecError before any plugin is executed if a needed plugin is missing or has changed, and the errors of
     `load_plugins`.
@@ -91,7 +91,7 @@ def admit(stored: dict[str, Any], given: Sequence[str | Path], path: Path) -> No
     needed, files = stored.get("plugin", []), stored.get("files", {})
     if not (isinstance(needed, list) and isinstance(files, dict)):
         raise TransrecError(f"{path}: --plugin {needed!r}: must be a list of texts; restore the file")
-    now = hashes(given)
+    now = plugin_hashes(plugins)
     for plugin in map(str, needed):
         if files.get(plugin) in now.values():
             continue
@@ -103,4 +103,4 @@ def admit(stored: dict[str, Any], given: Sequence[str | Path], path: Path) -> No
             f"{path}: the run needs the plugin {plugin}, and what a run names is never run by itself: look into it, "
             f"then give it with --plugin, or to load_run as plugins=[...]"
         )
-    load_plugins(given)
+    load_plugins(plugins)

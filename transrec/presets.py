@@ -18,7 +18,7 @@ from transrec import methods, modalities
 from transrec.errors import TransrecError
 from transrec.options import Options, RunOptions
 from transrec.paths import resolve
-from transrec.registry import Registry, unknown
+from transrec.registry import Registry, unknown_text
 from transrec.untrusted import read_object
 
 EVERY = "every modality"
@@ -96,11 +96,11 @@ class Preset:
         return f"preset of {' over '.join(filter(None, (self.method, over)))}"
 
 
-def _every(file: str | None = None) -> Iterator[Preset]:
+def _all_presets(file: str | None = None) -> Iterator[Preset]:
     if file:
         place = str(resolve(file))
         for method, table in read_object(place, "--presets").items():
-            yield from _of_method(method, table, place, file=True)
+            yield from _method_presets(method, table, place, file=True)
     for modality, values in PUBLISHED.items():
         yield Preset(None, None if modality == EVERY else modality, __file__, values, "published")
     for modality, values in MODALITIES.items():
@@ -108,10 +108,10 @@ def _every(file: str | None = None) -> Iterator[Preset]:
     tables = [(name, METHODS[name], __file__) for name in METHODS]
     tables += [(name, methods.get(name).presets, methods.METHODS.place(name)) for name in methods.names()]
     for method, table, place in tables:
-        yield from _of_method(method, table, place)
+        yield from _method_presets(method, table, place)
 
 
-def _of_method(method: str, table: Any, place: str, file: bool = False) -> Iterator[Preset]:
+def _method_presets(method: str, table: Any, place: str, file: bool = False) -> Iterator[Preset]:
     if not isinstance(table, Mapping):
         raise TransrecError(f"{place}: presets of {method}: must be a dict by modality, not {table!r}")
     for modality, values in table.items():
@@ -121,52 +121,61 @@ def _of_method(method: str, table: Any, place: str, file: bool = False) -> Itera
         yield preset
 
 
-def of(method: str, read_by: Sequence[str], protocol: str = "strong", file: str | None = None) -> list[Preset]:
+def for_run(
+    method: str, modality_names: Sequence[str], protocol: str = "strong", file: str | None = None
+) -> list[Preset]:
     """Return the presets for a run of a method over these modalities; the first preset that sets a flag decides.
 
     Args:
         file: the file given by --presets.
     """
-    modality = modality_of(read_by)
-    fit = [preset for preset in _every(file) if preset.method in (None, method) and preset.modality in (None, modality)]
+    modality = modality_of(modality_names)
+    fit = [
+        preset
+        for preset in _all_presets(file)
+        if preset.method in (None, method) and preset.modality in (None, modality)
+    ]
     fit = [preset for preset in fit if preset.protocol in (None, protocol)]
-    return sorted(fit, key=lambda one: (not one.file, one.protocol is None, one.method is None, one.modality is None))
+    return sorted(
+        fit,
+        key=lambda preset: (not preset.file, preset.protocol is None, preset.method is None, preset.modality is None),
+    )
 
 
-def modality_of(read_by: Sequence[str]) -> str:
+def modality_of(modality_names: Sequence[str]) -> str:
     """Return the name that presets use for runs over these modalities."""
-    return read_by[0] if len(read_by) == 1 else SEVERAL
+    return modality_names[0] if len(modality_names) == 1 else SEVERAL
 
 
-def check(takers: Callable[[str | None], Sequence[type[Options]]], file: str | None = None) -> None:
+def check(option_classes: Callable[[str | None], Sequence[type[Options]]], file: str | None = None) -> None:
     """Raise TransrecError for a preset of an unknown method, modality or flag, or with a value that its flag rejects.
 
     Args:
-        takers: returns the dataclasses whose flags a preset of a method, or of all methods (None), can set.
+        option_classes: returns the dataclasses whose flags a preset of a method, or of all methods (None), can set.
         file: the file given by --presets.
     """
-    for preset in _every(file):
+    for preset in _all_presets(file):
         source = f"{preset.place}: {preset.name}"
         for kind, name, known in (
             ("method", preset.method, methods.names()),
             ("modality", preset.modality, [*modalities.names(), SEVERAL, EVERY]),
         ):
             if name not in (None, *known):
-                raise TransrecError(f"{source}: {kind} {name}: {unknown(name, known)}")
+                raise TransrecError(f"{source}: {kind} {name}: {unknown_text(name, known)}")
         for flag, value in preset.values.items():
-            _check_value(source, flag, value, takers(preset.method))
+            _check_value(source, flag, value, option_classes(preset.method))
 
 
-def _check_value(said: str, flag: str, value: Any, takers: Sequence[type[Options]]) -> None:
-    owners = [options for options in takers if flag in options.defaults()]
+def _check_value(source: str, flag: str, value: Any, option_classes: Sequence[type[Options]]) -> None:
+    owners = [options for options in option_classes if flag in options.defaults()]
     if flag in NEVER or RunOptions in owners:
-        raise TransrecError(f"{said}: --{flag}: a preset cannot set it")
+        raise TransrecError(f"{source}: --{flag}: a preset cannot set it")
     if not owners:
-        raise TransrecError(f"{said}: --{flag}: no run of it has such a flag")
+        raise TransrecError(f"{source}: --{flag}: no run of it has such a flag")
     try:
         owners[0](**{flag: value})
-        for kind in Registry.every:
+        for kind in Registry.all_registries:
             for name in (value if kind.several else [value]) if kind.flag == flag else ():
                 kind.get(name)
     except TransrecError as error:
-        raise TransrecError(f"{said}: {error}") from error
+        raise TransrecError(f"{source}: {error}") from error

@@ -37,7 +37,7 @@ class Choice:
         return self.entry(*arguments, **self.options.as_dict())
 
 
-def unknown(name: Any, known: Sequence[str]) -> str:
+def unknown_text(name: Any, known: Sequence[str]) -> str:
     """Return the text of a message about an unknown name: the most similar known names, and all known names."""
     near = difflib.get_close_matches(str(name), known, n=2)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
@@ -56,7 +56,7 @@ class Registry(Generic[Entry]):
         always: names of the entries that every run chooses.
     """
 
-    every: ClassVar[list["Registry"]] = []
+    all_registries: ClassVar[list["Registry"]] = []
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Registry(Generic[Entry]):
         several: bool = False,
         always: tuple[str, ...] = (),
     ):
-        self.every.append(self)
+        self.all_registries.append(self)
         self.kind, self.base, self.package = kind, base, package
         self.flag, self.several, self.always = flag or kind.replace(" ", "_"), several, always
         self._entries: dict[str, type[Entry]] = {}
@@ -116,7 +116,7 @@ class Registry(Generic[Entry]):
         """
         name = self.current(name)
         if not isinstance(name, str) or name not in self._entries:
-            raise TransrecError(f"--{self.flag} {name}: {unknown(name, self.names())}")
+            raise TransrecError(f"--{self.flag} {name}: {unknown_text(name, self.names())}")
         return self._entries[name]
 
     def place(self, name: str) -> str:
@@ -149,7 +149,7 @@ def _load_installed() -> None:
 
 def forget(path: Path) -> None:
     """Remove all entries of a file from their registries."""
-    for registry in Registry.every:
+    for registry in Registry.all_registries:
         for name, place in list(registry._places.items()):
             if place.rpartition(":")[0] == str(path):
                 del registry._entries[name], registry._places[name]

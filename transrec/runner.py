@@ -45,8 +45,8 @@ from transrec.errors import (
     MemoryShortage,
     TransrecError,
     about_memory,
-    as_told,
     printable,
+    reported_error,
     warn,
 )
 from transrec.methods import TrainableGroup
@@ -200,7 +200,7 @@ def _run(settings: Settings, run: Run, world: World, started: datetime, trackers
                 run.note(f"stopped by {stop}: {stop.advice}")
         raise
     except Exception as error:
-        failure = as_told(error)
+        failure = reported_error(error)
         if run.has_begun and isinstance(failure, FileError | MemoryShortage):
             again = _resume_command(settings, run, world)
             raise type(failure)(f"{failure}; the run continues with: {again}") from error

@@ -30,7 +30,7 @@ from transrec.options import (
     TrainingOptions,
 )
 from transrec.paths import resolve
-from transrec.plugins import admit, check_named, load_plugins
+from transrec.plugins import check_named, load_plugins, load_required_plugins
 from transrec.registry import Choice, Registry
 from transrec.tracking import TRACKERS
 from transrec.training import checkpoint
@@ -51,7 +51,7 @@ COMMON = (
     *("epochs", "batch_size", "lr", "adapter_lr", "output", "resume", "nproc"),
 )
 # Values of these flags for runs that were started before the flags existed, so that such runs continue unchanged.
-BEFORE = {"cached": "no", "init": "xavier", "patience_steps": 0}
+LEGACY_VALUES = {"cached": "no", "init": "xavier", "patience_steps": 0}
 
 
 @dataclass(frozen=True)
@@ -102,20 +102,20 @@ class Settings:
 
         Raises TransrecError for a value that its flag does not accept.
         """
-        stored = {name: value for name, value in BEFORE.items() if name != "cached"} | stored
+        stored = {name: value for name, value in LEGACY_VALUES.items() if name != "cached"} | stored
         try:
             chosen = _chosen(stored)
             groups = [
                 options(**{f.name: stored[f.name] for f in dataclasses.fields(options) if f.name in stored})
                 for _, options in _groups(chosen)
             ]
-            settings = cls._of(chosen, groups)
+            settings = cls._from_groups(chosen, groups)
         except TransrecError as error:
             raise TransrecError(f"{path}: {error}; restore the file, or start a new run" if path else error) from error
         return settings
 
     @classmethod
-    def _of(cls, chosen: dict[str, list[str]], groups: list[Any]) -> "Settings":
+    def _from_groups(cls, chosen: dict[str, list[str]], groups: list[Any]) -> "Settings":
         """Return settings with the entries `chosen` and with `groups`, objects of the classes of `_groups(chosen)`."""
         groups = [_with_current_names(options) for options in groups]
         own = iter(groups[len(GROUPS) :])
@@ -125,7 +125,7 @@ class Settings:
     def changed(self, change: Callable[[Options], Options]) -> "Settings":
         """Return settings with the same entries, in which `change` was applied to each group of options."""
         names = {kind: [choice.name for choice in choices] for kind, choices in self.choices.items()}
-        return Settings._of(names, [change(options) for options in self.groups])
+        return Settings._from_groups(names, [change(options) for options in self.groups])
 
     @property
     def plan(self) -> Plan:
@@ -154,7 +154,7 @@ class Settings:
         }
 
     @property
-    def departures(self) -> dict[str, Any]:
+    def non_defaults(self) -> dict[str, Any]:
         """The values that differ from the flag's default, by flag."""
         defaults = {name: value for group in self.groups for name, value in group.defaults().items()}
         return {name: value for name, value in self.as_dict().items() if name in defaults and value != defaults[name]}
@@ -173,18 +173,18 @@ def _chosen(*sources: Mapping[str, Any]) -> dict[str, list[str]]:
     known = ChainMap(*sources, defaults, {"method": ""})
     chosen = {}
     for kind in KINDS:
-        value = _read_by(known) if kind is MODALITIES else known[kind.flag]
+        value = _modality_names(known) if kind is MODALITIES else known[kind.flag]
         names = [*kind.always, *(value if isinstance(value, list) else [value])]
         chosen[kind.flag] = list(dict.fromkeys(kind.current(name) for name in names))
     return chosen
 
 
-def _read_by(known: Mapping[str, Any]) -> list[str]:
+def _modality_names(known: Mapping[str, Any]) -> list[str]:
     """Return the modalities of a run with these values of flags."""
-    return ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).read_by
+    return ModelOptions(item_tower=known["item_tower"], modalities=known["modalities"]).modality_names
 
 
-def _pairs(chosen: dict[str, list[str]]) -> list[tuple[Registry, str]]:
+def _kind_name_pairs(chosen: dict[str, list[str]]) -> list[tuple[Registry, str]]:
     """Return the kind and the name of each chosen entry."""
     return [(kind, name) for kind in KINDS for name in chosen[kind.flag]]
 
@@ -199,7 +199,7 @@ def _groups(chosen: dict[str, list[str]]) -> list[tuple[str, type[Options]]]:
         "method": "all runs",
         **{flag: f"{title} options" for title, group in groups for flag in _flags_of(group)},
     }
-    for kind, name in _pairs(chosen):
+    for kind, name in _kind_name_pairs(chosen):
         options = kind.get(name).Options
         owner = f"{kind.kind} {name} ({kind.place(name)})"
         for flag in _flags_of(options):
@@ -218,25 +218,25 @@ def _flags_of(options: type[Options]) -> list[str]:
     ]
 
 
-def deciding(options: dict[str, Any]) -> dict[str, Any]:
+def result_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return those of a run's options that decide its numbers."""
-    excluded = _undeciding(options) | {"digest", "set_by"}
+    excluded = _changeable_flags(options) | {"digest", "set_by"}
     return {name: value for name, value in options.items() if name not in excluded}
 
 
-def _undeciding(options: dict[str, Any]) -> set[str]:
+def _changeable_flags(options: dict[str, Any]) -> set[str]:
     """Return the names of the flags that may change when a run with these options is resumed."""
     return {
         f.name
         for _, group in _groups(_chosen(options))
         for f in dataclasses.fields(group)
-        if not f.metadata.get("decides", True)
+        if not f.metadata.get("affects_results", True)
     }
 
 
 def digest(options: dict[str, Any]) -> str:
     """Return the hex SHA-256 of the stored options that decide a run's numbers."""
-    return hashlib.sha256(json.dumps(deciding(options), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(result_options(options), sort_keys=True).encode()).hexdigest()
 
 
 def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
         return
     state = Run.last_of(folder)
     trained_with = checkpoint.describe(state).options if state.exists() else {}
-    edited = [name for name, value in deciding(stored).items() if trained_with.get(name, value) != value]
+    edited = [name for name, value in result_options(stored).items() if trained_with.get(name, value) != value]
     changes = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
     raise TransrecError(
         f"{folder / 'options.json'}: was edited since the run was started: "
@@ -269,10 +269,10 @@ def _presets(*sources: Mapping[str, Any], file: str | None = None) -> list[prese
         file: the file given by --presets.
     """
     known = ChainMap(*sources, ModelOptions.defaults())
-    return presets.of(known["method"], _read_by(known), known["protocol"], file)
+    return presets.for_run(known["method"], _modality_names(known), known["protocol"], file)
 
 
-def _preset_takers(method: str | None) -> list[type[Options]]:
+def _preset_option_classes(method: str | None) -> list[type[Options]]:
     """Return the dataclasses whose flags a preset of a method, or of all methods (None), can set."""
     kinds = [kind for kind in KINDS if kind is not METHODS or method is None]
     chosen = [METHODS.get(method).Options] if method else []
@@ -329,19 +329,19 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if early.resume or (resumed and (resolve(resumed) / "options.json").exists()):
         folder = resolve(resumed)
         stored = read_options(folder)
-        as_now = read_settings(folder, given["plugin"]).as_dict()
+        as_resumed = read_settings(folder, given["plugin"]).as_dict()
         if stored.get("tensorboard") is True:
             # Earlier releases stored the tracker in this form.
             stored.setdefault("tracker", ["tensorboard"])
     load_plugins(given["plugin"])
-    presets.check(_preset_takers, early.presets)
+    presets.check(_preset_option_classes, early.presets)
     defaults = {"method": method} | defaults
     fit = _presets(given, stored, defaults, file=early.presets)
-    of_file = [preset for preset in fit if preset.file]
-    rules = [("resumed run", (BEFORE if stored else {}) | stored)]
-    rules += [(preset.name, preset.values) for preset in of_file]
+    file_presets = [preset for preset in fit if preset.file]
+    rules = [("resumed run", (LEGACY_VALUES if stored else {}) | stored)]
+    rules += [(preset.name, preset.values) for preset in file_presets]
     rules += [("script", defaults)]
-    rules += [(preset.name, preset.values) for preset in fit if preset not in of_file]
+    rules += [(preset.name, preset.values) for preset in fit if preset not in file_presets]
     chosen = _chosen(given, *(values for _, values in rules))
 
     parser = _parser(chosen)
@@ -364,30 +364,32 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
             if owners := [name for name in kind.names() if word in _flags_of(kind.get(name).Options)]:
                 have = ", ".join(chosen[kind.flag]) or "none"
                 raise TransrecError(f"{flag}: no flag of {kind.kind} {have}, but of {', '.join(owners)}")
-    settings = Settings._of(chosen, parser.parse_options(arguments))
+    settings = Settings._from_groups(chosen, parser.parse_options(arguments))
     if stored and not settings.run.accept_edits:
         _check_unedited(folder, stored)
     _check_selection(settings)
     if not settings.data.dataset:
         raise TransrecError("--dataset is missing: give the folder of the dataset")
     settings = _with_absolute_paths(settings)
-    for kind, name in _pairs(chosen):
+    for kind, name in _kind_name_pairs(chosen):
         check_named(kind.place(name), settings.run.plugin)
     for choice in settings.choices[MODALITIES.flag]:
         # A run that was started before folders could declare values has stored "auto", and continues with it.
         declared = {
             k: v for k, v in choice.options.declared_flags().items() if stored.get(k) != getattr(choice.options, k)
         }
-        settings = settings.changed(partial(_with, of=choice.options, values=declared))
+        settings = settings.changed(partial(_replaced_if, target=choice.options, values=declared))
         set_by |= dict.fromkeys(declared, f"{choice.name} encoder")
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
-    may_change = _undeciding(now) - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
-    if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_now.get(k, stored[k])]:
+    may_change = _changeable_flags(now) - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
+    if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_resumed.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")
-    return dataclasses.replace(settings, set_by={name: set_by[name] for name in settings.departures if name in set_by})
+    return dataclasses.replace(
+        settings, set_by={name: set_by[name] for name in settings.non_defaults if name in set_by}
+    )
 
 
 def _check_selection(settings: Settings) -> None:
@@ -415,13 +417,13 @@ def read_settings(folder: str | Path, plugins: Sequence[str | Path] = ()) -> Set
     """
     path = resolve(folder) / "options.json"
     stored = read_options(folder)
-    admit(stored, plugins, path)
+    load_required_plugins(stored, plugins, path)
     return Settings.from_stored(stored, path)
 
 
-def _with(options: Options, of: Options, values: dict[str, Any]) -> Options:
-    """Return `options` with new values if they are the object `of`; other options are returned unchanged."""
-    return dataclasses.replace(options, **values) if options is of else options
+def _replaced_if(options: Options, target: Options, values: dict[str, Any]) -> Options:
+    """Return `options` with new values if they are the object `target`; other options are returned unchanged."""
+    return dataclasses.replace(options, **values) if options is target else options
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
@@ -430,4 +432,4 @@ def _with_absolute_paths(settings: Settings) -> Settings:
     folder = resolve(data.dataset)
     files = {"users_file": data.users_file, "items_file": data.items_file}
     paths = {name: str(find_file(folder, name.removesuffix("_file"), given)) for name, given in files.items() if given}
-    return settings.changed(lambda options: _with(options, data, paths).absolute())
+    return settings.changed(lambda options: _replaced_if(options, data, paths).absolute())

@@ -7,7 +7,7 @@ from torch import Tensor
 GROUP = 32
 
 
-def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_scores(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k highest scores of each row, best first, and their columns; ties go to the first columns.
 
     Args:
@@ -19,7 +19,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     groups = scores.shape[1] // GROUP
     if groups <= 2 * (k + 1):
-        values, columns, tied = _selected(scores, k)
+        values, columns, tied = _top_scores_with_ties(scores, k)
     else:
         # The k best scores are all in the k groups with the highest maxima, or in the rest.
         grouped = scores[:, : groups * GROUP].unflatten(1, (groups, GROUP))
@@ -28,7 +28,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         rest = torch.arange(groups * GROUP, scores.shape[1], device=scores.device)
         inside = (chosen.unsqueeze(2) * GROUP + torch.arange(GROUP, device=scores.device)).flatten(1)
         candidates = torch.cat([inside, rest.expand(len(scores), -1)], dim=1)
-        values, places, tied = _selected(scores.gather(1, candidates), k)
+        values, places, tied = _top_scores_with_ties(scores.gather(1, candidates), k)
         columns = candidates.gather(1, places)
         tied |= values[:, -1] == highest[:, k]
     # topk may return any of several equal scores, so rows in which it had to choose between them are sorted.
@@ -39,8 +39,8 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, columns
 
 
-def _selected(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the results of `best`, and bool [B]: whether the k-th score of a row equals the next one."""
+def _top_scores_with_ties(scores: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the results of `top_scores`, and bool [B]: whether the k-th score of a row equals the next one."""
     values, columns = scores.topk(min(k + 1, scores.shape[1]))
     tied = values[:, k - 1] == values[:, k] if values.shape[1] > k else torch.zeros_like(values[:, 0], dtype=torch.bool)
     columns, order = columns[:, :k].sort(dim=1)
@@ -70,7 +70,7 @@ def top_items(users: Tensor, items: Tensor, seen: tuple[Tensor, Tensor], k: int,
         scores = users @ chunk.T
         in_chunk = (left_out >= start) & (left_out < start + len(chunk))
         scores[owner[in_chunk], left_out[in_chunk] - start] = -torch.inf
-        more, columns = best(scores, min(k, len(chunk)))
+        more, columns = top_scores(scores, min(k, len(chunk)))
         # Items of earlier chunks come first, so a stable sort keeps equal scores in the order of items.
         values, order = torch.cat([values, more], dim=1).sort(dim=1, descending=True, stable=True)
         values = values[:, :k]

@@ -17,7 +17,7 @@ from transrec.errors import TransrecError, about_file, reason_of
 JSON_BYTES = SAFETENSORS_HEADER_BYTES = 2**24
 TOKENIZER_BYTES = 2**28
 
-NO_FILES = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+SPECIAL_FILES = {stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
 
 
 def check_regular(path: str | Path) -> None:
@@ -30,7 +30,7 @@ def check_regular(path: str | Path) -> None:
     except ValueError as error:
         raise TransrecError(f"{path}: not a path ({error}); check it") from error
     if not stat.S_ISREG(mode):
-        kind = next((name for fits, name in NO_FILES.items() if fits(mode)), "a device")
+        kind = next((name for fits, name in SPECIAL_FILES.items() if fits(mode)), "a device")
         raise TransrecError(f"{path}: is {kind}, and only regular files are read; write what it holds to one")
 
 
@@ -40,13 +40,16 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     return open(path, "rb")
 
 
-def read_regular(path: str | Path, most: int) -> bytes:
-    """Return all bytes of a regular file. Raises the errors of `open_regular`, and TransrecError for over `most`."""
+def read_regular(path: str | Path, max_bytes: int) -> bytes:
+    """Return all bytes of a regular file.
+
+    Raises the errors of `open_regular`, and TransrecError if the file has more than `max_bytes`.
+    """
     with open_regular(path) as file:
         # read() allocates as much memory as it is asked to read.
-        content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)
-    if len(content) > most:
-        raise TransrecError(f"{path}: has more than {most:,} bytes, which no such file has; check what it is")
+        content = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+    if len(content) > max_bytes:
+        raise TransrecError(f"{path}: has more than {max_bytes:,} bytes, which no such file has; check what it is")
     return content
 
 

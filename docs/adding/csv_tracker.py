@@ -17,7 +17,7 @@ from transrec.tracking import Tracker, register
 
 @dataclass(frozen=True)
 class CSVOptions(Options):
-    csv_separator: str = flag(",", "Separator between the cells of RUN/metrics.csv.", decides=False)
+    csv_separator: str = flag(",", "Separator between the cells of RUN/metrics.csv.", affects_results=False)
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
 from transrec.data.groups import pass_tokens
-from transrec.errors import MemoryShortage, as_told
+from transrec.errors import MemoryShortage, reported_error
 from transrec.processes import holding_signals, serve_parent
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class _Ahead(Dataset):
             work = self.make(self.numbers[index])
             return work, [self.features.read(items) for items in self.items_of(work)]
         except Exception as error:
-            if as_told(error) is None:
+            if reported_error(error) is None:
                 raise
             return error
 

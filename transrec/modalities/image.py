@@ -80,7 +80,7 @@ class ImageOptions(ModalityOptions):
         None, "Image store made by build_lmdb.py (default: the only *.lmdb in the dataset folder).", absolute=resolve
     )
     image_workers: int = flag(
-        4, "Number of processes that prefetch images, at most one per CPU; 0: none.", decides=False
+        4, "Number of processes that prefetch images, at most one per CPU; 0: none.", affects_results=False
     )
 
 

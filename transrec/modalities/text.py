@@ -108,7 +108,7 @@ class TextOptions(ModalityOptions):
         None,
         "Folder for tokenised titles (default: .transrec/ next to the items file).",
         absolute=resolve,
-        decides=False,
+        affects_results=False,
     )
 
     def __post_init__(self):

@@ -17,7 +17,7 @@ from transrec.reports.reranking import Reranking
 from transrec.reports.significance import CORRECTIONS, p_values_against, paired_tests, spread
 from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
-from transrec.settings import Settings, deciding, read_settings
+from transrec.settings import Settings, read_settings, result_options
 from transrec.training.metrics import METRICS, Metric, Ranking, RankMetric
 from transrec.training.ranks import ranks_file, read_ranks
 
@@ -55,7 +55,7 @@ def group_by_method(runs: Mapping[Path, Settings]) -> list[list[Path]]:
 
 def distinguishing_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that distinguish a method from others, by flag."""
-    return {name: value for name, value in deciding(settings.as_dict()).items() if name not in PER_RUN_FLAGS}
+    return {name: value for name, value in result_options(settings.as_dict()).items() if name not in PER_RUN_FLAGS}
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def model_card(run: FinishedRun, result: dict[str, Any], files: Sequence[str]) -
     if public := [encoder for encoder in encoders if not Path(encoder).is_absolute()]:
         metadata["base_model"] = public
     places = {"dataset", "output", "checkpoint", "state_cache", "cache_dir", "images", "vectors", "plugin", "presets"}
-    shown = {name: value for name, value in settings.departures.items() if name not in places}
+    shown = {name: value for name, value in settings.non_defaults.items() if name not in places}
     return TEMPLATE.format(
         metadata=yaml.safe_dump(metadata, sort_keys=False, allow_unicode=False),
         title=_plain(f"{settings.name}, {dataset}"),

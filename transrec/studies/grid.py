@@ -57,7 +57,7 @@ def encoder_axis() -> Axis:
 
     Over titles and images a value names both encoders, like bert-base-uncased,google/vit-base-patch16-224.
     """
-    read_by = {name: ModelOptions(item_tower=name).read_by for name in MODALITIES}
+    read_by = {name: ModelOptions(item_tower=name).modality_names for name in MODALITIES}
     flags = {name: tuple(f"{read}_encoder" for read in kinds) for name, kinds in read_by.items()}
     values = {
         name: (",".join(modalities.get(read).Options.defaults()[f"{read}_encoder"] for read in kinds),)

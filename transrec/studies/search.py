@@ -162,7 +162,7 @@ class MethodSearch:
         self.name = re.sub(r"[^\w.-]", "-", base.name.removesuffix(f"-seed{rules.seed}"))
         self.settings = study.settings_of(base.flags, self.name)
         self.method, self.select_by = self.settings.method, self.settings.training.select_by
-        self.modality = presets.modality_of(self.settings.model.read_by)
+        self.modality = presets.modality_of(self.settings.model.modality_names)
         self.space = self._space(spaces)
         self._kills: dict[int, int] = {}
         self._settings: dict[int, dict[str, Any]] = {}

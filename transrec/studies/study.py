@@ -246,8 +246,8 @@ class Study:
     def _preset_file_flags(self, stage: str, method: str, item_tower: str) -> set[str]:
         """Return the flags that the file given with --presets sets for runs of a method."""
         (*_, file) = None, *(values[0] for (_, name), values in self._given(stage, method) if name == "presets")
-        read_by = ModelOptions(item_tower=item_tower).read_by
-        return {flag for preset in presets.of(method, read_by, file=file) if preset.file for flag in preset.values}
+        read_by = ModelOptions(item_tower=item_tower).modality_names
+        return {flag for preset in presets.for_run(method, read_by, file=file) if preset.file for flag in preset.values}
 
     def _modality(self, point: dict[str, str]) -> str:
         return point.get("item_tower", self.modality)
@@ -260,9 +260,11 @@ class Study:
     def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
         title = "-".join(map(_short, name))
         parsed = self.settings_of(flags, title)
-        hashed_names = settings.deciding(parsed.as_dict()).keys() | ALSO_HASHED
+        hashed_names = settings.result_options(parsed.as_dict()).keys() | ALSO_HASHED
         hashed_flags = {
-            name: value for name, value in parsed.departures.items() if name in hashed_names and name not in NOT_HASHED
+            name: value
+            for name, value in parsed.non_defaults.items()
+            if name in hashed_names and name not in NOT_HASHED
         }
         signature = hashed_flags, self._data_hashes(parsed), start and start.folder.name
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:8]
@@ -381,7 +383,7 @@ class Study:
 
 def _identity(parsed: Settings) -> dict[str, str]:
     """Return the dataset, encoder, objective and method of a run, named as in published figures."""
-    values, read_by = parsed.as_dict(), parsed.model.read_by
+    values, read_by = parsed.as_dict(), parsed.model.modality_names
     return {
         "dataset": Path(parsed.data.dataset).name,
         "encoder": ",".join(Path(values.get(f"{modality}_encoder") or modality).name for modality in read_by),

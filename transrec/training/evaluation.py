@@ -20,7 +20,7 @@ from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
 from transrec.progress import Bar
-from transrec.topk import best
+from transrec.topk import top_scores
 from transrec.training.distributed import World
 from transrec.training.metrics import PAPERS, Metric, Ranking, intervals, summarise
 from transrec.training.precision import Precision
@@ -125,7 +125,7 @@ class Ranker:
 
     def _lists(self, users: int) -> Tensor:
         """Return the top items of the block that was ranked last: int32 [B, length]."""
-        scores, items = best(self.scores[:users], self.length)
+        scores, items = top_scores(self.scores[:users], self.length)
         return torch.where(scores == -torch.inf, 0, items + 1).int()
 
     def _block(self, users: Tensor, targets: Tensor, history: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
