@@ -236,9 +236,9 @@ def test_it_goes_on_from_the_states_of_all_tokens(recommender, inputs, kind):
 
     whole, expected = encode(recommender, inputs), gradients(*inputs)
     states = tower.token_states(1, *inputs)
-    tower.resume_at(constant.count, constant.besides)
+    tower.resume_at(constant.count, constant.extra_outputs)
     # Images have no masks: the part before the blocks runs only for the first image.
-    resumed = (states, *(inputs if kind in TEXT else constant.others(torch.ones(1))))
+    resumed = (states, *(inputs if kind in TEXT else constant.remaining_inputs(torch.ones(1))))
     assert tower.input_count == len(resumed) and not list(blocks_of(tower.backbone)[0].parameters())
     torch.testing.assert_close(encode(recommender, resumed), whole, atol=1e-6, rtol=0)
     for gradient, other in zip(gradients(*resumed), expected, strict=True):

@@ -57,7 +57,7 @@ def browser(runs):
 def hit(browser):
     """A user whose target is among the first run's ten best items, the target, and these items."""
     one = browser.first
-    lists = np.concatenate([items for _, items in one.top_of("test", 10)])
+    lists = np.concatenate([items for _, items in one.top_for_targets("test", 10)])
     wanted = one.dataset.split.test.only_last(1).flat() - 1
     target = int(np.flatnonzero((lists == wanted[:, None]).any(1))[0])
     return browser.users[int(one.dataset.split.targets("test")[0][target])], one.ids[wanted[target]], lists[target]
@@ -125,9 +125,9 @@ def test_neighbours_are_those_of_the_highest_cosine(browser, runs):
 
 @pytest.mark.parametrize("mask", ["seen", "none", "seen_but_target"])
 def test_the_list_of_one_target_is_the_one_among_all(runs, mask):
-    whole = np.concatenate([items for _, items in runs[0].top_of("test", 5, mask)])
+    whole = np.concatenate([items for _, items in runs[0].top_for_targets("test", 5, mask)])
     some = np.array([41, 3])
-    ((_, items),) = runs[0].top_of("test", 5, mask, some)
+    ((_, items),) = runs[0].top_for_targets("test", 5, mask, some)
     assert np.array_equal(items, whole[some])
 
 

@@ -80,7 +80,7 @@ def test_evaluation_gives_the_numbers_of_the_result(asked, folder):
     with pytest.raises(TransrecError, match="'all': must be one of seen, none, seen_but_target"):
         asked.evaluate(mask_history="all")
     with pytest.raises(TransrecError, match="'train': must be validation or test"):
-        asked.top_of("train", 3)
+        asked.top_for_targets("train", 3)
     assert np.array_equal(asked.ranks(), read_ranks(folder, "test"))
     # The same targets as the last items of histories, for a split that hides the last item.
     sequences = asked.dataset.interactions.sequences

@@ -68,9 +68,9 @@ def build_recommender(
     """
     model = plan.model
     stored = stored_states(plan)
-    spread(plan)
+    device_map_arguments(plan)
     # Weights from --checkpoint are loaded in float32.
-    held = {} if plan.checkpoint and load_weights else _held(plan)
+    dtypes = {} if plan.checkpoint and load_weights else _held_dtypes(plan)
     towers = {}
     # Always in the same order, because the fusion draws its weights from the RNG as the last tower leaves it.
     for name in reversed(fusion_order(list(plan.modalities))):
@@ -78,7 +78,7 @@ def build_recommender(
         if name in stored:
             towers[name] = modality.stored_tower(model.embedding_dim, partial(seed, plan.training.seed))
         else:
-            known = {"item_count": item_count, **(sizes or {}), "encoder_dtype": held.get(name, torch.float32)}
+            known = {"item_count": item_count, **(sizes or {}), "encoder_dtype": dtypes.get(name, torch.float32)}
             towers[name] = _tower(plan, modality, known, load_weights)
     item_encoder = make_item_encoder([towers[name] for name in plan.modalities])
     seed(plan.training.seed, "user encoder")
@@ -131,17 +131,17 @@ def tower_of(plan: Plan, modality: str) -> Tower:
     Raises TransrecError for an unknown or unsuitable backbone, and for the same reasons as `load_start`.
     """
     if not plan.checkpoint:
-        known = {"encoder_dtype": _held(plan)[modality], "spread": spread(plan)}
+        known = {"encoder_dtype": _held_dtypes(plan)[modality], "spread": device_map_arguments(plan)}
         return _tower(plan, plan.modalities[modality], known)
-    return next(tower for tower in _whole_start(plan).item_encoder.towers if tower.modality == modality)
+    return next(tower for tower in _start_with_backbones(plan).item_encoder.towers if tower.modality == modality)
 
 
-def _held(plan: Plan) -> dict[str, torch.dtype]:
+def _held_dtypes(plan: Plan) -> dict[str, torch.dtype]:
     """Return the dtype in which the weights of each backbone are held, by modality."""
     encoders = {name: modality.encoder for name, modality in plan.modalities.items() if modality.encoder}
     for name, encoder in encoders.items():
         if quantisation(plan.modalities[name].config, encoder):
-            _check_stays_as_it_is(plan, encoder)
+            _check_unchanged(plan, encoder)
     if plan.model.encoder_dtype != "auto":
         return dict.fromkeys(encoders, DTYPES[plan.model.encoder_dtype])
     # Under --compile, every layer that widens its weights would be compiled as a separate piece.
@@ -150,7 +150,7 @@ def _held(plan: Plan) -> dict[str, torch.dtype]:
     return {name: stored_dtype(encoder) for name, encoder in encoders.items()}
 
 
-def spread(plan: Plan) -> dict[str, Any]:
+def device_map_arguments(plan: Plan) -> dict[str, Any]:
     """Return the arguments with which transformers spreads a backbone over devices; empty without --device_map.
 
     Raises TransrecError if the run does not compute all states before its first step, if the weights come from
@@ -181,7 +181,7 @@ def _changes_backbones(plan: Plan) -> bool:
     return inserts or plan.method.entry.trains_backbone
 
 
-def _check_stays_as_it_is(plan: Plan, encoder: str) -> None:
+def _check_unchanged(plan: Plan, encoder: str) -> None:
     """Raise TransrecError if a run would change or replace quantised weights, or insert anything between them."""
     what = f"{encoder}: its weights are quantised, "
     if plan.model.encoder_dtype != "auto":
@@ -195,7 +195,7 @@ def _check_stays_as_it_is(plan: Plan, encoder: str) -> None:
         )
 
 
-def rounded_to(plan: Plan, modality: str) -> str:
+def rounding_suffix(plan: Plan, modality: str) -> str:
     """Return a suffix for the digest of weights that --encoder_dtype rounds; "" if they stay as stored."""
     chosen = DTYPES.get(plan.model.encoder_dtype, torch.float32)
     drawn = plan.checkpoint or plan.model.random_backbone
@@ -204,7 +204,7 @@ def rounded_to(plan: Plan, modality: str) -> str:
     return f" rounded to {plan.model.encoder_dtype}"
 
 
-def _whole_start(plan: Plan) -> Recommender:
+def _start_with_backbones(plan: Plan) -> Recommender:
     """Return the recommender that --checkpoint holds, backbones included."""
     plain = replace(plan, method=Choice("frozen", methods.get("frozen"), methods.MethodOptions()))
     recommender = build_recommender(plain, item_count=0)
@@ -238,26 +238,26 @@ def load_start(recommender: Recommender, plan: Plan) -> None:
     Raises TransrecError if the checkpoint is missing, damaged, of other sizes, or of an adapter method.
     """
     if stored_states(plan):
-        whole = _whole_start(plan)
+        whole = _start_with_backbones(plan)
         with torch.no_grad():
             for name, parameter in recommender.named_parameters():
                 parameter.copy_(whole.get_parameter(name))
     else:
         _load_plain(recommender, plan.checkpoint, _sizes(plan))
-        held = _held(plan)
+        dtypes = _held_dtypes(plan)
         for tower in backbone_towers(recommender.item_encoder.towers):
-            store_in_dtype(tower.backbone, held[tower.modality])
+            store_in_dtype(tower.backbone, dtypes[tower.modality])
 
 
 def _load_plain(
-    recommender: Recommender, given: str | Path, sizes: dict[str, Any], above: tuple[Path, ...] = ()
+    recommender: Recommender, run_or_file: str | Path, sizes: dict[str, Any], descendants: tuple[Path, ...] = ()
 ) -> None:
-    path = checkpoint_file(given)
-    if path in above:
+    path = checkpoint_file(run_or_file)
+    if path in descendants:
         raise TransrecError(f"{path}: names itself as the base that it was trained on; its description is damaged")
     if path.suffix in READERS:
         original = import_module(READERS[path.suffix]).read_original(path)
-        if original.adapted:
+        if original.has_adapters:
             raise TransrecError(f"{path}: holds adapters; --checkpoint takes a recommender without any")
         checkpoint.check_sizes(path, SASREC | original.sizes, sizes)
         checkpoint.load_into(recommender, path, original.tensors_for(recommender))
@@ -282,7 +282,7 @@ def _load_plain(
             stored_sizes = stored_sizes | {"text_pooling": backbone.pooling(tower.backbone.config, "auto")}
     checkpoint.check_sizes(path, stored_sizes, sizes)
     if base.frozen_sha256 and base.checkpoint:
-        _load_plain(recommender, base.checkpoint, sizes, (*above, path))
+        _load_plain(recommender, base.checkpoint, sizes, (*descendants, path))
     checkpoint.load_into(recommender, path, tensors, base.frozen_sha256)
 
 
@@ -333,13 +333,15 @@ def _sizes(plan: Plan) -> dict[str, Any]:
     return sizes
 
 
-def checkpoint_file(given: str | Path) -> Path:
+def checkpoint_file(run_or_file: str | Path) -> Path:
     """Return the path of a checkpoint, given as a run folder or a file. Raises TransrecError if there is none."""
-    path = resolve(given)
+    path = resolve(run_or_file)
     if path.is_dir():
         path = path / "checkpoints" / "best.safetensors"
         if not path.exists():
-            raise TransrecError(f"{given}: holds no {path.relative_to(resolve(given))}; the run finished no epoch")
+            raise TransrecError(
+                f"{run_or_file}: holds no {path.relative_to(resolve(run_or_file))}; the run finished no epoch"
+            )
     if not path.exists():
-        raise TransrecError(f"--checkpoint {given}: no such file or run folder")
+        raise TransrecError(f"--checkpoint {run_or_file}: no such file or run folder")
     return path

@@ -49,14 +49,14 @@ class StateCache:
 
     def states(
         self,
-        made_of: Provenance,
+        provenance: Provenance,
         shape: tuple[int, int, int],
         features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> StateFile:
         """Return the hidden states of every item of a catalogue, from a file that is written first if it is missing.
 
-        A damaged file is computed again, with a warning: `made_of` names everything that its states depend on.
+        A damaged file is computed again, with a warning: `provenance` names everything that its states depend on.
 
         Args:
             shape: (items, K, D), or (tokens of all items, K, D).
@@ -65,8 +65,8 @@ class StateCache:
 
         Raises TransrecError if there is no room, or the folder cannot be written.
         """
-        world, path = self.world, self.folder / made_of.file_name
-        file, _ = _opened(path, made_of, shape)
+        world, path = self.world, self.folder / provenance.file_name
+        file, _ = _open_states(path, provenance, shape)
         if world.any(file is None):
             make_folder(self.folder, "--state_cache")
             # Several runs may start at once: one computes the hidden states, the others wait.
@@ -74,23 +74,23 @@ class StateCache:
             with closing(Lock(lock, wait=True)) if world.is_main else nullcontext():
                 world.patient_barrier()
                 # Another run may have written the file by now. The main process, which holds the lock, checks for all.
-                file, damage = _opened(path, made_of, shape) if world.is_main else (None, None)
+                file, damage = _open_states(path, provenance, shape) if world.is_main else (None, None)
                 if damage:
                     warn(f"{damage.args[0].removesuffix('; delete it, it is made again')}; it is made again")
                 if world.any(world.is_main and file is None):
-                    bounds = token_bounds(features, shape[0]) if _is_of_tokens(made_of) else None
-                    builder = StateBuilder(path, shape, made_of.dtype, made_of.as_dict(), bounds)
-                    self._make(builder, made_of, features, tower)
-            file = StateFile(path, made_of.deciding())
+                    bounds = token_bounds(features, shape[0]) if _is_per_token(provenance) else None
+                    builder = StateBuilder(path, shape, provenance.dtype, provenance.as_dict(), bounds)
+                    self._compute_file(builder, provenance, features, tower)
+            file = StateFile(path, provenance.deciding())
         # Record when the file was last used. This fails if the process may read the folder but not write to it.
         with suppress(OSError):
             os.utime(path)
         return file
 
-    def _make(
+    def _compute_file(
         self,
         builder: StateBuilder,
-        made_of: Provenance,
+        provenance: Provenance,
         features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> None:
@@ -99,16 +99,16 @@ class StateCache:
             with about_file(builder.path, STATE_CACHE):
                 done = builder.begin()
             size = builder.shape[0] * builder.row_bytes / 2**20
-            what = "outputs" if made_of.states == OUTPUT else f"{builder.shape[1]} states"
-            if _is_of_tokens(made_of):
+            what = "outputs" if provenance.states == OUTPUT else f"{builder.shape[1]} states"
+            if _is_per_token(provenance):
                 what = f"states of the {builder.shape[0]:,} tokens"
             items = f"{what} of {len(features):,} items"
-            self.log(f"caching     {made_of.modality}: {items}, {size:,.0f} MiB, to {builder.path}")
+            self.log(f"caching     {provenance.modality}: {items}, {size:,.0f} MiB, to {builder.path}")
             if done:
                 self.log(f"continuing  {done:,} of {len(builder.blocks):,} blocks are there")
         world.patient_barrier()
         with about_memory("computing hidden states", LESS_MEMORY):
-            self._fill(builder, made_of, features, tower)
+            self._compute_blocks(builder, provenance, features, tower)
         world.patient_barrier()
         if world.is_main:
             with about_file(builder.path, STATE_CACHE):
@@ -116,19 +116,19 @@ class StateCache:
         world.patient_barrier()
 
     @torch.no_grad()
-    def _fill(
+    def _compute_blocks(
         self,
         builder: StateBuilder,
-        made_of: Provenance,
+        provenance: Provenance,
         features: BackboneFeatures,
         tower: Callable[[], BackboneTower],
     ) -> None:
-        world, modality = self.world, made_of.modality
+        world, modality = self.world, provenance.modality
         with about_file(builder.path, STATE_CACHE, "cannot be read"):
             waiting = builder.waiting(world.rank, world.size)
         if not waiting:
             return
-        read_states = _reader(tower().to(world.device).eval(), made_of.states, features)
+        read_states = _state_reader(tower().to(world.device).eval(), provenance.states, features)
         firsts = [BLOCK_ITEMS * builder.blocks.index(row) for row in waiting]
         work = blocks_ahead(firsts, BLOCK_ITEMS, len(features), features)
         share = len(builder.blocks[world.rank :: world.size])
@@ -142,13 +142,13 @@ class StateCache:
                 done += 1
         except Interrupted as stop:
             owner = " of this process" if world.size > 1 else ""
-            kept = f"{done:,} of {share:,} blocks of {modality} states{owner} are kept"
-            stop.advice = f"{kept}, the same command continues"
+            progress = f"{done:,} of {share:,} blocks of {modality} states{owner} are kept"
+            stop.advice = f"{progress}, the same command continues"
             raise
 
 
-def _is_of_tokens(made_of: Provenance) -> bool:
-    return str(made_of.states).startswith(TOKENS)
+def _is_per_token(provenance: Provenance) -> bool:
+    return str(provenance.states).startswith(TOKENS)
 
 
 def token_lengths(features: BackboneFeatures, longest: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def token_bounds(features: BackboneFeatures, rows: int) -> list[int]:
     return [0, *ends[BLOCK_ITEMS - 1 : -1 : BLOCK_ITEMS].tolist(), int(ends[-1])]
 
 
-def _reader(
+def _state_reader(
     encoder: BackboneTower, states: list[int] | str, features: BackboneFeatures
 ) -> Callable[[Tensor, tuple[Tensor, ...]], Tensor]:
     """Return a function that computes the states to cache: [N, K, D], or [tokens, 1, D] if every token's state is kept.
@@ -186,14 +186,14 @@ def _reader(
     return read_tokens
 
 
-def _opened(
-    path: Path, made_of: Provenance, shape: tuple[int, int, int]
+def _open_states(
+    path: Path, provenance: Provenance, shape: tuple[int, int, int]
 ) -> tuple[StateFile | None, DamagedStates | None]:
     """Return the file and None; for a damaged file, None and the damage; for a missing file, None twice."""
     if not path.exists():
         return None, None
     try:
-        file = StateFile(path, made_of.deciding())
+        file = StateFile(path, provenance.deciding())
         if file.states.shape != shape:
             raise DamagedStates(f"{path}: has states {list(file.states.shape)}, not {list(shape)}")
         return file, None
@@ -209,16 +209,16 @@ def structure(backbone: nn.Module) -> list[tuple]:
     ]
 
 
-def why_not_constant(tower: Tower, before: list[tuple]) -> str:
+def why_not_constant(tower: Tower, original: list[tuple]) -> str:
     """Return why a tower's backbone gives different states in every step; "" if the states are always the same.
 
     Args:
-        before: the `structure` of the backbone before the method was applied.
+        original: the `structure` of the backbone before the method was applied.
     """
     backbone = tower.backbone
     if tower.trains_inside:
         return f"parameters inside the {tower.modality} encoder train"
-    if structure(backbone) != before:
+    if structure(backbone) != original:
         return f"the method changes the {tower.modality} encoder"
     return _why_not_fixed(tower)
 
@@ -241,26 +241,27 @@ class ConstantBlocks:
     Attributes:
         count: the number of these blocks, at least one.
         tokens: T, the number of tokens of the first item, or of every item if all have equally many.
-        besides: the values that such a block returns in a tuple after its hidden states; None if it returns no tuple.
-        others: maps items int64 [N] on the host to the inputs that the backbone still needs.
+        extra_outputs: the values that such a block returns in a tuple after its hidden states; None if it returns no
+            tuple.
+        remaining_inputs: maps items int64 [N] on the host to the inputs that the backbone still needs.
     """
 
     count: int
     tokens: int
-    besides: tuple | None
-    others: Callable[[Tensor], tuple[Tensor, ...]]
+    extra_outputs: tuple | None
+    remaining_inputs: Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeatures) -> ConstantBlocks | None:
+def constant_blocks(tower: Tower, original: list[tuple], features: BackboneFeatures) -> ConstantBlocks | None:
     """Find the first blocks of a tower's backbone that a method left unchanged, together with all layers before them.
 
     Returns None if there are no such blocks, or if they cannot be left out.
 
     Args:
-        before: the `structure` of the backbone before the method was applied.
+        original: the `structure` of the backbone before the method was applied.
         features: the tower's features. The tower reads the first item, to show which layers run before the blocks.
     """
-    backbone, same = tower.backbone, set(before)
+    backbone, same = tower.backbone, set(original)
     blocks = list(blocks_of(backbone))
     # A block that several layers share (ALBERT) cannot be left out of only some of them.
     if _why_not_fixed(tower) or tower.projection is None or not 1 < len(blocks) == tower.depth:
@@ -286,12 +287,12 @@ def constant_blocks(tower: Tower, before: list[tuple], features: BackboneFeature
     finally:
         for hook in hooks:
             hook.remove()
-    besides = outputs[0][1:] if isinstance(outputs[0], tuple) else None
-    if touched & set(in_front) or any(isinstance(value, Tensor) for value in besides or ()):
+    extra_outputs = outputs[0][1:] if isinstance(outputs[0], tuple) else None
+    if touched & set(in_front) or any(isinstance(value, Tensor) for value in extra_outputs or ()):
         return None
     # Masks are computed from the items' own inputs; without masks, the inputs of any item will do.
-    others = (lambda items: first) if features.host_lengths is None else features.inputs
-    return ConstantBlocks(count, tokens, besides, others)
+    remaining_inputs = (lambda items: first) if features.host_lengths is None else features.inputs
+    return ConstantBlocks(count, tokens, extra_outputs, remaining_inputs)
 
 
 def replace_tower(recommender: Recommender, tower: Tower) -> None:

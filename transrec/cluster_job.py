@@ -28,23 +28,23 @@ class ClusterJob:
     signals. In either case the run saves, and the job is queued again. A cancelled job saves and is not queued again.
 
     Args:
-        begin, go_on: the commands that start the run, and that continue it once it has begun.
-        begun: a file that exists once the run has begun.
+        start_command, resume_command: the commands that start the run, and that continue it once it has begun.
+        started_file: a file that exists once the run has begun.
         log: the file to which the run's output is appended.
         status: the file to which the run's exit status is written when it ends.
         threads: threads of each of the run's processes, unless the environment sets them; None: as the run chooses.
     """
 
-    begin: list[str]
-    go_on: list[str]
-    begun: Path
+    start_command: list[str]
+    resume_command: list[str]
+    started_file: Path
     log: Path
     status: Path
     threads: int | None = None
 
     def __post_init__(self):
         self._process: subprocess.Popen | None = None
-        self._is_told = False
+        self._stop_requested = False
 
     def __call__(self) -> None:
         """Run the command to its end, write its exit status, and exit with the same status."""
@@ -53,19 +53,19 @@ class ClusterJob:
         environment = dict(os.environ)
         if self.threads is not None:
             environment.setdefault("OMP_NUM_THREADS", str(self.threads))
-        command = self.go_on if self.begun.exists() else self.begin
+        command = self.resume_command if self.started_file.exists() else self.start_command
         with open(self.log, "ab") as log:
             # SLURM signals all processes of a job, and the run handles only SIGTERM.
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=environment, preexec_fn=_ignore_preemption
             )
-        if self._is_told:
+        if self._stop_requested:
             # The signal came before there was a process to pass it on to.
             self._process.terminate()
         self._wait()
         status = self._process.wait()
         status = SIGNALLED - status if status < 0 else status
-        if status == STOPPED and self._is_told and _may_go_on():
+        if status == STOPPED and self._stop_requested and _may_be_requeued():
             signal.raise_signal(signal.SIGUSR2)
         _write(self.status, str(status))
         sys.exit(status)
@@ -80,10 +80,10 @@ class ClusterJob:
 
     def _stop(self) -> None:
         """Tell the run to save and leave. Do so only once: a second signal makes a run stop at once."""
-        if not self._is_told and self._process:
+        if not self._stop_requested and self._process:
             with suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGTERM)
-        self._is_told = True
+        self._stop_requested = True
 
     def _wait(self) -> None:
         # Not Popen.wait, because a signal handler that interrupts it could not call it as well.
@@ -96,7 +96,7 @@ def _ignore_preemption() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def _may_go_on() -> bool:
+def _may_be_requeued() -> bool:
     """Return whether the job was only asked to make room. It is over if it was cancelled or SLURM requeues it."""
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return False

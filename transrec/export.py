@@ -49,14 +49,14 @@ def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) ->
     Raises TransrecError if the backbone cannot be merged, and if the folder exists already or cannot be written.
     """
     merged = merge(tower.backbone)
-    with whole_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         merged.save_pretrained(unfinished)
         if processor is not None:
             processor.save_pretrained(unfinished)
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield a new folder to fill. It becomes `folder` when the block ends, or is removed if the block raises an error.
 
     Raises TransrecError if the folder exists already or cannot be written.

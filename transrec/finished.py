@@ -17,7 +17,7 @@ from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import MaskHistory, Options
 from transrec.paths import file_sha256, resolve
-from transrec.runner import load_best, read_dataset, reader_of
+from transrec.runner import item_reader, load_best, read_dataset
 from transrec.settings import Settings, read_settings
 from transrec.topk import top_items
 from transrec.training.distributed import World
@@ -27,7 +27,7 @@ from transrec.training.precision import Precision
 from transrec.training.ranks import target_ranks
 from transrec.training.run import read_options
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 MASKS = get_args(MaskHistory)
 
 
@@ -67,11 +67,11 @@ class FinishedRun(Recommender):
         self, folder: str | Path, plugins: Sequence[str | Path] = (), dataset: str | Path | None = None
     ) -> None:
         settings = read_settings(folder, plugins)
-        recommender, before = load_best(folder, settings)
+        recommender, structures = load_best(folder, settings)
         super().__init__(recommender.item_encoder, recommender.user_encoder, recommender.objective)
         self.method, self.saved_buffers = recommender.method, recommender.saved_buffers
-        self.folder, self._before, self._moved = resolve(folder), before, dataset is not None
-        self.settings = settings if dataset is None else _moved(settings, resolve(dataset))
+        self.folder, self._structures, self._is_moved = resolve(folder), structures, dataset is not None
+        self.settings = settings if dataset is None else _with_dataset(settings, resolve(dataset))
         self._added: list[_Added] = []
         self._embeddings: Tensor | None = None
         self.eval()
@@ -88,7 +88,7 @@ class FinishedRun(Recommender):
         by_number = "id" in self.settings.modalities
         known = set(read_options(self.folder).get("files", {}).values())
         for path in (dataset.catalog.path, dataset.interactions.path) if known else ():
-            if file_sha256(path) in known or (self._moved and not by_number):
+            if file_sha256(path) in known or (self._is_moved and not by_number):
                 continue
             remedy = "restore it" if by_number else "restore it, or give the dataset as it is now (--dataset)"
             raise TransrecError(f"{path}: has changed since {self.folder} was trained on it; {remedy}")
@@ -150,7 +150,7 @@ class FinishedRun(Recommender):
             paths = {name: str(resolve(path)) for name, path in sources.items() if path is not None}
             added = _Added(catalog, rows, with_values(self.settings, **paths))
             # Encode the items before adding them, so that nothing is added if this raises an error.
-            embeddings = torch.cat([self.embeddings, self._encoded(added)])
+            embeddings = torch.cat([self.embeddings, self._encode(added)])
             self._added.append(added)
             self.__dict__.pop("_table", None)
             self._embeddings = embeddings
@@ -163,16 +163,16 @@ class FinishedRun(Recommender):
         Raises TransrecError if the dataset is missing or has changed, and if embeddings are not finite.
         """
         if self._embeddings is None:
-            self._embeddings = torch.cat([self._encoded(part) for part in (None, *self._added)])
+            self._embeddings = torch.cat([self._encode(part) for part in (None, *self._added)])
         return self._embeddings
 
-    def _encoded(self, added: "_Added | None") -> Tensor:
+    def _encode(self, added: "_Added | None") -> Tensor:
         dataset, settings = self.dataset, self.settings
         if added is not None:
             split = replace(dataset.split, item_rows=added.rows)
             dataset, settings = replace(dataset, catalog=added.catalog, split=split), added.settings
         with about_memory("encoding the items", "use a machine with more"):
-            reader, features = reader_of(self, self._before, settings, dataset, self._world)
+            reader, features = item_reader(self, self._structures, settings, dataset, self._world)
             embeddings = Evaluator(dataset.split, features, settings.evaluation, *self._device).encode_items(reader)
         check_finite(embeddings, "item embeddings")
         return embeddings
@@ -190,28 +190,28 @@ class FinishedRun(Recommender):
 
         Raises TransrecError for an item that is not ranked.
         """
-        rows = torch.from_numpy(self.numbers(items)).long().to(self.embeddings.device)
+        rows = torch.from_numpy(self.positions(items)).long().to(self.embeddings.device)
         return self.objective.scoring_embeddings(self.embeddings)[rows].cpu().numpy()
 
-    def numbers(self, items: Sequence[str]) -> np.ndarray:
+    def positions(self, items: Sequence[str]) -> np.ndarray:
         """Return the position of each item in `ids`: int32 [N]. Raises TransrecError for an item that is not ranked."""
         if isinstance(items, str):
             raise TransrecError(f"{items!r}: is one text; give a list of item ids")
         unknown = [item for item in items if item not in self.index]
         if unknown:
-            named = ", ".join(map(repr, unknown[:MOST_NAMED])) + ", ..." * (len(unknown) > MOST_NAMED)
-            raise TransrecError(f"item {named}: {self.unranked(unknown[0])}")
+            named = ", ".join(map(repr, unknown[:MAX_NAMED])) + ", ..." * (len(unknown) > MAX_NAMED)
+            raise TransrecError(f"item {named}: {self.why_unranked(unknown[0])}")
         return np.array([self.index[item] for item in items], dtype=np.int32)
 
-    def unranked(self, item: str) -> str:
+    def why_unranked(self, item: str) -> str:
         """Return why an item is not ranked, and what to do about it."""
         path = self.dataset.catalog.path
-        if item in self._listed:
+        if item in self._catalogue_ids:
             return f"{path} lists it, but no user that {self.folder} kept has it; add it with --items {path}"
         return f"neither {path} lists it nor a further items file (--items); check the id"
 
     @cached_property
-    def _listed(self) -> set[str]:
+    def _catalogue_ids(self) -> set[str]:
         return set(self.dataset.catalog.ids)
 
     @overload
@@ -234,18 +234,18 @@ class FinishedRun(Recommender):
 
         Raises TransrecError for an item that is not ranked, an empty history, and k below 1 or above n.
         """
-        alone = all(isinstance(item, str) for item in history)
-        histories = [self.numbers(sequence) for sequence in ([history] if alone else history)]
+        is_single = all(isinstance(item, str) for item in history)
+        histories = [self.positions(sequence) for sequence in ([history] if is_single else history)]
         for number, sequence in enumerate(histories, start=1):
             if not len(sequence):
-                which = "the history" if alone else f"history {number}"
+                which = "the history" if is_single else f"history {number}"
                 raise TransrecError(f"{which} is empty; give at least one item id")
         results = [
-            self.named(scores, items)
+            self.to_recommendations(scores, items)
             for block in self.top(sequences_of(histories), k, exclude_seen)
             for scores, items in zip(*block, strict=True)
         ]
-        return results[0] if alone else results
+        return results[0] if is_single else results
 
     @torch.no_grad()
     def neighbours(self, item: str, k: int = 10) -> Recommendations:
@@ -260,13 +260,13 @@ class FinishedRun(Recommender):
         Raises TransrecError for an item that is not ranked, and k below 1 or above n.
         """
         self._check_k(k)
-        row = torch.from_numpy(self.numbers([item])).long().to(self.embeddings.device)
+        row = torch.from_numpy(self.positions([item])).long().to(self.embeddings.device)
         unit = torch.nn.functional.normalize(self.objective.scoring_embeddings(self.embeddings), dim=1)
         seen = row, torch.zeros_like(row)
         scores, places = top_items(unit[row], unit, seen, k, self.settings.evaluation.eval_memory * 2**20)
-        return self.named(scores[0].cpu().numpy(), places[0].cpu().numpy())
+        return self.to_recommendations(scores[0].cpu().numpy(), places[0].cpu().numpy())
 
-    def named(self, scores: np.ndarray, items: np.ndarray) -> Recommendations:
+    def to_recommendations(self, scores: np.ndarray, items: np.ndarray) -> Recommendations:
         """Return the recommendations in one user's row of the results of `top`."""
         real = scores > -np.inf
         items = items[real]
@@ -286,7 +286,7 @@ class FinishedRun(Recommender):
         """
         return self._top(histories, histories if exclude_seen else None, k)
 
-    def top_of(
+    def top_for_targets(
         self, part: str, k: int, mask_history: str | None = None, targets: np.ndarray | slice = slice(None)
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the highest ranked items for each target of "validation" or "test", as evaluation ranks them.
@@ -297,7 +297,7 @@ class FinishedRun(Recommender):
 
         Yields the same as `top`. Raises TransrecError for the same reasons as `top` and `evaluate`.
         """
-        _check_asked(part, mask_history)
+        _check_part_and_mask(part, mask_history)
         history = self.dataset.split.history(part).of(targets)
         history = replace(history, values=history.values - 1)
         mask = mask_history or self.settings.evaluation.mask_history
@@ -384,13 +384,13 @@ class FinishedRun(Recommender):
         cutoffs: Sequence[int] = (),
     ) -> tuple[Evaluator, str]:
         """Return the evaluator, and the part of its split that holds the targets."""
-        _check_asked(part, mask_history)
+        _check_part_and_mask(part, mask_history)
         catalogue, added = self.dataset.split.item_rows, len(self.ids) - self.dataset.split.item_count
         rows = len(self.dataset.catalog.ids) + np.arange(added)
         split = replace(self.dataset.split, item_rows=np.concatenate([catalogue, rows]))
         if histories is not None:
             if not isinstance(histories, Sequences):
-                histories = sequences_of([self.numbers(history) for history in histories])
+                histories = sequences_of([self.positions(history) for history in histories])
             split, part = _with_targets(split, histories), "test"
         options = self.settings.evaluation
         cutoffs = list(cutoffs or options.cutoffs)
@@ -419,7 +419,7 @@ def load_run(folder: str | Path, plugins: Sequence[str | Path] = (), dataset: st
     return FinishedRun(folder, plugins, dataset)
 
 
-def _check_asked(part: str, mask_history: str | None) -> None:
+def _check_part_and_mask(part: str, mask_history: str | None) -> None:
     """Raise TransrecError for an unknown part or mask."""
     if part not in ("validation", "test"):
         raise TransrecError(f"part {part!r}: must be validation or test")
@@ -442,7 +442,7 @@ def sequences_of(histories: Sequence[np.ndarray]) -> Sequences:
     return Sequences(values, np.concatenate([np.zeros(1, np.int64), stops[:-1]])[: len(stops)], stops)
 
 
-def _moved(settings: Settings, dataset: Path) -> Settings:
+def _with_dataset(settings: Settings, dataset: Path) -> Settings:
     """Return the same settings for a dataset in another folder."""
     data = settings.data
     named = {"users_file": data.users_file, "items_file": data.items_file}

@@ -157,7 +157,7 @@ class Original:
         return {places.name(name): tensor for name, tensor in self.tensors.items()}
 
     @property
-    def adapted(self) -> bool:
+    def has_adapters(self) -> bool:
         return any(ADAPTED.search(name) for name in self.tensors)
 
 
@@ -187,7 +187,7 @@ class Places:
         if role is None:
             return name
         path, rest = self.paths[role], name.removeprefix(f"{role}.")
-        if not _has(self.recommender, path):
+        if not _has_submodule(self.recommender, path):
             # A method may have moved the whole backbone.
             path = path.replace("item_encoder.", "item_encoder.encoders.", 1)
         # A layer that an adapter wraps is one level down.
@@ -381,10 +381,10 @@ def load_original(
     cached = name == "iisan" and not any(".backbone." in key for key in original.tensors)
     options = methods.get(name).Options
     # BitFit and LayerNorm tuning insert nothing.
-    if original.adapted != (issubclass(options, methods.InsertOptions) and bool(options._tensor_sizes)):
+    if original.has_adapters != (issubclass(options, methods.InsertOptions) and bool(options._tensor_sizes)):
         raise TransrecError(
             f"{path}: holds adapters; say which method with method=..."
-            if original.adapted
+            if original.has_adapters
             else f"{path}: holds no adapters, so it is not of method {method!r}"
         )
     recommender = Recommender(
@@ -496,7 +496,7 @@ def _options_from(original: Original, method: str, variant: str, places: Places)
     return options(**values)
 
 
-def _has(module: nn.Module, path: str) -> bool:
+def _has_submodule(module: nn.Module, path: str) -> bool:
     try:
         module.get_submodule(path)
     except AttributeError:

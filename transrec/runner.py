@@ -19,7 +19,7 @@ from transrec.assembly import (
     describe,
     load_start,
     parameters_left_out,
-    rounded_to,
+    rounding_suffix,
     stored_states,
     tower_of,
 )
@@ -55,8 +55,8 @@ from transrec.models.backbone import recompute_blocks
 from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower, backbone_towers
 from transrec.paths import default_runs_folder, file_sha256
-from transrec.plugins import hashes
-from transrec.settings import Settings, deciding, digest, parse
+from transrec.plugins import plugin_hashes
+from transrec.settings import Settings, digest, parse, result_options
 from transrec.tracking import Trackers
 from transrec.training import checkpoint, distributed
 from transrec.training.compiling import about_compiler, check_compiler, compile_encoders
@@ -91,12 +91,12 @@ def adapt(method: str, **defaults: Any) -> None:
     _command_line(method, defaults, execute)
 
 
-def _command_line(method: str, defaults: dict[str, Any], act: Callable[[Settings], Any]) -> None:
+def _command_line(method: str, defaults: dict[str, Any], action: Callable[[Settings], Any]) -> None:
     try:
         with reporting():
             settings = parse(sys.argv[1:], method, defaults)
             launch(settings.run.nproc)
-            act(settings)
+            action(settings)
     finally:
         distributed.stop()
 
@@ -113,8 +113,8 @@ def cache(**defaults: Any) -> None:
             cache = _state_cache(settings, dataset, world, precision, log)
             features = _features(settings, dataset, world, cache)
             if not stored_states(settings.plan):
-                recommender, _, before = _adapted(settings, dataset)
-                features = _computed_once(settings, recommender, before, features, cache)
+                recommender, _, structures = _adapted(settings, dataset)
+                features = _cache_constant_states(settings, recommender, structures, features, cache)
             for part in _parts(features):
                 if isinstance(part, StateFeatures):
                     log(f"cached      {part.file.path}")
@@ -157,14 +157,14 @@ def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict
     recommender = build_recommender(plan, description.item_count, needs_base, description.sizes)
     if plan.checkpoint and needs_base:
         load_start(recommender, plan)
-    before = _structures(recommender)
+    structures = _structures(recommender)
     apply_method(recommender, plan)
     checkpoint.load_into(recommender, path, tensors, frozen)
-    return recommender.eval(), before
+    return recommender.eval(), structures
 
 
-def reader_of(
-    recommender: Recommender, before: dict[str, list[tuple]], settings: Settings, dataset: Dataset, world: World
+def item_reader(
+    recommender: Recommender, structures: dict[str, list[tuple]], settings: Settings, dataset: Dataset, world: World
 ) -> tuple[Recommender, Features]:
     """Return a recommender that encodes the items 1..n of a dataset as the run did, and the features that it reads.
 
@@ -173,7 +173,7 @@ def reader_of(
     keeps its backbones.
 
     Args:
-        recommender, before: the results of `load_best`, on the world's device.
+        recommender, structures: the results of `load_best`, on the world's device.
 
     Raises TransrecError if the content that items are read by is missing from the dataset, or is damaged.
     """
@@ -183,7 +183,7 @@ def reader_of(
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
     features = _features(settings, dataset, world, cache)
-    return reader, _computed_once(settings, reader, before, features, cache)
+    return reader, _cache_constant_states(settings, reader, structures, features, cache)
 
 
 def _run(settings: Settings, run: Run, world: World, started: datetime, trackers: Trackers) -> dict[str, Any]:
@@ -202,8 +202,8 @@ def _run(settings: Settings, run: Run, world: World, started: datetime, trackers
     except Exception as error:
         failure = reported_error(error)
         if run.has_begun and isinstance(failure, FileError | MemoryShortage):
-            again = _resume_command(settings, run, world)
-            raise type(failure)(f"{failure}; the run continues with: {again}") from error
+            command = _resume_command(settings, run, world)
+            raise type(failure)(f"{failure}; the run continues with: {command}") from error
         raise
 
 
@@ -278,13 +278,13 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     cache = _state_cache(settings, dataset, world, precision, run.log)
     features = _features(settings, dataset, world, cache)
     files = _data_files(run, settings, dataset, features)
-    recommender, groups, before = _adapted(settings, dataset)
+    recommender, groups, structures = _adapted(settings, dataset)
     # Describe the recommender with its backbones: the files of a run do not depend on what is computed once.
-    description = describe(settings.plan, recommender, deciding(settings.as_dict()))
+    description = describe(settings.plan, recommender, result_options(settings.as_dict()))
     table = parameter_table(recommender, groups, parameters_left_out(settings.plan))
     if recommender.objective.sampling.catalogue:
-        _check_constant(settings, recommender, before, len(dataset.split.item_rows))
-    features = _computed_once(settings, recommender, before, features, cache)
+        _check_constant(settings, recommender, structures, len(dataset.split.item_rows))
+    features = _cache_constant_states(settings, recommender, structures, features, cache)
     if settings.training.shard:
         groups = shard(recommender, groups, world)
         # All ranks must call a backbone equally often, but the number of length groups in a batch differs by rank.
@@ -344,8 +344,8 @@ def _adapted(settings: Settings, dataset: Dataset) -> tuple[Recommender, list[Tr
     recommender = build_recommender(settings.plan, dataset.split.item_count)
     if settings.run.checkpoint:
         load_start(recommender, settings.plan)
-    before = _structures(recommender)
-    return recommender, apply_method(recommender, settings.plan), before
+    structures = _structures(recommender)
+    return recommender, apply_method(recommender, settings.plan), structures
 
 
 def _structures(recommender: Recommender) -> dict[str, list[tuple]]:
@@ -368,8 +368,8 @@ def _joined(parts: list[Features]) -> Features:
 
 
 def _state_cache(settings: Settings, dataset: Dataset, world: World, precision: Precision, log) -> StateCache:
-    given = settings.data.state_cache
-    folder = Path(given) if given else dataset.catalog.path.parent / ".transrec"
+    cache_folder = settings.data.state_cache
+    folder = Path(cache_folder) if cache_folder else dataset.catalog.path.parent / ".transrec"
     return StateCache(folder, world, precision, log)
 
 
@@ -388,10 +388,10 @@ def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCa
     return _joined(parts)
 
 
-def _computed_once(
+def _cache_constant_states(
     settings: Settings,
     recommender: Recommender,
-    before: dict[str, list[tuple]],
+    structures: dict[str, list[tuple]],
     features: Features,
     cache: StateCache,
 ) -> Features:
@@ -401,7 +401,7 @@ def _computed_once(
     constant, the tower reads the states of all tokens that the next block takes as its input.
 
     Args:
-        before: the structure of each backbone before the method was applied.
+        structures: the structure of each backbone before the method was applied.
         features: the features of the unchanged towers, for the items 1..n.
 
     Raises TransrecError with --cached yes if a backbone has no constant block.
@@ -412,19 +412,21 @@ def _computed_once(
     parts = []
     for tower, part in zip(list(recommender.item_encoder.towers), _parts(features), strict=True):
         if tower.backbone is not None:
-            why_not = why_not_constant(tower, before[tower.modality])
-            once = partial(_states_of, settings, tower, part, cache)
+            why_not = why_not_constant(tower, structures[tower.modality])
+            cached_states = partial(_states_of, settings, tower, part, cache)
             if not why_not:
                 # If a method has taken over the projection of a tower, it reads the tower's separate states.
                 states = OUTPUT if tower.projection is not None else tower.states
                 shape = (len(part), 1 if states == OUTPUT else len(states), tower.width)
-                part = StateFeatures(once(states, shape), np.arange(len(part)), cache.world.device, data.cache_device)
+                part = StateFeatures(
+                    cached_states(states, shape), np.arange(len(part)), cache.world.device, data.cache_device
+                )
                 replace_tower(recommender, tower)
-            elif first := constant_blocks(tower.to(cache.world.device), before[tower.modality], part):
+            elif first := constant_blocks(tower.to(cache.world.device), structures[tower.modality], part):
                 lengths = token_lengths(part, first.tokens)
-                file = once(f"{TOKENS}{first.count}", (int(lengths.sum()), 1, tower.width))
-                part = TokenStateFeatures(file, lengths, first.others, cache.world.device, data.cache_device)
-                tower.resume_at(first.count, first.besides)
+                file = cached_states(f"{TOKENS}{first.count}", (int(lengths.sum()), 1, tower.width))
+                part = TokenStateFeatures(file, lengths, first.remaining_inputs, cache.world.device, data.cache_device)
+                tower.resume_at(first.count, first.extra_outputs)
             elif data.cached == "yes":
                 raise TransrecError(f"--cached yes: {why_not}, so there is nothing to compute once; use --cached auto")
         parts.append(part)
@@ -448,13 +450,13 @@ def _states_of(
 
 
 def _check_constant(
-    settings: Settings, recommender: Recommender, before: dict[str, list[tuple]], item_count: int
+    settings: Settings, recommender: Recommender, structures: dict[str, list[tuple]], item_count: int
 ) -> None:
     """Raise TransrecError if a backbone would have to encode the entire catalogue in every step."""
     for tower in recommender.item_encoder.towers:
         if tower.backbone is None:
             continue
-        why = why_not_constant(tower, before[tower.modality])
+        why = why_not_constant(tower, structures[tower.modality])
         if why or settings.data.cached == "no":
             raise TransrecError(
                 f"--objective {settings.model.objective}: scores all {item_count:,} items in every step, and the "
@@ -471,13 +473,13 @@ def _provenance(
     precision: Precision,
 ) -> Provenance:
     """Return the provenance of the given states of all items in `features`."""
-    given, seed = settings.run.checkpoint, settings.training.seed
+    start, seed = settings.run.checkpoint, settings.training.seed
     weights = weights_digest(modality.encoder, modality.config, seed if settings.model.random_backbone else None)
     return Provenance(
         modality=modality.name,
         model_type=modality.config.model_type,
-        weights=weights + rounded_to(settings.plan, modality.name),
-        checkpoint=file_sha256(checkpoint_file(given)) if given else None,
+        weights=weights + rounding_suffix(settings.plan, modality.name),
+        checkpoint=file_sha256(checkpoint_file(start)) if start else None,
         inputs=features.digest,
         preprocessing=modality.preprocessing,
         pooling=modality.pooling,
@@ -485,7 +487,7 @@ def _provenance(
         dtype=settings.data.state_dtype,
         precision=precision.name,
         about={"encoder": modality.encoder, "dataset": settings.data.dataset}
-        | ({"checkpoint": given} if given else {}),
+        | ({"checkpoint": start} if start else {}),
     )
 
 
@@ -512,7 +514,7 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )
     # The plugins of a resumed run were checked for changes before they were executed.
-    return files | hashes(settings.run.plugin)
+    return files | plugin_hashes(settings.run.plugin)
 
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:
@@ -526,7 +528,9 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
     )
     for rule in dict.fromkeys(settings.set_by.values()):
         values = (
-            f"{name} {_told(value)}" for name, value in settings.departures.items() if settings.set_by.get(name) == rule
+            f"{name} {_flag_text(value)}"
+            for name, value in settings.non_defaults.items()
+            if settings.set_by.get(name) == rule
         )
         run.log(f"settings    {rule}: {', '.join(values)}")
     width = max(len(row["module"]) for row in table)
@@ -538,7 +542,7 @@ def _announce(run: Run, settings: Settings, table, world: World, precision: Prec
     run.log(f"{'trainable':{width}}  {'':12}  {trainable:>12,}  of {total:,} ({trainable / total:.2%})")
 
 
-def _told(value: Any) -> str:
+def _flag_text(value: Any) -> str:
     """Return a flag's value in the form that the command line accepts."""
     values = value if isinstance(value, list) else [value]
     return " ".join(str(item).lower() if isinstance(item, bool) else str(item) for item in values)

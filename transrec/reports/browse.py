@@ -149,8 +149,8 @@ class Browser:
         end = self._step(kept[place] - 1, "target", place, marked=True)
         lists = []
         for run, ranks in zip(self.runs, self._ranks, strict=True):
-            ((scores, items),) = run.top_of("test", self.k, targets=np.array([target]))
-            top = run.named(scores[0], items[0])
+            ((scores, items),) = run.top_for_targets("test", self.k, targets=np.array([target]))
+            top = run.to_recommendations(scores[0], items[0])
             lists.append(self._column(run, top, wanted, "" if ranks is None else _rank(ranks["rank"][target])))
         note = _count_line(place - start, STEPS_SHOWN, "interactions before the target", "the last ")
         return [note, f'<ol class="cards">{"".join(steps)}{end}</ol>', _side_by_side(f"Top {self.k}", lists)]
@@ -168,7 +168,7 @@ class Browser:
 
     def _recommended(self, items: list[str]) -> list[str]:
         """Return a history of item ids and the items that each run recommends for it, without the history's items."""
-        places = self.first.numbers(items)
+        places = self.first.positions(items)
         begin = max(0, len(items) - STEPS_SHOWN)
         steps = "".join(self._step(place, str(at)) for at, place in enumerate(places[begin:], start=begin + 1))
         lists = [self._column(run, run.recommend(items, self.k)) for run in self.runs]
@@ -182,7 +182,7 @@ class Browser:
             return sections + self._search_results(words, lambda item: "")
         if not item:
             return sections
-        (place,) = self.first.numbers([item])
+        (place,) = self.first.positions([item])
         lists = [self._column(run, run.neighbours(item, self.k)) for run in self.runs]
         use = _link("/history", "Recommend from this item", items=item)
         card = f'<ol class="cards">{self._step(place, item)}</ol><p>{use}</p>'

@@ -84,8 +84,8 @@ def read_histories(run: FinishedRun, path: Path, skip_unknown: bool) -> Historie
     if unknown and not skip_unknown:
         line, user, item = unknown[0]
         raise TransrecError(
-            f"{path}, line {line}: user {user!r} has item {item!r}: {run.unranked(item)}, or leave such items out with "
-            f"--skip_unknown"
+            f"{path}, line {line}: user {user!r} has item {item!r}: {run.why_unranked(item)}, or leave such items out "
+            f"with --skip_unknown"
         )
     empty = np.flatnonzero(read.sequences.lengths == 0)
     if len(empty) and not skip_unknown:
@@ -104,7 +104,7 @@ def parse_histories(run: FinishedRun, texts: Sequence[str]) -> Histories:
             raise TransrecError(f"--history {text!r}: has no items; give at least one item id")
     return Histories(
         [str(number) for number in range(1, len(texts) + 1)],
-        sequences_of([run.numbers(text.split()) for text in texts]),
+        sequences_of([run.positions(text.split()) for text in texts]),
     )
 
 
@@ -130,7 +130,7 @@ def rows_of(run: FinishedRun, histories: Histories, k: int, exclude_seen: bool) 
     with Bar(total=len(histories.users), desc="recommend", unit="user", delay=1, leave=False) as bar:
         for scores, items in run.top(histories.items, k, exclude_seen):
             for user, *row in zip(islice(users, len(scores)), scores, items, strict=True):
-                top = run.named(*row)
+                top = run.to_recommendations(*row)
                 # Write the shortest decimal number that gives the same float32.
                 shortest = (float(str(score)) for score in top.scores)
                 for rank, (item, score, title) in enumerate(zip(top.ids, shortest, top.titles, strict=True), start=1):

@@ -11,7 +11,7 @@ import numpy as np
 from transrec.assembly import checkpoint_file, stored_states, tower_of
 from transrec.data.vectors import IDS
 from transrec.errors import TransrecError
-from transrec.export import export_lora, export_user_encoder, low_rank_layers, whole_folder
+from transrec.export import atomic_folder, export_lora, export_user_encoder, low_rank_layers
 from transrec.finished import FinishedRun
 from transrec.modalities import BackboneModality
 from transrec.models.backbone import load_image_processor, load_tokenizer
@@ -65,7 +65,7 @@ def release(run: FinishedRun, out: Path, log: Callable[[str], None]) -> None:
                 f"{modality.encoder}: the weights of the {name} encoder are quantised, and a run over them "
                 f"is not written as a folder to give away"
             )
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         _write_items(run, folder / "items")
         log(f"items           embeddings.npy [{len(run.ids):,}, {run.user_encoder.width}] and {IDS}")
         length = run.settings.data.max_seq_len

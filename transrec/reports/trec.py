@@ -50,7 +50,7 @@ def write_run(run: FinishedRun, part: str, path: Path, depth: int, mask_history:
         open(temporary, "w", encoding="utf-8", newline="\n") as file,
         Bar(total=total, desc=f"list items, {part}", unit="target", delay=1, leave=False) as bar,
     ):
-        for scores, ranked in run.top_of(part, min(depth, len(items)), mask_history):
+        for scores, ranked in run.top_for_targets(part, min(depth, len(items)), mask_history):
             for row, places in zip(scores, ranked.tolist(), strict=True):
                 query = next(names)
                 for rank, (score, place) in enumerate(zip(row, places, strict=True), start=1):
