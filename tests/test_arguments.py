@@ -57,8 +57,8 @@ def run_script(monkeypatch, capsys):
     ],
 )
 def test_ways_to_give_a_flag(words, changed):
-    standing, given = parse(), parse(*words)
-    assert {k: v for k, v in given.items() if v != standing[k] and k != "output"} == changed
+    defaults, values = parse(), parse(*words)
+    assert {k: v for k, v in values.items() if v != defaults[k] and k != "output"} == changed
 
 
 def test_scripts_defaults_are_turned_off_too():
@@ -137,7 +137,7 @@ def test_help_shows_the_common_flags_and_where_all_are(help_of):
 
 
 @pytest.mark.parametrize(
-    "words,told",
+    "words,expected",
     [
         (["--vectors", "x.npy"], "--vectors: no flag of modality text, but of vector"),
         (["--item_tower", "image", "--title_tokens", "9"], "--title_tokens: no flag of modality image, but of text"),
@@ -145,10 +145,10 @@ def test_help_shows_the_common_flags_and_where_all_are(help_of):
         (["--item_tower", "multimodal", "--vectors", "x"], "--vectors: no flag of modality text, image, but of vector"),
     ],
 )
-def test_a_flag_of_a_modality_that_is_not_chosen(words, told):
+def test_a_flag_of_a_modality_that_is_not_chosen(words, expected):
     with pytest.raises(TransrecError) as caught:
         parse(*words)
-    assert str(caught.value) == told
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_what_changes_a_backbone_without_training_in_it_is_found(flags, tmp_path
     tower = load_run(tmp_path / "run").item_encoder
     before = structure(tower.backbone)
     assert why_not_constant(tower, before) == ""
-    handle = tower.backbone.encoder.register_forward_hook(lambda *of: None)
+    handle = tower.backbone.encoder.register_forward_hook(lambda *arguments: None)
     assert why_not_constant(tower, before) == "the method changes the text encoder"
     handle.remove()
     tower.backbone.encoder.layer[1].output.dropout = nn.Identity()

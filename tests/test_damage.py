@@ -129,10 +129,10 @@ LAST = [
 ]
 
 
-@pytest.mark.parametrize(("tensors", "description", "told"), BEST)
-def test_a_best_checkpoint_of_something_else_is_found_when_the_run_resumes(broken, tensors, description, told):
+@pytest.mark.parametrize(("tensors", "description", "expected"), BEST)
+def test_a_best_checkpoint_of_something_else_is_found_when_the_run_resumes(broken, tensors, description, expected):
     spoil(broken / "checkpoints" / "best.safetensors", tensors, description)
-    with pytest.raises(TransrecError, match=told):
+    with pytest.raises(TransrecError, match=expected):
         resume(broken)
     assert len((broken / "metrics.jsonl").read_text().splitlines()) == 1, "training had gone on"
 
@@ -144,9 +144,9 @@ def test_a_best_checkpoint_that_is_gone_is_found_when_the_run_resumes(broken):
     assert len((broken / "metrics.jsonl").read_text().splitlines()) == 1, "training had gone on"
 
 
-@pytest.mark.parametrize(("tensors", "description", "told"), BEST[:6])
+@pytest.mark.parametrize(("tensors", "description", "expected"), BEST[:6])
 def test_a_best_checkpoint_that_changes_while_the_run_trains_is_found_before_the_test(
-    broken, monkeypatch, tensors, description, told
+    broken, monkeypatch, tensors, description, expected
 ):
     original = Trainer._finish_epoch
 
@@ -160,19 +160,19 @@ def test_a_best_checkpoint_that_changes_while_the_run_trains_is_found_before_the
             spoil(self.run.best, tensors, description)
 
     monkeypatch.setattr(Trainer, "_finish_epoch", finish)
-    with pytest.raises(TransrecError, match=told):
+    with pytest.raises(TransrecError, match=expected):
         resume(broken)
     assert not (broken / "result.json").exists()
 
 
-@pytest.mark.parametrize(("tensors", "description", "told"), LAST)
-def test_a_damaged_state_is_told_in_one_line(broken, tensors, description, told):
+@pytest.mark.parametrize(("tensors", "description", "expected"), LAST)
+def test_a_damaged_state_is_told_in_one_line(broken, tensors, description, expected):
     spoil(broken / "checkpoints" / "last.safetensors", tensors, description)
-    if told is None:
+    if expected is None:
         # fp32 scales nothing, so the scale in the state is never read.
         resume(broken)
         return
-    with pytest.raises(TransrecError, match=told) as caught:
+    with pytest.raises(TransrecError, match=expected) as caught:
         resume(broken)
     assert "\n" not in str(caught.value) and "last.safetensors" in str(caught.value)
 
@@ -209,7 +209,7 @@ def test_options_of_runs_without_a_digest_are_taken(broken):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"lr": "fast"}, "options.json: --lr 'fast': must be a number"),
         ({"batch_size": 8.5}, "options.json: --batch_size 8.5: must be a whole number"),
@@ -226,12 +226,12 @@ def test_options_of_runs_without_a_digest_are_taken(broken):
         ({"max_seq_len": 0}, "options.json: --max_seq_len 0: must be at least 1"),
     ],
 )
-def test_options_that_no_flag_would_take(broken, changes, told):
+def test_options_that_no_flag_would_take(broken, changes, expected):
     edit(broken, **changes)
     for act in (resume, load_run):
         with pytest.raises(TransrecError, match=r"options\.json") as caught:
             act(broken)
-        assert told in str(caught.value)
+        assert expected in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", '"text"', "null", "\x00"])

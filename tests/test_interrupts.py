@@ -145,7 +145,7 @@ def test_while_an_image_store_is_made(domain, tmp_path, monkeypatch, capfd):
         kept = "96 of 150 images are kept, the same command continues"
         assert build() == (143, f"stopped by SIGTERM: {kept}") and not out.exists()
     loaded, load = [], Folder.load
-    monkeypatch.setattr(Folder, "load", lambda self, *of: loaded.append(of) or load(self, *of))
+    monkeypatch.setattr(Folder, "load", lambda self, *arguments: loaded.append(arguments) or load(self, *arguments))
     assert build() == (0, "") and len(loaded) == 54
     assert ImageStore(out).count == 150
     assert [path.name for path in tmp_path.iterdir()] == ["s.lmdb"]

@@ -67,18 +67,18 @@ def refuse(monkeypatch):
 
 
 def write_log(folder):
-    with closing(Run(folder / "run")) as one:
-        one.log("something")
+    with closing(Run(folder / "run")) as writer:
+        writer.log("something")
 
 
 def write_json(folder):
-    with closing(Run(folder / "run")) as one:
-        one.write_result({"a": 1})
+    with closing(Run(folder / "run")) as writer:
+        writer.write_result({"a": 1})
 
 
 def write_metrics(folder):
-    with closing(Run(folder / "run")) as one:
-        one.write_metrics([{"a": 1}])
+    with closing(Run(folder / "run")) as writer:
+        writer.write_metrics([{"a": 1}])
 
 
 def put_states(folder):
@@ -224,19 +224,21 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize("name,call,number,spared,begun", MOMENTS, ids=lambda value: str(value))
-def test_a_run_goes_on_after_a_file_failed(name, call, number, spared, begun, command, unbroken_run, tmp_path, refuse):
+@pytest.mark.parametrize("name,call,number,spared,has_begun", MOMENTS, ids=lambda value: str(value))
+def test_a_run_goes_on_after_a_file_failed(
+    name, call, number, spared, has_begun, command, unbroken_run, tmp_path, refuse
+):
     folder = tmp_path / "run"
     failing, calls = [True], iter(range(10**6))
 
     def due() -> bool:
-        return failing[0] and (not begun or (folder / "options.json").exists()) and next(calls) >= spared
+        return failing[0] and (not has_begun or (folder / "options.json").exists()) and next(calls) >= spared
 
     refuse(call, re.escape(name), getattr(errno, number), due)
     status, message = command()
     assert status == 2 and message.startswith(f"error: {folder}") and name in message and ADVICE[number] in message
     failing[0] = False
-    if begun:
+    if has_begun:
         assert message.endswith(f"; the run continues with: python adapter.py --resume {folder}")
         assert command("--resume", str(folder))[0] == 0
     else:
@@ -246,9 +248,9 @@ def test_a_run_goes_on_after_a_file_failed(name, call, number, spared, begun, co
     assert not list(folder.rglob(".*"))
 
 
-def real_shortage(of):
+def real_shortage(library):
     """Raise the error of torch's or numpy's own allocator."""
-    return torch.empty(2**50) if of == "torch" else np.empty(2**50)
+    return torch.empty(2**50) if library == "torch" else np.empty(2**50)
 
 
 def cuda_shortage():
@@ -280,17 +282,17 @@ def test_out_of_memory_in_training(command, unbroken_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "more,told",
+    "more,expected",
     [
         (["--cached", "yes"], "or resume with --cache_device disk, or start a new run with a larger --accumulate"),
         (["--cached", "no"], "free some, or start a new run with --cached auto or a larger --accumulate than 1 or"),
     ],
 )
-def test_what_helps_in_a_run_over_a_frozen_backbone(command, tmp_path, monkeypatch, more, told):
+def test_what_helps_in_a_run_over_a_frozen_backbone(command, tmp_path, monkeypatch, more, expected):
     monkeypatch.setattr(Trainer, "_step", lambda *_: cuda_shortage())
     more = [*more, "--gradient_checkpointing", "--state_cache", str(tmp_path / "states")]
     status, message = command(*more, method="frozen")
-    assert status == 2 and told in message and "--gradient_checkpointing" not in message
+    assert status == 2 and expected in message and "--gradient_checkpointing" not in message
     assert "--gradient_checkpointing changes nothing" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -306,11 +308,11 @@ def test_out_of_memory_in_evaluation(command, unbroken_run, tmp_path, monkeypatc
     assert_same_run(unbroken_run, tmp_path / "run")
 
 
-@pytest.mark.parametrize("of", ["torch", "numpy"])
-def test_out_of_memory_while_a_backbone_is_loaded(command, tmp_path, monkeypatch, of):
+@pytest.mark.parametrize("library", ["torch", "numpy"])
+def test_out_of_memory_while_a_backbone_is_loaded(command, tmp_path, monkeypatch, library):
     from transformers import AutoModel
 
-    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: real_shortage(of))
+    monkeypatch.setattr(AutoModel, "from_pretrained", lambda *_, **__: real_shortage(library))
     status, message = command()
     assert status == 2 and message.startswith("error: out of memory while preparing the run (")
     assert "fetch it again" not in message and "smaller backbone" in message and not (tmp_path / "run").exists()
@@ -332,10 +334,10 @@ def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_
         status, message = command(*flags, method="iisan")
     assert status == 2 and message.startswith("error: out of memory while computing hidden states (Unable to allocate")
     assert "--precision bf16" in message and not (tmp_path / "run").exists()
-    kept, begin = [], StateBuilder.begin
-    monkeypatch.setattr(StateBuilder, "begin", lambda self: kept.append(begin(self)) or kept[-1])
+    done_blocks, begin = [], StateBuilder.begin
+    monkeypatch.setattr(StateBuilder, "begin", lambda self: done_blocks.append(begin(self)) or done_blocks[-1])
     assert command(*flags, method="iisan")[0] == 0
-    assert kept == [1, 0], "of the text's states one block was kept"
+    assert done_blocks == [1, 0], "of the text's states one block was kept"
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -133,7 +133,7 @@ class Shares(Objective):
 
 
 @pytest.mark.parametrize(
-    "text,told",
+    "text,expected",
     [
         ("raise ValueError('no\\nluck')", r"mine.py:1: the plugin cannot be loaded \(ValueError: no luck\); mend it"),
         ("\nimport sys\nsys.exit(0)", r"mine.py:3: the plugin cannot be loaded \(SystemExit: 0\)"),
@@ -165,12 +165,12 @@ class Shares(Objective):
         (SHARES.format("method"), r"--method: is a flag of objective shares \(.*mine.py:\d+\) and of all runs"),
     ],
 )
-def test_a_bad_plugin_is_told_in_one_line(plugin, command, text, told, capfd):
+def test_a_bad_plugin_is_told_in_one_line(plugin, command, text, expected, capfd):
     before = {kind.flag: kind.names() for kind in settings.KINDS}
     path = plugin(text)
     words = ["--objective", "shares"] if "shares" in text else []
     status, line = command("--plugin", str(path), *words)
-    assert status == 2 and re.search(told, line), line
+    assert status == 2 and re.search(expected, line), line
     assert line.startswith("error: ") and command.errors.count("\n") == 1
     plugins.unload(path)
     assert {kind.flag: kind.names() for kind in settings.KINDS} == before, "half of it stayed"

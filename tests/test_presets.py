@@ -27,22 +27,22 @@ def call_of(monkeypatch):
 
     def call(script: Path) -> tuple[str, dict]:
         calls = []
-        monkeypatch.setattr(runner, "adapt", lambda method, **given: calls.append((method, given)))
-        monkeypatch.setattr(runner, "pretrain", lambda **given: calls.append(("full", given)))
+        monkeypatch.setattr(runner, "adapt", lambda method, **script_defaults: calls.append((method, script_defaults)))
+        monkeypatch.setattr(runner, "pretrain", lambda **script_defaults: calls.append(("full", script_defaults)))
         runpy.run_path(str(script), run_name="__main__")
         return calls.pop()
 
     return call
 
 
-def parse(*words: str, method: str = "full", **given) -> settings.Settings:
-    return settings.parse(["--dataset", str(REPOSITORY), *words], method, given)
+def parse(*words: str, method: str = "full", **script_defaults) -> settings.Settings:
+    return settings.parse(["--dataset", str(REPOSITORY), *words], method, script_defaults)
 
 
 @pytest.mark.parametrize("script", [name for name in RECORDED if name.endswith(".py")])
 def test_every_script_runs_at_the_settings_on_record(script, call_of):
-    method, given = call_of(REPOSITORY / script)
-    options = parse(method=method, **given).as_dict()
+    method, script_defaults = call_of(REPOSITORY / script)
+    options = parse(method=method, **script_defaults).as_dict()
     recorded = RECORDED[""] | RECORDED[script]
     for modality in ModelOptions(item_tower=recorded["item_tower"]).modality_names:
         recorded = RECORDED.get(modality, {}) | recorded
@@ -56,10 +56,10 @@ def encoder_words(backbones) -> list[str]:
 
 @pytest.mark.parametrize("modality", FOLDERS)
 def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of, domain, encoder_words, tmp_path):
-    def options(words, method, given) -> dict:
-        tower = given.get("item_tower", modality)
+    def options(words, method, script_defaults) -> dict:
+        tower = script_defaults.get("item_tower", modality)
         fit = fitting([*encoder_words, "--item_tower", tower])
-        every = settings.parse(["--dataset", str(domain), *fit, *words], method, given).as_dict()
+        every = settings.parse(["--dataset", str(domain), *fit, *words], method, script_defaults).as_dict()
         return {name: value for name, value in every.items() if name not in PLACES}
 
     folder = REPOSITORY / "Downstream" / FOLDERS[modality] / "script"
@@ -85,26 +85,26 @@ def test_a_method_over_a_modality_is_the_same_whoever_runs_it(modality, call_of,
 def test_no_method_runs_at_settings_unlike_its_siblings():
     """Each once had the settings of a script or of another modality in a study, for lack of a script of its own."""
 
-    def of(method: str, modality: str, *names: str) -> tuple:
+    def values_of(method: str, modality: str, *names: str) -> tuple:
         options = parse("--method", method, "--item_tower", modality).as_dict()
         return tuple(options[name] for name in names)
 
     for method in ("houlsby", "parallel", "pfeiffer", "pfeiffer_attention"):
-        assert of(method, "image", "adapter_lr", "batch_size") == (4e-4, 8)
+        assert values_of(method, "image", "adapter_lr", "batch_size") == (4e-4, 8)
     adapters = {name for name in methods.names() if issubclass(methods.get(name).Options, methods.InsertOptions)}
     for method in adapters:
-        assert of(method, "multimodal", "insert", "adapter_lr", "objective", "max_seq_len") == (
+        assert values_of(method, "multimodal", "insert", "adapter_lr", "objective", "max_seq_len") == (
             *("item", 1e-4),
             *("in_batch", 10),
         )
     for modality in FOLDERS:
-        assert of("iisan", modality, "lr", "adapter_lr", "batch_size") == (2e-4, 1e-4, 64)
+        assert values_of("iisan", modality, "lr", "adapter_lr", "batch_size") == (2e-4, 1e-4, 64)
 
 
 def test_who_decides_a_value_and_in_which_order(tmp_path, domain, backbones):
-    def decided(*words: str, method: str = "iisan", **given) -> tuple:
-        made = parse(*words, method=method, **given)
-        return made.training.batch_size, made.set_by.get("batch_size")
+    def decided(*words: str, method: str = "iisan", **script_defaults) -> tuple:
+        parsed = parse(*words, method=method, **script_defaults)
+        return parsed.training.batch_size, parsed.set_by.get("batch_size")
 
     assert decided(method="houlsby", item_tower="text") == (32, None)
     assert decided(method="houlsby", item_tower="image") == (8, "preset of images")
@@ -130,17 +130,17 @@ def test_who_decides_a_value_and_in_which_order(tmp_path, domain, backbones):
     stored = parse("--text_encoder", str(backbones["bert"]), method="houlsby", batch_size=5)
     options = stored.as_dict() | {"set_by": stored.set_by, "output": str(run)}
     (run / "options.json").write_text(json.dumps(options | {"digest": settings.digest(options)}))
-    again = settings.parse(["--resume", str(run), "--epochs", "7"], "iisan", {"item_tower": "image"})
-    assert (again.method, again.training.batch_size, again.training.epochs) == ("houlsby", 5, 7)
-    assert again.set_by["batch_size"] == "script", "as the run was begun"
-    assert again.set_by["epochs"] == "command line"
+    resumed = settings.parse(["--resume", str(run), "--epochs", "7"], "iisan", {"item_tower": "image"})
+    assert (resumed.method, resumed.training.batch_size, resumed.training.epochs) == ("houlsby", 5, 7)
+    assert resumed.set_by["batch_size"] == "script", "as the run was begun"
+    assert resumed.set_by["epochs"] == "command line"
 
 
 def test_who_decided_is_stored_and_told_and_decides_nothing(domain, flags, tmp_path, capsys):
-    made = settings.parse(
+    parsed = settings.parse(
         [*flags, "--epochs", "1", "--output", str(tmp_path)], "pfeiffer", {"train_recommender": "yes"}
     )
-    runner.execute(made)
+    runner.execute(parsed)
     stored = json.loads((tmp_path / "options.json").read_text())
     assert stored["set_by"]["train_recommender"] == "script" and stored["set_by"]["epochs"] == "command line"
     output = capsys.readouterr().out
@@ -163,9 +163,9 @@ def presets_file(tmp_path):
 def test_a_file_of_presets_goes_before_scripts_and_papers(presets_file, domain, backbones, tmp_path):
     best = {"iisan": {"image": {"batch_size": 3, "objective": "cpc"}, presets.EVERY: {"batch_size": 4, "lr": 1}}}
     words = ("--presets", presets_file(best | {"lora": {"text": {"item_rank": 5, "adapter_lr": 0.5}}}))
-    made = parse(*words, method="iisan", item_tower="image", batch_size=5, protocol="published")
-    assert (made.training.batch_size, made.training.lr, made.model.objective) == (3, 1, "cpc")
-    assert made.set_by["batch_size"] == "--presets for iisan over images"
+    parsed = parse(*words, method="iisan", item_tower="image", batch_size=5, protocol="published")
+    assert (parsed.training.batch_size, parsed.training.lr, parsed.model.objective) == (3, 1, "cpc")
+    assert parsed.set_by["batch_size"] == "--presets for iisan over images"
     assert parse(*words, "--batch_size", "6", method="iisan", item_tower="image").training.batch_size == 6
     assert parse(*words, method="iisan", item_tower="text").training.batch_size == 4
     assert parse(*words, method="houlsby", item_tower="image").training.batch_size == 8
@@ -179,12 +179,12 @@ def test_a_file_of_presets_goes_before_scripts_and_papers(presets_file, domain, 
     # The options.json of a run holds the values that it used, so the run is resumed without the file.
     run = tmp_path / "run"
     run.mkdir()
-    made = parse(*words, "--text_encoder", str(backbones["bert"]), method="lora")
-    options = made.as_dict() | {"set_by": made.set_by, "output": str(run)}
+    parsed = parse(*words, "--text_encoder", str(backbones["bert"]), method="lora")
+    options = parsed.as_dict() | {"set_by": parsed.set_by, "output": str(run)}
     (run / "options.json").write_text(json.dumps(options | {"digest": settings.digest(options)}))
     Path(words[1]).unlink()
-    again = settings.parse(["--resume", str(run)], "full", {})
-    assert again.method_options.as_dict()["item_rank"] == 5
+    resumed = settings.parse(["--resume", str(run)], "full", {})
+    assert resumed.method_options.as_dict()["item_rank"] == 5
 
 
 @pytest.mark.parametrize(

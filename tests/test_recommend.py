@@ -37,7 +37,7 @@ def folder(flags, tmp_path_factory):
 
 
 @pytest.fixture
-def asked(folder):
+def finished_run(folder):
     return transrec.load_run(folder)
 
 
@@ -71,24 +71,24 @@ def script(folder, monkeypatch, capfd):
     return call
 
 
-def test_evaluation_gives_the_numbers_of_the_result(asked, folder):
-    assert isinstance(asked, Recommender)
+def test_evaluation_gives_the_numbers_of_the_result(finished_run, folder):
+    assert isinstance(finished_run, Recommender)
     for part in ("validation", "test"):
-        assert asked.evaluate(part) == read_result(folder)[part]
+        assert finished_run.evaluate(part) == read_result(folder)[part]
     with pytest.raises(TransrecError, match="'train': must be validation or test"):
-        asked.evaluate("train")
+        finished_run.evaluate("train")
     with pytest.raises(TransrecError, match="'all': must be one of seen, none, seen_but_target"):
-        asked.evaluate(mask_history="all")
+        finished_run.evaluate(mask_history="all")
     with pytest.raises(TransrecError, match="'train': must be validation or test"):
-        asked.top_for_targets("train", 3)
-    assert np.array_equal(asked.ranks(), read_ranks(folder, "test"))
+        finished_run.top_for_targets("train", 3)
+    assert np.array_equal(finished_run.ranks(), read_ranks(folder, "test"))
     # The same targets as the last items of histories, for a split that hides the last item.
-    sequences = asked.dataset.interactions.sequences
-    users = asked.dataset.split.user_rows
-    histories = [[asked.dataset.catalog.ids[row] for row in sequences[user]] for user in users]
-    assert asked.evaluate(histories=histories)["HR@10"] == pytest.approx(read_result(folder)["test"]["HR@10"])
+    sequences = finished_run.dataset.interactions.sequences
+    users = finished_run.dataset.split.user_rows
+    histories = [[finished_run.dataset.catalog.ids[row] for row in sequences[user]] for user in users]
+    assert finished_run.evaluate(histories=histories)["HR@10"] == pytest.approx(read_result(folder)["test"]["HR@10"])
     with pytest.raises(TransrecError, match="history 1 has 1: "):
-        asked.evaluate(histories=[histories[0][:1]])
+        finished_run.evaluate(histories=[histories[0][:1]])
 
 
 @pytest.mark.parametrize(
@@ -112,22 +112,24 @@ def test_a_run_that_reads_stored_states_gives_its_numbers(flags, longer, tmp_pat
     np.testing.assert_allclose(loaded.embed(new), all_along.embed(new), atol=1e-5)
 
 
-def test_what_is_recommended_scores_highest(asked):
-    history = asked.ids[:4]
-    found = asked.recommend(history, k=7)
-    embeddings = asked.embed(asked.ids)
+def test_what_is_recommended_scores_highest(finished_run):
+    history = finished_run.ids[:4]
+    found = finished_run.recommend(history, k=7)
+    embeddings = finished_run.embed(finished_run.ids)
     assert embeddings.shape == (150, 16) and embeddings.dtype == np.float32
     items, mask = torch.zeros(1, 6, 16), torch.zeros(1, 6, dtype=torch.bool)
     items[0, 2:], mask[0, 2:] = torch.from_numpy(embeddings[:4]), True
     with torch.no_grad():
-        scores = (asked.user_encoder(items, mask)[0, -1] @ torch.from_numpy(embeddings).T).numpy()
-    np.testing.assert_allclose(scores[[asked.index[item] for item in found.ids]], found.scores, rtol=1e-5)
+        scores = (finished_run.user_encoder(items, mask)[0, -1] @ torch.from_numpy(embeddings).T).numpy()
+    np.testing.assert_allclose(scores[[finished_run.index[item] for item in found.ids]], found.scores, rtol=1e-5)
     scores[:4] = -np.inf
     assert found.scores[-1] >= np.sort(scores)[-7] - 1e-5 and not {*history} & {*found.ids}
-    assert found.titles == [asked.dataset.catalog.texts[asked.dataset.catalog.ids.index(item)] for item in found.ids]
-    assert {*asked.recommend(history, 150, exclude_seen=False).ids} == {*asked.ids}
-    assert len(asked.recommend(history, 150).ids) == 146, "what is seen is left out, so the list is shorter"
-    both = asked.recommend([history, history[:1]], k=7)
+    assert found.titles == [
+        finished_run.dataset.catalog.texts[finished_run.dataset.catalog.ids.index(item)] for item in found.ids
+    ]
+    assert {*finished_run.recommend(history, 150, exclude_seen=False).ids} == {*finished_run.ids}
+    assert len(finished_run.recommend(history, 150).ids) == 146, "what is seen is left out, so the list is shorter"
+    both = finished_run.recommend([history, history[:1]], k=7)
     assert both[0].ids == found.ids and len(both) == 2
 
 
@@ -144,24 +146,26 @@ def test_what_is_recommended_scores_highest(asked):
         (lambda run: run.embed(["nowhere"]), "item 'nowhere': "),
     ],
 )
-def test_what_cannot_be_asked(asked, ask, problem):
+def test_what_cannot_be_asked(finished_run, ask, problem):
     with pytest.raises(TransrecError, match=problem):
-        ask(asked)
+        ask(finished_run)
 
 
-def test_new_items_are_ranked_as_if_they_had_been_there_all_along(asked, folder, longer, tmp_path):
+def test_new_items_are_ranked_as_if_they_had_been_there_all_along(finished_run, folder, longer, tmp_path):
     dataset, new = longer
     all_along = transrec.load_run(folder, dataset=dataset)
-    assert asked.add_items(new) == [f"new{number}" for number in range(NEW)] and asked.add_items(new) == []
-    assert sorted(asked.ids) == sorted(all_along.ids) and len(asked.ids) == 150 + NEW
-    np.testing.assert_allclose(asked.embed(asked.ids), all_along.embed(asked.ids), atol=1e-5)
-    histories = [asked.ids[start : start + 5] for start in range(0, 150, 5)] + [["new3", "new4"]]
-    for one, other in zip(asked.recommend(histories, 195), all_along.recommend(histories, 195), strict=True):
+    assert (
+        finished_run.add_items(new) == [f"new{number}" for number in range(NEW)] and finished_run.add_items(new) == []
+    )
+    assert sorted(finished_run.ids) == sorted(all_along.ids) and len(finished_run.ids) == 150 + NEW
+    np.testing.assert_allclose(finished_run.embed(finished_run.ids), all_along.embed(finished_run.ids), atol=1e-5)
+    histories = [finished_run.ids[start : start + 5] for start in range(0, 150, 5)] + [["new3", "new4"]]
+    for one, other in zip(finished_run.recommend(histories, 195), all_along.recommend(histories, 195), strict=True):
         assert one.ids == other.ids and any(item.startswith("new") for item in one.ids)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
     cold = [[*history, f"new{number}"] for number, history in enumerate(histories[:20])]
-    assert asked.evaluate(histories=cold) == all_along.evaluate(histories=cold)
-    assert asked.evaluate() == all_along.evaluate()
+    assert finished_run.evaluate(histories=cold) == all_along.evaluate(histories=cold)
+    assert finished_run.evaluate() == all_along.evaluate()
 
 
 def test_item_ids_take_no_new_items(flags, longer, tmp_path):
@@ -174,7 +178,7 @@ def test_item_ids_take_no_new_items(flags, longer, tmp_path):
         transrec.load_run(tmp_path / "run", dataset=longer[0]).recommend(["i0"])
 
 
-def test_a_dataset_that_has_changed_is_named(asked, folder, longer, tmp_path):
+def test_a_dataset_that_has_changed_is_named(finished_run, folder, longer, tmp_path):
     options = json.loads((folder / "options.json").read_text())
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run" / "options.json").write_text(json.dumps(options | {"dataset": str(longer[0])}))
@@ -182,7 +186,7 @@ def test_a_dataset_that_has_changed_is_named(asked, folder, longer, tmp_path):
         transrec.load_run(tmp_path / "run").evaluate()
 
 
-def test_every_form_holds_the_same(script, asked, tmp_path):
+def test_every_form_holds_the_same(script, finished_run, tmp_path):
     pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     rows = {}
     for suffix in ("csv", "jsonl", "parquet", "md"):
@@ -190,22 +194,22 @@ def test_every_form_holds_the_same(script, asked, tmp_path):
     with open(tmp_path / "top.csv", newline="") as file:
         rows["csv"] = [row | {"rank": int(row["rank"]), "score": float(row["score"])} for row in csv.DictReader(file)]
     rows["jsonl"] = [json.loads(line) for line in (tmp_path / "top.jsonl").read_text().splitlines()]
-    assert rows["csv"] == rows["jsonl"] and len(rows["csv"]) == 3 * len(asked.dataset.interactions.users)
+    assert rows["csv"] == rows["jsonl"] and len(rows["csv"]) == 3 * len(finished_run.dataset.interactions.users)
     table = pyarrow.read_table(tmp_path / "top.parquet").to_pylist()
     assert [row["item"] for row in table] == [row["item"] for row in rows["csv"]]
     assert [row["score"] for row in table] == pytest.approx([row["score"] for row in rows["csv"]])
     text = (tmp_path / "top.md").read_text()
     assert text.count("\n") == 2 + len(table) and rows["csv"][0]["item"] in text
-    user, sequence = asked.dataset.interactions.users[5], asked.dataset.interactions.sequences[5]
-    alone = asked.recommend([asked.dataset.catalog.ids[row] for row in sequence], 3)
+    user, sequence = finished_run.dataset.interactions.users[5], finished_run.dataset.interactions.sequences[5]
+    alone = finished_run.recommend([finished_run.dataset.catalog.ids[row] for row in sequence], 3)
     assert [row["item"] for row in rows["csv"] if row["user"] == user] == alone.ids
     status, out, _ = script("--user", user, "--k", 3, "--format", "jsonl")
     assert status == 0 and [json.loads(line)["item"] for line in out.splitlines()] == alone.ids
 
 
-def test_users_of_a_file_and_typed_histories(script, asked, longer, tmp_path):
+def test_users_of_a_file_and_typed_histories(script, finished_run, longer, tmp_path):
     users = tmp_path / "users.tsv"
-    first = asked.ids[:3]
+    first = finished_run.ids[:3]
     users.write_text(f"stranger\t{' '.join(first)}\nother\t{first[0]} gone new7\nlost\tgone\n")
     status, _, error = script("--users", users)
     assert status == 2 and "users.tsv, line 2: user 'other' has item 'gone': neither" in error
@@ -243,9 +247,9 @@ def test_a_mistake_is_one_line(script, words, problem):
     assert re.search(problem, error), error
 
 
-def test_titles_of_others_are_printed_as_text(script, asked, tmp_path):
+def test_titles_of_others_are_printed_as_text(script, finished_run, tmp_path):
     (tmp_path / "new.tsv").write_text("evil\t<script>alert(1)</script>\x1b[31m red | x\n")
-    words = ["--items", tmp_path / "new.tsv", "--history", asked.ids[0], "--k", 150]
+    words = ["--items", tmp_path / "new.tsv", "--history", finished_run.ids[0], "--k", 150]
     for kind in ("table", "csv", "jsonl"):
         status, out, _ = script(*words, "--format", kind)
         assert status == 0 and "\x1b" not in out and "alert(1)" in out

@@ -63,7 +63,7 @@ CODE = {
 
 
 @pytest.fixture(params=["nobody answers", "somebody answers y"])
-def asked(request, monkeypatch):
+def standard_input(request, monkeypatch):
     """Standard input that is closed, or that agrees to every question."""
     answers = io.StringIO("y\n" * 9)
     if request.param == "nobody answers":
@@ -117,13 +117,13 @@ UNKNOWN = {"model_type": "own", "auto_map": CODE}
     ],
     ids=["configuration", "text encoder", "image encoder", "tokenizer", "image processor"],
 )
-def test_a_folder_that_needs_its_own_code_is_refused(kind, load, changes, asking, with_code, asked):
+def test_a_folder_that_needs_its_own_code_is_refused(kind, load, changes, asking, with_code, standard_input):
     folder = with_code(kind, **changes)
     with pytest.raises(TransrecError, match=f"own: {asking} for Python code that comes with the model"):
         load(folder)
 
 
-def test_a_model_built_from_a_configuration_runs_no_code(with_code, backbones, asked):
+def test_a_model_built_from_a_configuration_runs_no_code(with_code, backbones, standard_input):
     from transformers import PreTrainedConfig
 
     config = PreTrainedConfig.from_pretrained(with_code("bert", config=UNKNOWN))
@@ -131,7 +131,7 @@ def test_a_model_built_from_a_configuration_runs_no_code(with_code, backbones, a
         backbone.build_backbone(config)
 
 
-def test_a_folder_that_transformers_knows_without_its_code_is_loaded_without_it(with_code, backbones, asked):
+def test_a_folder_that_transformers_knows_without_its_code_is_loaded_without_it(with_code, backbones, standard_input):
     """Many published models keep their own code although transformers has included it since."""
     changes = {"config": {"auto_map": CODE}, "tokenizer_config": {"auto_map": CODE}}
     folder = with_code("bert", **changes)
@@ -142,7 +142,9 @@ def test_a_folder_that_transformers_knows_without_its_code_is_loaded_without_it(
     assert backbone.load_tokenizer(folder)("red lamp") == backbone.load_tokenizer(backbones["bert"])("red lamp")
 
 
-def test_an_image_folder_that_transformers_knows_without_its_code_is_loaded_without_it(with_code, backbones, asked):
+def test_an_image_folder_that_transformers_knows_without_its_code_is_loaded_without_it(
+    with_code, backbones, standard_input
+):
     folder = with_code("vit", config={"auto_map": CODE}, preprocessor_config={"auto_map": CODE})
     assert type(backbone.load_backbone(folder, "image")).__name__ == "ViTModel"
     assert type(backbone.load_image_processor(folder)).__name__.startswith("ViTImageProcessor")
@@ -150,7 +152,7 @@ def test_an_image_folder_that_transformers_knows_without_its_code_is_loaded_with
     assert backbone.load_preprocessing(folder, config) == backbone.load_preprocessing(backbones["vit"], config)
 
 
-def test_a_hub_model_that_needs_its_own_code_is_refused(with_code, asked, tmp_path, monkeypatch):
+def test_a_hub_model_that_needs_its_own_code_is_refused(with_code, standard_input, tmp_path, monkeypatch):
     """The model is read from the hub's cache, where downloads are stored."""
     folder = with_code("bert", config=UNKNOWN)
     cached = tmp_path / "hub" / "models--some--model"

@@ -74,7 +74,7 @@ class Preset:
         place: where the preset is written, for messages.
         values: the values by flag.
         protocol: the --protocol of the runs; None: any protocol.
-        file: whether the preset is from a file given by --presets.
+        from_file: whether the preset is from a file given by --presets.
     """
 
     method: str | None
@@ -82,14 +82,14 @@ class Preset:
     place: str
     values: Mapping[str, Any]
     protocol: str | None = None
-    file: bool = False
+    from_file: bool = False
 
     @property
     def name(self) -> str:
         """A name for messages, such as "preset of houlsby over images"."""
         known = {SEVERAL: "several modalities"} | {name: modalities.get(name).reads for name in modalities.names()}
         over = known.get(self.modality, self.modality)
-        if self.file:
+        if self.from_file:
             return f"--presets for {self.method}{f' over {over}' if over else ''}"
         if self.protocol:
             return f"protocol {self.protocol}{f' over {over}' if over else ''}"
@@ -100,7 +100,7 @@ def _all_presets(file: str | None = None) -> Iterator[Preset]:
     if file:
         place = str(resolve(file))
         for method, table in read_object(place, "--presets").items():
-            yield from _method_presets(method, table, place, file=True)
+            yield from _method_presets(method, table, place, from_file=True)
     for modality, values in PUBLISHED.items():
         yield Preset(None, None if modality == EVERY else modality, __file__, values, "published")
     for modality, values in MODALITIES.items():
@@ -111,11 +111,11 @@ def _all_presets(file: str | None = None) -> Iterator[Preset]:
         yield from _method_presets(method, table, place)
 
 
-def _method_presets(method: str, table: Any, place: str, file: bool = False) -> Iterator[Preset]:
+def _method_presets(method: str, table: Any, place: str, from_file: bool = False) -> Iterator[Preset]:
     if not isinstance(table, Mapping):
         raise TransrecError(f"{place}: presets of {method}: must be a dict by modality, not {table!r}")
     for modality, values in table.items():
-        preset = Preset(method, None if modality == EVERY else modality, place, values, file=file)
+        preset = Preset(method, None if modality == EVERY else modality, place, values, from_file=from_file)
         if not isinstance(values, Mapping):
             raise TransrecError(f"{place}: {preset.name}: must be a dict of values by flag, not {values!r}")
         yield preset
@@ -137,8 +137,7 @@ def for_run(
     ]
     fit = [preset for preset in fit if preset.protocol in (None, protocol)]
     return sorted(
-        fit,
-        key=lambda preset: (not preset.file, preset.protocol is None, preset.method is None, preset.modality is None),
+        fit, key=lambda one: (not one.from_file, one.protocol is None, one.method is None, one.modality is None)
     )
 
 

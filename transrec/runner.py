@@ -519,8 +519,8 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:
     """Log the device, the settings and the parameters that the run is about to train."""
-    on = f"{device_name(world.device)}, {world.size} process(es), {precision.name}"
-    run.log(f"device      {on}, torch {torch.__version__}")
+    hardware = f"{device_name(world.device)}, {world.size} process(es), {precision.name}"
+    run.log(f"device      {hardware}, torch {torch.__version__}")
     run.log(f"results     {run.folder}")
     run.log(
         f"training    {settings.model.objective}, at most {settings.training.epochs} epochs of {steps:,} steps, "

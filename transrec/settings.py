@@ -337,7 +337,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     presets.check(_preset_option_classes, early.presets)
     defaults = {"method": method} | defaults
     fit = _presets(given, stored, defaults, file=early.presets)
-    file_presets = [preset for preset in fit if preset.file]
+    file_presets = [preset for preset in fit if preset.from_file]
     rules = [("resumed run", (LEGACY_VALUES if stored else {}) | stored)]
     rules += [(preset.name, preset.values) for preset in file_presets]
     rules += [("script", defaults)]

@@ -247,7 +247,9 @@ class Study:
         """Return the flags that the file given with --presets sets for runs of a method."""
         (*_, file) = None, *(values[0] for (_, name), values in self._given(stage, method) if name == "presets")
         read_by = ModelOptions(item_tower=item_tower).modality_names
-        return {flag for preset in presets.for_run(method, read_by, file=file) if preset.file for flag in preset.values}
+        return {
+            flag for preset in presets.for_run(method, read_by, file=file) if preset.from_file for flag in preset.values
+        }
 
     def _modality(self, point: dict[str, str]) -> str:
         return point.get("item_tower", self.modality)
