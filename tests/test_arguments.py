@@ -155,10 +155,13 @@ def test_a_flag_of_a_modality_that_is_not_chosen(words, expected):
     "script,flags",
     [
         (f"{TEXT}/finetune.py", ["--dataset DATASET Dataset folder (required)"]),
-        ("scripts/export_backbone.py", ["--run RUN run folder (required)", "--out OUT folder to make (required)"]),
+        (
+            "scripts/export_backbone.py",
+            ["--run RUN folder of a finished run (required)", "--out OUT folder to write (required)"],
+        ),
         ("scripts/split_users.py", ["dataset folder to split (required)"]),
         ("scripts/study_adapters.py", ["dataset folder to adapt to (required)"]),
-        ("Dataset/build_lmdb.py", ["--items ITEMS items file: item_id<TAB>title per line (required)"]),
+        ("Dataset/build_lmdb.py", ["--items ITEMS items file with item_id<TAB>title per line (required)"]),
     ],
 )
 def test_required_flags_say_so(help_of, script, flags):
