@@ -59,7 +59,7 @@ def measure(folder: Path, items: int, batch_size: int, steps: int, place: str) -
     trained = time.perf_counter()
     users, world = np.arange(min(USERS, split.user_count)), World(0, 1, torch.device("cpu"))
     starts = {"validation_starts": split.validation_starts[users], "test_starts": split.test_starts[users]}
-    ranked = replace(split, kept=split.kept.of(users), training_users=users, **starts)
+    ranked = replace(split, kept=split.kept.select(users), training_users=users, **starts)
     Evaluator(ranked, features, EvaluationOptions(), world).evaluate(model, "validation")
     evaluated = time.perf_counter()
     return [

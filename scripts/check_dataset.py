@@ -23,8 +23,8 @@ from transrec.data.interactions import PARTS
 from transrec.data.statistics import (
     Activity,
     Repeats,
-    as_kept,
-    as_read,
+    activity_as_kept,
+    activity_as_read,
     cold_items,
     cold_targets,
     early_targets,
@@ -77,7 +77,7 @@ def counts(dataset: Dataset, repeated: Repeats, lacking: dict[str, set[str]]) ->
             opened, by what they lack.
     """
     split, ids = dataset.split, np.array(dataset.catalog.ids)
-    read, kept = as_read(dataset), as_kept(split)
+    read, kept = activity_as_read(dataset), activity_as_kept(split)
 
     def both(name: str, cell: Callable[[Activity], str]) -> list[str]:
         return [name, cell(read), cell(kept)]
@@ -154,7 +154,7 @@ if __name__ == "__main__":
         )
         catalog = dataset.catalog
         lacking = {
-            "a title" if column == TITLE else repr(column): without_text(catalog.reading(column))
+            "a title" if column == TITLE else repr(column): without_text(catalog.with_text(column))
             for column in dict.fromkeys([TITLE, *filter(None, catalog.columns[1:])])
         }
         for warning in check_texts(catalog) if any(catalog.texts) else ():

@@ -16,9 +16,9 @@ from pathlib import Path
 from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
-from transrec.data.dataset import find_file, interactions_beside
+from transrec.data.dataset import find_file, find_interaction_rows
 from transrec.data.interaction_rows import USER
-from transrec.data.parquet import ROWS_AT_ONCE, is_parquet, reading
+from transrec.data.parquet import ROWS_AT_ONCE, is_parquet, open_parquet
 from transrec.errors import TransrecError, about_file, printable
 from transrec.paths import atomic_write, make_folder, resolve, write_text
 
@@ -35,7 +35,7 @@ def half_of(user: str, share: float) -> int | None:
 def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
     """Write OUT/source and OUT/target with a fraction `share` of each half's users; returns how many users each has."""
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
-    interactions = users_path if is_parquet(users_path) else interactions_beside(dataset)
+    interactions = users_path if is_parquet(users_path) else find_interaction_rows(dataset)
     items = ITEMS[is_parquet(items_path)]
     written = {items} | ({ROWS} if interactions else set()) | (set() if is_parquet(users_path) else {USERS})
     for half in HALVES:
@@ -66,10 +66,10 @@ def split_lines(path: Path, out: Path, share: float) -> dict[str, int]:
 def split_rows(path: Path, out: Path, share: float) -> dict[str, int]:
     """Write interactions.parquet of each half, with rows in their original order; returns the number of users in each.
 
-    Raises TransrecError as `reading` does, and if a row has no user.
+    Raises TransrecError as `open_parquet` does, and if a row has no user.
     """
     halves: dict[str, int | None] = {}
-    with reading(path) as file, ExitStack() as stack:
+    with open_parquet(path) as file, ExitStack() as stack:
         import pyarrow  # pyright: ignore[reportMissingImports]
         from pyarrow.parquet import ParquetWriter  # pyright: ignore[reportMissingImports]
 

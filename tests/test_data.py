@@ -66,7 +66,10 @@ def test_a_sample_of_the_users_is_evaluated_and_all_train():
     np.testing.assert_array_equal(some.train_counts(), whole.train_counts())
     for part in ("validation", "test"):
         np.testing.assert_array_equal(some.targets(part)[0], drawn)
-        for found, of_all in ((some.upto(part), whole.upto(part)), (some.history(part), whole.history(part))):
+        for found, of_all in (
+            (some.up_to_targets(part), whole.up_to_targets(part)),
+            (some.history(part), whole.history(part)),
+        ):
             assert [each.tolist() for each in found] == [of_all[user].tolist() for user in drawn]
     # Only one of 50 users has a test target.
     late = dataclasses.replace(whole, test_starts=np.where(np.arange(50) == 7, whole.test_starts, whole.kept.stops))
@@ -284,15 +287,15 @@ def test_a_header_names_the_columns_of_an_items_file(tmp_path):
     assert (catalog.ids, catalog.columns) == ([*"abcd"], ["item id", "brand", "title"])
     assert catalog.texts == ["Red lamp", "Blue chair", "", ""]
     # An item whose columns are all empty has no text, whatever else the template contains.
-    assert catalog.reading("{Title}. By { brand }{{}}").texts == [
+    assert catalog.with_text("{Title}. By { brand }{{}}").texts == [
         *("Red lamp. By Acme{}", "Blue chair. By {}", ". By Bel{}", ""),
     ]
-    assert catalog.reading("brand").texts == ["Acme", "", "Bel", ""]
-    assert catalog.reading("{item id}").texts == [*"abcd"]
+    assert catalog.with_text("brand").texts == ["Acme", "", "Bel", ""]
+    assert catalog.with_text("{item id}").texts == [*"abcd"]
     path.write_text(rows)
     plain = read_catalog(path)
     assert (plain.texts, plain.columns) == (["Acme", "", "Bel", ""], ["item_id", "title", "abstract"])
-    assert plain.reading("{abstract}").texts == ["Red lamp", "Blue chair", "", ""]
+    assert plain.with_text("{abstract}").texts == ["Red lamp", "Blue chair", "", ""]
 
 
 def test_tokens_are_cached_by_what_is_read_of_the_columns(domain, backbones, tmp_path):
@@ -301,7 +304,7 @@ def test_tokens_are_cached_by_what_is_read_of_the_columns(domain, backbones, tmp
     tokenizer = CountingTokenizer(load_tokenizer(backbones["bert"]))
 
     def tokens(text):
-        return cached_tokens(read_catalog(path).reading(text), tokenizer, 8, True).input_ids
+        return cached_tokens(read_catalog(path).with_text(text), tokenizer, 8, True).input_ids
 
     texts = ["title", "brand", "{title}", "{brand} {title}", "{title} {brand}"]
     first = [tokens(text) for text in texts]

@@ -169,7 +169,7 @@ def test_parquet_alone_is_read_as_users_tsv_beside_it(folder):
             assert ranked(alone.split, "test") == ranked(beside.split, "test")
         rows = {user: row for row, user in enumerate(alone.interactions.users)}
         assert [alone.interactions.sequences[rows[f"u{row}"]].tolist() for row in range(3)] == USERS
-    assert alone.catalog.reading("{title} ({year})").texts[:2] == ["title 0 (1990)", "title 1 ()"]
+    assert alone.catalog.with_text("{title} ({year})").texts[:2] == ["title 0 (1990)", "title 1 ()"]
 
 
 def test_times_that_only_order_rows_are_not_kept(folder):

@@ -23,8 +23,8 @@ from transrec.data.images.gallery import open_gallery
 from transrec.data.interactions import Interactions, Sequences, leave_one_out
 from transrec.data.statistics import (
     Activity,
-    as_kept,
-    as_read,
+    activity_as_kept,
+    activity_as_read,
     cold_items,
     cold_targets,
     early_targets,
@@ -70,11 +70,11 @@ def check_activity(activity: Activity, histories: list[list[int]], items: list[i
 def test_statistics_are_those_of_slow_python(histories, max_seq_len):
     assume(any(len(history) >= MINIMUM for history in histories))
     dataset = dataset_of(histories, max_seq_len)
-    check_activity(as_read(dataset), histories, list(range(ITEMS)))
+    check_activity(activity_as_read(dataset), histories, list(range(ITEMS)))
 
     kept = [history[-(max_seq_len + 3) :] for history in histories if len(history) >= MINIMUM]
     items = sorted({item for history in kept for item in history})
-    check_activity(as_kept(dataset.split), kept, items)
+    check_activity(activity_as_kept(dataset.split), kept, items)
 
     trained = {item for history in kept for item in history[:-2]}
     assert cold_items(dataset.split).tolist() == [n for n, item in enumerate(items, start=1) if item not in trained]
@@ -100,8 +100,8 @@ def test_the_top_tenth_of_the_items_is_exactly_that(items):
 
 def test_repeated_targets_of_scientific(scientific):
     dataset = load_dataset(scientific, max_seq_len=10, min_seq_len=5)
-    assert as_read(dataset).interactions == 85_211
-    kept = as_kept(dataset.split)
+    assert activity_as_read(dataset).interactions == 85_211
+    kept = activity_as_kept(dataset.split)
     assert (kept.users, kept.items, kept.interactions) == (12_076, 20_314, 81_711)
     assert len(repeated_targets(dataset.split, "validation")) == 723
     assert len(repeated_targets(dataset.split, "test")) == 621
@@ -123,7 +123,7 @@ def test_check_dataset_prints_a_table_and_writes_a_plot(domain, tmp_path):
     done = check(domain, "--max_seq_len", "6", "--images", domain / "images", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     dataset = load_dataset(domain, 6, 5)
-    read, kept = as_read(dataset), as_kept(dataset.split)
+    read, kept = activity_as_read(dataset), activity_as_kept(dataset.split)
     shown = cells(done.stdout)
     assert shown["small"] == ["read", "kept"]
     assert shown["users"] == ["60", str(kept.users)]

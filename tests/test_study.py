@@ -343,7 +343,7 @@ def test_the_header_counts_what_a_fraction_leaves(domain, backbones, tmp_path, c
         main("", grid, [*words, "--max_seq_len", "6", "--dry_run"])
     summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("data ")]
     whole = load_dataset(domain, 6, 5)
-    assert summaries == [f"data        {whole.summary}", f"data        {whole.drawing(0.5, 0, 0).summary}"]
+    assert summaries == [f"data        {whole.summary}", f"data        {whole.with_user_samples(0.5, 0, 0).summary}"]
     with pytest.raises(SystemExit):
         main(
             "",

@@ -298,7 +298,7 @@ class FinishedRun(Recommender):
         Yields the same as `top`. Raises TransrecError for the same reasons as `top` and `evaluate`.
         """
         _check_part_and_mask(part, mask_history)
-        history = self.dataset.split.history(part).of(targets)
+        history = self.dataset.split.history(part).select(targets)
         history = replace(history, values=history.values - 1)
         mask = mask_history or self.settings.evaluation.mask_history
         if mask == "seen_but_target":

@@ -356,7 +356,7 @@ def read_dataset(settings: Settings, with_times: bool = False) -> Dataset:
     """Read and split the dataset of a run. `with_times` and errors are those of `load_dataset`."""
     data = settings.data
     dataset = load_dataset(data.dataset, data.max_seq_len, data.min_seq_len, data.splitting, data.files, with_times)
-    return dataset.drawing(data.user_fraction, data.eval_users, data.subset_seed)
+    return dataset.with_user_samples(data.user_fraction, data.eval_users, data.subset_seed)
 
 
 def _parts(features: Features) -> list[Features]:

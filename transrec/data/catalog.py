@@ -37,7 +37,7 @@ class Catalog:
     Image-only datasets have ids only; their texts are empty strings.
 
     Attributes:
-        texts: [items], the text of each item: its title, or the text that `reading` selected.
+        texts: [items], the text of each item: its title, or the text that `with_text` selected.
         columns: column names in lower case; without a header, the first of COLUMNS, as many as the longest line has.
         width: number of columns of most lines.
         text: where `texts` come from: the name of a column, or a template.
@@ -55,7 +55,7 @@ class Catalog:
         """Return the row (from 0) of each item id."""
         return {item: row for row, item in enumerate(self.ids)}
 
-    def reading(self, text: str) -> "Catalog":
+    def with_text(self, text: str) -> "Catalog":
         """Return the same items with another text for each; this reads the file again.
 
         Args:
@@ -69,7 +69,7 @@ class Catalog:
         flag = f"--text_template {text!r}" if is_template(text) else f"--text_attributes {text}"
         for column in template.columns:
             if not column or column not in self.columns:
-                raise TransrecError(f"{flag}: {self.path} has no column {column!r}; {self.columns_there}")
+                raise TransrecError(f"{flag}: {self.path} has no column {column!r}; {self.columns_hint}")
         places = [self.columns.index(column) for column in template.columns]
         texts = [template.fill(fields) for fields in self._fields(places)]
         if len(texts) != len(self.ids):
@@ -90,7 +90,7 @@ class Catalog:
             yield [fields[place] if place < len(fields) else "" for place in places]
 
     @property
-    def columns_there(self) -> str:
+    def columns_hint(self) -> str:
         """A phrase for messages that lists the columns."""
         names = [name for name in self.columns if name]
         more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
@@ -160,14 +160,14 @@ def _read_parquet(path: Path) -> Catalog:
     return Catalog(path, list(first_row), texts, list(columns), len(columns), has_header=True)
 
 
-def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
+def check_texts(catalog: Catalog, is_only_text: bool = True) -> list[str]:
     """Return warnings about poor texts: items without a text, few distinct texts, columns that are not read.
 
     Args:
-        alone: whether these are the only texts that the model reads.
+        is_only_text: whether these are the only texts that the model reads.
 
     Raises TransrecError for a raw news.tsv of MIND, if titles are to be read but have no column, if no item has a text,
-    or, with `alone`, if all items have the same text.
+    or, with `is_only_text`, if all items have the same text.
     """
     path, count = catalog.path, len(catalog.ids)
     if not catalog.has_header and catalog.width == MIND_COLUMNS.count(",") + 1:
@@ -178,7 +178,7 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
         )
     if catalog.text == TITLE and catalog.has_header and TITLE not in catalog.columns:
         raise TransrecError(
-            f"{path}: has no column {TITLE!r}, which the text encoder would read; {catalog.columns_there}; choose by "
+            f"{path}: has no column {TITLE!r}, which the text encoder would read; {catalog.columns_hint}; choose by "
             f"--text_template or --text_attributes, or represent items by --item_tower image or id"
         )
     distinct, example = set(catalog.texts), catalog.texts[0][:60]
@@ -193,7 +193,7 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
         raise TransrecError(
             f"{path}: none of its {count:,} items has {_a(noun)}, which the text encoder would read; {remedy}"
         )
-    if alone and len(distinct) == 1 and count > 1:
+    if is_only_text and len(distinct) == 1 and count > 1:
         raise TransrecError(
             f"{path}: all {count:,} items have the same {noun}, {example!r}, so a text encoder cannot tell them apart; "
             f"{remedy}"
@@ -201,11 +201,11 @@ def check_texts(catalog: Catalog, alone: bool = True) -> list[str]:
     warnings = []
     if empty:
         warnings.append(f"{path}: {empty:,} of {count:,} items have no {noun}; the text encoder reads them all alike")
-    if alone and len(distinct) < FEW_TEXTS * count:
+    if is_only_text and len(distinct) < FEW_TEXTS * count:
         warnings.append(
             f"{path}: only {len(distinct):,} different {noun}s for {count:,} items, as {example!r}; check that {claim}"
         )
-    if alone and catalog.text == TITLE and not catalog.has_header and catalog.width > 2:
+    if is_only_text and catalog.text == TITLE and not catalog.has_header and catalog.width > 2:
         warnings.append(
             f"{path}: has {catalog.width} columns, and only the second, the title, is read; --text_attributes and "
             f"--text_template read others"

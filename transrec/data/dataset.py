@@ -36,7 +36,7 @@ PATTERNS = {
     "items": (("*items*.tsv", "*news*.tsv"), ("*items*.parquet", "*news*.parquet")),
 }
 DESCRIPTION = "dataset.json"
-LIKE = '{"users": "u.tsv", "items": "i.tsv"}'
+DESCRIPTION_EXAMPLE = '{"users": "u.tsv", "items": "i.tsv"}'
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Dataset:
 
     def hashes(self) -> dict[str, str]:
         """Return the SHA-256 of each file by path; dataset.json is included if it holds more than file names."""
-        files = [self.catalog.path, self.interactions.path, *self.interactions.beside]
+        files = [self.catalog.path, self.interactions.path, *self.interactions.other_files]
         if description(self.folder).keys() - {*PATTERNS, "interactions"}:
             files.append(self.folder / DESCRIPTION)
         return {str(path): file_sha256(path) for path in files}
 
-    def drawing(self, user_fraction: float, eval_users: int, subset_seed: int) -> "Dataset":
+    def with_user_samples(self, user_fraction: float, eval_users: int, subset_seed: int) -> "Dataset":
         """Return the dataset with a fraction of its users to train on and `eval_users` of them (0: all) to evaluate."""
         split, users = self.split, self.interactions.users
         if user_fraction < 1:
@@ -83,12 +83,12 @@ class Dataset:
         ]
         if split.evaluated_users is not None:
             parts.append(f"{len(split.evaluated_users):,} users, drawn at random, are evaluated (--eval_users)")
-        if split.cut_users(read):
+        if split.count_cut_users(read):
             parts.append(f"of long sequences the last {split.max_seq_len + 1} interactions to train on (--max_seq_len)")
         if split.rule != Split.rule:
             targets = (f"{len(getattr(split, part)):,} {part}" for part in PARTS[1:])
             parts.append(f"split {split.rule}: {' and '.join(targets)} targets")
-        if without := sum(split.without_history(part) for part in PARTS[1:]):
+        if without := sum(split.count_without_history(part) for part in PARTS[1:]):
             parts.append(f"{without:,} interactions with nothing before them are no targets")
         return "; ".join(parts)
 
@@ -119,11 +119,11 @@ def find_file(folder: Path, role: str, given: str | None = None) -> Path:
         if len(paths) == 1:
             return paths[0]
         if paths:
-            problem = f"several files fit {' or '.join(patterns)}: {_some(paths)}"
+            problem = f"several files fit {' or '.join(patterns)}: {_first_names(paths)}"
             break
     else:
         wanted = " or ".join(pattern for patterns in PATTERNS[role] for pattern in patterns)
-        problem = f"no file fits {wanted}; it holds {_some(sorted(folder.iterdir())) or 'no files'}"
+        problem = f"no file fits {wanted}; it holds {_first_names(sorted(folder.iterdir())) or 'no files'}"
     raise TransrecError(f"{folder}: {problem}; name it with --{role}_file or in {DESCRIPTION}")
 
 
@@ -138,7 +138,7 @@ def description(folder: Path) -> dict[str, Any]:
         if not isinstance(described, dict):
             raise ValueError
     except ValueError as error:
-        raise TransrecError(f"{path}: not JSON like {LIKE}") from error
+        raise TransrecError(f"{path}: not JSON like {DESCRIPTION_EXAMPLE}") from error
     return described
 
 
@@ -161,7 +161,7 @@ def check_not_raw(folder: Path) -> None:
         )
 
 
-def _some(paths: list[Path]) -> str:
+def _first_names(paths: list[Path]) -> str:
     """Return the names of the first few paths; hidden files are skipped."""
     names = [path.name + "/" * path.is_dir() for path in paths if not path.name.startswith(".")]
     more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
@@ -193,7 +193,7 @@ class Files:
     items: str | None = None
 
 
-FOUND = Files()
+DEFAULT_FILES = Files()
 
 
 def load_dataset(
@@ -201,7 +201,7 @@ def load_dataset(
     max_seq_len: int,
     min_seq_len: int,
     splitting: Splitting = LEAVE_ONE_OUT,
-    files: Files = FOUND,
+    files: Files = DEFAULT_FILES,
     with_times: bool = False,
 ) -> Dataset:
     """Find, read and split a dataset.
@@ -212,26 +212,26 @@ def load_dataset(
     Raises TransrecError as `check_not_raw`, `find_file`, `read_catalog`, `read_interactions` and `Splitting.split` do.
     """
     folder = resolve(folder)
-    if files == FOUND:
+    if files == DEFAULT_FILES:
         check_not_raw(folder)
     catalog = read_catalog(find_file(folder, "items", files.items))
-    interactions = _interactions(folder, files.users, catalog, splitting.needs, with_times)
+    interactions = _load_interactions(folder, files.users, catalog, splitting.needs, with_times)
     split = splitting.split(interactions, len(catalog.ids), max_seq_len, min_seq_len)
     return Dataset(folder, catalog, interactions, split)
 
 
-def _interactions(
+def _load_interactions(
     folder: Path, users_file: str | None, catalog: Catalog, needs: tuple[str, ...], with_times: bool
 ) -> Interactions:
     """Read the interactions, with times or parts if needed."""
     named = description(folder).get("users") if folder.is_dir() and not users_file else None
     if isinstance(named, dict):
-        return _joined(folder, named, catalog, needs)
+        return _join_parts(folder, named, catalog, needs)
     path = find_file(folder, "users", users_file)
     if is_parquet(path):
         return interaction_rows.read_interactions(path, catalog.ids, needs, with_times)
     interactions = read_interactions(path, catalog)
-    details = interactions_beside(folder)
+    details = find_interaction_rows(folder)
     if not needs and not (with_times and details and find_spec("pyarrow")):
         return interactions
     if details is None:
@@ -248,10 +248,10 @@ def _interactions(
             f"{details}: does not hold the interactions of {path.name} in their order; import the dataset again, or "
             f"remove one of the two files"
         )
-    return replace(interactions, times=more.times, parts=more.parts, beside=(details,))
+    return replace(interactions, times=more.times, parts=more.parts, other_files=(details,))
 
 
-def interactions_beside(folder: Path) -> Path | None:
+def find_interaction_rows(folder: Path) -> Path | None:
     """Return the file with more columns per interaction than users.tsv; None if there is not exactly one."""
     if isinstance(name := description(folder).get("interactions"), str):
         return folder / name
@@ -259,7 +259,7 @@ def interactions_beside(folder: Path) -> Path | None:
     return paths[0] if len(paths) == 1 else None
 
 
-def _joined(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[str, ...]) -> Interactions:
+def _join_parts(folder: Path, named: dict[str, Any], catalog: Catalog, needs: tuple[str, ...]) -> Interactions:
     """Read the interactions from a publisher's own training, validation and test files."""
     by_part: dict[int, Interactions] = {}
     for name, file in named.items():

@@ -306,11 +306,11 @@ def make_demo(datasets: Path, backbones: Path) -> Demo:
         backbones / IMAGE_BACKBONE: make_image_backbone,
     }
     for folder, make in makers.items():
-        make_missing(folder, make)
+        make_if_missing(folder, make)
     return Demo(*makers)
 
 
-def make_missing(folder: Path, make: Callable[[Path], None]) -> None:
+def make_if_missing(folder: Path, make: Callable[[Path], None]) -> None:
     """Call `make` to create a folder, completely or not at all, unless it exists."""
     if not folder.exists():
         with about_file(folder):

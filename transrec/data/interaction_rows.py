@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transrec.data.interactions import PARTS, Interactions, Sequences
-from transrec.data.parquet import ROWS_AT_ONCE, reading
+from transrec.data.parquet import ROWS_AT_ONCE, open_parquet
 from transrec.errors import TransrecError
 
 USER, ITEM, TIME = "user_id", "item_id", "time"
@@ -31,7 +31,7 @@ def read_interactions(
 
     Raises TransrecError, naming the row, for a missing value and an unknown item or part; also for a missing column.
     """
-    with reading(path) as file:
+    with open_parquet(path) as file:
         names = file.schema_arrow.names
         split = next((name for name in SPLIT if name in names), None)
         for name in (USER, ITEM):
@@ -57,16 +57,18 @@ def read_interactions(
 class _Rows:
     """The columns of a file as numeric arrays: int32 users and items, int64 times, int8 parts."""
 
-    def __init__(self, path: Path, items: list[str], count: int, time: str | None, split: str | None, must_time: bool):
-        self.path, self.time, self.split, self.must_time = path, time, split, must_time
+    def __init__(
+        self, path: Path, items: list[str], count: int, time: str | None, split: str | None, requires_times: bool
+    ):
+        self.path, self.time, self.split, self.requires_times = path, time, split, requires_times
         self.ids, self.count = items, count
-        self.numbers: dict[str, int] = {}
+        self.user_numbers: dict[str, int] = {}
         self.users, self.items = np.empty(count, np.int32), np.empty(count, np.int32)
         self.times: np.ndarray | None = None
         self.parts = np.empty(count, np.int8) if split else None
         self.is_ordered = True
         # User and time of the previous row.
-        self.before = np.full(1, -1, np.int32), np.zeros(1, np.int64)
+        self.previous = np.full(1, -1, np.int32), np.zeros(1, np.int64)
 
     def read(self, file: Any, keeps_times: bool) -> None:
         """Read all columns; times are held only if they are to be kept or the rows must be sorted."""
@@ -87,7 +89,7 @@ class _Rows:
                 self.times = self.time = None
             elif self.times is not None:
                 self.times[rows] = times
-            self._look_at_order(self.users[rows], times)
+            self._update_order(self.users[rows], times)
             if self.parts is not None:
                 self.parts[rows] = self._parts(batch.column(self.split), start)
             start = rows.stop
@@ -100,20 +102,20 @@ class _Rows:
                 self.times[start : start + len(batch)] = self._times(batch.column(0), start)
                 start += len(batch)
 
-    def _look_at_order(self, users: np.ndarray, times: np.ndarray | None) -> None:
+    def _update_order(self, users: np.ndarray, times: np.ndarray | None) -> None:
         """Update `is_ordered`: whether the rows so far are sorted by user number and, for each user, by time."""
         if not self.is_ordered or not len(users):
             return
-        steps = np.diff(users, prepend=self.before[0])
+        steps = np.diff(users, prepend=self.previous[0])
         is_wrong = steps < 0
         if times is not None:
-            is_wrong |= (steps == 0) & (np.diff(times, prepend=self.before[1]) < 0)
-        self.before = users[-1:], self.before[1] if times is None else times[-1:]
+            is_wrong |= (steps == 0) & (np.diff(times, prepend=self.previous[1]) < 0)
+        self.previous = users[-1:], self.previous[1] if times is None else times[-1:]
         self.is_ordered = not is_wrong.any()
 
     def _users(self, column: Any, start: int) -> np.ndarray:
         coded = self._text(column, start, USER).dictionary_encode()
-        numbers = [self.numbers.setdefault(user, len(self.numbers)) for user in coded.dictionary.to_pylist()]
+        numbers = [self.user_numbers.setdefault(user, len(self.user_numbers)) for user in coded.dictionary.to_pylist()]
         return np.array(numbers, np.int32)[coded.indices.to_numpy()]
 
     def _items(self, column: Any, listed: Any, start: int) -> np.ndarray:
@@ -133,7 +135,7 @@ class _Rows:
         """Return the times in seconds, int64; None if a row has no time."""
         import pyarrow  # pyright: ignore[reportMissingImports]
 
-        if column.null_count and self.must_time:
+        if column.null_count and self.requires_times:
             raise TransrecError(
                 f"{self.path}, row {start + _first_null(column) + 1}: has no time, which --split time reads; give it "
                 f"one or remove the row"
@@ -176,10 +178,10 @@ class _Rows:
             order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
             users, items = users[order], items[order]
             times, parts = (None if column is None else column[order] for column in (times, parts))
-        stops = np.searchsorted(users, np.arange(len(self.numbers), dtype=np.int32), side="right")
+        stops = np.searchsorted(users, np.arange(len(self.user_numbers), dtype=np.int32), side="right")
         starts = np.concatenate([[0], stops[:-1]])
         kept = times if keeps_times else None
-        return Interactions(self.path, list(self.numbers), Sequences(items, starts, stops), kept, parts)
+        return Interactions(self.path, list(self.user_numbers), Sequences(items, starts, stops), kept, parts)
 
 
 def _first_null(column: Any) -> int:

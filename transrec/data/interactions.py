@@ -14,7 +14,7 @@ from transrec.errors import TransrecError
 
 PARTS = ("train", "validation", "test")
 # How many values `flat` gathers per step: its temporary arrays take ten times the memory of the values.
-AT_ONCE = 2**22
+VALUES_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Sequences:
         ends = np.cumsum(lengths)
         shift = self.starts[users] - (ends - lengths)
         count = int(lengths.sum())
-        if count <= AT_ONCE:
+        if count <= VALUES_AT_ONCE:
             return self.values[np.arange(count) + np.repeat(shift, lengths)]
         flat = np.empty(count, self.values.dtype)
         first = begin = 0
         while first < len(lengths):
-            last = max(first + 1, int(np.searchsorted(ends, begin + AT_ONCE, side="right")))
+            last = max(first + 1, int(np.searchsorted(ends, begin + VALUES_AT_ONCE, side="right")))
             end = int(ends[last - 1])
             flat[begin:end] = self.values[np.arange(begin, end) + np.repeat(shift[first:last], lengths[first:last])]
             first, begin = last, end
@@ -66,7 +66,7 @@ class Sequences:
         lengths = self.lengths[users]
         return np.repeat(np.arange(len(lengths)), lengths)
 
-    def of(self, users: np.ndarray | slice) -> "Sequences":
+    def select(self, users: np.ndarray | slice) -> "Sequences":
         """Return the sequences of the given users only."""
         return Sequences(self.values, self.starts[users], self.stops[users])
 
@@ -89,7 +89,7 @@ class Interactions:
         sequences: catalogue rows (from 0) of each user's items, stored user after user.
         times: int64 [N], seconds since 1970 of each of `sequences.values`; None if not read or not in the file.
         parts: int8 [N], the part of each in the publisher's own split, as an index into PARTS; None as for `times`.
-        beside: files that were read in addition to `path`.
+        other_files: files that were read in addition to `path`.
     """
 
     path: Path
@@ -97,7 +97,7 @@ class Interactions:
     sequences: Sequences
     times: np.ndarray | None = None
     parts: np.ndarray | None = None
-    beside: tuple[Path, ...] = ()
+    other_files: tuple[Path, ...] = ()
 
 
 def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str, str]] | None = None) -> Interactions:
@@ -191,18 +191,18 @@ class Split:
     @cached_property
     def validation(self) -> Sequences:
         """One sequence per validation target, its last item; the at most L items before it are the context."""
-        return self.upto("validation").only_last(self.max_seq_len + 1)
+        return self.up_to_targets("validation").only_last(self.max_seq_len + 1)
 
     @cached_property
     def test(self) -> Sequences:
         """One sequence per test target, laid out as in `validation`."""
-        return self.upto("test").only_last(self.max_seq_len + 1)
+        return self.up_to_targets("test").only_last(self.max_seq_len + 1)
 
     def history(self, part: str) -> Sequences:
         """Return the items that evaluation masks, one sequence per target: all of `kept` before the target."""
-        return self.upto(part).without_last(1)
+        return self.up_to_targets(part).without_last(1)
 
-    def upto(self, part: str) -> Sequences:
+    def up_to_targets(self, part: str) -> Sequences:
         """Return, per target of "validation" or "test", its user's kept interactions up to and including the target."""
         users, places = self.targets(part)
         return Sequences(self.kept.values, self.kept.starts[users], places + 1)
@@ -221,12 +221,12 @@ class Split:
         places = np.arange(lengths.sum()) + np.repeat(firsts - (ends - lengths), lengths)
         return np.repeat(np.arange(self.user_count), lengths), places
 
-    def without_history(self, part: str) -> int:
+    def count_without_history(self, part: str) -> int:
         """Return how many interactions of a part are not targets because they are their user's first."""
         firsts, stops = self._bounds(part)
         return int(np.count_nonzero((firsts == self.kept.starts) & (stops > firsts)))
 
-    def cut_users(self, read: Sequences) -> int:
+    def count_cut_users(self, read: Sequences) -> int:
         """Return how many kept users have lost their earliest interactions compared with the sequences read."""
         return int(np.count_nonzero(self.kept.lengths < read.lengths[self.user_rows]))
 
@@ -253,29 +253,29 @@ def kept_users(interactions: Interactions, min_seq_len: int) -> np.ndarray:
     return users
 
 
-def cut(
+def cut_sequences(
     interactions: Interactions,
     users: np.ndarray,
     starts: tuple[np.ndarray, np.ndarray],
     max_seq_len: int,
-    listed: int | None = None,
+    catalog_size: int | None = None,
 ) -> Split:
     """Cut each user's sequence at two places.
 
     Args:
         users: rows of the kept users.
         starts: where each kept user's validation and test targets start in `sequences.values`: int64 [U] each.
-        listed: how many items the catalogue lists, to rank all of them; None: rank only items of kept interactions.
+        catalog_size: how many items the catalogue lists, to rank them all; None: rank only items of kept interactions.
     """
-    whole = interactions.sequences.of(users)
+    whole = interactions.sequences.select(users)
     chosen = Sequences(whole.values, np.maximum(whole.starts, starts[0] - (max_seq_len + 1)), whole.stops)
     values = chosen.flat()
-    if listed is None:
+    if catalog_size is None:
         touched = np.zeros(1 + values.max(), dtype=bool)
         touched[values] = True
         values, item_rows = np.cumsum(touched, dtype=np.int32)[values], np.flatnonzero(touched)
     else:
-        values, item_rows = values + 1, np.arange(listed)
+        values, item_rows = values + 1, np.arange(catalog_size)
     stops = np.cumsum(chosen.lengths)
     shift = stops - chosen.stops
     times = None
@@ -293,14 +293,16 @@ def cut(
     )
 
 
-def leave_one_out(interactions: Interactions, max_seq_len: int, min_seq_len: int, listed: int | None = None) -> Split:
+def leave_one_out(
+    interactions: Interactions, max_seq_len: int, min_seq_len: int, catalog_size: int | None = None
+) -> Split:
     """Drop users with fewer than `min_seq_len` interactions, keep the others' last L + 3, and number the items.
 
     Raises TransrecError if no user is left.
     """
     users = kept_users(interactions, min_seq_len)
     stops = interactions.sequences.stops[users]
-    return cut(interactions, users, (stops - 2, stops - 1), max_seq_len, listed)
+    return cut_sequences(interactions, users, (stops - 2, stops - 1), max_seq_len, catalog_size)
 
 
 def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int) -> Split:
@@ -309,9 +311,11 @@ def train_on_fraction(split: Split, users: list[str], fraction: float, seed: int
     Args:
         users: ids of all users of the behaviours file.
         fraction: above 0, at most 1; at least one user is kept.
-        seed: decides which users are drawn; see `_drawn`.
+        seed: decides which users are drawn; see `_draw_users`.
     """
-    return replace(split, training_users=_drawn(split, users, max(1, round(fraction * split.user_count)), str(seed)))
+    return replace(
+        split, training_users=_draw_users(split, users, max(1, round(fraction * split.user_count)), str(seed))
+    )
 
 
 def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
@@ -319,11 +323,11 @@ def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
 
     Args:
         users: ids of all users of the behaviours file.
-        seed: decides which users are drawn; see `_drawn`. Training users are drawn separately.
+        seed: decides which users are drawn; see `_draw_users`. Training users are drawn separately.
 
     Raises TransrecError if no user of the sample has a validation target, or none has a test target.
     """
-    sample = replace(split, evaluated_users=_drawn(split, users, count, f"evaluation {seed}"))
+    sample = replace(split, evaluated_users=_draw_users(split, users, count, f"evaluation {seed}"))
     for part in PARTS[1:]:
         if not len(sample.targets(part)[0]):
             raise TransrecError(
@@ -332,7 +336,7 @@ def evaluate_on(split: Split, users: list[str], count: int, seed: int) -> Split:
     return sample
 
 
-def _drawn(split: Split, users: list[str], count: int, seed: str) -> np.ndarray:
+def _draw_users(split: Split, users: list[str], count: int, seed: str) -> np.ndarray:
     """Draw `count` of the kept users, numbered from 0, ascending.
 
     Users are ordered by a hash of `seed` and their id, and the first `count` are taken. With the same seed, a smaller

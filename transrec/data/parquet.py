@@ -17,7 +17,7 @@ def is_parquet(path: Path) -> bool:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Any]:
+def open_parquet(path: Path) -> Iterator[Any]:
     """Open the file as a memory-mapped pyarrow.parquet.ParquetFile.
 
     Raises TransrecError if pyarrow is missing, or if the file is not Parquet or is damaged, even if the damage is only
@@ -44,10 +44,10 @@ def reading(path: Path) -> Iterator[Any]:
 def text_columns(path: Path) -> dict[str, str]:
     """Return the columns that can be read as text, in order: lower-case name to actual name. Lists are omitted.
 
-    Raises TransrecError as `reading` does, and for two names that differ only in case.
+    Raises TransrecError as `open_parquet` does, and for two names that differ only in case.
     """
     names: dict[str, str] = {}
-    with reading(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
     for name, kind in zip(schema.names, schema.types, strict=True):
         if names.setdefault(name.lower(), name) != name:
@@ -58,10 +58,10 @@ def text_columns(path: Path) -> dict[str, str]:
 
 
 def read_texts(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of the given columns for each row, "" for null. Raises TransrecError as `reading` does."""
+    """Yield the texts of the given columns for each row, "" for null. Raises TransrecError as `open_parquet` does."""
     import pyarrow  # pyright: ignore[reportMissingImports]
 
-    with reading(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(dict.fromkeys(columns))):
             texts = (batch.column(name).cast(pyarrow.string()).fill_null("").to_pylist() for name in columns)
             yield from zip(*texts, strict=True)

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from transrec.data.interactions import PARTS, Interactions, Sequences, Split, cut, kept_users, leave_one_out
+from transrec.data.interactions import PARTS, Interactions, Sequences, Split, cut_sequences, kept_users, leave_one_out
 from transrec.data.moments import moment, seconds_of
 from transrec.errors import TransrecError
 
@@ -70,37 +70,37 @@ class Splitting:
             dates = ", or a date as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
             raise TransrecError(f"--{flag} {value}: must be a share above 0 and below 1, as 0.9{dates}") from None
 
-    def split(self, interactions: Interactions, listed: int, max_seq_len: int, min_seq_len: int) -> Split:
+    def split(self, interactions: Interactions, catalog_size: int, max_seq_len: int, min_seq_len: int) -> Split:
         """Split the interactions.
 
         Args:
-            listed: how many items the catalogue lists.
+            catalog_size: how many items the catalogue lists.
 
         Raises TransrecError if no user is left. Kinds other than "loo" also raise it if nothing is left to train on or
         if validation or test has no target, and "time" if the interactions are not ordered by time. Times or parts must
         have been read if the split `needs` them.
         """
-        ranked = listed if self.catalogue == "all" else None
+        ranked = catalog_size if self.catalogue == "all" else None
         if self.kind == "loo":
             return leave_one_out(interactions, max_seq_len, min_seq_len, ranked)
         if self.kind == "given":
             interactions = _by_part(interactions)
         users = kept_users(interactions, min_seq_len)
         starts, rule = STARTS[self.kind](self, interactions, users)
-        split = replace(cut(interactions, users, starts, max_seq_len, ranked), rule=rule)
+        split = replace(cut_sequences(interactions, users, starts, max_seq_len, ranked), rule=rule)
         _check(split, interactions, self)
         return split
 
 
-def _starts_in_time(of: Splitting, interactions: Interactions, users: np.ndarray):
+def _starts_in_time(splitting: Splitting, interactions: Interactions, users: np.ndarray):
     """Cut all users' sequences at the same two moments; interactions before the first are for training."""
-    times, sequences = interactions.times, interactions.sequences.of(users)
+    times, sequences = interactions.times, interactions.sequences.select(users)
     assert times is not None
     _check_order(interactions)
     sorted_times = None
     moments = []
     for flag in ("validate_at", "split_at"):
-        place = of.place(flag)
+        place = splitting.place(flag)
         if isinstance(place, float):
             if sorted_times is None:
                 sorted_times = np.sort(Sequences(times, sequences.starts, sequences.stops).flat())
@@ -115,20 +115,20 @@ def _starts_in_time(of: Splitting, interactions: Interactions, users: np.ndarray
     return (validation, test), f"by time, validation from {moment(moments[0])}, test from {moment(moments[1])}"
 
 
-def _starts_by_share(of: Splitting, interactions: Interactions, users: np.ndarray):
+def _starts_by_share(splitting: Splitting, interactions: Interactions, users: np.ndarray):
     """Cut each user's sequence at the same shares, rounded to leave training and test one interaction or more."""
-    sequences = interactions.sequences.of(users)
+    sequences = interactions.sequences.select(users)
     lengths = sequences.lengths
-    shares = of.place("validate_at"), of.place("split_at")
+    shares = splitting.place("validate_at"), splitting.place("split_at")
     test = np.clip(np.round(shares[1] * lengths).astype(np.int64), 1, lengths - 1)
     validation = np.clip(np.round(shares[0] * lengths).astype(np.int64), 1, test)
     rule = f"by shares of each user, validation from {shares[0]:g}, test from {shares[1]:g}"
     return (sequences.starts + validation, sequences.starts + test), rule
 
 
-def _starts_given(of: Splitting, interactions: Interactions, users: np.ndarray):
+def _starts_given(splitting: Splitting, interactions: Interactions, users: np.ndarray):
     """Cut where the publisher's parts start; each user's interactions are already ordered by part."""
-    sequences, parts = interactions.sequences.of(users), interactions.parts
+    sequences, parts = interactions.sequences.select(users), interactions.parts
     assert parts is not None
     validation, test = (_first_after(parts < part, sequences) for part in (1, 2))
     rule = "as given by its publisher"
@@ -178,9 +178,11 @@ def _check_order(interactions: Interactions) -> None:
         )
 
 
-def _check(split: Split, interactions: Interactions, of: Splitting) -> None:
+def _check(split: Split, interactions: Interactions, splitting: Splitting) -> None:
     """Raise TransrecError if nothing is left to train on, or if validation or test has no target."""
-    remedy = "choose other places by --validate_at and --split_at" if of.kind != "given" else "use another --split"
+    remedy = (
+        "choose other places by --validate_at and --split_at" if splitting.kind != "given" else "use another --split"
+    )
     if not (split.train.lengths > 1).any():
         raise TransrecError(
             f"{interactions.path}: split {split.rule}, no user has two interactions to train on; {remedy}"

@@ -54,13 +54,13 @@ class Activity:
         return float(self.ranked[: max(1, top)].sum() / self.interactions)
 
 
-def as_read(dataset: Dataset) -> Activity:
+def activity_as_read(dataset: Dataset) -> Activity:
     """Return the activity of all users of the behaviours file on all items of the items file."""
     sequences = dataset.interactions.sequences
     return Activity(np.bincount(sequences.flat(), minlength=len(dataset.catalog.ids)), sequences.lengths)
 
 
-def as_kept(split: Split) -> Activity:
+def activity_as_kept(split: Split) -> Activity:
     """Return the activity that is left after short users are dropped and long sequences are cut."""
     return Activity(np.bincount(split.kept.flat(), minlength=split.item_count + 1)[1:], split.kept.lengths)
 

@@ -19,7 +19,7 @@ from transrec.untrusted import check_regular, parse_json
 
 COMPRESSED = (".gz", ".zst")
 # Errors that decompression raises in addition to OSError.
-DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+DECOMPRESSION_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 # The reader of a file and the delimiter of its columns, by the file's ending; the default is a csv with commas.
 READERS = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
@@ -95,10 +95,10 @@ class Table:
         """Raise TransrecError, suggesting similar names, if the file is empty or lacks one of the columns."""
         if not self.path.stat().st_size:
             self._no_rows()
-        there = self.columns()
+        columns = self.columns()
         for name in needed:
-            if name not in there:
-                raise TransrecError(f"{self.path}: has no column {name!r}; {meant(name, there)}")
+            if name not in columns:
+                raise TransrecError(f"{self.path}: has no column {name!r}; {missing_column_hint(name, columns)}")
 
     @contextmanager
     def open(self) -> Iterator[IO[str]]:
@@ -109,11 +109,11 @@ class Table:
             try:
                 with open(self.path, "rb") as packed, unpacked(packed, self.path) as file:
                     yield io.TextIOWrapper(file, encoding=encoding, newline="")
-            except (*DAMAGED, UnicodeDecodeError) as error:
-                raise damaged(self.path, error) from error
+            except (*DECOMPRESSION_ERRORS, UnicodeDecodeError) as error:
+                raise damage_error(self.path, error) from error
             except OSError as error:
                 if error.errno is None:
-                    raise damaged(self.path, error) from error
+                    raise damage_error(self.path, error) from error
                 raise
 
     def records(self, lines: IO[str]) -> Iterator[tuple[Any, int]]:
@@ -159,15 +159,15 @@ def ending(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).suffix.lower()
 
 
-def meant(name: str, there: Sequence[str]) -> str:
+def missing_column_hint(name: str, columns: Sequence[str]) -> str:
     """Return a hint for a message about a missing column: the most similar name, and the names of all columns."""
-    by_plain = {known.lower().replace("_", ""): known for known in there}
+    by_plain = {known.lower().replace("_", ""): known for known in columns}
     near = [by_plain[match] for match in difflib.get_close_matches(name.lower().replace("_", ""), by_plain, n=3)]
-    shown = f"{', '.join(there[:COLUMNS_SHOWN])}{' ...' if len(there) > COLUMNS_SHOWN else ''}"
+    shown = f"{', '.join(columns[:COLUMNS_SHOWN])}{' ...' if len(columns) > COLUMNS_SHOWN else ''}"
     return f"{f'did you mean {chr(32).join(near[:1])}? ' if near else ''}its columns are {shown}"
 
 
-def damaged(path: Path, error: Exception) -> TransrecError:
+def damage_error(path: Path, error: Exception) -> TransrecError:
     """Return the error to raise for a file whose compressed data or encoding is broken."""
     if isinstance(error, UnicodeDecodeError):
         byte, encoding = error.object[error.start], error.encoding.upper().removesuffix("-SIG")

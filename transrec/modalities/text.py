@@ -188,13 +188,13 @@ class Text(BackboneModality):
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> TextFeatures | AttributeFeatures:
         parts = [
-            self._text_features(dataset.catalog.reading(text), length, rows, world)
+            self._text_features(dataset.catalog.with_text(text), length, rows, world)
             for text, length in self.texts.items()
         ]
         return AttributeFeatures(parts) if len(parts) > 1 else parts[0]
 
     def _text_features(self, catalog: Catalog, length: int, rows: np.ndarray, world: World) -> TextFeatures:
-        for warning in check_texts(catalog, alone=len(self.texts) == 1):
+        for warning in check_texts(catalog, is_only_text=len(self.texts) == 1):
             if world.is_main:
                 warn(warning)
         cache_dir = self.options.cache_dir

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from transrec.data.dataset import Dataset
 from transrec.data.moments import moment
-from transrec.data.statistics import as_kept, as_read
+from transrec.data.statistics import activity_as_kept, activity_as_read
 from transrec.errors import printable
 from transrec.paths import atomic_write
 from transrec.reports.svg import as_svg
@@ -26,7 +26,7 @@ Panel = Callable[[Dataset, Axes], None]
 
 def sequences(dataset: Dataset, panel: Axes) -> None:
     """Draw a histogram of the lengths of users' sequences."""
-    read, kept = as_read(dataset), as_kept(dataset.split)
+    read, kept = activity_as_read(dataset), activity_as_kept(dataset.split)
     shortest, longest = int(read.lengths.min()), int(read.lengths.max())
     # The width of a bar is a whole number of lengths; otherwise some bars would cover more lengths than others.
     width = 1 + (longest - shortest) // BARS
@@ -38,7 +38,7 @@ def sequences(dataset: Dataset, panel: Axes) -> None:
 
 def popularity(dataset: Dataset, panel: Axes) -> None:
     """Draw the number of interactions per item, by the item's popularity rank."""
-    read, kept = as_read(dataset), as_kept(dataset.split)
+    read, kept = activity_as_read(dataset), activity_as_kept(dataset.split)
     for activity, colour, label, linewidth in ((read, "0.75", "read", 5), (kept, "C0", "kept", 1.5)):
         counts = activity.ranked[activity.ranked > 0]
         ranks = np.unique(np.geomspace(1, len(counts), POINTS).round().astype(int))

@@ -66,7 +66,7 @@ def histories_of_dataset(run: FinishedRun, users: Sequence[str] = ()) -> Histori
                 raise TransrecError(f"--user {user!r}: {read.path} has no such user; check the id")
         rows = np.array([place[user] for user in users])
     places = np.array([index.get(item, -1) for item in run.dataset.catalog.ids], dtype=np.int32)
-    of_users = read.sequences.of(rows)
+    of_users = read.sequences.select(rows)
     return _known_histories([read.users[row] for row in rows], places[of_users.flat()], of_users.lengths)
 
 

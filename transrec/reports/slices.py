@@ -112,7 +112,7 @@ class ByCategory(Slice):
     label = "category"
 
     def groups(self, targets: Targets) -> tuple[list[str], np.ndarray]:
-        texts = targets.dataset.catalog.reading("category").texts
+        texts = targets.dataset.catalog.with_text("category").texts
         rows = targets.dataset.split.item_rows[targets.items - 1]
         categories = np.array([texts[row].strip() or "none" for row in rows.tolist()])
         names, index, counts = np.unique(categories, return_inverse=True, return_counts=True)

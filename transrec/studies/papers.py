@@ -10,8 +10,8 @@ from transrec.data.demo import (
     SOURCE,
     TARGET,
     make_domain_with_store,
+    make_if_missing,
     make_image_backbone,
-    make_missing,
     make_text_backbone,
 )
 from transrec.errors import TransrecError, printable
@@ -121,7 +121,7 @@ def _costs(published: Published) -> str:
 
 def _make_domain(folder: Path, name: str) -> Path:
     domain = replace({"source": SOURCE, "target": TARGET}[name], **QUICK_DOMAIN)
-    make_missing(folder / name, lambda place: make_domain_with_store(place, domain))
+    make_if_missing(folder / name, lambda place: make_domain_with_store(place, domain))
     return folder / name
 
 
@@ -139,5 +139,5 @@ def _with_stand_ins(axis: Axis, folder: Path) -> Axis:
 def _stand_in(name: str, folder: Path) -> str:
     make = next(make for part, make in STAND_INS.items() if part in name.lower())
     place = folder / f"tiny-{Path(name).name}"
-    make_missing(place, make)
+    make_if_missing(place, make)
     return str(place)

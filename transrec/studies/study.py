@@ -305,7 +305,7 @@ class Study:
             dataset = load_dataset(*key)
             self._datasets[key] = dataset, " ".join(dataset.hashes().values())
         dataset, content = self._datasets[key]
-        summary = dataset.drawing(data.user_fraction, data.eval_users, data.subset_seed).summary
+        summary = dataset.with_user_samples(data.user_fraction, data.eval_users, data.subset_seed).summary
         if summary not in self._summaries:
             self._summaries.add(summary)
             print(printable(f"data        {summary}"), flush=True)

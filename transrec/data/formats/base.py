@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from transrec import options
-from transrec.data.tables import COMPRESSED, DAMAGED, Table, unpacked
+from transrec.data.tables import COMPRESSED, DECOMPRESSION_ERRORS, Table, unpacked
 from transrec.errors import TransrecError, about_file
 from transrec.registry import Registry
 from transrec.untrusted import check_regular, open_regular
@@ -176,7 +176,7 @@ def head(path: Path, count: int = 1) -> list[str]:
     try:
         with open_regular(path) as file:
             text = unpacked(file, path).read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    except (*DAMAGED, OSError, ValueError, TransrecError):
+    except (*DECOMPRESSION_ERRORS, OSError, ValueError, TransrecError):
         return []
     return [line.rstrip("\r") for line in text.split("\n")[:count]]
 

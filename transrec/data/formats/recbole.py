@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transrec.data.formats import movielens
 from transrec.data.formats.base import PARTS, Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column, meant
+from transrec.data.tables import Table, column, missing_column_hint
 from transrec.data.tsv import ITEM_NAME, plain
 from transrec.errors import TransrecError
 
@@ -56,7 +56,7 @@ class RecBole(Format):
             (name for name in tokens if ITEM_NAME.fullmatch(plain(name))), (tokens or [""])[0]
         )
         if not roles["item"]:
-            raise TransrecError(f"{path}: has no column of items; {meant('item_id:token', names)}")
+            raise TransrecError(f"{path}: has no column of items; {missing_column_hint('item_id:token', names)}")
         roles |= {"time": _matching_column(names, "timestamp", "time"), "rating": _matching_column(names, "rating")}
         roles = {role: name for role, name in roles.items() if name}
         part = self.parts.get(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transrec.data.formats.base import Format, Rows, fits, register
-from transrec.data.tables import Table, column, meant
+from transrec.data.tables import Table, column, missing_column_hint
 from transrec.data.tsv import ITEM_NAME, USER_NAME, plain
 from transrec.errors import TransrecError
 from transrec.options import Options, flag
@@ -106,7 +106,7 @@ class AnyTable(Format):
             if not roles[role]:
                 raise TransrecError(
                     f"{self.files[0]}: none of its columns is named as that of {role}s; name it with --{role}; "
-                    f"{meant(role, names)}"
+                    f"{missing_column_hint(role, names)}"
                 )
         for role, usual in (("time", TIMES), ("rating", RATINGS)):
             given = getattr(flags, role)
@@ -128,7 +128,7 @@ class AnyTable(Format):
     def _line_column(self, name: str) -> str:
         """Return SQL for a column of a line that is read into a single column."""
         if name not in self.flags.header:
-            raise TransrecError(f"--header: does not name {name!r}; {meant(name, self.flags.header)}")
+            raise TransrecError(f"--header: does not name {name!r}; {missing_column_hint(name, self.flags.header)}")
         delimiter = _delimiter(self.flags.delimiter) or ","
         return f"split_part({LINE}, '{delimiter}', {1 + self.flags.header.index(name)})"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transrec.data.formats import Rows, Table, column
 from transrec.data.importing.database import Database
-from transrec.data.tables import damaged, ending
+from transrec.data.tables import damage_error, ending
 from transrec.errors import FileError, TransrecError, about_file
 from transrec.paths import atomic_write
 from transrec.untrusted import check_regular
@@ -195,7 +195,7 @@ def reading_error(error: Exception, source: Source, database: Database) -> Trans
     if found := re.search(r"transrec (time|rating):", text):
         return _malformed_value_error(found[1], source, database)
     if "GZIP" in text:
-        return damaged(path, OSError("its packed data ends too early" if "Unexpected end" in text else text))
+        return damage_error(path, OSError("its packed data ends too early" if "Unexpected end" in text else text))
     if table.reader == "json":
         return _json_error(source) or TransrecError(f"{path}: is no JSON lines file ({_first_line(text)})")
     line = re.search(r"CSV Error on Line: (\d+)", text)
