@@ -53,8 +53,8 @@ def make_states(path: Path, items: int, count: int) -> StateFile:
     if not path.exists():
         builder = StateBuilder(path, (items, count, WIDTH), "fp16", {})
         builder.begin()
-        for start in builder.waiting(0, 1):
-            builder.put(start, torch.randn(min(256, items - start), count, WIDTH))
+        for start in builder.pending_blocks(0, 1):
+            builder.write_block(start, torch.randn(min(256, items - start), count, WIDTH))
         builder.finish()
     return StateFile(path, {})
 

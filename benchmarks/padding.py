@@ -20,13 +20,13 @@ from transrec.data.groups import by_length
 from transrec.training.trainer import Trainer
 
 
-def padding(trainer: Trainer, pass_tokens: float) -> tuple[float, float]:
+def padding(trainer: Trainer, call_overhead_tokens: float) -> tuple[float, float]:
     """Return the share of padding among the tokens of an epoch's batches, and the mean number of groups per batch."""
     features, read, used, groups = trainer.evaluator.features, 0, 0, []
     for step in range(len(trainer.batches)):
         (piece,) = trainer.batches.pieces_of(1, step)
         lengths = features.host_lengths[piece.items.numpy() - 1].astype(np.int64)
-        parts = by_length(lengths, pass_tokens)
+        parts = by_length(lengths, call_overhead_tokens)
         groups.append(len(parts))
         used += lengths.sum()
         read += sum(len(part) * lengths[part].max() for part in parts)
@@ -42,8 +42,8 @@ def compare(words: list[str], folder: Path, given: argparse.Namespace) -> None:
                 Steps(stack.enter_context(trainer_of(flags, "full", folder / f"{name}-{size}")))
                 for name in ("whole", "grouped")
             )
-            own = grouped.trainer.evaluator.features.pass_tokens
-            whole.trainer.evaluator.features.pass_tokens = inf
+            own = grouped.trainer.evaluator.features.call_overhead_tokens
+            whole.trainer.evaluator.features.call_overhead_tokens = inf
             for _ in range(1 + given.steps):
                 whole.take()
                 grouped.take()

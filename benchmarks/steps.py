@@ -38,7 +38,7 @@ from transrec.data.demo import (
     make_image_backbone,
     make_text_backbone,
 )
-from transrec.data.groups import keep_together
+from transrec.data.groups import use_one_group
 from transrec.models.towers import backbone_towers
 from transrec.tracking import Trackers
 from transrec.training import distributed
@@ -146,7 +146,7 @@ def plain_steps(trainer: Trainer) -> Steps:
     """Return steps that train the same model in the way of typical research code."""
     for tower in backbone_towers(trainer.recommender.item_encoder.towers):
         tower.backbone.set_attn_implementation("eager")
-    keep_together(trainer.evaluator.features)
+    use_one_group(trainer.evaluator.features)
     groups = [group | {"foreach": False, "fused": False} for group in trainer.optimizer.param_groups]
     trainer.optimizer = torch.optim.Adam(groups)
     return Steps(trainer, every_slot)

@@ -20,7 +20,7 @@ from transrec.data.batches import TrainingBatches
 from transrec.data.catalog import cached_tokens
 from transrec.data.dataset import load_dataset
 from transrec.data.features import TextFeatures
-from transrec.data.groups import keep_together
+from transrec.data.groups import use_one_group
 from transrec.errors import TransrecError
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone, load_tokenizer
@@ -118,7 +118,7 @@ def save_steps(work: Work, out: Path) -> None:
 
 def check_split(work: Work, names: Iterable[str]) -> None:
     """Check that every method has the same gradients and evaluation whether or not it is split over the ranks."""
-    keep_together(work.evaluator.features)
+    use_one_group(work.evaluator.features)
     loss_of = OBJECTIVES.get("bce")()
     for method in names:
         # With two pieces, each adds its part to gradients that are already split.

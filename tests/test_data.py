@@ -66,11 +66,11 @@ def test_a_sample_of_the_users_is_evaluated_and_all_train():
     np.testing.assert_array_equal(some.train_counts(), whole.train_counts())
     for part in ("validation", "test"):
         np.testing.assert_array_equal(some.targets(part)[0], drawn)
-        for found, of_all in (
+        for sampled, everyone in (
             (some.up_to_targets(part), whole.up_to_targets(part)),
             (some.history(part), whole.history(part)),
         ):
-            assert [each.tolist() for each in found] == [of_all[user].tolist() for user in drawn]
+            assert [each.tolist() for each in sampled] == [everyone[user].tolist() for user in drawn]
     # Only one of 50 users has a test target.
     late = dataclasses.replace(whole, test_starts=np.where(np.arange(50) == 7, whole.test_starts, whole.kept.stops))
     with pytest.raises(TransrecError, match="--eval_users 2: no user of the sample has a test target; give more"):
@@ -120,7 +120,7 @@ def test_sequences_padded_and_flat(lists, width):
 def test_negatives_are_outside_the_sequence(item_count, seed):
     rng = np.random.default_rng(seed)
     sequences = rng.integers(0, item_count, size=(6, 5))
-    negatives = Sampler(item_count).outside(rng, sequences)
+    negatives = Sampler(item_count).draw_outside(rng, sequences)
     assert negatives.shape == (6, 4)
     assert negatives.min() >= 1 and negatives.max() <= item_count
     assert not (negatives[:, :, None] == sequences[:, None, :]).any()
@@ -129,7 +129,7 @@ def test_negatives_are_outside_the_sequence(item_count, seed):
 def test_negatives_are_uniform():
     sequence = np.array([[0, 7, 2, 2, 9]])
     allowed = [1, 3, 4, 5, 6, 8, 10]
-    drawn = Sampler(10).outside(np.random.default_rng(0), np.repeat(sequence, 20_000, axis=0))
+    drawn = Sampler(10).draw_outside(np.random.default_rng(0), np.repeat(sequence, 20_000, axis=0))
     shares = np.bincount(drawn.ravel(), minlength=11) / drawn.size
     assert shares[[i for i in range(11) if i not in allowed]].sum() == 0
     # 80,000 draws: the standard deviation of a share of 1/7 is 0.0012.
@@ -166,8 +166,8 @@ def test_ranks_and_pieces_share_one_global_batch(ranks, pieces, batch_size):
     lists = [rng.integers(0, 30, rng.integers(5, 9)).tolist() for _ in range(11)]
     split = leave_one_out(interactions_of(lists), 6, 5)
 
-    def batches(rank, of, parts):
-        return list(TrainingBatches(split, batch_size, True, False, 1, rank, of, parts).epoch(2))
+    def batches(rank, ranks, pieces):
+        return list(TrainingBatches(split, batch_size, True, False, 1, rank, ranks, pieces).epoch(2))
 
     def rows(batch):
         items = torch.cat([torch.zeros(1, dtype=torch.long), batch.items])
@@ -309,8 +309,8 @@ def test_tokens_are_cached_by_what_is_read_of_the_columns(domain, backbones, tmp
     texts = ["title", "brand", "{title}", "{brand} {title}", "{title} {brand}"]
     first = [tokens(text) for text in texts]
     assert tokenizer.calls == len(texts) == len(list((tmp_path / ".transrec").iterdir()))
-    for text, made in zip(texts, first, strict=True):
-        np.testing.assert_array_equal(tokens(text), made)
+    for text, expected in zip(texts, first, strict=True):
+        np.testing.assert_array_equal(tokens(text), expected)
     assert tokenizer.calls == len(texts)
     np.testing.assert_array_equal(first[0], first[2])
     assert not np.array_equal(first[3], first[4])

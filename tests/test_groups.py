@@ -9,7 +9,7 @@ import torch
 
 from transrec.data.catalog import Tokens
 from transrec.data.features import AttributeFeatures, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
-from transrec.data.groups import by_length, grouped
+from transrec.data.groups import by_length, group_inputs
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone
 
@@ -24,15 +24,15 @@ def tokens():
     return Tokens(ids.astype(np.int32), lengths.astype(np.int32))
 
 
-def cost(lengths, groups, pass_tokens):
-    return sum(len(group) * lengths[group].max() + pass_tokens for group in groups)
+def cost(lengths, groups, overhead):
+    return sum(len(group) * lengths[group].max() + overhead for group in groups)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_no_grouping_costs_less(seed):
     rng = np.random.default_rng(seed)
-    lengths, pass_tokens = rng.integers(1, 9, rng.integers(1, 30)), float(rng.choice([0.0, 0.5, 4.0, 10.0, 100.0]))
-    groups = by_length(lengths, pass_tokens)
+    lengths, overhead = rng.integers(1, 9, rng.integers(1, 30)), float(rng.choice([0.0, 0.5, 4.0, 10.0, 100.0]))
+    groups = by_length(lengths, overhead)
     assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
     distinct = np.unique(lengths)
     every = (
@@ -40,7 +40,7 @@ def test_no_grouping_costs_less(seed):
         for size in range(len(distinct))
         for cuts in itertools.combinations(range(1, len(distinct)), size)
     )
-    assert cost(lengths, groups, pass_tokens) == min(cost(lengths, each, pass_tokens) for each in every)
+    assert cost(lengths, groups, overhead) == min(cost(lengths, each, overhead) for each in every)
 
 
 def test_little_of_what_a_backbone_reads_is_padding():
@@ -54,29 +54,29 @@ def test_groups_give_the_embeddings_and_gradients_of_one_padded_batch(tokens, ba
     tower = TextTower(load_backbone(backbones["bert"]), 16, "mean", texts)
     parts = [TextFeatures(tokens, rows) for rows in (np.arange(COUNT), np.arange(COUNT)[::-1])][:texts]
     features = parts[0] if texts == 1 else AttributeFeatures(parts)
-    items, found = torch.randperm(COUNT)[:25] + 1, []
+    items, results = torch.randperm(COUNT)[:25] + 1, []
     weights = torch.randn(25, 16)
-    for features.pass_tokens in (1e6, 0.0):
-        inputs = grouped(features, items)
+    for features.call_overhead_tokens in (1e6, 0.0):
+        inputs = group_inputs(features, items)
         embeddings = inputs.encoded(tower)
         tower.zero_grad()
         (embeddings * weights).sum().backward()
-        found.append(
+        results.append(
             (len(inputs.groups), embeddings.detach(), [p.grad for p in tower.parameters() if p.grad is not None])
         )
-    (one, padded, gradients), (several, alone, others) = found
+    (one, padded, padded_gradients), (several, grouped, grouped_gradients) = results
     assert one == 1
     assert several > 5
-    torch.testing.assert_close(alone, padded, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(others, gradients, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(grouped, padded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(grouped_gradients, padded_gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_read_ahead_comes_in_one_piece(tokens):
     text = TextFeatures(tokens, np.arange(COUNT))
-    text.pass_tokens = 0.0
+    text.call_overhead_tokens = 0.0
     items = torch.arange(1, COUNT + 1)
     read = torch.zeros(COUNT, 3, 4, 4, dtype=torch.uint8)
     image = ImageFeatures(SimpleNamespace(), np.arange(COUNT))
-    assert len(grouped(MultimodalFeatures([text, IdFeatures()]), items).groups) > 1
-    (inputs,) = grouped(MultimodalFeatures([text, image]), items, ((), (read,))).groups
+    assert len(group_inputs(MultimodalFeatures([text, IdFeatures()]), items).groups) > 1
+    (inputs,) = group_inputs(MultimodalFeatures([text, image]), items, ((), (read,))).groups
     assert inputs[-1] is read

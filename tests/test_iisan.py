@@ -674,14 +674,14 @@ def test_filling_goes_on_after_a_kill(tmp_path):
         return StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", made_of)
 
     first = builder()
-    assert first.begin() == 0 and first.waiting(0, 1) == [0, 256, 512]
-    assert first.waiting(0, 2) == [0, 512] and first.waiting(1, 2) == [256]
-    first.put(256, values[256:512])
+    assert first.begin() == 0 and first.pending_blocks(0, 1) == [0, 256, 512]
+    assert first.pending_blocks(0, 2) == [0, 512] and first.pending_blocks(1, 2) == [256]
+    first.write_block(256, values[256:512])
     again = builder()
-    assert again.begin() == 1 and again.waiting(0, 1) == [0, 512]
-    assert again.waiting(0, 2) == [0, 512] and again.waiting(1, 2) == []
-    for row in again.waiting(0, 1):
-        again.put(row, values[row : row + 256])
+    assert again.begin() == 1 and again.pending_blocks(0, 1) == [0, 512]
+    assert again.pending_blocks(0, 2) == [0, 512] and again.pending_blocks(1, 2) == []
+    for row in again.pending_blocks(0, 1):
+        again.write_block(row, values[row : row + 256])
     again.finish()
     assert torch.equal(torch.from_numpy(StateFile(tmp_path / "s.safetensors", made_of).states.copy()), values)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.safetensors"]
@@ -693,9 +693,11 @@ def test_filling_goes_on_after_a_kill(tmp_path):
     (tmp_path / ".s.safetensors.partial").write_bytes(b"half")
     assert builder().begin() == 0
     with pytest.raises(TransrecError, match="use --state_dtype fp32"):
-        StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp16", made_of).put(0, torch.full((1, 2, 4), 1e6))
+        StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp16", made_of).write_block(
+            0, torch.full((1, 2, 4), 1e6)
+        )
     with pytest.raises(TransrecError, match="not finite"):
-        builder().put(0, torch.full((1, 2, 4), torch.nan))
+        builder().write_block(0, torch.full((1, 2, 4), torch.nan))
 
 
 def test_a_kill_while_caching_loses_nothing(cached_flags, backbones, tmp_path):
@@ -782,9 +784,9 @@ def test_a_disk_that_fills_up_while_states_are_written(tmp_path, monkeypatch):
     values = torch.randn(600, 2, 4)
     builder = StateBuilder(tmp_path / "s.safetensors", (600, 2, 4), "fp32", {})
     builder.begin()
-    builder.put(0, values[:256])
+    builder.write_block(0, values[:256])
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
         with pytest.raises(TransrecError, match=r"no room for .* MiB of hidden states \(No space left\)"):
-            builder.put(256, values[256:512])
-    assert builder.begin() == 1 and builder.waiting(0, 1) == [256, 512]
+            builder.write_block(256, values[256:512])
+    assert builder.begin() == 1 and builder.pending_blocks(0, 1) == [256, 512]

@@ -15,7 +15,7 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2M
 
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.demo import make_image_backbone
-from transrec.data.features import ImageFeatures, ahead
+from transrec.data.features import ImageFeatures, read_ahead
 from transrec.data.images.build import build_store
 from transrec.errors import TransrecError
 from transrec.export import export_backbone
@@ -50,7 +50,7 @@ def test_what_is_read_ahead_is_what_was_asked_for_in_order(domain, workers):
     def items_of(number):
         return torch.arange(1, 4) + number
 
-    made = list(ahead(items_of, range(5), lambda items: [items, items[:1]], features))
+    made = list(read_ahead(items_of, range(5), lambda items: [items, items[:1]], features))
     assert [items.tolist() for items, _ in made] == [[n + 1, n + 2, n + 3] for n in range(5)]
     for items, (first, second) in made:
         assert torch.equal(first[0], features.store.read([ids[item - 1] for item in items.tolist()]))

@@ -84,7 +84,7 @@ def write_metrics(folder):
 def put_states(folder):
     builder = StateBuilder(folder / "s.safetensors", (4, 2, 4), "fp32", {})
     builder.begin()
-    builder.put(0, torch.zeros(4, 2, 4))
+    builder.write_block(0, torch.zeros(4, 2, 4))
 
 
 def make_store(folder):

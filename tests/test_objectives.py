@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_training import assert_same_run
 from torch.nn import functional as F
 
-from transrec.data.batches import STEPS_OF_ONE, Batch, Sampler, Sampling, TrainingBatches
+from transrec.data.batches import POPULARITY_SCALE, Batch, Sampler, Sampling, TrainingBatches
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
 from transrec.models.objectives import OBJECTIVES
@@ -120,7 +120,7 @@ def sampled(case: Example, chances: torch.Tensor | None, temperature: float = 1.
 def popularity(domain, power: float) -> torch.Tensor:
     """Return drawing probabilities by interactions to a power, rounded like the weights of the sampler."""
     weights = torch.from_numpy(load_dataset(domain, 6, 5).split.train_counts()[1:]).double() ** power
-    weights = (weights * STEPS_OF_ONE).round()
+    weights = (weights * POPULARITY_SCALE).round()
     return weights / weights.sum()
 
 
@@ -228,7 +228,7 @@ def test_corrected_negatives_estimate_the_sum_over_all_items(per, weighted):
         batch = Batch(
             torch.arange(1, 41),
             sequences,
-            torch.from_numpy(sampler.outside(rng, sequences.numpy(), 50)).view(1, 1, 50),
+            torch.from_numpy(sampler.draw_outside(rng, sequences.numpy(), 50)).view(1, 1, 50),
             torch.zeros(40),
             predictions=1,
             shared_negatives=torch.from_numpy(sampler.draw(rng, 50)),
@@ -247,7 +247,7 @@ def test_weighted_negatives_are_outside_the_sequence(item_count, seed):
     sequences = rng.integers(0, item_count, size=(6, 5))
     weights = rng.integers(0, 4, item_count)
     weights[rng.integers(item_count)] = 3
-    drawn = Sampler(item_count, weights).outside(rng, sequences, 2)
+    drawn = Sampler(item_count, weights).draw_outside(rng, sequences, 2)
     assert drawn.shape == (6, 8) and drawn.max() <= item_count
     for row, items in zip(sequences, drawn, strict=True):
         left = [item for item in range(1, item_count + 1) if weights[item - 1] and item not in row]
@@ -257,7 +257,7 @@ def test_weighted_negatives_are_outside_the_sequence(item_count, seed):
 def test_weighted_negatives_are_drawn_by_their_weights():
     weights = np.array([5, 0, 1, 2, 7, 4, 0, 3])
     sequences = np.repeat(np.array([[0, 5, 3, 5]]), 20_000, axis=0)
-    drawn = Sampler(8, weights).outside(np.random.default_rng(0), sequences)
+    drawn = Sampler(8, weights).draw_outside(np.random.default_rng(0), sequences)
     allowed = np.array([5, 0, 0, 2, 0, 4, 0, 3])
     # 60,000 draws: the standard deviation of a share is at most 0.002.
     np.testing.assert_allclose(np.bincount(drawn.ravel(), minlength=9)[1:] / drawn.size, allowed / 14, atol=0.01)

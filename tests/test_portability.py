@@ -22,7 +22,7 @@ from transrec import cpus, locks
 from transrec.data import features, states
 from transrec.data.catalog import Tokens
 from transrec.data.dataset import find_images, load_dataset
-from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures, blocks_ahead
+from transrec.data.features import ImageFeatures, MultimodalFeatures, TextFeatures, read_blocks_ahead
 from transrec.errors import TransrecError
 from transrec.locks import Lock
 from transrec.training import distributed, profiler
@@ -204,10 +204,12 @@ def test_workers_that_are_not_forked_read_the_same(domain, monkeypatch):
     tokens = Tokens(np.ones((6, 4), np.int32), np.full(6, 4, np.int32))
     text, image = TextFeatures(tokens, np.arange(6)), ImageFeatures(store, ids, workers=1)
     assert not vars(pickle.loads(pickle.dumps(text)))
-    expected = [read for _, read in blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, ImageFeatures(store, ids)]))]
+    expected = [
+        read for _, read in read_blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, ImageFeatures(store, ids)]))
+    ]
     context = multiprocessing.get_context("spawn")
     monkeypatch.setattr(features, "DataLoader", partial(DataLoader, multiprocessing_context=context))
-    reads = [read for _, read in blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, image]))]
+    reads = [read for _, read in read_blocks_ahead([0, 4], 4, 6, MultimodalFeatures([text, image]))]
     assert len(reads) == 2
     for (of_text, (pixels,)), (_, (wanted,)) in zip(reads, expected, strict=True):
         assert not of_text and torch.equal(pixels, wanted)

@@ -25,8 +25,8 @@ def interactions_of(users: list[list[tuple[int, int]]], parts: list[list[int]] |
     flat = [one for user in users for one in user]
     times, values = (np.array([one[place] for one in flat], kind) for place, kind in ((0, np.int64), (1, np.int32)))
     sequences = Sequences(values, stops - [len(user) for user in users], stops)
-    of = None if parts is None else np.array([part for user in parts for part in user], np.int8)
-    return Interactions(Path("users.tsv"), [f"u{row}" for row in range(len(users))], sequences, times, of)
+    part_of_value = None if parts is None else np.array([part for user in parts for part in user], np.int8)
+    return Interactions(Path("users.tsv"), [f"u{row}" for row in range(len(users))], sequences, times, part_of_value)
 
 
 def ranked(split, part: str) -> list[tuple[int, list[int], list[int], int]]:
@@ -119,7 +119,7 @@ def test_a_given_split_in_whatever_order(users):
     parts = [[part for part, _ in user] for user in users]
     split = try_split(Splitting("given"), interactions_of(users, parts), 4)
     kept = {
-        row: tuple([item for of, item in user if of == part] for part in range(3))
+        row: tuple([item for item_part, item in user if item_part == part] for part in range(3))
         for row, user in enumerate(users)
         if len(user) >= 3
     }
@@ -194,7 +194,7 @@ def test_a_split_in_a_column_and_in_files_are_the_same(folder):
     flat = [(u, item) for u, user in enumerate(USERS) for item in user]
     for part in ("train", "valid", "test"):
         own = [(u, item) for (u, item), name in zip(flat, names, strict=True) if name == part]
-        lines = [f"u{u}\t" + " ".join(f"i{item}" for of, item in own if of == u) for u in dict(own)]
+        lines = [f"u{u}\t" + " ".join(f"i{item}" for owner, item in own if owner == u) for u in dict(own)]
         (folder / f"{part}.tsv").write_text("\n".join(lines))
     (folder / "dataset.json").write_text('{"users": {"train": "train.tsv", "valid": "valid.tsv", "test": "test.tsv"}}')
     files = load_dataset(folder, 3, 4, splitting=Splitting("given", catalogue="all"))
@@ -205,7 +205,7 @@ def test_a_split_in_a_column_and_in_files_are_the_same(folder):
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, message",
     [
         ({"time": None}, "interactions.parquet: has no column 'time', which --split time reads"),
         ({"time": [None] * 15}, "row 1: has no time"),
@@ -216,15 +216,15 @@ def test_a_split_in_a_column_and_in_files_are_the_same(folder):
         (None, "users.tsv: has no times, which --split time needs; put an interactions.parquet"),
     ],
 )
-def test_what_a_time_split_cannot_be_made_of(folder, change, told):
+def test_what_a_time_split_cannot_be_made_of(folder, change, message):
     path = folder / "interactions.parquet"
     path.unlink() if change is None else write_rows(path, **change)
-    with pytest.raises(TransrecError, match=told.replace("(", r"\(")):
+    with pytest.raises(TransrecError, match=message.replace("(", r"\(")):
         load_dataset(folder, 3, 4, splitting=Splitting("time"))
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "given, message",
     [
         (("loo", "0.9"), "--split_at 0.9: is read by --split time and --split ratio only"),
         (("time", "0.5", "0.5"), "--validate_at 0.5: must come before --split_at 0.5"),
@@ -233,8 +233,8 @@ def test_what_a_time_split_cannot_be_made_of(folder, change, told):
         (("ratio", "nan"), "--split_at nan: must be a share"),
     ],
 )
-def test_places_that_are_none(given, told):
-    with pytest.raises(TransrecError, match=told):
+def test_places_that_are_none(given, message):
+    with pytest.raises(TransrecError, match=message):
         Splitting(*given)
 
 

@@ -23,8 +23,8 @@ def cache_ahead(monkeypatch, capsys, *flags: str) -> tuple[list[Path], str]:
     monkeypatch.setattr(sys, "argv", ["cache_features.py", *fitting(flags)])
     capsys.readouterr()
     runner.cache()
-    told = capsys.readouterr()
-    return [Path(line.split()[1]) for line in told.out.splitlines() if line.startswith("cached ")], told.out + told.err
+    out, err = capsys.readouterr()
+    return [Path(line.split()[1]) for line in out.splitlines() if line.startswith("cached ")], out + err
 
 
 def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp_path, monkeypatch, capsys):
@@ -56,24 +56,24 @@ def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp
         ["--checkpoint", str(tmp_path / "source")],
         ["--item_tower", "image", "--image_encoder", str(backbones["vit"])],
     ]
-    found = [cache_ahead(monkeypatch, capsys, *flags, *choice)[0] for choice in choices]
+    file_lists = [cache_ahead(monkeypatch, capsys, *flags, *choice)[0] for choice in choices]
     titles = (dataset / "items.tsv").read_text()
     (dataset / "items.tsv").write_text(titles.replace("lamp", "lantern").replace("red", "ruby"))
-    found.append(cache_ahead(monkeypatch, capsys, *flags)[0])
+    file_lists.append(cache_ahead(monkeypatch, capsys, *flags)[0])
     (dataset / "items.tsv").write_text(titles)
-    files = [file for files in found for file in files]
+    files = [file for files in file_lists for file in files]
     assert len(set(files)) == len(files) == len(choices) + 1
     assert sorted(files) == sorted((tmp_path / "states").iterdir())
     again, output = cache_ahead(monkeypatch, capsys, *flags, *choices[3])
-    assert again == found[3] and "caching" not in output
+    assert again == file_lists[3] and "caching" not in output
     # The path of a backbone does not matter, nor does a larger limit on titles that are all shorter.
     elsewhere = shutil.copytree(backbones["bert"], tmp_path / "elsewhere")
     again, output = cache_ahead(monkeypatch, capsys, *flags, "--text_encoder", str(elsewhere), "--title_tokens", "30")
-    assert again == found[len(axes) ** 2] and "caching" not in output
+    assert again == file_lists[len(axes) ** 2] and "caching" not in output
 
 
 @pytest.mark.parametrize(
-    "damage,told",
+    "damage,message",
     [
         (lambda content: content[:-100], "cut off"),
         (lambda content: b"nonsense", "not a file of hidden states"),
@@ -81,7 +81,7 @@ def test_states_of_every_meaning_lie_in_one_folder(flags, domain, backbones, tmp
     ],
     ids=["cut off", "nonsense", "of another name"],
 )
-def test_damaged_states_are_made_again(flags, tmp_path, monkeypatch, capsys, damage, told):
+def test_damaged_states_are_made_again(flags, tmp_path, monkeypatch, capsys, damage, message):
     flags = [*flags, "--state_cache", str(tmp_path)]
     (file,), _ = cache_ahead(monkeypatch, capsys, *flags)
     content = file.read_bytes()
@@ -91,7 +91,7 @@ def test_damaged_states_are_made_again(flags, tmp_path, monkeypatch, capsys, dam
     file.write_bytes(damage(content))
     again, output = cache_ahead(monkeypatch, capsys, *flags)
     assert again == [file] and file.read_bytes() == content
-    assert f"warning: {file}: " in output and told in output and "; it is made again" in output
+    assert f"warning: {file}: " in output and message in output and "; it is made again" in output
     assert np.array_equal(in_use, before), "a run that has the old file open goes on"
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 

@@ -301,7 +301,7 @@ def test_hidden_states_in_the_making_that_are_no_files_are_begun_anew(tmp_path, 
     make(builder.partial)
     assert builder.begin() == 0
     states = torch.arange(24.0).reshape(3, 2, 4)
-    builder.put(0, states)
+    builder.write_block(0, states)
     builder.finish()
     assert np.array_equal(StateFile(tmp_path / "states", {"a": 1}).states, states)
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transrec.data.features import BackboneFeatures, blocks_ahead
-from transrec.data.groups import grouped
+from transrec.data.features import BackboneFeatures, read_blocks_ahead
+from transrec.data.groups import group_inputs
 from transrec.data.states import BLOCK_ITEMS, TOKENS, DamagedStates, Provenance, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
@@ -81,7 +81,7 @@ class StateCache:
                     bounds = token_bounds(features, shape[0]) if _is_per_token(provenance) else None
                     builder = StateBuilder(path, shape, provenance.dtype, provenance.as_dict(), bounds)
                     self._compute_file(builder, provenance, features, tower)
-            file = StateFile(path, provenance.deciding())
+            file = StateFile(path, provenance.identity())
         # Record when the file was last used. This fails if the process may read the folder but not write to it.
         with suppress(OSError):
             os.utime(path)
@@ -125,12 +125,12 @@ class StateCache:
     ) -> None:
         world, modality = self.world, provenance.modality
         with about_file(builder.path, STATE_CACHE, "cannot be read"):
-            waiting = builder.waiting(world.rank, world.size)
+            waiting = builder.pending_blocks(world.rank, world.size)
         if not waiting:
             return
         read_states = _state_reader(tower().to(world.device).eval(), provenance.states, features)
         firsts = [BLOCK_ITEMS * builder.blocks.index(row) for row in waiting]
-        work = blocks_ahead(firsts, BLOCK_ITEMS, len(features), features)
+        work = read_blocks_ahead(firsts, BLOCK_ITEMS, len(features), features)
         share = len(builder.blocks[world.rank :: world.size])
         done = share - len(waiting)
         bar = Bar(work, total=len(waiting), desc=f"cache {modality}", unit="block", disable=not world.is_main)
@@ -138,7 +138,7 @@ class StateCache:
             for items, read in bar:
                 with self.precision.autocast():
                     states = read_states(items, read)
-                builder.put(builder.blocks[int(items[0] - 1) // BLOCK_ITEMS], states)
+                builder.write_block(builder.blocks[int(items[0] - 1) // BLOCK_ITEMS], states)
                 done += 1
         except Interrupted as stop:
             owner = " of this process" if world.size > 1 else ""
@@ -171,10 +171,10 @@ def _state_reader(
     Its arguments are items int64 [N] and what `features.read` returned for them.
     """
     if states == OUTPUT:
-        return lambda items, read: grouped(features, items, read).encoded(encoder.read_out).unsqueeze(1)
+        return lambda items, read: group_inputs(features, items, read).encoded(encoder.read_out).unsqueeze(1)
     if isinstance(states, list):
         encoder.states = states
-        return lambda items, read: grouped(features, items, read).encoded(encoder.read)
+        return lambda items, read: group_inputs(features, items, read).encoded(encoder.read)
     block = int(states.removeprefix(TOKENS))
 
     def read_tokens(items: Tensor, read: tuple[Tensor, ...]) -> Tensor:
@@ -193,7 +193,7 @@ def _open_states(
     if not path.exists():
         return None, None
     try:
-        file = StateFile(path, provenance.deciding())
+        file = StateFile(path, provenance.identity())
         if file.states.shape != shape:
             raise DamagedStates(f"{path}: has states {list(file.states.shape)}, not {list(shape)}")
         return file, None

@@ -37,7 +37,7 @@ from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
 from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures
-from transrec.data.groups import keep_together
+from transrec.data.groups import use_one_group
 from transrec.data.states import TOKENS, Provenance, StateFeatures, StateFile, TokenStateFeatures
 from transrec.errors import (
     FileError,
@@ -288,7 +288,7 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     if settings.training.shard:
         groups = shard(recommender, groups, world)
         # All ranks must call a backbone equally often, but the number of length groups in a batch differs by rank.
-        keep_together(features)
+        use_one_group(features)
     recommender.to(world.device)
     if settings.training.gradient_checkpointing:
         _checkpoint_gradients(recommender, run.log)

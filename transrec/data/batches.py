@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from transrec.data.features import Features
-from transrec.data.groups import Inputs, grouped
+from transrec.data.groups import Inputs, group_inputs
 from transrec.data.interactions import Split
 from transrec.errors import TransrecError
 
@@ -30,7 +30,7 @@ class Batch:
         log_popularity: float32 [U], log of each item's share of the training interactions.
         shared_negatives: int64 [N], same coding: negatives shared by all positions, drawn once per global batch.
         log_chance: float32 [U], log of the probability that a drawn negative is this item.
-        found: the result of `places` as one tensor, [2, P]; None: not computed yet.
+        cached_places: the result of `places` as one tensor, [2, P]; None: not computed yet.
         predictions: number of positions in the global batch that predict; sums over shares are divided by it.
         weight: 1, or 0 for a stand-in if the global batch had no user left for this rank and piece.
         item_count: n, the number of items of the split.
@@ -46,7 +46,7 @@ class Batch:
     item_count: int = 0
     shared_negatives: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     log_chance: Tensor = field(default_factory=lambda: torch.zeros(0))
-    found: Tensor | None = None
+    cached_places: Tensor | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -56,19 +56,26 @@ class Batch:
     @property
     def places(self) -> tuple[Tensor, Tensor]:
         """Row and position of each of the P true entries of `mask`, in order: int64 [P] each."""
-        row, position = self.mask.nonzero().T if self.found is None else self.found
+        row, position = self.mask.nonzero().T if self.cached_places is None else self.cached_places
         return row, position
 
     def to(self, device: torch.device, features: Features, read: tuple[Tensor, ...] | None = None) -> "Batch":
         """Return the batch on `device`, with inputs from `features`, or from `read` if they were read before."""
         # The number of places decides shapes: if an accelerator counted them, the host would have to wait for it.
-        located = replace(self, found=torch.stack(self.places))
+        located = replace(self, cached_places=torch.stack(self.places))
         return replace(
             located,
-            inputs=grouped(features, self.items, read),
+            inputs=group_inputs(features, self.items, read),
             **{
                 name: getattr(located, name).to(device, non_blocking=True)
-                for name in ("sequences", "negatives", "log_popularity", "shared_negatives", "log_chance", "found")
+                for name in (
+                    "sequences",
+                    "negatives",
+                    "log_popularity",
+                    "shared_negatives",
+                    "log_chance",
+                    "cached_places",
+                )
             },
         )
 
@@ -91,9 +98,9 @@ class Sampling:
     catalogue: bool = False
 
 
-# Popularities are rounded to multiples of 1 / STEPS_OF_ONE, so that drawing is exact integer arithmetic without
+# Popularities are rounded to multiples of 1 / POPULARITY_SCALE, so that drawing is exact integer arithmetic without
 # rejections.
-STEPS_OF_ONE = 2**16
+POPULARITY_SCALE = 2**16
 
 
 class Sampler:
@@ -119,9 +126,9 @@ class Sampler:
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw `count` items with replacement: int64 [count]."""
-        return self._at(rng.integers(0, self.total, size=count))
+        return self._items_at(rng.integers(0, self.total, size=count))
 
-    def outside(self, rng: np.random.Generator, sequences: np.ndarray, negatives: int = 1) -> np.ndarray:
+    def draw_outside(self, rng: np.random.Generator, sequences: np.ndarray, negatives: int = 1) -> np.ndarray:
         """Draw K = `negatives` items outside the sequence for each of the last L positions of each sequence.
 
         Draws a place within the total weight of the allowed items and skips the forbidden ones: one draw per negative,
@@ -145,22 +152,22 @@ class Sampler:
         shape = len(sequences), (sequences.shape[1] - 1) * negatives
         places = rng.integers(0, np.maximum(allowed, 1), size=shape)
         # A place skips each forbidden item that has at most that much allowed weight below it.
-        allowed_below = np.where(real, self._below(forbidden) - passed_over[:, :-1], self.total)
+        allowed_below = np.where(real, self._weight_below(forbidden) - passed_over[:, :-1], self.total)
         # A single search covers all rows: each row is shifted to lie behind the previous one.
         shift = np.arange(len(sequences))[:, None] * (self.total + 1)
         skipped = np.searchsorted((allowed_below + shift).ravel(), (places + shift).ravel(), side="right")
         skipped = skipped.reshape(shape) - np.arange(len(sequences))[:, None] * forbidden.shape[1]
-        drawn = self._at(np.minimum(places + np.take_along_axis(passed_over, skipped, axis=1), self.total - 1))
+        drawn = self._items_at(np.minimum(places + np.take_along_axis(passed_over, skipped, axis=1), self.total - 1))
         return np.where(allowed > 0, drawn, 0)
 
     def _weight(self, items: np.ndarray) -> np.ndarray | int:
         return 1 if self.weights is None else self.weights[np.minimum(items, self.item_count) - 1]
 
-    def _below(self, items: np.ndarray) -> np.ndarray:
+    def _weight_below(self, items: np.ndarray) -> np.ndarray:
         """Return the total weight of the items with lower numbers."""
         return items - 1 if self._sums is None else self._sums[np.minimum(items, self.item_count) - 1]
 
-    def _at(self, places: np.ndarray) -> np.ndarray:
+    def _items_at(self, places: np.ndarray) -> np.ndarray:
         """Return the items at places 0 to `total` - 1."""
         return 1 + (places if self._sums is None else np.searchsorted(self._sums[1:], places, side="right"))
 
@@ -237,7 +244,7 @@ class TrainingBatches:
             sampler = Sampler(self.item_count, np.bincount(sequences.ravel(), minlength=self.item_count + 1)[1:])
         negatives = np.zeros_like(mask, dtype=np.int64)
         if self.negatives:
-            drawn = sampler.outside(rng, sequences, self.negatives)
+            drawn = sampler.draw_outside(rng, sequences, self.negatives)
             negatives = np.where(mask.repeat(self.negatives, axis=1), drawn, 0)
         shared = sampler.draw(rng, self.sampling.shared)
         predictions = int(mask.sum())
@@ -282,7 +289,7 @@ class TrainingBatches:
         power = {"uniform": 0.0, "popularity": self.sampling.power, "in_batch": 1.0}[self.sampling.sampler]
         if not power:
             return Sampler(self.item_count)
-        return Sampler(self.item_count, np.rint(counts**power * STEPS_OF_ONE).astype(np.int64))
+        return Sampler(self.item_count, np.rint(counts**power * POPULARITY_SCALE).astype(np.int64))
 
     def _check_negatives(self, count: int) -> None:
         if count >= self.item_count:

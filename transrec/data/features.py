@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from transrec.cpus import usable_cpus
 from transrec.data.catalog import Tokens
-from transrec.data.groups import pass_tokens
+from transrec.data.groups import call_overhead_tokens
 from transrec.errors import MemoryShortage, reported_error
 from transrec.processes import holding_signals, serve_parent
 
@@ -46,12 +46,12 @@ class BackboneFeatures(Features, Protocol):
     Attributes:
         digest: SHA-256 of the backbone's inputs for all items, in order.
         host_lengths: int [n], number of tokens of each item; None if all items have the same number.
-        pass_tokens: number of tokens that cost the backbone as much as the fixed overhead of one more call.
+        call_overhead_tokens: number of tokens that cost the backbone as much as the fixed overhead of one more call.
     """
 
     digest: str
     host_lengths: np.ndarray | None
-    pass_tokens: float
+    call_overhead_tokens: float
 
     def __len__(self) -> int:
         """Return n, the number of items."""
@@ -69,7 +69,7 @@ class TextFeatures:
     workers = 0
 
     def __init__(self, tokens: Tokens, rows: np.ndarray, device: torch.device | str = "cpu", width: int = 1):
-        self.pass_tokens = pass_tokens(width, torch.device(device))
+        self.call_overhead_tokens = call_overhead_tokens(width, torch.device(device))
         self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
@@ -112,7 +112,7 @@ class AttributeFeatures:
     def __init__(self, parts: Sequence[TextFeatures]):
         self.parts = parts
         self.host_lengths = sum(part.host_lengths for part in parts)
-        self.pass_tokens = sum(part.pass_tokens for part in parts)
+        self.call_overhead_tokens = sum(part.call_overhead_tokens for part in parts)
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:
         """Return nothing: all inputs are in memory."""
@@ -150,7 +150,7 @@ class ImageFeatures:
 
     def __init__(self, store: "ImageStore", ids: Sequence[str], device: torch.device | str = "cpu", workers: int = 0):
         self.store, self.ids, self.device, self.workers = store, np.asarray(ids), device, workers
-        self.host_lengths, self.pass_tokens = None, 0.0
+        self.host_lengths, self.call_overhead_tokens = None, 0.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -180,7 +180,7 @@ class MultimodalFeatures:
         backbone_parts = [part for part in parts if hasattr(part, "host_lengths")]
         lengths = [part.host_lengths for part in backbone_parts]
         self.host_lengths = None if not lengths or any(length is None for length in lengths) else sum(lengths)
-        self.pass_tokens = sum(part.pass_tokens for part in backbone_parts)
+        self.call_overhead_tokens = sum(part.call_overhead_tokens for part in backbone_parts)
 
     def read(self, items: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """Return what each part reads."""
@@ -192,7 +192,7 @@ class MultimodalFeatures:
         return sum((part.inputs(items, content) for part, content in zip(self.parts, contents, strict=True)), ())
 
 
-class _Ahead(Dataset):
+class _Reads(Dataset):
     def __init__(self, make: Callable, items_of: Callable, features: Features, numbers: Sequence[int]):
         self.make, self.items_of, self.features, self.numbers = make, items_of, features, numbers
 
@@ -213,7 +213,7 @@ class _Ahead(Dataset):
             return error
 
 
-def ahead(
+def read_ahead(
     make: Callable[[int], Any], numbers: Sequence[int], items_of: Callable[[Any], list[Tensor]], features: Features
 ) -> Iterator[tuple[Any, list[tuple[Tensor, ...]]]]:
     """Yield `make(number)` for each number, in order, with what `features` reads for each of its lists of items.
@@ -222,7 +222,7 @@ def ahead(
 
     Raises MemoryShortage if a worker process is lost.
     """
-    dataset = _Ahead(make, items_of, features, numbers)
+    dataset = _Reads(make, items_of, features, numbers)
     results: Iterable = (dataset[index] for index in range(len(dataset)))
     if features.workers and len(dataset):
         loader = DataLoader(
@@ -251,14 +251,14 @@ def ahead(
         del results
 
 
-def blocks_ahead(
+def read_blocks_ahead(
     firsts: Sequence[int], size: int, count: int, features: Features
 ) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
     """Yield, for each first row (from 0), a block of up to `size` items int64 and what is read for them.
 
     The item of row r is r + 1, and there are `count` rows.
     """
-    for items, (read,) in ahead(partial(_block, size, count), firsts, _alone, features):
+    for items, (read,) in read_ahead(partial(_block, size, count), firsts, _as_list, features):
         yield items, read
 
 
@@ -266,5 +266,5 @@ def _block(size: int, count: int, first: int) -> Tensor:
     return torch.arange(first + 1, min(first + size, count) + 1)
 
 
-def _alone(items: Tensor) -> list[Tensor]:
+def _as_list(items: Tensor) -> list[Tensor]:
     return [items]

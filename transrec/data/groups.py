@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transrec.data.features import Features
 
 
-def pass_tokens(width: int, device: torch.device) -> float:
+def call_overhead_tokens(width: int, device: torch.device) -> float:
     """Return about how many tokens cost a backbone of that width as much as the overhead of one more call.
 
     On a CPU this is 65 at MiniLM's width, as measured. The figure for accelerators is an estimate: they process tokens
@@ -41,7 +41,7 @@ class Inputs:
         return encoded[0] if self.order is None else torch.cat(encoded)[self.order]
 
 
-def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None = None) -> Inputs:
+def group_inputs(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None = None) -> Inputs:
     """Return the inputs of items int64 [N] on the host, values 1..n, in groups padded to their own longest item.
 
     There is one group if all items have the same length, or if further groups would cost more than the padding does.
@@ -52,7 +52,7 @@ def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None
     lengths = getattr(features, "host_lengths", None)
     if lengths is None or not len(items):
         return Inputs((features.inputs(items, read),))
-    groups = by_length(lengths[items.numpy() - 1], getattr(features, "pass_tokens", inf))
+    groups = by_length(lengths[items.numpy() - 1], getattr(features, "call_overhead_tokens", inf))
     if len(groups) == 1:
         return Inputs((features.inputs(items, read),))
     inputs = tuple(features.inputs(items[torch.from_numpy(group)]) for group in groups)
@@ -60,24 +60,24 @@ def grouped(features: "Features", items: Tensor, read: tuple[Tensor, ...] | None
     return Inputs(inputs, order.to(inputs[0][0].device, non_blocking=True))
 
 
-def keep_together(features: "Features") -> None:
-    """Make `grouped` put all items of these features into one group from now on."""
-    vars(features)["pass_tokens"] = inf
+def use_one_group(features: "Features") -> None:
+    """Make `group_inputs` put all items of these features into one group from now on."""
+    vars(features)["call_overhead_tokens"] = inf
 
 
-def by_length(lengths: np.ndarray, pass_tokens: float) -> list[np.ndarray]:
+def by_length(lengths: np.ndarray, call_overhead_tokens: float) -> list[np.ndarray]:
     """Return the rows of each group, int64, ascending, for the grouping with the lowest cost.
 
     Args:
         lengths: int [N], N > 0, tokens of each item. Every item costs as many tokens as the longest of its group.
-        pass_tokens: the overhead of each group, in tokens.
+        call_overhead_tokens: the overhead of each group, in tokens.
     """
     distinct, counts = np.unique(lengths, return_counts=True)
     below = np.concatenate([[0], np.cumsum(counts)])
     # least[j]: the lowest cost of the items of the j shortest lengths; the last of their groups begins at begins[j].
     least, begins = np.zeros(len(distinct) + 1), np.zeros(len(distinct) + 1, np.int64)
     for end in range(1, len(distinct) + 1):
-        costs = least[:end] + (below[end] - below[:end]) * distinct[end - 1] + pass_tokens
+        costs = least[:end] + (below[end] - below[:end]) * distinct[end - 1] + call_overhead_tokens
         begins[end] = np.argmin(costs)
         least[end] = costs[begins[end]]
     groups, end = [], len(distinct)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transrec.data.groups import pass_tokens
+from transrec.data.groups import call_overhead_tokens
 from transrec.errors import NO_ROOM, TransrecError, about_file, file_error
 from transrec.finite import is_finite
 from transrec.locks import share
@@ -76,14 +76,14 @@ class Provenance:
         """Return plain values, as stored in the header of a file."""
         return json.loads(json.dumps(asdict(self)))
 
-    def deciding(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return the entries of `as_dict` that determine the states."""
         return {name: value for name, value in self.as_dict().items() if name != "about"}
 
     @property
     def file_name(self) -> str:
         """The file name for these states, unique to this provenance."""
-        text = json.dumps({"format": FORMAT, **self.deciding()}, sort_keys=True)
+        text = json.dumps({"format": FORMAT, **self.identity()}, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:NAME_DIGITS]
         return f"states-{self.modality}-{self.model_type}-{digest}.safetensors"
 
@@ -116,13 +116,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int
         raise DamagedStates(f"{path}: not a file of hidden states ({error!r}); delete it, it is made again") from error
 
 
-def _header(shape: tuple[int, ...], dtype: str, made_of: dict[str, Any], blocks: int) -> tuple[bytes, int]:
+def _make_header(shape: tuple[int, ...], dtype: str, provenance: dict[str, Any], blocks: int) -> tuple[bytes, int]:
     """Return a safetensors header (length, then JSON padded to align the data) and the offset of its block digests."""
     length = int(np.prod(shape)) * np.dtype(DTYPES[dtype][1]).itemsize
     content = {
         "__metadata__": {
             "blocks": NO_DIGEST.decode() * blocks,
-            "transrec": json.dumps({"format": FORMAT, **made_of}, sort_keys=True),
+            "transrec": json.dumps({"format": FORMAT, **provenance}, sort_keys=True),
         },
         "states": {"dtype": DTYPES[dtype][0], "shape": list(shape), "data_offsets": [0, length]},
     }
@@ -145,7 +145,7 @@ class StateFile:
     """A complete file of hidden states, memory-mapped; a shared lock protects it from removal while it is open.
 
     Args:
-        made_of: the values that determine the expected states; see `StateBuilder`.
+        provenance: the values that determine the expected states; see `StateBuilder`.
 
     Attributes:
         states: numpy [items, K, D], memory-mapped and read-only, float16 or float32.
@@ -154,10 +154,10 @@ class StateFile:
     cut off or holds other states.
     """
 
-    def __init__(self, path: Path, made_of: dict[str, Any]):
+    def __init__(self, path: Path, provenance: dict[str, Any]):
         self.path = path
         recorded, shape, dtype, self._start = _read_header(path)
-        expected = {"format": FORMAT, **made_of}
+        expected = {"format": FORMAT, **provenance}
         different = [
             f"{name} {recorded.get(name)!r}, now {value!r}"
             for name, value in expected.items()
@@ -201,7 +201,7 @@ class StateBuilder:
     Args:
         path: the path of the finished file.
         shape: items, K, D.
-        made_of: everything that the states depend on, as plain values; see `Provenance`.
+        provenance: everything that the states depend on, as plain values; see `Provenance`.
         bounds: the first row of each block, followed by the number of rows; by default, blocks have 256 rows.
 
     One process begins and finishes the file; other processes may help to fill it in between.
@@ -212,20 +212,20 @@ class StateBuilder:
         path: Path,
         shape: tuple[int, int, int],
         dtype: str,
-        made_of: dict[str, Any],
+        provenance: dict[str, Any],
         bounds: Sequence[int] | None = None,
     ):
         self.path, self.shape = path, shape
-        self.numpy = DTYPES[dtype][1]
+        self.numpy_dtype = DTYPES[dtype][1]
         self.bounds = [*range(0, shape[0], BLOCK_ITEMS), shape[0]] if bounds is None else list(bounds)
         self.blocks = self.bounds[:-1]
-        self.header, self._digests_at = _header(shape, dtype, made_of, len(self.blocks))
+        self.header, self._digests_at = _make_header(shape, dtype, provenance, len(self.blocks))
         self.partial = path.with_name(f".{path.name}.partial")
-        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy).itemsize
+        self.row_bytes = int(np.prod(shape[1:])) * np.dtype(self.numpy_dtype).itemsize
         self.length = len(self.header) + shape[0] * self.row_bytes
 
     def begin(self) -> int:
-        """Continue a partial file of exactly these states, or start a new one. Returns the same as `kept`."""
+        """Continue a partial file of exactly these states, or start a new one. Returns the same as `count_written`."""
         try:
             if not self._is_begun():
                 if self.partial.is_dir():
@@ -236,8 +236,8 @@ class StateBuilder:
         except OSError as error:
             with suppress(OSError):
                 self.partial.unlink()
-            raise self._no_room(error) from error
-        return self.kept()
+            raise self._write_error(error) from error
+        return self.count_written()
 
     def _is_begun(self) -> bool:
         if not self.partial.is_file() or self.partial.stat().st_size != self.length:
@@ -248,13 +248,13 @@ class StateBuilder:
         header[digests] = self.header[digests]
         return header == self.header
 
-    def kept(self) -> int:
+    def count_written(self) -> int:
         """Count the blocks that have a digest, without reading their states."""
         with open(self.partial, "rb") as file:
             file.seek(self._digests_at)
             return sum(file.read(DIGEST_BYTES) != NO_DIGEST for _ in self.blocks)
 
-    def waiting(self, rank: int, ranks: int) -> list[int]:
+    def pending_blocks(self, rank: int, ranks: int) -> list[int]:
         """Return the first rows of the blocks that process `rank` of `ranks` still has to compute."""
         with open(self.partial, "rb") as file:
             return [row for row in self.blocks[rank::ranks] if not self._is_done(file, row)]
@@ -277,13 +277,13 @@ class StateBuilder:
     def _digest_at(self, first_row: int) -> int:
         return self._digests_at + self._number(first_row) * DIGEST_BYTES
 
-    def put(self, first_row: int, states: Tensor) -> None:
+    def write_block(self, first_row: int, states: Tensor) -> None:
         """Write the states [N, K, D] of a block to disk, then its digest."""
         if not torch.isfinite(states).all():
             raise TransrecError(
                 f"the hidden states of items {first_row + 1:,} and on are not finite; use --precision fp32"
             )
-        values = states.cpu().to(getattr(torch, np.dtype(self.numpy).name))
+        values = states.cpu().to(getattr(torch, np.dtype(self.numpy_dtype).name))
         if not torch.isfinite(values).all():
             raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
         content = values.numpy().tobytes()
@@ -296,9 +296,9 @@ class StateBuilder:
                 file.seek(self._digest_at(first_row))
                 file.write(_digest(content))
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._write_error(error) from error
 
-    def _no_room(self, error: OSError) -> TransrecError:
+    def _write_error(self, error: OSError) -> TransrecError:
         if error.errno not in NO_ROOM:
             return file_error(error, self.path, "give another folder with --state_cache", "cannot be written")
         return TransrecError(
@@ -395,7 +395,7 @@ class TokenStateFeatures(StateFeatures):
     ):
         super().__init__(file, np.arange(len(file.states)), device, place)
         self.host_lengths, self.others = lengths, others
-        self.pass_tokens = pass_tokens(file.states.shape[-1], device)
+        self.call_overhead_tokens = call_overhead_tokens(file.states.shape[-1], device)
         self.starts = np.cumsum(lengths) - lengths
 
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transrec.data.features import Features, blocks_ahead
-from transrec.data.groups import grouped
+from transrec.data.features import Features, read_blocks_ahead
+from transrec.data.groups import group_inputs
 from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
@@ -183,10 +183,10 @@ class Evaluator:
         batch, count = self.options.eval_batch, self.split.item_count
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
         blocks = self._own_blocks(range(0, count, batch))
-        work = blocks_ahead(blocks, batch, count, self.features)
+        work = read_blocks_ahead(blocks, batch, count, self.features)
         for items, read in self._progress(work, blocks, "encode items"):
             with self.precision.autocast():
-                encoded = grouped(self.features, items, read).encoded(recommender.item_encoder).float()
+                encoded = group_inputs(self.features, items, read).encoded(recommender.item_encoder).float()
             embeddings[items[0] - 1 : items[-1]] = encoded
         if is_sharded(recommender):
             self._match_other_ranks(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
@@ -196,7 +196,7 @@ class Evaluator:
         """Encode one item for each block that other ranks have in addition: they wait for this rank's weights."""
         for _ in range(done, most):
             with self.precision.autocast():
-                grouped(self.features, torch.ones(1, dtype=torch.int64)).encoded(recommender.item_encoder)
+                group_inputs(self.features, torch.ones(1, dtype=torch.int64)).encoded(recommender.item_encoder)
 
     def evaluate(self, recommender: Recommender, part: str) -> dict[str, float]:
         """Return the metrics on `part`, "validation" or "test". Raises TransrecError like `rank`."""

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from transrec.command import SECONDS_OF_ONE_SIGNAL, say
 from transrec.data.batches import Batch, TrainingBatches
-from transrec.data.features import ahead
+from transrec.data.features import read_ahead
 from transrec.errors import Interrupted, TransrecError, about_memory
 from transrec.methods import Method, TrainableGroup
 from transrec.models.recommender import Recommender
@@ -329,7 +329,7 @@ class Trainer:
     def _epoch(self) -> Iterator[tuple[list[Batch], list[tuple[Tensor, ...]]]]:
         """Yield, for each remaining step of this epoch, its pieces and the contents that the features read for them."""
         steps = range(self.state.step, len(self.batches))
-        return ahead(partial(self.batches.pieces_of, self.state.epoch), steps, _items_of, self.evaluator.features)
+        return read_ahead(partial(self.batches.pieces_of, self.state.epoch), steps, _items_of, self.evaluator.features)
 
     def _step(self, pieces: list[Batch], read: list[tuple[Tensor, ...]]) -> Tensor:
         """Take one optimiser step; return this rank's part of the global batch's mean loss, on the device."""
