@@ -119,7 +119,7 @@ def test_while_hidden_states_are_cached(command, backbones, tmp_path, monkeypatc
     flags = [*encoder_flags("bert+vit", backbones), "--cached", "true", "--state_cache", str(tmp_path / "states")]
     flags += ["--text_layers", "0", "1", "--image_layers", "0", "1"]
     with monkeypatch.context() as patched:
-        stopped_at(patched, StateBuilder, "put", 2, signal.SIGINT)
+        stopped_at(patched, StateBuilder, "write_block", 2, signal.SIGINT)
         status, message = command(*flags, method="iisan")
     kept = "2 of 3 blocks of text states are kept, the same command continues"
     assert (status, message) == (130, f"stopped by SIGINT: {kept}") and not (tmp_path / "run").exists()

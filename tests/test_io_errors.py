@@ -330,7 +330,7 @@ def test_out_of_memory_while_hidden_states_are_computed(command, backbones, tmp_
     flags = [*encoder_flags("bert+vit", backbones), "--cached", "true", "--state_cache", str(tmp_path / "states")]
     flags += ["--text_layers", "0", "1", "--image_layers", "0", "1", "--adapter_lr", "1e-3"]
     with monkeypatch.context() as patched:
-        patched.setattr(StateBuilder, "put", after(1, StateBuilder.put, lambda: real_shortage("numpy")))
+        patched.setattr(StateBuilder, "write_block", after(1, StateBuilder.write_block, lambda: real_shortage("numpy")))
         status, message = command(*flags, method="iisan")
     assert status == 2 and message.startswith("error: out of memory while computing hidden states (Unable to allocate")
     assert "--precision bf16" in message and not (tmp_path / "run").exists()
