@@ -20,7 +20,6 @@ from transrec.errors import TransrecError, printable
 from transrec.finished import MASKS
 from transrec.paths import make_folder, resolve, write_text
 from transrec.plugins import load_plugins
-from transrec.registry import unknown_text
 from transrec.reports.comparison import SIGNIFICANT, Comparison, metrics_at
 from transrec.reports.reranking import Reranking
 from transrec.reports.significance import CONFIDENCE, CORRECTIONS
@@ -28,7 +27,6 @@ from transrec.reports.slices import SLICES
 from transrec.reports.tables import comma_separated, markdown
 from transrec.reports.trec import write_qrels, write_run
 from transrec.training.distributed import start
-from transrec.training.metrics import METRICS
 
 TESTS = {"McNemar": "McNemar", "Wilcoxon": "Wilcoxon", "paired_t": "paired t"}
 
@@ -49,10 +47,7 @@ def main(arguments) -> None:
     if min(arguments.cutoffs) < 1:
         raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
     metrics = metrics_at(arguments.metrics, arguments.cutoffs)
-    if arguments.test_metric not in METRICS.names():
-        raise TransrecError(
-            f"--test_metric {arguments.test_metric}: {unknown_text(arguments.test_metric, METRICS.names())}"
-        )
+    (test_metric,) = metrics_at([arguments.test_metric], [arguments.test_cutoff], "test_metric")
     if arguments.trec_depth < 1:
         raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
     of_lists = any(each.metric.needs_lists for each in metrics)
@@ -72,8 +67,7 @@ def main(arguments) -> None:
     if arguments.out:
         write_text(resolve(arguments.out), comma_separated(rows))
     if len(comparison.compared) > 1:
-        (metric, *_) = metrics_at([arguments.test_metric], [arguments.test_cutoff])
-        tested = comparison.tests_against_best(metric, TESTS[arguments.test], arguments.correction)
+        tested = comparison.tests_against_best(test_metric, TESTS[arguments.test], arguments.correction)
         lines = [[*(cell(value) for value in row.values()), yes_or_no(row["p"])] for row in tested]
         print(f"\n{markdown([*tested[0], 'differs from the best'], lines)}")
         print(

@@ -109,14 +109,17 @@ class Registry(Generic[Entry]):
         self._discover()
         return self._former.get(name, name) if isinstance(name, str) else name
 
-    def get(self, name: str) -> type[Entry]:
+    def get(self, name: str, flag: str = "") -> type[Entry]:
         """Return the entry with this current or former name.
+
+        Args:
+            flag: the flag that gave the name; by default the registry's own.
 
         Raises TransrecError for an unknown name, with the most similar names.
         """
         name = self.current(name)
         if not isinstance(name, str) or name not in self._entries:
-            raise TransrecError(f"--{self.flag} {name}: {unknown_text(name, self.names())}")
+            raise TransrecError(f"--{flag or self.flag} {name}: {unknown_text(name, self.names())}")
         return self._entries[name]
 
     def place(self, name: str) -> str:

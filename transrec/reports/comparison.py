@@ -74,11 +74,11 @@ class MetricAtCutoff:
         return self.metric.per_target(ranks, self.cutoff) if isinstance(self.metric, RankMetric) else None
 
 
-def metrics_at(metrics: Sequence[str], cutoffs: Sequence[int]) -> list[MetricAtCutoff]:
-    """Return the named metrics, each at all cut-offs. Raises TransrecError for unknown metrics."""
+def metrics_at(metrics: Sequence[str], cutoffs: Sequence[int], flag: str = "metrics") -> list[MetricAtCutoff]:
+    """Return the metrics named by a flag, each at all cut-offs. Raises TransrecError for unknown metrics."""
     pairs = []
     for name in dict.fromkeys(metrics):
-        entry = METRICS.get(name)
+        entry = METRICS.get(name, flag)
         metric = entry(**entry.Options.defaults())
         pairs += [MetricAtCutoff(metric, k) for k in (cutoffs if metric.has_cutoff else [max(cutoffs)])]
     return pairs

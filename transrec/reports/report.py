@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transrec.errors import TransrecError
 from transrec.paths import resolve
@@ -22,6 +22,7 @@ CURVES = {"train_loss": "training loss", **{f"validation {name}": f"validation {
 # Number of folders in the default title.
 NAMED = 3
 TEST, CORRECTION = "paired t", "holm"
+Group = TypeVar("Group")
 
 STYLE = """.sortable button { font: inherit; font-weight: bold; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; text-align: inherit; }
@@ -101,25 +102,27 @@ def report(folders: Sequence[str | Path], plugins: Sequence[str | Path] = (), ti
     reports anything else that is missing or damaged.
     """
     rows = read_rows(folders, plugins)
-    comparable, notes = group_by_targets(rows, plugins)
+    datasets = [(group[0].dataset, group) for group in _group_by_dataset(rows)]
+    groups, notes = group_by_targets(rows, plugins)
+    comparable = [(group.heading, group) for group in groups]
     sections = [
         _summary(rows),
         _results(rows),
         "<h2>Learning curves</h2>",
-        *_by_data(rows, _curves),
+        *_under_headings(datasets, _curves),
         "<h2>Accuracy against cost</h2>",
-        *_by_data(rows, _costs),
+        *_under_headings(datasets, _costs),
         "<h2>Slices</h2>",
-        *_by_targets(comparable, _slices),
+        *_under_headings(comparable, _slices),
         "" if comparable else _note("No run here keeps the ranks of its test targets, of which slices are made."),
         "<h2>Significance</h2>",
-        *_by_targets(comparable, _significance),
+        *_under_headings(comparable, _significance),
         "" if comparable else _note("Tests need runs that keep the ranks of their test targets."),
         *map(_note, notes),
         _settings(rows),
         _environment(rows),
         "<h2>Data card</h2>",
-        *_by_data(rows, _data),
+        *_under_headings(datasets, _data),
     ]
     names = list(dict.fromkeys(resolve(folder).name for folder in folders))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
@@ -130,20 +133,10 @@ def _note(text: str) -> str:
     return f'<p class="faint">{as_text(text)}</p>'
 
 
-def _by_data(rows: Sequence[Row], section: Callable[[list[Row], int], str]) -> Iterable[str]:
-    """Yield `section` of the rows over each dataset, under the dataset's name if there are several datasets."""
-    groups = _group_by_dataset(rows)
-    for number, group in enumerate(groups):
-        heading = f"<h3>{as_text(group[0].dataset)}</h3>\n" if len(groups) > 1 else ""
-        yield heading + section(group, number)
-
-
-def _by_targets(groups: Sequence[ComparableRows], section: Callable[[ComparableRows, int], str]) -> Iterable[str]:
-    """Yield `section` of each group, under its dataset and the numbers of its rows if there are several groups."""
-    for number, group in enumerate(groups):
-        numbers = ", ".join(str(row.number) for row in group.rows)
-        heading = f"<h3>{as_text(group.rows[0].dataset)}, rows {numbers}</h3>\n" if len(groups) > 1 else ""
-        yield heading + section(group, number)
+def _under_headings(groups: Sequence[tuple[str, Group]], section: Callable[[Group, int], str]) -> Iterable[str]:
+    """Yield `section` of each group, under the group's heading if there are several groups."""
+    for number, (heading, group) in enumerate(groups):
+        yield (f"<h3>{as_text(heading)}</h3>\n" if len(groups) > 1 else "") + section(group, number)
 
 
 def _group_by_dataset(rows: Sequence[Row]) -> list[list[Row]]:

@@ -156,6 +156,11 @@ class ComparableRows:
     rows: list[Row]
 
     @property
+    def heading(self) -> str:
+        """The dataset and the numbers of the rows, in words."""
+        return f"{self.rows[0].dataset}, rows {', '.join(str(row.number) for row in self.rows)}"
+
+    @property
     def baselines(self) -> list[str]:
         """The names of `comparison.baselines`."""
         return [baseline.name for baseline in self.comparison.baselines]
