@@ -70,7 +70,7 @@ docs: $(READY)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/python scripts/api_docs.py --out runs/docs
 
-# The first line looks once, for all that follow.
+# The first line looks once, for all that follow. Python compiles the modules that it imports; pip would compile all.
 $(READY): requirements.txt setup.py
 	$(eval PYTHON := $(PYTHON))
 	$(if $(PYTHON),,$(error no Python that can be used: $(foreach each,$(PYTHONS),$(each) is $(call unfit,$(each)),) \
@@ -79,8 +79,8 @@ $(READY): requirements.txt setup.py
 		name another Python with PYTHON=/path/to/python))
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url $(TORCH_INDEX) $$(grep '^torch' requirements.txt))
-	$(BIN)/python -m pip install --editable '.[test]'
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --no-compile --index-url $(TORCH_INDEX) $$(grep '^torch' requirements.txt))
+	$(BIN)/python -m pip install --no-compile --editable '.[test]'
 	touch $@
 
 clean:

@@ -778,19 +778,19 @@ def false_sizes() -> list[Case]:
         ),
         as_checkpoint(
             ".pt of one number expanded",
-            "a is no plain tensor",
+            "a is not a plain tensor",
             with_content(saved({"a": torch.zeros(1).half().expand(10**12)})),
             ".pt",
         ),
         as_checkpoint(
             ".pt of a tensor without values",
-            "a is no plain tensor",
+            "a is not a plain tensor",
             with_content(saved({"a": torch.zeros(10**12, device="meta")})),
             ".pt",
         ),
         as_checkpoint(
             ".pt of a sparse tensor",
-            "a is no plain tensor",
+            "a is not a plain tensor",
             with_content(saved({"a": torch.sparse_coo_tensor([[0]], [1.0], (10**12,), check_invariants=True)})),
             ".pt",
         ),

@@ -287,7 +287,7 @@ REFUSED = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_plain_transformer_is_refused(kind, tmp_path):
     save(tmp_path, kind, REFUSED[kind])
-    plain = f"a model of type {kind} is no plain stack of transformer blocks of one width"
+    plain = f"a model of type {kind} is not a plain stack of transformer blocks of one width"
     more = "needs pixel_attention_mask and spatial_shapes beside pixel_values"
     with pytest.raises(TransrecError, match=more if "siglip2" in kind else plain) as caught:
         load_backbone(tmp_path, "image")

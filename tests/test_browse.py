@@ -134,7 +134,7 @@ def test_the_list_of_one_target_is_the_one_among_all(runs, mask):
 @pytest.mark.parametrize(
     "address,status,said",
     [
-        ("/user?id=nobody", 400, "user 'nobody': the runs have kept no such user"),
+        ("/user?id=nobody", 400, "user 'nobody': the runs kept no such user"),
         ("/user?id={user}&target=2", 400, "has the targets 1 to 1"),
         ("/user", 400, "user ''"),
         ("/item?id=nothing", 400, "item 'nothing': neither"),
@@ -213,7 +213,7 @@ def test_where_it_cannot_listen(folders, monkeypatch, capfd):
     status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--port", "70000")
     assert status == 2 and "--port 70000: must be from 0" in output
     status, output = _script(monkeypatch, capfd, "--run", str(folders[0]), "--host", "not a host")
-    assert status == 2 and "--host not a host: is no name or address of this computer" in output
+    assert status == 2 and "--host not a host: is not a name or address of this computer" in output
     status, output = _script(monkeypatch, capfd, "--run", "nowhere", "--host", "0.0.0.0", "--port", "0")
     assert (
         status == 2 and "--host 0.0.0.0: anyone who can reach this computer at port" in output and "nowhere" in output

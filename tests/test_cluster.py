@@ -106,7 +106,7 @@ def test_a_stopped_study_finds_its_jobs_again(words, tmp_path, capfd):
         patch.setattr("transrec.studies.workers.Bar.set_postfix_str", interrupt_once)
         assert call(words, "--cluster", "local", "--seeds", "3") == 128 + signal.SIGINT
     (number,) = numbers(out)
-    message = "its jobs go on in the cluster, where the same command finds them; to cancel them: "
+    message = "its jobs continue in the cluster, where the same command finds them; to cancel them: "
     assert capfd.readouterr().err.splitlines()[-1] == f"stopped by SIGINT: {message}kill {number}"
 
     def cancel(bar, text: str) -> None:
@@ -165,9 +165,7 @@ def test_what_a_cluster_does_not_have_or_take_is_told(words, capsys, commands):
     assert call(words, *slurm) == 2
     assert capsys.readouterr().err == "error: --job_partition gpu: the cluster has cpu, long\n"
     assert call(words, "--cluster", "slurm", "--job_partition", "cpu") == 2
-    last = (
-        "error: the cluster does not take a job of 1 GPU, 24 hours at a time, in cpu (sbatch: error: invalid account); "
-    )
+    last = "error: the cluster refused a job of 1 GPU, 24 hours at a time, in cpu (sbatch: error: invalid account); "
     assert capsys.readouterr().err.splitlines()[-1].startswith(last)
 
 
@@ -198,10 +196,7 @@ def test_a_cluster_that_takes_no_more_is_asked_again_later(words, tmp_path, caps
     monkeypatch.setattr("transrec.studies.workers.Bar.set_postfix_str", befall)
     assert call(words, "--cluster", "slurm", "--job_gpus", "0", "--seeds", "0", "1") == 1
     output = capsys.readouterr().out
-    assert (
-        "waiting     frozen-seed1: the cluster does not take a job of 0 GPUs, 24 hours at a time (limit of jobs)"
-        in output
-    )
+    assert "waiting     frozen-seed1: the cluster refused a job of 0 GPUs, 24 hours at a time (limit of jobs)" in output
     assert output.count("waiting     --cluster slurm: squeue fails (timed out)") == 1
     assert len(re.findall(r"^job 7 +\$ ", output, re.MULTILINE)) == 2, output
     assert output.count("  job         7 was ended by the cluster, or by whoever cancelled it") == 2

@@ -108,7 +108,7 @@ def test_slices_by_time_and_category(tmp_path, domain):
     assert len(names) > 1 and all(" to " in name and name.startswith("2018") for name in names)
     happened = by_time.split.times[by_time.split.targets("test")[1]]
     assert (np.diff([happened[index == number].min() for number in range(len(names))]) > 0).all()
-    with pytest.raises(TransrecError, match=r"--slices time: .* tells no times"):
+    with pytest.raises(TransrecError, match=r"--slices time: .* has no times"):
         SLICES.get("time")().groups(Targets(load_dataset(domain, 6, 5), "test"))
 
 
@@ -176,7 +176,7 @@ def test_baselines_are_compared_by_the_ranks_that_runs_keep_of_them(runs):
     matrix = comparison.pairwise_tests(metric, "Wilcoxon", "holm")
     assert matrix.keys() == {(0, 1), *((method, baseline) for method in (0, 1) for baseline in (2, 3, 4))}
     assert matrix[0, 1] == Comparison(runs.values()).pairwise_tests(metric, "Wilcoxon", "holm")[0, 1]
-    with pytest.raises(TransrecError, match="--baselines popularity: ranks the test targets alone"):
+    with pytest.raises(TransrecError, match="--baselines popularity: ranks only the test targets"):
         Comparison(runs.values(), "validation", baselines=["popularity"])
     with pytest.raises(TransrecError, match="--baselines zero_shot: no run keeps ranks of it"):
         Comparison([runs["ids"]], baselines=["zero_shot"])
@@ -318,15 +318,17 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
         assert not printed.out
         return line
 
-    assert "made of lists of recommended items" in error_line("--metrics", "coverage", "--baselines", "popularity")
+    assert "computed from lists of recommended items" in error_line(
+        "--metrics", "coverage", "--baselines", "popularity"
+    )
     assert "--metrics hrr: unknown; did you mean hr" in error_line("--metrics", "hrr")
     assert "--test_metric HR@10: unknown; choose from auc" in error_line("--test_metric", "HR@10")
     assert "--baselines item_kn: unknown; did you mean item_knn" in error_line("--baselines", "item_kn")
     assert "--cutoffs 0: must be at least 1" in error_line("--cutoffs", "0")
     kept = np.array(read_ranks(copy, "test"))
     for damage, line in (
-        (kept[:-1], "was evaluated on other test targets than"),
-        (kept["rank"], "holds float32 [60], and no ranks"),
+        (kept[:-1], "was not evaluated on the same test targets as"),
+        (kept["rank"], "holds float32 [60], not ranks"),
         (np.zeros(len(kept), RANK), "damaged, ranks begin at 1"),
     ):
         write_ranks(copy, "test", damage)

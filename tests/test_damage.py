@@ -105,7 +105,7 @@ BEST = [
     (reshape("item_encoder", (1,)), None, r"is \[1\], this model's is \["),
     (retype("item_encoder"), None, r"is torch.float16, this model's is torch.float32"),
     (drop("item_encoder"), None, "is missing there"),
-    (lambda tensors: tensors.update(stray=torch.zeros(1)), None, "stray is missing there, or is no tensor that trains"),
+    (lambda tensors: tensors.update(stray=torch.zeros(1)), None, "stray is missing there, or is not a train"),
 ]
 LAST = [
     (reshape("optimizer.exp_avg.", (1,)), None, r"exp_avg.* is \[1\], this model's is \["),
@@ -113,7 +113,7 @@ LAST = [
     (retype("optimizer.exp_avg_sq."), None, "is torch.float16, this model's is torch.float32"),
     (drop("optimizer.exp_avg."), None, "lacks optimizer.exp_avg"),
     (reshape("model.", (2, 2)), None, r"is \[2, 2\], this model's is"),
-    (drop("model."), None, "is missing there, or is no tensor that trains"),
+    (drop("model."), None, "is missing there, or is not a trainable tensor"),
     (None, put("state", value=[]), "its description is damaged"),
     (None, put("state", "step", value="two"), "epoch, step and best_epoch are"),
     (None, put("state", "step", value=-1), "epoch, step and best_epoch are"),
@@ -185,7 +185,7 @@ def edit(folder: Path, **changes) -> None:
 
 def test_edited_options_are_refused_by_name_unless_accepted(broken):
     edit(broken, adapter_lr=0.5, seed=3)
-    with pytest.raises(TransrecError, match=r"seed 3 \(was 0\), adapter_lr 0.5 \(was 0.00015\); restore it, or go on"):
+    with pytest.raises(TransrecError, match=r"seed 3 \(was 0\), adapter_lr 0.5 \(was 0.00015\); restore it, or accept"):
         resume(broken)
     assert resume(broken, "--accept_edits")["seed"] == 3
     # The file now holds the options that the run continued with.

@@ -130,8 +130,8 @@ def test_a_header_over_behaviours(fails, dataset, line):
             None,
             "{}\tlamp {}",
             "{title}. {brand}",
-            "has no column 'brand'; its columns are item_id, title, for want of a "
-            "header, such as item_id<TAB>title<TAB>brand",
+            "has no column 'brand'; its columns are item_id, title, because it has no "
+            "header line, such as item_id<TAB>title<TAB>brand",
         ),
     ],
 )
@@ -247,7 +247,7 @@ def test_zero(fails, flag):
 
 
 def test_sizes_that_do_not_go_together(fails):
-    assert "--embedding_dim 16 cannot be shared among --heads 3" in fails("--heads", "3")
+    assert "--embedding_dim 16 cannot be divided among --heads 3" in fails("--heads", "3")
     assert "100 tokens per text, prompts included, and the text encoder takes 40" in fails("--title_tokens", "100")
 
 

@@ -158,7 +158,7 @@ def test_values_that_are_no_metric_are_refused():
         def __call__(self, ranking, k):
             return float("nan")
 
-    with pytest.raises(TransrecError, match="--metrics: Broken gives MRR nan, which is no finite number"):
+    with pytest.raises(TransrecError, match="--metrics: Broken gives MRR nan, which is not finite"):
         summarise(Ranking(np.ones(3)), [10], [Broken()])
     with pytest.raises(TransrecError, match="--metrics: two of them give MRR, Broken for one"):
         summarise(Ranking(np.ones(3)), [10], [MRR(), Broken()])

@@ -254,7 +254,7 @@ def test_a_partial_store_of_other_settings_is_begun_anew(ten, capsys):
     with pytest.raises(ImageProblems):
         build_store(*ten, size=8, kind="raw")
     assert build_store(*ten, size=9, allow_missing=True, progress=True).grey == ["more"]
-    assert "set.lmdb.partial: was begun with other settings, begun anew" in capsys.readouterr().out
+    assert "set.lmdb.partial: was begun with other settings, so it is started again" in capsys.readouterr().out
     assert ImageStore(ten[2]).read(IDS).shape == (10, 3, 9, 9)
 
 

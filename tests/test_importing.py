@@ -317,12 +317,12 @@ def test_damaged_and_mistaken_files(importing):
         ("t.csv.gz", b"user,item\n", "t.csv.gz: is not packed by gzip"),
         ("t.csv.zst", pyarrow.compress(gzip.decompress(whole), codec="zstd", asbytes=True)[:-200], "is cut short"),
         ("t.jsonl", b'{"user": 1, "item": 2}\n{"user": 1, "item"\n', "t.jsonl, line 2: "),
-        ("t.parquet", b"PAR1 and no more", "t.parquet: is no Parquet file"),
+        ("t.parquet", b"PAR1 and no more", "t.parquet: is not a Parquet file"),
     ):
         raw.mkdir(exist_ok=True)
         (raw / name).write_bytes(content)
         assert message in importing.fails("table", source=raw / name)
-    assert "of no format that is known" in importing.fails("auto")
+    assert "its format cannot be recognised" in importing.fails("auto")
     assert "no file fits behaviors.tsv; what is there:" in importing.fails("mind")
     assert "--format mnd: unknown; did you mean mind?" in importing.fails("mnd")
 

@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_tested_are_told(tmp_path):
     assert column.p_values[1] == alone.p_values[1], "corrected over the tests that were made"
     text = note_below(rows)
     assert "HR@10: no ranks that can be read are kept (older, spoilt)." in text
-    assert "NDCG@10: other targets than those of the best row (others)." in text
+    assert "NDCG@10: its targets are not those of the best row (others)." in text
 
     rows = [row_of(tmp_path, "unkept", {0: ranks_around(2, 5)}, stored=False), weak]
     assert mark(rows, "HR@10").places == [BEST, SECOND]

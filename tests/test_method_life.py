@@ -114,7 +114,9 @@ def test_groups_have_rates_of_their_own(flags, tmp_path, shift):
 
 def test_a_group_without_a_rate_is_told(flags, tmp_path, shift, monkeypatch):
     monkeypatch.setattr(Shift, "rates", Method.rates)
-    with pytest.raises(TransrecError, match=r"--method shift: its rates\(\) says none for 'scales'"):
+    with pytest.raises(
+        TransrecError, match=r"--method shift: its rates\(\) has no learning rate for its parameter group 'scales'"
+    ):
         run([*flags, "--output", str(tmp_path)], shift)
 
 

@@ -475,7 +475,7 @@ def test_sizes_that_compacter_cannot_divide(recommender):
 
 
 def test_a_rank_that_is_no_low_rank(recommender):
-    with pytest.raises(TransrecError, match="a LoRA rank of 33 is no low rank: the matrices here have 32"):
+    with pytest.raises(TransrecError, match="a LoRA rank of 33 is not a low rank: the matrices here have only 32"):
         apply(recommender, "lora", item_rank=33)
     apply(recommender, "lora", item_rank=32, user_rank=16)
 

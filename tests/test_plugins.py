@@ -101,7 +101,7 @@ def test_a_plugin_runs_once_in_a_process_and_again_where_it_has_changed(plugin):
 def test_an_entry_of_a_plugin_that_the_run_does_not_name(plugin, flags):
     path = plugin()
     plugins.load_plugins([path])
-    with pytest.raises(TransrecError, match=rf"mine\.py:\d+: is of a plugin .* give it with --plugin {path}"):
+    with pytest.raises(TransrecError, match=rf"mine\.py:\d+: belongs to a plugin .* give it with --plugin {path}"):
         settings.parse([*flags, "--objective", "doubled"], "full", {})
 
 

@@ -75,7 +75,7 @@ def test_a_library_that_is_there_is_asked(quantised_folder, monkeypatch):
         ("lora", ["--insert", "item"], "--method lora changes the encoder"),
         ("full", [], "--method full changes the encoder"),
         ("frozen", ["--encoder_dtype", "bf16"], "leave out --encoder_dtype bf16"),
-        ("frozen", ["--random_backbone"], "--random_backbone draws none such"),
+        ("frozen", ["--random_backbone"], "cannot be drawn at random (--random_backbone)"),
     ],
 )
 def test_quantised_weights_stay_as_they_are(quantised_folder, command, monkeypatch, method, more, expected):

@@ -222,7 +222,7 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     call += ["--space", "lora.item_rank=2,4", "--batch_size", "24", "--refit_seeds", "0", "1"]
     status, output, errors = search(*call)
     # A method whose trials all fail is reported, and does not stop the others.
-    assert status == 1 and "error: no trial of text-bitfit went to its end, see above" in errors
+    assert status == 1 and "error: no trial of text-bitfit finished, see above" in errors
     assert "text-bitfit: every trial failed, the last one with: out of memory while training; free some" in output
     out = tmp_path / "out"
     best = json.loads((out / "best.json").read_text())
@@ -248,7 +248,7 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     # After the test targets were ranked, no trial is added.
     call[call.index("2")] = "3"
     status, output, errors = search(*call)
-    assert status == 2 and "its test targets were ranked after 2 trials; more would choose by them" in errors
+    assert status == 2 and "ranked after 2 trials, and more trials would choose by the test set" in errors
 
 
 def test_hours_are_a_budget_too(stub, search, tmp_path):
@@ -319,7 +319,7 @@ def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_pat
             ["--space", "adapter_rl=1..2"],
             "--space adapter_rl=1..2: --adapter_rl: no such flag; did you mean --adapter_lr",
         ),
-        (["--space", "hulsby.lr=1..2"], "--space hulsby.lr: before the dot stands a method, not 'hulsby'"),
+        (["--space", "hulsby.lr=1..2"], "--space hulsby.lr: the word before the dot must be a method, not 'hulsby'"),
         (["--space", "lr"], "--space lr: give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file"),
         (["--space", "nowhere.json"], "nowhere.json: cannot be read (No such file or directory); it, or a folder"),
         (["--trials", "0"], "--trials 0: must be at least 1"),
@@ -356,11 +356,11 @@ def searched(domain, backbones, tmp_path):
         ("item_rank=1..2", "--space item_rank=1..2: no run of this search has such a flag"),
         ("lr=1e-3..1e-3", "--space lr=1e-3..1e-3: an empty range, 0.001 is not below 0.001"),
         ("lr=0..1e-3:log", "--space lr=0..1e-3:log: a range with :log must begin above 0, not at 0"),
-        ("lr=fast..1", "--space lr=fast..1: --lr: 'fast' is no number"),
+        ("lr=fast..1", "--space lr=fast..1: --lr: 'fast' is not a number"),
         ("dropout=0.1,0.1", "--space dropout=0.1,0.1: names a choice twice"),
         ("activation=relu,glu", "--space activation=relu,glu: --activation: 'glu' is none of relu, gelu"),
-        ("activation=relu..tanh", "is no range of numbers; name its choices, as A,B,C"),
-        ("heads=2..3", "--space heads=2..3: --embedding_dim 64 cannot be shared among --heads 3"),
+        ("activation=relu..tanh", "is not a range of numbers; list its choices as A,B,C"),
+        ("heads=2..3", "--space heads=2..3: --embedding_dim 64 cannot be divided among --heads 3"),
         ("seed=0..3", "--space seed=0..3: decides what is measured, or where; a search cannot vary it"),
         ("mask_history=seen,none", "decides what is measured, or where; a search cannot vary it"),
         ("adapter_lr=1e-4..1e-3", "--space adapter_lr=1e-4..1e-3: --adapter_lr gives it one value; leave one out"),
@@ -394,7 +394,7 @@ def test_settings_that_do_not_fit_together_fail_before_they_run(searched, tmp_pa
     for number, trial in states.items():
         fits = trial.params["embedding_dim"] % trial.params["heads"] == 0
         assert (number in {job.number for job in jobs}) == fits == (trial.state.name == "RUNNING")
-        assert fits or "cannot be shared among --heads 4" in trial.user_attrs["reason"]
+        assert fits or "cannot be divided among --heads 4" in trial.user_attrs["reason"]
 
 
 def test_a_file_gives_spaces_and_a_dry_run_writes_nothing(search, tmp_path):

@@ -228,8 +228,8 @@ def test_what_a_time_split_cannot_be_made_of(folder, change, message):
     [
         (("loo", "0.9"), "--split_at 0.9: is read by --split time and --split ratio only"),
         (("time", "0.5", "0.5"), "--validate_at 0.5: must come before --split_at 0.5"),
-        (("time", "2018-13-01"), "--split_at 2018-13-01: must be a share above 0 and below 1, as 0.9, or a date"),
-        (("ratio", "2018-01-01"), "--split_at 2018-01-01: must be a share above 0 and below 1, as 0.9$"),
+        (("time", "2018-13-01"), "--split_at 2018-13-01: must be a share above 0 and below 1, such as 0.9, or a date"),
+        (("ratio", "2018-01-01"), "--split_at 2018-01-01: must be a share above 0 and below 1, such as 0.9$"),
         (("ratio", "nan"), "--split_at nan: must be a share"),
     ],
 )

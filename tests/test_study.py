@@ -145,7 +145,7 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
     [
         (["--foo", "3"], "--foo: no such flag"),
         (["--item_rank", "3"], "--item_rank: no run of this study has such a flag"),
-        (["--sauce.epochs", "3"], "--sauce.epochs: before the dot stands source, target or a method, not 'sauce'"),
+        (["--sauce.epochs", "3"], "--sauce.epochs: the word before the dot must be source, target or a method"),
         (["--seed", "3"], "--seed: the study sets it itself"),
         (["--checkpoint", "x"], "--checkpoint: the study sets it itself"),
         (["--item_tower", "image"], "--item_tower: the study sets it itself; give --modality"),
@@ -153,7 +153,7 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
         (["--workers", "1", "stray"], "unknown: stray"),
         (["--workers", "0"], "--workers 0: must be at least 1"),
         (["--seeds", "1", "0", "1"], "--seeds 1 0 1: give each seed once"),
-        (["--heads", "3"], "--embedding_dim 64 cannot be shared among --heads 3; choose a divisor (run "),
+        (["--heads", "3"], "--embedding_dim 64 cannot be divided among --heads 3; choose a divisor (run "),
         (["--title_tokens", "99"], "99 tokens per text, prompts included, and the text encoder takes 40 (run "),
         (["--method", "hulsby"], "--method hulsby: unknown; did you mean houlsby? choose from"),
         (["--houlsby.item_bottleneck", "0"], "--item_bottleneck 0: must be at least 1"),
@@ -476,7 +476,7 @@ def test_a_damaged_result_is_named_and_not_counted(domain, backbones, encoder, t
     write_result(spoilt, damage if isinstance(damage, str) else result_of(0.9) | damage)
     (row,) = csv.DictReader(study.tables()["table.csv"].splitlines())
     assert (row["seeds"], row["HR@10"]) == ("1", "0.3") and "nan" not in study.tables()["table.md"].lower()
-    with pytest.raises(TransrecError, match=rf"result\.json: damaged, {re.escape(why)}; --resume .* writes it anew"):
+    with pytest.raises(TransrecError, match=rf"result\.json: damaged, {re.escape(why)}; --resume .* writes it again"):
         read_result(spoilt)
     words = ["--target", str(domain), "--out", str(tmp_path / "out"), "--text_encoder", str(backbones["bert"])]
     with pytest.raises(SystemExit):

@@ -124,7 +124,7 @@ def test_a_run_that_evaluates_a_sample_tells_intervals(flags, tmp_path):
     log = (tmp_path / "some" / "log.txt").read_text()
     assert "25 users, drawn at random, are evaluated" in log and "of all      95 % intervals: HR@5 " in log
     assert "test_intervals" not in json.loads((tmp_path / "all" / "result.json").read_text())
-    with pytest.raises(TransrecError, match="--eval_users 1: one user tells nothing of the others"):
+    with pytest.raises(TransrecError, match="--eval_users 1: one user says nothing about the others"):
         run([*flags, "--eval_users", "1", "--output", str(tmp_path / "one")])
 
 
@@ -416,7 +416,7 @@ def test_a_run_may_leave_the_test_targets_alone(flags, unbroken_run, tmp_path, m
     assert result.keys().isdisjoint({"test", "popularity"})
     assert "  test  " not in (tmp_path / "run" / "log.txt").read_text()
     assert read_result(tmp_path / "run", tested=False)["validation"] == result["validation"]
-    with pytest.raises(TransrecError, match=r"was told --no_test; --resume .* --test ranks the test targets"):
+    with pytest.raises(TransrecError, match=r"has --no_test; --resume .* --test ranks the test targets"):
         read_result(tmp_path / "run")
     run(["--resume", str(tmp_path / "run"), "--test"])
     assert_same_run(unbroken_run, tmp_path / "run")

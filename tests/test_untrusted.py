@@ -341,7 +341,7 @@ def test_a_zip_is_unpacked_by_what_can_be_stopped(domain, tmp_path, method):
     if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         assert source.load(found, False)[0].size == (32, 32)
     else:
-        with pytest.raises(Problem, match="packed neither by deflate"):
+        with pytest.raises(Problem, match="compressed by something other than deflate"):
             source.load(found, False)
 
 

@@ -193,14 +193,14 @@ def _whole_number(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is not a whole number") from None
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is no number") from None
+        raise argparse.ArgumentTypeError(f"{_short_repr(text)} is not a number") from None
 
 
 def _true_or_false(text: str) -> bool:

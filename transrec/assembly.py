@@ -121,7 +121,7 @@ def stored_states(plan: Plan) -> dict[str, list[int]]:
     for name in states:
         plan.modalities[name].check_states()
     if states and plan.model.backbone_dropout == "on":
-        raise TransrecError("--cached yes: not with --backbone_dropout on, which has other states in every step")
+        raise TransrecError("--cached yes: not with --backbone_dropout on, whose states differ in every step")
     return states
 
 
@@ -187,7 +187,9 @@ def _check_unchanged(plan: Plan, encoder: str) -> None:
     if plan.model.encoder_dtype != "auto":
         raise TransrecError(f"{what}and are held as they are; leave out --encoder_dtype {plan.model.encoder_dtype}")
     if plan.model.random_backbone:
-        raise TransrecError(f"{what}and --random_backbone draws none such; give the model without quantisation")
+        raise TransrecError(
+            f"{what}and cannot be drawn at random (--random_backbone); give the model without quantisation"
+        )
     if _changes_backbones(plan):
         raise TransrecError(
             f"{what}and --method {plan.method.name} changes the encoder; use frozen, iisan or --insert user, or give "
@@ -340,7 +342,7 @@ def checkpoint_file(run_or_file: str | Path) -> Path:
         path = path / "checkpoints" / "best.safetensors"
         if not path.exists():
             raise TransrecError(
-                f"{run_or_file}: holds no {path.relative_to(resolve(run_or_file))}; the run finished no epoch"
+                f"{run_or_file}: holds no {path.relative_to(resolve(run_or_file))}; the run has not finished an epoch"
             )
     if not path.exists():
         raise TransrecError(f"--checkpoint {run_or_file}: no such file or run folder")

@@ -39,7 +39,7 @@ def merge(backbone: nn.Module) -> nn.Module:
     for path, module in plain.named_modules():
         if kinds.get(path) is not type(module):
             reason = getattr(module, "cannot_merge", "it cannot be merged into the weights around it")
-            raise TransrecError(f"{path} holds a {type(module).__name__}: {reason}, so this is no plain backbone")
+            raise TransrecError(f"{path} holds a {type(module).__name__}: {reason}, so this is not a plain backbone")
     return plain.float()
 
 

@@ -331,7 +331,7 @@ def _load_state(path: Path) -> dict[str, Tensor]:
     for name, tensor in state.items():
         # Sparse, quantised or expanded tensors may declare any size, and training produces none.
         if not _is_plain(tensor):
-            raise TransrecError(f"{path}: {name} is no plain tensor of numbers; save it as one")
+            raise TransrecError(f"{path}: {name} is not a plain tensor of numbers; save it as one")
     checkpoint.check_finite(path, dict(state))
     return dict(state)
 

@@ -214,7 +214,7 @@ class DataOptions(Options):
         super().__post_init__()
         _ = self.splitting
         if self.eval_users == 1:
-            raise TransrecError("--eval_users 1: one user tells nothing of the others; give more, or 0 for all")
+            raise TransrecError("--eval_users 1: one user says nothing about the others; give more, or 0 for all")
         if not 0 < self.user_fraction <= 1:
             raise TransrecError(f"--user_fraction {self.user_fraction}: must be above 0 and at most 1")
 

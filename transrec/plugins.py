@@ -74,7 +74,7 @@ def check_named(place: str, plugins: Sequence[str]) -> None:
     """Raise TransrecError if FILE:LINE is in a loaded plugin that is not among `plugins`."""
     path = place.rpartition(":")[0]
     if Path(path) in _loaded and path not in plugins:
-        raise TransrecError(f"{place}: is of a plugin that this run does not name; give it with --plugin {path}")
+        raise TransrecError(f"{place}: belongs to a plugin that this run does not name; give it with --plugin {path}")
 
 
 def plugin_hashes(files: Iterable[str | Path]) -> dict[str, str]:

@@ -461,7 +461,7 @@ def _check_constant(
             raise TransrecError(
                 f"--objective {settings.model.objective}: scores all {item_count:,} items in every step, and the "
                 f"{tower.modality} backbone would have to encode them each time ({why or '--cached no'}); use "
-                f"--objective in_batch or sampled_softmax, or a method that trains nothing in the backbone, as frozen"
+                f"--objective in_batch or sampled_softmax, or a method that trains no backbone, such as frozen"
             )
 
 

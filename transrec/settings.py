@@ -249,7 +249,7 @@ def _check_unedited(folder: Path, stored: dict[str, Any]) -> None:
     changes = ", ".join(f"{name} {stored[name]!r} (was {trained_with[name]!r})" for name in edited)
     raise TransrecError(
         f"{folder / 'options.json'}: was edited since the run was started: "
-        f"{changes or 'its digest does not fit'}; restore it, or go on with it as it is by --accept_edits"
+        f"{changes or 'its digest does not fit'}; restore it, or accept the edits with --accept_edits"
     )
 
 
@@ -346,7 +346,7 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
 
     parser = _parser(chosen)
     if unknown := set(defaults) - flags(**defaults) - {"method"}:
-        raise TypeError(f"defaults that are no flags of method {method}: {sorted(unknown)}")
+        raise TypeError(f"defaults that are not flags of method {method}: {sorted(unknown)}")
     parser.set_defaults(plugin=defaults.get("plugin", []))
     set_by: dict[str, str] = {}
     for rule, values in reversed(rules):

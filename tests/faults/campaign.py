@@ -490,7 +490,7 @@ def every_case(seed: int) -> dict[str, list[Case]]:
                 mistake("no such encoder", kind, "--text_encoder", "no-such-bert"),
                 mistake("a misspelt flag", kind, "--batchsize", "8"),
                 mistake("a value out of range", kind, "--dropout", "1.5"),
-                mistake("a value that is no number", kind, "--lr", "fast"),
+                mistake("a value that is not a number", kind, "--lr", "fast"),
             ]
         )
     add(map(hostile_file, hostile.cases()))

@@ -150,7 +150,7 @@ def test_a_study_that_is_stopped_finds_its_jobs_again(studies, unbroken, tmp_pat
     studies.wait_for_epoch(out, "0")
     process.send_signal(signal.SIGINT)
     output = studies.finish(process, status=128 + signal.SIGINT)
-    assert re.search(r"its jobs go on in the cluster, where the same command finds them; .*: scancel( \d+){4}", output)
+    assert re.search(r"its jobs continue in the cluster, .*: scancel( \d+){4}", output)
     assert len(studies.jobs()) == 4
     output = studies.finish(studies.start(out, "--seeds", *SEEDS))
     assert "is in the cluster already" in output and results(out) == unbroken
@@ -184,4 +184,4 @@ def test_what_the_cluster_does_not_have_is_told_at_once(studies, tmp_path):
     output = studies.finish(studies.start(tmp_path / "out", "--job_partition", "none"), status=2)
     assert output.splitlines()[-1] == "error: --job_partition none: the cluster has main"
     output = studies.finish(studies.start(tmp_path / "out", "--job_gpus", "1"), status=2)
-    assert output.splitlines()[-1].startswith("error: the cluster does not take a job of 1 GPU, 1 CPU, 0.4 GiB")
+    assert output.splitlines()[-1].startswith("error: the cluster refused a job of 1 GPU, 1 CPU, 0.4 GiB")

@@ -94,7 +94,7 @@ class Catalog:
         """A phrase for messages that lists the columns."""
         names = [name for name in self.columns if name]
         more = f" and {len(names) - COLUMNS_SHOWN:,} more" if len(names) > COLUMNS_SHOWN else ""
-        unnamed = "" if self.has_header else ", for want of a header, such as item_id<TAB>title<TAB>brand"
+        unnamed = "" if self.has_header else ", because it has no header line, such as item_id<TAB>title<TAB>brand"
         return f"its columns are {', '.join(names[:COLUMNS_SHOWN])}{more}{unnamed}"
 
 

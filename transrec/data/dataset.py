@@ -89,7 +89,7 @@ class Dataset:
             targets = (f"{len(getattr(split, part)):,} {part}" for part in PARTS[1:])
             parts.append(f"split {split.rule}: {' and '.join(targets)} targets")
         if without := sum(split.count_without_history(part) for part in PARTS[1:]):
-            parts.append(f"{without:,} interactions with nothing before them are no targets")
+            parts.append(f"{without:,} interactions with nothing before them are not targets")
         return "; ".join(parts)
 
 

@@ -67,8 +67,8 @@ class Splitting:
                 raise ValueError
             return int(seconds_of(value))
         except ValueError:
-            dates = ", or a date as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
-            raise TransrecError(f"--{flag} {value}: must be a share above 0 and below 1, as 0.9{dates}") from None
+            dates = ", or a date such as 2018-09-01 or 2018-09-01T12:00" if self.kind == "time" else ""
+            raise TransrecError(f"--{flag} {value}: must be a share above 0 and below 1, such as 0.9{dates}") from None
 
     def split(self, interactions: Interactions, catalog_size: int, max_seq_len: int, min_seq_len: int) -> Split:
         """Split the interactions.

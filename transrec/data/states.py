@@ -37,6 +37,8 @@ NO_DIGEST = b"0" * DIGEST_BYTES
 NAME_DIGITS = 16
 # Prefix of a provenance's `states` if the file holds the states of all tokens.
 TOKENS = "tokens "
+# What a user can do about a damaged file.
+REMEDY = "delete it, and it will be made again"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int
     except OSError as error:
         raise file_error(error, path, what="cannot read the hidden states") from error
     except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DamagedStates(f"{path}: not a file of hidden states ({error!r}); delete it, it is made again") from error
+        raise DamagedStates(f"{path}: not a file of hidden states ({error!r}); {REMEDY}") from error
 
 
 def _make_header(shape: tuple[int, ...], dtype: str, provenance: dict[str, Any], blocks: int) -> tuple[bytes, int]:
@@ -167,9 +169,7 @@ class StateFile:
             raise DamagedStates(f"{path}: was made of something else: {'; '.join(different)}; delete it")
         length = self._start + math.prod(shape) * np.dtype(dtype).itemsize
         if path.stat().st_size != length:
-            raise DamagedStates(
-                f"{path}: cut off, {path.stat().st_size:,} of {length:,} bytes are left; delete it, it is made again"
-            )
+            raise DamagedStates(f"{path}: cut off, {path.stat().st_size:,} of {length:,} bytes are left; {REMEDY}")
         with about_file(path, what="cannot read the hidden states"):
             self._file = open(path, "rb")
             share(self._file.fileno())
@@ -358,7 +358,7 @@ class StateFeatures:
         bad = next(row for row, state in zip(rows, states, strict=True) if not is_finite(state))
         raise TransrecError(
             f"{self.file.path}: the hidden states of item {bad + 1:,} of the items file hold NaN or infinity; delete "
-            f"the file, it is made again"
+            f"the file, and it will be made again"
         )
 
     def read(self, items: Tensor) -> tuple[Tensor, ...]:

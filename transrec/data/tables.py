@@ -205,7 +205,7 @@ def _parquet_columns(path: Path) -> list[str]:
         try:
             return list(parquet.read_schema(path).names)
         except ValueError as error:
-            raise TransrecError(f"{path}: is no Parquet file, or is cut short; fetch it again") from error
+            raise TransrecError(f"{path}: is not a Parquet file, or is cut short; fetch it again") from error
 
 
 def import_extra(name: str) -> Any:

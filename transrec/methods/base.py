@@ -269,7 +269,7 @@ def apply(
 
     group_rates = {"backbone": rates.backbone, "recommender": rates.recommender} | method.rates(options)
     if unknown := sorted({*chosen.values()} - group_rates.keys()):
-        raise TransrecError(f"--method {name}: its rates() says none for {unknown[0]!r}, a group of what it trains")
+        raise TransrecError(f"--method {name}: its rates() has no learning rate for its parameter group {unknown[0]!r}")
     if not chosen:
         raise TransrecError(f"--method {name} --insert {options.insert}: nothing there trains; insert it elsewhere too")
     groups = {group: TrainableGroup(group, lr, {}) for group, lr in group_rates.items()}

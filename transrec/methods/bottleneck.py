@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
 class SerialAdapter(nn.Module):
     """Replaces `inner`, whose output is y, and returns y + adapter(y); without `residual`, adapter(y) alone."""
 
-    cannot_merge = "between the adapter's two matrices stands an activation, which no weight can take in"
+    cannot_merge = "there is an activation between the adapter's two matrices, so no weight can take the adapter in"
 
     def __init__(self, inner: nn.Module, adapter: nn.Module, residual: bool = True):
         super().__init__()
@@ -66,7 +66,7 @@ class InputAdapter(nn.Module):
     A hook on `reader`, the first module that reads x, stores x until the end of the sub-layer.
     """
 
-    cannot_merge = "the adapter is a second path beside the sub-layer, with an activation that no weight can take in"
+    cannot_merge = "the adapter is a second path beside the sub-layer with an activation, so no weight can take it in"
 
     def __init__(self, inner: nn.Module, adapter: nn.Module, reader: nn.Module):
         super().__init__()
@@ -107,7 +107,7 @@ class AdaptedNorm(nn.LayerNorm):
     LN keeps its parameters and their names. This is AdapterHub's `pfeiffer`.
     """
 
-    cannot_merge = "the adapter follows the LayerNorm, with an activation that no weight can take in"
+    cannot_merge = "the adapter follows the LayerNorm and has an activation, so no weight can take it in"
 
     def __init__(self, norm: nn.LayerNorm, adapter: nn.Module):
         super().__init__(norm.normalized_shape, eps=norm.eps)

@@ -22,7 +22,7 @@ class SideAdapter(nn.Module):
     def __init__(self, width: int, size: int, heads: int, dropout: float):
         super().__init__()
         if size % heads:
-            raise TransrecError(f"a K-Adapter of size {size} cannot be shared among {heads} heads; choose a divisor")
+            raise TransrecError(f"a K-Adapter of size {size} cannot be divided among {heads} heads; choose a divisor")
         self.down = nn.Linear(width, size)
         self.blocks = nn.ModuleList(SASRecBlock(size, heads, dropout) for _ in range(BLOCKS))
         self.up = nn.Linear(size, width)

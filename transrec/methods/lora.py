@@ -84,8 +84,8 @@ class LoRA(Method):
         full_rank = min(old.in_features, old.out_features)
         if rank > full_rank:
             raise TransrecError(
-                f"a LoRA rank of {rank} is no low rank: the matrices here have {full_rank}; lower --item_rank or "
-                f"--user_rank"
+                f"a LoRA rank of {rank} is not a low rank: the matrices here have only {full_rank}; lower --item_rank "
+                f"or --user_rank"
             )
         published = options.variant == "published"
         scaling = 1 / rank if published else options.lora_scaling

@@ -21,7 +21,7 @@ class TextPrompt(nn.Module):
     the first positions, including [CLS], and the mask is unchanged.
     """
 
-    cannot_merge = "its vectors stand among the words of every text, in no weight of the backbone"
+    cannot_merge = "its vectors are extra words of every text, not part of a weight of the backbone"
 
     def __init__(self, backbone: nn.Module, tokens: int, published: bool):
         super().__init__()
@@ -54,7 +54,7 @@ class ImagePrompt(nn.Module):
     start at zero. They have no position embeddings.
     """
 
-    cannot_merge = "its vectors stand among the patches of every image, in no weight of the backbone"
+    cannot_merge = "its vectors are extra patches of every image, not part of a weight of the backbone"
 
     def __init__(self, place: Place, tokens: int, published: bool):
         super().__init__()

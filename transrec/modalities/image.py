@@ -97,7 +97,7 @@ class Image(BackboneModality):
 
     def check_states(self) -> None:
         if ratio := self.options.mask_ratio:
-            raise TransrecError(f"--cached yes: not with --mask_ratio {ratio:g}, which has other states in every step")
+            raise TransrecError(f"--cached yes: not with --mask_ratio {ratio:g}, whose states differ in every step")
 
     def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
         backbone.set_mask_ratio(weights, self.options.mask_ratio)

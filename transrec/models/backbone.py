@@ -262,8 +262,8 @@ def _load(name: str | Path, what: str, load: Callable[[str], Any]) -> Any:
         if Path(place).is_dir():
             raise TransrecError(f"{place}: holds no {what} that can be loaded ({reason}); fetch it again") from error
         raise TransrecError(
-            f"no {what} found for {str(name)!r}: it is no folder, none of pretrained_models/, and the hub did not "
-            f"give it ({reason}); put the backbone into pretrained_models/ (see its README) or give a path"
+            f"no {what} found for {str(name)!r}: it is neither a folder nor in pretrained_models/, and the hub did "
+            f"not provide it ({reason}); put the backbone into pretrained_models/ (see its README) or give a path"
         ) from error
 
 
@@ -326,7 +326,7 @@ def load_config(name: str | Path, modality: str = "text"):
     sizes = [getattr(config, size, None) for size in ("hidden_size", "num_hidden_layers")]
     if hasattr(config, "depths") or not all(isinstance(size, int) for size in sizes):
         raise TransrecError(
-            f"{name}: a model of type {config.model_type} is no plain stack of transformer blocks of one width; "
+            f"{name}: a model of type {config.model_type} is not a plain stack of transformer blocks of one width; "
             f"pretrained_models/README.md names the backbones that work"
         )
     layers = getattr(config, "num_hidden_layers", None)

@@ -121,7 +121,7 @@ class Browser:
     def _user(self, query: dict[str, str]) -> list[str]:
         user = query.get("id", "")
         if user not in self.number:
-            raise TransrecError(f"user {user!r}: the runs have kept no such user; look for one under Users")
+            raise TransrecError(f"user {user!r}: the runs kept no such user; look for one under Users")
         number = self.number[user]
         first, stop = np.searchsorted(self._owners, [number, number + 1])
         head = f"<h2>User {as_text(user)}</h2>"

@@ -128,15 +128,15 @@ class Comparison:
     def _check_targets(self, folder: Path, ranks: np.ndarray) -> None:
         if not same_targets(ranks, self._targets["user"], self._targets["item"]):
             raise TransrecError(
-                f"{folder}: was evaluated on other {self.part} targets than {self._first}; compare runs on the same "
-                f"data, --split, --max_seq_len, --min_seq_len and --eval_users"
+                f"{folder}: was not evaluated on the same {self.part} targets as {self._first}; compare runs on the "
+                f"same data, --split, --max_seq_len, --min_seq_len and --eval_users"
             )
 
     def _baseline(self, name: str) -> list[Method]:
         """Return an entry for each distinct set of a baseline's ranks; several backbones may give several sets."""
         label = BASELINES.get(name).label
         if self.part != "test":
-            raise TransrecError(f"--baselines {name}: ranks the test targets alone; use --part test")
+            raise TransrecError(f"--baselines {name}: ranks only the test targets; use --part test")
         if any(self._reranking.apply(settings).as_dict() != settings.as_dict() for settings in self._settings.values()):
             raise TransrecError(
                 f"--baselines {name}: is kept as the runs ranked; leave --mask_history and --catalogue out"
@@ -210,8 +210,8 @@ class Comparison:
         """
         if self.baselines and (of_lists := [each.name for each in metrics if each.metric.needs_lists]):
             raise TransrecError(
-                f"--metrics: {of_lists[0]} is made of lists of recommended items, and of baselines runs keep ranks "
-                f"alone; leave --baselines out"
+                f"--metrics: {of_lists[0]} is computed from lists of recommended items, but runs keep only the "
+                f"ranks of baselines; leave --baselines out"
             )
         rows = []
         rankings = [self._rankings(method, metrics) for method in self.compared]
@@ -297,7 +297,7 @@ def _values_per_target(metric: MetricAtCutoff, method: Method) -> np.ndarray:
     """Return a metric's value for each target, [S, T]. Raises TransrecError if the metric is no mean over targets."""
     values = metric.per_target(method.ranks)
     if values is None:
-        raise TransrecError(f"--test_metric {metric.name}: is no mean over targets, of which tests are made")
+        raise TransrecError(f"--test_metric {metric.name}: is not a mean over targets, which is what the tests compare")
     return values
 
 

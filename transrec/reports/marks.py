@@ -130,7 +130,7 @@ def _paired_ranks(row: Row, best: Row) -> tuple[list[np.ndarray], list[np.ndarra
     of_row = [*row.ranks_by_seed.values()] if row.baseline else [row.ranks_by_seed[seed] for seed in seeds]
     users, items = of_best[0]["user"], of_best[0]["item"]
     if not all(same_targets(kept, users, items) for kept in (*of_row, *of_best)):
-        return "other targets than those of the best row"
+        return "its targets are not those of the best row"
     return of_row, of_best
 
 

@@ -103,7 +103,7 @@ def read_published(path: str | Path) -> list[Figure]:
         key = tuple(cell.casefold() for cell in astuple(figure)[: COLUMNS.index("value")])
         first, _ = figures.setdefault(key, (number, figure))
         if first != number:
-            raise TransrecError(f"{path}, line {number}: tells {figure.metric} of the same row as line {first}")
+            raise TransrecError(f"{path}, line {number}: gives {figure.metric} of the same row as line {first}")
     return [figure for _, figure in figures.values()]
 
 

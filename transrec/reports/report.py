@@ -155,7 +155,7 @@ def _summary(rows: Sequence[Row]) -> str:
     parts.append("their seed alone are one row: mean ± sample standard deviation.</p>")
     if len(data) > 1:
         parts.append(
-            f"<p><strong>The runs are over {len(data)} datasets</strong>; compare metrics within one alone.</p>"
+            f"<p><strong>The runs are over {len(data)} datasets</strong>; compare metrics within one dataset only.</p>"
         )
     if unknown := [row.label for row in rows if row.settings is None]:
         parts.append(_note(f"Without options.json, so their settings are not known: {', '.join(unknown)}"))
@@ -396,7 +396,7 @@ def _environment(rows: Sequence[Row]) -> str:
     heads = [f"rows {', '.join(dict.fromkeys(numbers))}" for _, numbers in distinct.values()]
     names = dict.fromkeys(name for environment, _ in distinct.values() for name in environment)
     lines = [[name, *(in_words(values.get(name, "")) for values, _ in distinct.values())] for name in names]
-    table = as_table(["", *heads], lines) if lines else _note("No run tells what it ran on.")
+    table = as_table(["", *heads], lines) if lines else _note("No run says which device it ran on.")
     return f"<h2>Environment</h2>\n{table}"
 
 

@@ -40,7 +40,7 @@ def search_tables(rows: list[dict[str, Any]], budget: str) -> dict[str, str]:
     text += "".join(f"\nSpace of {row['method']}: {_settings_text(row['space'])}.\n" for row in rows)
     for row in rows:
         if row["unfinished"]:
-            text += f"\n{row['method']}: {row['unfinished']} trials are not over, and not counted as complete.\n"
+            text += f"\n{row['method']}: {row['unfinished']} trials have not finished and do not count as complete.\n"
         if row["failure"]:
             which = "every trial" if row["failed"] == row["trials"] else f"{row['failed']} of {row['trials']} trials"
             text += f"\n{row['method']}: {which} failed, the last one with: {printable(row['failure'])}\n"

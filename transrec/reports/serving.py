@@ -49,7 +49,7 @@ class Server(ThreadingTCPServer):
             self.address_family = family
             super().__init__((str(place[0]), int(place[1])), _Handler)
         except (socket.gaierror, UnicodeError) as error:
-            raise TransrecError(f"--host {host}: is no name or address of this computer ({error})") from error
+            raise TransrecError(f"--host {host}: is not a name or address of this computer ({error})") from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise TransrecError(f"--port {port}: is taken; give another, or 0 for any that is free") from error
@@ -73,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.is_local and not _is_local_host(self.headers.get("Host", "")):
             # DNS rebinding: a page of another site, whose name resolves to this computer, must not read the data.
-            self._send(403, "<!DOCTYPE html><title>403</title>This server answers to localhost and 127.0.0.1 alone.")
+            self._send(403, "<!DOCTYPE html><title>403</title>This server answers only to localhost and 127.0.0.1.")
         elif self.path == "/favicon.ico":
             self._send(204, "")
         else:

@@ -99,7 +99,7 @@ class ByTime(Slice):
         split = targets.dataset.split
         if split.times is None:
             raise TransrecError(
-                f"--slices time: {targets.dataset.folder} tells no times, or its split has not read them; use "
+                f"--slices time: {targets.dataset.folder} has no times, or its split does not read them; use "
                 f"--split time, or leave the slice out"
             )
         return _quarters(split.times[split.targets(targets.part)[1]], moment)

@@ -80,9 +80,9 @@ def read_result(folder: str | Path, tested: bool = True) -> dict[str, Any]:
     except ValueError:
         damage = "is not JSON"
     if damage:
-        raise TransrecError(f"{path}: damaged, {damage}; --resume {folder} writes it anew")
+        raise TransrecError(f"{path}: damaged, {damage}; --resume {folder} writes it again")
     if tested and "test" not in result:
-        raise TransrecError(f"{path}: the run was told --no_test; --resume {folder} --test ranks the test targets")
+        raise TransrecError(f"{path}: the run has --no_test; --resume {folder} --test ranks the test targets")
     return result
 
 

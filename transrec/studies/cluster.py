@@ -251,7 +251,7 @@ class ClusterWorkers(Workers):
             return "no job is left in the cluster, the same command continues"
         numbers = [process.pid for process, *_ in self.running.values()]
         return (
-            "its jobs go on in the cluster, where the same command finds them; to cancel them: "
+            "its jobs continue in the cluster, where the same command finds them; to cancel them: "
             f"{shlex.join([*self.queue.cluster.cancel, *numbers])}"
         )
 
@@ -310,8 +310,8 @@ class ClusterWorkers(Workers):
                 number = executor.submit(run).job_id
         except (FailedJobError, FailedSubmissionError) as error:
             raise TransrecError(
-                f"the cluster does not take a job of {self.resources.summary} ({_last_line(str(error))}); --job_gpus, "
-                f"--job_cpus, --job_memory, --job_hours and --job_partition ask for other ones"
+                f"the cluster refused a job of {self.resources.summary} ({_last_line(str(error))}); --job_gpus, "
+                f"--job_cpus, --job_memory, --job_hours and --job_partition ask for others"
             ) from error
         with about_file(log), open(log, "a", encoding="utf-8") as file:
             file.write(f"job         {number} of {self.queue.cluster.name}\n")
@@ -349,7 +349,7 @@ class ClusterWorkers(Workers):
 
     def _stop(self, number: int, frame: Any) -> None:
         if not self.stop_signal:
-            say("the study stops, its jobs go on ...")
+            say("the study stops, its jobs continue ...")
         self.stop_signal = number
 
 

@@ -28,8 +28,8 @@ JOBS_IN_A_QUEUE = 200
 FURTHER_FLAGS = """
 Every other flag goes to the runs that know it: --epochs 20. With a stage or a method in front, to those alone:
 --source.epochs 20, --target.epochs 5, --lora.adapter_lr 1e-3. A method may name its variant: --method lora:published.
-What no flag says is as the papers have it for the method and the modality (docs/defaults.md). The same command again
-skips what is done and resumes what was interrupted.
+What no flag sets follows the papers, for the method and the modality (docs/defaults.md). The same command again skips
+what is done and resumes what was interrupted.
 """
 
 
@@ -230,7 +230,7 @@ def given_flags(words: list[str], grid: Grid) -> dict[tuple[str, str], list[str]
         if name.startswith("no_"):
             name, equals, value = name.removeprefix("no_"), "=", "false"
         if scope not in ("", "source", "target", *methods.names()):
-            raise TransrecError(f"--{flag}: before the dot stands source, target or a method, not {scope!r}")
+            raise TransrecError(f"--{flag}: the word before the dot must be source, target or a method, not {scope!r}")
         if axis := by_axis.get(flag) or by_axis.get(name):
             raise TransrecError(f"--{flag}: is an axis of this study; give its values with --{axis}")
         if name in ("item_tower", "modalities"):

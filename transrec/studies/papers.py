@@ -88,7 +88,7 @@ class Table:
             if folder and not resolve(folder).is_dir():
                 raise TransrecError(
                     f"{folder}: no such dataset folder; Dataset/README.md tells where the papers' sets come from, "
-                    f"--{name} takes another, and --quick tries the table out without"
+                    f"--{name} chooses another, and --quick tries the table without it"
                 )
 
     def requirements(self, options: argparse.Namespace, grid: Grid, published: Published) -> str:

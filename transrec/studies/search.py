@@ -178,8 +178,8 @@ class MethodSearch:
         self.trials.check(self.signature)
         if self.trials.refitted is not None and not (self.trials.is_complete or self.is_spent):
             raise TransrecError(
-                f"{self.name}: its test targets were ranked after {len(self.trials.all)} trials; more would choose by "
-                f"them. Give the same budget, or another --out"
+                f"{self.name}: its test targets were ranked after {len(self.trials.all)} trials, and more trials "
+                f"would choose by the test set. Give the same budget, or another --out"
             )
 
     def _space(self, spaces: Spaces) -> list[Dimension]:

@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
     any_best = len(without) < len(search.methods)
     failed = _refit(options.refit_seeds, search, workers_for) if options.refit_seeds and any_best else 0
     if without:
-        print(f"error: no trial of {', '.join(without)} went to its end, see above", file=sys.stderr)
+        print(f"error: no trial of {', '.join(without)} finished, see above", file=sys.stderr)
     return 1 if without or failed else 0
 
 

@@ -63,7 +63,7 @@ def read_spaces(words: Sequence[str]) -> Spaces:
             raise TransrecError(f"--space {word}: {SPACE_FORMS}")
     for scope, flag in spaces:
         if scope and scope not in methods.names():
-            raise TransrecError(f"--space {scope}.{flag}: before the dot stands a method, not {scope!r}")
+            raise TransrecError(f"--space {scope}.{flag}: the word before the dot must be a method, not {scope!r}")
     return spaces
 
 
@@ -134,7 +134,7 @@ def _check_free(flag: str, settings: Settings) -> None:
 
 def _check_range(values: tuple[Any, ...], log: bool) -> None:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        raise TransrecError("is no range of numbers; name its choices, as A,B,C")
+        raise TransrecError("is not a range of numbers; list its choices as A,B,C")
     low, high = values
     if not low < high:
         raise TransrecError(f"an empty range, {low:g} is not below {high:g}")

@@ -303,6 +303,6 @@ def summarise(ranking: Ranking, cutoffs: Sequence[int], metrics: Sequence[Metric
         if name in values:
             raise TransrecError(f"--metrics: two of them give {name}, {type(metric).__name__} for one; leave one out")
         if not isinstance(value, int | float) or not math.isfinite(value):
-            raise TransrecError(f"--metrics: {type(metric).__name__} gives {name} {value!r}, which is no finite number")
+            raise TransrecError(f"--metrics: {type(metric).__name__} gives {name} {value!r}, which is not finite")
         values[name] = value
     return values

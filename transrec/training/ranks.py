@@ -51,17 +51,17 @@ def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
     path = ranks_file(resolve(folder), part, baseline)
     if not path.exists():
         raise TransrecError(
-            f"{folder}: keeps no {path.name}: the run has not come so far, or is of an earlier release; --resume "
-            f"{folder} goes on, or tests a finished run again"
+            f"{folder}: keeps no {path.name}: the run has not got that far, or an earlier release wrote it; --resume "
+            f"{folder} continues it, or tests a finished run again"
         )
     with about_file(path, what="cannot be read"):
         records = map_npy(path)
     if records.dtype not in (RANK, WITHOUT_MARGIN) or records.ndim != 1:
         raise TransrecError(
-            f"{path}: holds {records.dtype} {list(records.shape)}, and no ranks; --resume {folder} writes them anew"
+            f"{path}: holds {records.dtype} {list(records.shape)}, not ranks; --resume {folder} writes them again"
         )
     if not (records["rank"] >= 1).all() or min(records["user"].min(initial=0), records["item"].min(initial=0)) < 0:
-        raise TransrecError(f"{path}: damaged, ranks begin at 1 and rows at 0; --resume {folder} writes them anew")
+        raise TransrecError(f"{path}: damaged, ranks begin at 1 and rows at 0; --resume {folder} writes them again")
     return records if records.dtype == RANK else _with_margin(records)
 
 

@@ -256,7 +256,7 @@ class Trainer:
         if tensors.keys() != self.trained.keys():
             name = min(tensors.keys() ^ self.trained.keys())
             raise TransrecError(
-                f"{path}: {name} is missing there, or is no tensor that trains; put the right file back"
+                f"{path}: {name} is missing there, or is not a trainable tensor; put the right file back"
             )
         checkpoint.check_shapes(path, tensors, self.trained)
 

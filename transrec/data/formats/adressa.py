@@ -36,4 +36,4 @@ class Adressa(Format):
         return [Rows(day, columns, ("id",), query, optional=("title", "category1")) for day in self._days()]
 
     def notes(self) -> list[str]:
-        return ["events without an id are of pages that are no articles, such as the front page"]
+        return ["events without an id belong to pages that are not articles, such as the front page"]

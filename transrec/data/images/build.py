@@ -105,7 +105,7 @@ def build_store(
     settings = {"size": size, "kind": kind, "quality": header.quality, "original": original, "format": header.format}
     with Partial(out, settings) as partial:
         if partial.discarded and progress:
-            _print(f"{partial.path}: was begun with other settings, begun anew")
+            _print(f"{partial.path}: was begun with other settings, so it is started again")
         usable = {item: entries[item][0] for item in ids if len(entries.get(item, ())) == 1}
         partial.remove(
             [

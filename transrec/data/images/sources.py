@@ -127,7 +127,7 @@ class Zip:
         try:
             if self._archive.getinfo(entry.name).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # With other methods zipfile decompresses everything before it checks the size.
-                raise Problem("unreadable: packed neither by deflate nor not at all; make the zip anew")
+                raise Problem("unreadable: compressed by something other than deflate; make the zip again")
             with self._archive.open(entry.name) as member:
                 data = member.read(entry.bytes + 1)
         except (MemoryError, Problem):

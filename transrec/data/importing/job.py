@@ -78,7 +78,7 @@ def guess(paths: Sequence[Path]) -> tuple[str, str]:
         formats = "; ".join(f"{name}, for {why}" for name, why in reasons.items())
         raise TransrecError(f"{places}: may be of several formats: {formats}; name the one in place of auto")
     raise TransrecError(
-        f"{places}: of no format that is known by its files' names and headers; name one of "
+        f"{places}: its format cannot be recognised from the names and headers of its files; name one of "
         f"{', '.join(FORMATS.names())} in place of auto, or write one (Dataset/README.md)"
     )
 

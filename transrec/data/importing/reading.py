@@ -197,7 +197,7 @@ def reading_error(error: Exception, source: Source, database: Database) -> Trans
     if "GZIP" in text:
         return damage_error(path, OSError("its packed data ends too early" if "Unexpected end" in text else text))
     if table.reader == "json":
-        return _json_error(source) or TransrecError(f"{path}: is no JSON lines file ({_first_line(text)})")
+        return _json_error(source) or TransrecError(f"{path}: is not a JSON lines file ({_first_line(text)})")
     line = re.search(r"CSV Error on Line: (\d+)", text)
     place = f"{path}, line {line[1]}" if line else str(path)
     if "utf-8" in text or "unicode" in text:
@@ -210,7 +210,7 @@ def reading_error(error: Exception, source: Source, database: Database) -> Trans
     if "unterminated quote" in text:
         return TransrecError(f"{place}: opens a quote {table.quote} that nothing closes; mend the line")
     if "invalid state" in text and (found := _line_with_other_end(table)):
-        return TransrecError(f"{path}, line {found}: ends otherwise than line 1; convert the file, as with dos2unix")
+        return TransrecError(f"{path}, line {found}: does not end like line 1; convert the file, such as with dos2unix")
     return TransrecError(f"{place}: cannot be read ({_first_line(text)}); mend it, or fetch it again")
 
 

@@ -137,7 +137,7 @@ class SideNetwork(nn.Module):
         intra, inter = (part in options.side_towers.split("_") for part in ("intra", INTER))
         if inter and not intra and len(self.order) == 1:
             raise TransrecError(
-                "--side_towers inter: joins several modalities, and items are read by one; use --modalities text image"
+                "--side_towers inter: joins several modalities, but items have only one; use --modalities text image"
             )
 
         def adapters(count: int, width: int, tower: str) -> list[nn.Module]:

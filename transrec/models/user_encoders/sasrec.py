@@ -82,7 +82,7 @@ class SASRecOptions(Options):
 def check_heads(width: int, heads: int) -> None:
     """Raise TransrecError if `heads` does not divide `width`."""
     if width % heads:
-        raise TransrecError(f"--embedding_dim {width} cannot be shared among --heads {heads}; choose a divisor")
+        raise TransrecError(f"--embedding_dim {width} cannot be divided among --heads {heads}; choose a divisor")
 
 
 def additive_mask(mask: Tensor) -> Tensor:
