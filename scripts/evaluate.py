@@ -44,12 +44,12 @@ def with_deviation(row: dict, name: str) -> str:
 
 def main(arguments) -> None:
     load_plugins(arguments.plugin)
-    if min(arguments.cutoffs) < 1:
-        raise TransrecError(f"--cutoffs {min(arguments.cutoffs)}: must be at least 1")
+    least = {name: getattr(arguments, name) for name in ("test_cutoff", "trec_depth")}
+    for name, value in {"cutoffs": min(arguments.cutoffs), **least}.items():
+        if value < 1:
+            raise TransrecError(f"--{name} {value}: must be at least 1")
     metrics = metrics_at(arguments.metrics, arguments.cutoffs)
     (test_metric,) = metrics_at([arguments.test_metric], [arguments.test_cutoff], "test_metric")
-    if arguments.trec_depth < 1:
-        raise TransrecError(f"--trec_depth {arguments.trec_depth}: must be at least 1")
     of_lists = any(each.metric.needs_lists for each in metrics)
     has_models = arguments.mask_history or arguments.catalogue or arguments.trec or of_lists
     device = start(arguments.device).device if has_models else "cpu"

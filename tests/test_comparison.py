@@ -324,7 +324,8 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
     assert "--metrics hrr: unknown; did you mean hr" in error_line("--metrics", "hrr")
     assert "--test_metric HR@10: unknown; choose from auc" in error_line("--test_metric", "HR@10")
     assert "--baselines item_kn: unknown; did you mean item_knn" in error_line("--baselines", "item_kn")
-    assert "--cutoffs 0: must be at least 1" in error_line("--cutoffs", "0")
+    assert "--cutoffs 0: must be at least 1" in error_line("--cutoffs", "10", "0")
+    assert "--test_cutoff 0: must be at least 1" in error_line("--test_cutoff", "0")
     kept = np.array(read_ranks(copy, "test"))
     for damage, line in (
         (kept[:-1], "was not evaluated on the same test targets as"),

@@ -34,6 +34,17 @@ def why_not_split(training: TrainingOptions, world: World, precision: Precision)
     return ""
 
 
+def why_weights_not_split(recommender: Recommender) -> str:
+    """Return why --shard cannot split the backbones of this recommender; "" if it can."""
+    method = type(recommender.method)
+    if method.penalty is not Method.penalty or method.after_step is not Method.after_step:
+        return "the method reads or changes whole weights after each step; use another, or leave --shard out"
+    for tower in backbone_towers(cast("list[Tower]", recommender.item_encoder.towers)):
+        if is_quantised(cast(nn.Module, tower.backbone)):
+            return f"the weights of the {tower.modality} encoder are quantised; leave --shard out"
+    return ""
+
+
 def check_sharding(training: TrainingOptions, world: World, precision: Precision) -> None:
     """Raise TransrecError if --shard is given and the run cannot be split."""
     if training.shard and (why := why_not_split(training, world, precision)):
@@ -51,18 +62,11 @@ def shard(recommender: Recommender, groups: list[TrainableGroup], world: World) 
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    method = type(recommender.method)
-    if method.penalty is not Method.penalty or method.after_step is not Method.after_step:
-        raise TransrecError(
-            "--shard: the method reads or changes whole weights after each step; use another, or leave --shard out"
-        )
+    if why := why_weights_not_split(recommender):
+        raise TransrecError(f"--shard: {why}")
     mesh = init_device_mesh(world.device.type, (world.size,))
     for tower in backbone_towers(cast("list[Tower]", recommender.item_encoder.towers)):
         backbone = cast(nn.Module, tower.backbone)
-        if is_quantised(backbone):
-            raise TransrecError(
-                f"--shard: the weights of the {tower.modality} encoder are quantised; leave --shard out"
-            )
         # Blocks below the ones that run may have been emptied of their parameters.
         blocks = [block for block in blocks_of(backbone) if any(True for _ in block.parameters())]
         shared: dict[str, Any] = {"ignored_params": several} if (several := _in_several(blocks)) else {}

@@ -45,6 +45,7 @@ from transrec.training.sharding import (
     local,
     split_like,
     why_not_split,
+    why_weights_not_split,
 )
 from transrec.training.state import VALIDATION, State, load_optimizer, optimizer_tensors
 
@@ -273,7 +274,10 @@ class Trainer:
         holds = any(getattr(part, "held", None) is not None for part in getattr(features, "parts", [features]))
         same = {
             "--gradient_checkpointing": trains and not options.gradient_checkpointing,
-            "--shard": bool(runs) and not options.shard and not why_not_split(options, self.world, self.precision),
+            "--shard": bool(runs)
+            and not options.shard
+            and not why_not_split(options, self.world, self.precision)
+            and not why_weights_not_split(self.recommender),
             "--cache_device disk": holds,
         }
         restart = {
