@@ -1,6 +1,7 @@
 """bench.py: rows are measured one by one, finished ones kept, failures reported; our step next to a plain one."""
 
 import json
+import runpy
 import shlex
 import sys
 from argparse import Namespace
@@ -28,6 +29,23 @@ def test_what_a_script_tells_adds_up(tmp_path, monkeypatch, capsys):
     assert figures["figures"] == {"seconds": 2.0} and "\n\n".join(figures["tables"]) in capsys.readouterr().out.replace(
         "|\n| b", "|\n\n| b"
     )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "large_catalogue.py --items 300 --states 3 --steps 2 --batch_size 8",
+        "topk.py --users 40 --items 500 --threads 1",
+        "softmax.py --items 200 --positions 64 --way chunked",
+        "distinct_items.py --dataset {domain}",
+    ],
+)
+def test_a_script_measures(domain, monkeypatch, capsys, command):
+    file, *flags = shlex.split(command.format(domain=domain))
+    monkeypatch.syspath_prepend(bench.HERE)
+    monkeypatch.setattr(sys, "argv", [file, *flags])
+    runpy.run_path(str(bench.HERE / file), run_name="__main__")
+    assert capsys.readouterr().out.strip()
 
 
 def test_each_row_is_a_file():
