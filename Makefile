@@ -1,6 +1,6 @@
 # make demo       the whole job on built-in data, one table at the end
 # make test       the test suite
-# make test-long  the tests that it leaves out, since each takes half a minute or more
+# make test-long  the tests that it leaves out: slow ones, and the same over more backbones
 # make lint       style and types
 # make docs       the documentation of every module as HTML, in runs/docs
 # make test-gpu   what only a GPU shows, in eight minutes; skipped where there is none

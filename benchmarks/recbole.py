@@ -8,7 +8,8 @@ sequences per step, Linear(d, 4d) in feed-forward. All items are ranked except t
 script makes RecBole mask as well. RecBole gets exactly the interactions that ours keeps of each user, in the same
 order. For each row, the dropout is chosen from --dropouts by validation HR@10 at the first seed. Training stops after
 --patience epochs without a better validation HR@10; RecBole makes an example of every prefix, so its epoch has 38 times
-as many steps. Rows are run alternately, and finished runs are kept in OUT/runs.jsonl: the same command continues.
+as many steps. Rows are run alternately, and finished runs are kept in OUT/runs.jsonl. The same command continues, in a
+run of RecBole after its last epoch.
 """
 
 import argparse
@@ -155,24 +156,51 @@ class Theirs:
     def evaluate(self, part: str) -> dict[str, float]:
         self.part = part
         scores = self.trainer.evaluate(self.parts[part], load_best_model=False)
-        return {"HR@10": scores["hit@10"], "NDCG@10": scores["ndcg@10"]}
+        return {"HR@10": float(scores["hit@10"]), "NDCG@10": float(scores["ndcg@10"])}
 
-    def fit(self, patience: int, epochs: int) -> dict[str, Any]:
-        """Train as ours does: until `patience` evaluations in a row have not improved the validation HR@10."""
-        seconds, best, best_epoch, weights = [], {"HR@10": -1.0}, 0, {}
-        for epoch in range(1, epochs + 1):
-            started = time.perf_counter()
+    def fit(self, patience: int, epochs: int, file: Path) -> dict[str, Any]:
+        """Train as ours does: until `patience` evaluations in a row have not improved the validation HR@10.
+
+        After each epoch everything that training needs is saved to `file`, from which an interrupted run continues.
+        """
+        kept: dict[str, Any] = {"seconds": [], "cpu_seconds": 0.0, "best": {"HR@10": -1.0}, "best_epoch": 0}
+        if file.exists():
+            kept = torch.load(file, weights_only=True)
+            self._restore(kept.pop("state"))
+        while (epoch := len(kept["seconds"]) + 1) <= epochs and epoch - kept["best_epoch"] <= patience:
+            started, cpu_started = time.perf_counter(), time.process_time()
             self.trainer._train_epoch(self.train, epoch)
             metrics = self.evaluate("validation")
-            seconds.append(time.perf_counter() - started)
-            print(f"epoch {epoch:3}  {metrics}  {seconds[-1]:.1f} s", flush=True)
-            if metrics["HR@10"] > best["HR@10"]:
-                best, best_epoch, weights = metrics, epoch, deepcopy(self.model.state_dict())
-            if epoch - best_epoch == patience:
-                break
-        self.model.load_state_dict(weights)
-        scores = {"validation": best, "test": self.evaluate("test")}
-        return {**scores, "epochs": epoch, "best_epoch": best_epoch, "seconds": seconds}
+            kept["seconds"].append(time.perf_counter() - started)
+            kept["cpu_seconds"] += time.process_time() - cpu_started
+            print(f"epoch {epoch:3}  {metrics}  {kept['seconds'][-1]:.1f} s", flush=True)
+            if metrics["HR@10"] > kept["best"]["HR@10"]:
+                kept |= {"best": metrics, "best_epoch": epoch, "weights": deepcopy(self.model.state_dict())}
+            partial = file.with_suffix(".partial")
+            torch.save(kept | {"state": self._state()}, partial)
+            partial.replace(file)
+        self.model.load_state_dict(kept.pop("weights"))
+        scores = {"validation": kept.pop("best"), "test": self.evaluate("test")}
+        return {**scores, "epochs": len(kept["seconds"]), **kept}
+
+    def _state(self) -> dict[str, Any]:
+        """Return the weights, the optimiser's state and the states of the generators that training draws from."""
+        _, words, *rest = np.random.get_state()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.trainer.optimizer.state_dict(),
+            "torch": torch.get_rng_state(),
+            "numpy": [torch.from_numpy(words.astype(np.int64)), *rest],
+            "batches": self.train.generator.get_state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        words, *rest = state["numpy"]
+        self.model.load_state_dict(state["model"])
+        self.trainer.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(("MT19937", words.numpy().astype(np.uint32), *rest))
+        self.train.generator.set_state(state["batches"])
 
 
 def theirs(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict[str, Any]:
@@ -183,7 +211,8 @@ def theirs(row: str, given: argparse.Namespace, dropout: float, seed: int) -> di
         settings["train_neg_sample_args"] = None
     split = dataset_of(given).split
     write_atomic(split, given.out)
-    return Theirs(split, given.out, model, settings).fit(given.patience[1], given.epochs)
+    unfinished = given.out / f"{model}-{loss}-{dropout}-{seed}-{given.patience[1]}.pt"
+    return Theirs(split, given.out, model, settings).fit(given.patience[1], given.epochs, unfinished)
 
 
 def dataset_of(given: argparse.Namespace) -> Dataset:
@@ -198,6 +227,10 @@ def _as_numpy_was() -> None:
             setattr(np, name, kind)
 
 
+def patience_of(row: str, given: argparse.Namespace) -> int:
+    return given.patience[0 if row in OURS else 1]
+
+
 def jobs(given: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[tuple[str, float, int]]:
     """Yield the row, dropout and seed of each run, with rows alternating.
 
@@ -209,9 +242,14 @@ def jobs(given: argparse.Namespace, done: list[dict[str, Any]]) -> Iterator[tupl
         yield from ((row, chosen(row, done, given), seed) for row in given.rows)
 
 
+def runs_of(row: str, done: list[dict[str, Any]], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the finished runs of a row with the patience of this call."""
+    return [run for run in done if run["row"] == row and run["patience"] == patience_of(row, given)]
+
+
 def chosen(row: str, done: list[dict[str, Any]], given: argparse.Namespace) -> float:
     """Return the dropout with which a row has the best validation HR@10 at the first seed."""
-    tried = [run for run in done if run["row"] == row and run["seed"] == given.seeds[0]]
+    tried = [run for run in runs_of(row, done, given) if run["seed"] == given.seeds[0]]
     return max(tried, key=lambda run: run["validation"]["HR@10"])["dropout"]
 
 
@@ -219,7 +257,7 @@ def table(given: argparse.Namespace, done: list[dict[str, Any]]) -> str:
     """Return the finished runs as a table; ratios compare the seconds of an epoch, including its evaluation."""
     rows, seconds = [], {}
     for row in given.rows:
-        if tried := [run for run in done if run["row"] == row]:
+        if tried := runs_of(row, done, given):
             dropout = chosen(row, done, given)
             runs = [run for run in tried if run["dropout"] == dropout]
             seconds[row] = statistics.median(second for run in runs for second in run["seconds"])
@@ -241,11 +279,11 @@ def main(given: argparse.Namespace) -> None:
     log = given.out / "runs.jsonl"
     done = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     for row, dropout, seed in jobs(given, done):
-        key = {"row": row, "dropout": dropout, "seed": seed}
+        key = {"row": row, "dropout": dropout, "seed": seed, "patience": patience_of(row, given)}
         if not any(key.items() <= run.items() for run in done):
             started = time.process_time()
             result = (ours if row in OURS else theirs)(row, given, dropout, seed)
-            done.append(key | result | {"cpu_seconds": time.process_time() - started})
+            done.append(key | {"cpu_seconds": time.process_time() - started} | result)
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(done[-1]) + "\n")
         print(table(given, done), flush=True)
@@ -262,7 +300,7 @@ if __name__ == "__main__":
         "--patience",
         nargs=2,
         type=int,
-        default=[25, 3],
+        default=[25, 10],
         help="epochs without a better validation HR@10 after which training stops, of ours and of RecBole",
     )
     parser.add_argument("--epochs", type=int, default=50, help="maximum number of epochs of RecBole")

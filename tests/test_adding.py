@@ -72,6 +72,7 @@ def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_p
     assert len((tmp_path / "resumed" / "metrics.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_two_processes_give_the_metrics_of_one(words, tmp_path):
     # Without dropout, whose draws depend on how users are divided among processes.
     words = [*words, "--backbone_dropout", "off", "--epochs", "1"]

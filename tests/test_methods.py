@@ -188,6 +188,13 @@ NAMES = sorted({*PACKAGED, *EXAMPLES})
 # One backbone per modality is enough for the examples.
 OVER = [(kind, name) for name in NAMES for kind in ((*TEXT_KINDS, *IMAGE_KINDS, BOTH) if name in PACKAGED else FEW)]
 OVER_FEW = [(kind, name) for kind, name in OVER if kind in FEW]
+# Backbones whose blocks resemble those of another kind: only make test-long runs every test over them.
+ALIKE = ("roberta", "mae")
+
+
+def unless_alike(rows):
+    """Return rows that begin with a kind of backbone as parameters of a test, long for the kinds of ALIKE."""
+    return [pytest.param(*row, marks=[pytest.mark.long] * (row[0] in ALIKE)) for row in rows]
 
 
 @pytest.fixture(autouse=True)
@@ -216,7 +223,7 @@ def cases():
                 yield FIRST, name, {"insert": "user_last", "train_layernorm": True}
 
 
-@pytest.mark.parametrize("kind,name,options", cases(), ids=str)
+@pytest.mark.parametrize("kind,name,options", unless_alike(cases()), ids=str)
 def test_exactly_what_should_train_trains(kind, recommender, batch, name, options):
     """Exactly the new parameters and the declared existing ones are in the groups and change in two steps."""
     if name == "bitfit" and options.get("insert") == "item" and kind == DECODER:
@@ -287,7 +294,7 @@ def encode(recommender, batch):
         ]
 
 
-@pytest.mark.parametrize("kind,name", OVER)
+@pytest.mark.parametrize("kind,name", unless_alike(OVER))
 def test_what_insertion_changes_is_what_the_method_says(kind, recommender, batch, name):
     before = encode(recommender, batch)
     apply(recommender, name)
@@ -384,12 +391,12 @@ def test_adapters_of_zero_output_change_nothing(recommender, batch, name):
 
 @pytest.mark.parametrize(
     "kind,name,objective",
-    [
+    unless_alike(
         (kind, name, objective)
         for kind, name in OVER
         for objective in ("bce", "cpc", "in_batch")
         if kind == FIRST or objective == "bce"
-    ],
+    ),
 )
 def test_user_vectors_are_causal_and_ignore_padding(recommender, features_and_split, kind, name, objective):
     """A change of an item affects no user vector before that item; the content of padding affects none at all."""
@@ -458,7 +465,7 @@ def test_a_copied_model_stands_alone(kind, recommender, batch, name):
     assert all(map(torch.equal, before, encode(other, batch)))
 
 
-@pytest.mark.parametrize("kind,name", OVER)
+@pytest.mark.parametrize("kind,name", unless_alike(OVER))
 def test_a_step_in_bf16(kind, recommender, batch, name):
     apply(recommender, name)
     recommender.train()
@@ -673,7 +680,11 @@ def source(domain, backbones, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "kind,name,from_source", [(kind, name, start) for kind, name in OVER for start in {False, kind == FIRST}]
+    "kind,name,from_source",
+    [
+        *unless_alike((kind, name, kind == FIRST) for kind, name in OVER),
+        *(pytest.param(FIRST, name, False, marks=pytest.mark.long) for name in NAMES),
+    ],
 )
 def test_save_and_load_give_the_same_output(
     flags, tmp_path, features_and_split, kind, backbones, name, from_source, source

@@ -68,7 +68,8 @@ def messages(process: subprocess.Popen) -> list[str]:
     return [line for line in map(str.strip, re.split("[\r\n]", text)) if line and not BAR.search(line)]
 
 
-@pytest.mark.parametrize(("number", "prefix"), [(1, ""), pytest.param(0, "process 1: ", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "prefix"), [(1, ""), (0, "process 1: ")])
 def test_a_stopped_rank_is_named(flags, tmp_path, number, prefix):
     process = launched(flags, tmp_path / "run", "--timeout", "4")
     stopped = children(process.pid)[number]

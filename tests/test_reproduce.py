@@ -196,7 +196,7 @@ def test_which_rows_a_figure_is_of(own):
         (["P,t,d,e,o,m,seconds_per_epoch,9-8,s"], "line 2, column value: '9-8' must be a number, or LOW-HIGH"),
         (["P,t,d,e,o,m,seconds,9,s"], "line 2, column metric: 'seconds' is neither a metric like HR@10 nor one of"),
         (["P,t,d,e,o,m,HR@10,0.1, "], "line 2, column source: is empty"),
-        (["P,t,d,e,o,m,HR@10,0.1,s", "p,T,d,e,o,m,HR@10,0.2,s"], "line 3: tells HR@10 of the same row as line 2"),
+        (["P,t,d,e,o,m,HR@10,0.1,s", "p,T,d,e,o,m,HR@10,0.2,s"], "line 3: gives HR@10 of the same row as line 2"),
         (['P,t,d,e,o,m,HR@10,0.1,"s'], "line 2: is not CSV"),
     ],
 )
