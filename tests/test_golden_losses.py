@@ -4,9 +4,14 @@ import golden_losses
 import pytest
 from golden_losses import MODALITIES, cases, differs, environment, names, recorded
 
-# Every method runs over images in the cases of several modalities, too.
+# Images alone, and variants of a method over several modalities, are long: the other cases run their parts, too.
 CASES = [
-    pytest.param(modality, name, id=f"{modality}: {name}", marks=[pytest.mark.long] * (modality == "image"))
+    pytest.param(
+        modality,
+        name,
+        id=f"{modality}: {name}",
+        marks=[pytest.mark.long] * (modality == "image" or (modality == "multimodal" and ", " in name)),
+    )
     for modality in MODALITIES
     for name in names(modality)
 ]

@@ -740,6 +740,7 @@ def test_three_runs_that_need_the_same_states(cached_flags, tmp_path):
     assert not list((tmp_path / "states").glob(".*")), "nothing is left behind"
 
 
+@pytest.mark.long
 def test_two_processes_train_on_cached_states(cached_flags, tmp_path):
     script = "../../Multimodal/script/run_IISAN_cached.py"
     flags = [*cached_flags, "--dropout", "0"]

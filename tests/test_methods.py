@@ -713,7 +713,14 @@ def test_save_and_load_give_the_same_output(
         assert all(".adapter." in tensor_name for tensor_name in tensors)
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Every example, and one method of each way to train.
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name not in {*EXAMPLES, "full", "lora", "iisan"}))
+        for name in NAMES
+    ],
+)
 def test_a_run_that_fell_resumes_to_the_same_numbers(flags, tmp_path, name, monkeypatch):
     """All state that a method keeps between steps is saved: an interruption at any step does not change the result."""
     flags = [*flags, *FEW_STEPS, "--save_steps", "1", "--lr", "1e-2", *small_flags(name)]

@@ -90,6 +90,7 @@ def test_a_killed_rank_is_named(flags, tmp_path):
     assert not is_alive(first)
 
 
+@pytest.mark.long
 def test_ranks_end_with_their_launcher(flags, tmp_path):
     process = launched(flags, tmp_path / "run")
     ranks = children(process.pid)
@@ -117,6 +118,7 @@ def test_a_mistake_is_told_once(flags, tmp_path):
     assert line.startswith("error: --title_tokens")
 
 
+@pytest.mark.long
 def test_a_signal_to_the_group_leaves_image_workers_until_the_run_has_saved(domain, backbones, tmp_path):
     """SLURM and systemd signal every process of a job."""
     sizes = [

@@ -191,7 +191,9 @@ def dry_run(domain, tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.parametrize("name", ["study_adapters", "study_insertion", "study_scaling"])
+@pytest.mark.parametrize(
+    "name", ["study_adapters", pytest.param("study_insertion", marks=pytest.mark.long), "study_scaling"]
+)
 def test_the_studies_of_the_paper(name, dry_run, domain, backbones, tmp_path):
     """Every flag of each grid exists in its runs; a dry run prints the runs without starting them."""
     chosen = [backbones[kind] for kind in ENCODERS] if name == "study_adapters" else [backbones["bert"]]

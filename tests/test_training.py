@@ -316,7 +316,7 @@ def wait_for_state(folder: Path, reached) -> None:
     pytest.fail("the run never got that far")
 
 
-@pytest.mark.parametrize("save_steps", [0, 7], ids=["saved after epochs", "saved in epochs"])
+@pytest.mark.parametrize("save_steps", [pytest.param(0, marks=pytest.mark.long, id="saved after epochs"), 7])
 def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_path, save_steps):
     folder = tmp_path / "run"
     process = start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--save_steps", str(save_steps)])
