@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,9 @@ class Theirs:
         self.train, validation, test = data_preparation(config, dataset)
         self.parts, self.seen = {"validation": validation, "test": test}, {}
         self.model = get_model(model)(config, self.train.dataset)
-        self.trainer = get_trainer(config["MODEL_TYPE"], model)(config, self.model)
+        # It makes a folder for TensorBoard in the current one.
+        with chdir(folder):
+            self.trainer = get_trainer(config["MODEL_TYPE"], model)(config, self.model)
         self.trainer._full_sort_batch_eval = self._masked(split, dataset, self.trainer._full_sort_batch_eval)
 
     def _masked(self, split: Split, dataset, evaluate):
