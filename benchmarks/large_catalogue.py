@@ -57,7 +57,7 @@ def measure(folder: Path, items: int, states: int, batch_size: int, steps: int, 
     for number, (piece,) in enumerate(batches.epoch(1)):
         if number == steps:
             break
-        feeding += train(model, optimizer, piece, features)[0]
+        feeding += train(model, optimizer, piece, features)
     trained = time.perf_counter()
     ranked = replace(split, evaluated_users=np.arange(min(USERS, split.user_count)))
     Evaluator(ranked, features, EvaluationOptions(), World(0, 1, torch.device("cpu"))).evaluate(model, "validation")

@@ -33,6 +33,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from transrec import runner  # noqa: E402
 from transrec.data.dataset import Dataset, load_dataset  # noqa: E402
 from transrec.data.interactions import Split  # noqa: E402
+from transrec.paths import atomic_write  # noqa: E402
 from transrec.reports.tables import markdown, mean_and_spread, metric_cells  # noqa: E402
 
 L, BATCH = 50, 128
@@ -73,7 +74,7 @@ def ours(row: str, given: argparse.Namespace, dropout: float, seed: int) -> dict
     return {**scores, "epochs": len(epochs), "best_epoch": result["best_epoch"], "seconds": seconds}
 
 
-def write_atomic(split: Split, folder: Path) -> Path:
+def write_interactions(split: Split, folder: Path) -> Path:
     """Write the kept interactions in RecBole's format, with positions as times; return the file."""
     file = folder / "kept" / "kept.inter"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +90,7 @@ class Theirs:
 
     Args:
         split: our split of the same interactions.
-        folder: the folder of the runs, to which `write_atomic` has written the interactions.
+        folder: the folder of the runs, to which `write_interactions` has written the interactions.
         model: RecBole's name of the model.
         settings: settings by RecBole's names, in addition to those of all rows.
     """
@@ -179,9 +180,8 @@ class Theirs:
             print(f"epoch {epoch:3}  {metrics}  {kept['seconds'][-1]:.1f} s", flush=True)
             if metrics["HR@10"] > kept["best"]["HR@10"]:
                 kept |= {"best": metrics, "best_epoch": epoch, "weights": deepcopy(self.model.state_dict())}
-            partial = file.with_suffix(".partial")
-            torch.save(kept | {"state": self._state()}, partial)
-            partial.replace(file)
+            with atomic_write(file) as temporary:
+                torch.save(kept | {"state": self._state()}, temporary)
         self.model.load_state_dict(kept.pop("weights"))
         scores = {"validation": kept.pop("best"), "test": self.evaluate("test")}
         return {**scores, "epochs": len(kept["seconds"]), **kept}
@@ -213,7 +213,7 @@ def theirs(row: str, given: argparse.Namespace, dropout: float, seed: int) -> di
     if loss == "CE":
         settings["train_neg_sample_args"] = None
     split = dataset_of(given).split
-    write_atomic(split, given.out)
+    write_interactions(split, given.out)
     unfinished = given.out / f"{model}-{loss}-{dropout}-{seed}-{given.patience[1]}.pt"
     return Theirs(split, given.out, model, settings).fit(given.patience[1], given.epochs, unfinished)
 

@@ -44,8 +44,12 @@ def with_deviation(row: dict, name: str) -> str:
 
 def main(arguments) -> None:
     load_plugins(arguments.plugin)
-    least = {name: getattr(arguments, name) for name in ("test_cutoff", "trec_depth")}
-    for name, value in {"cutoffs": min(arguments.cutoffs), **least}.items():
+    depths = (
+        ("cutoffs", min(arguments.cutoffs)),
+        ("test_cutoff", arguments.test_cutoff),
+        ("trec_depth", arguments.trec_depth),
+    )
+    for name, value in depths:
         if value < 1:
             raise TransrecError(f"--{name} {value}: must be at least 1")
     metrics = metrics_at(arguments.metrics, arguments.cutoffs)

@@ -105,7 +105,11 @@ BEST = [
     (reshape("item_encoder", (1,)), None, r"is \[1\], this model's is \["),
     (retype("item_encoder"), None, r"is torch.float16, this model's is torch.float32"),
     (drop("item_encoder"), None, "is missing there"),
-    (lambda tensors: tensors.update(stray=torch.zeros(1)), None, "stray is missing there, or is not a train"),
+    (
+        lambda tensors: tensors.update(stray=torch.zeros(1)),
+        None,
+        "stray is missing there, or is not a trainable tensor",
+    ),
 ]
 LAST = [
     (reshape("optimizer.exp_avg.", (1,)), None, r"exp_avg.* is \[1\], this model's is \["),

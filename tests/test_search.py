@@ -248,7 +248,8 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     # After the test targets were ranked, no trial is added.
     call[call.index("2")] = "3"
     status, output, errors = search(*call)
-    assert status == 2 and "ranked after 2 trials, and more trials would choose by the test set" in errors
+    assert status == 2
+    assert "its test targets were ranked after 2 trials, and more trials would choose by the test set" in errors
 
 
 def test_hours_are_a_budget_too(stub, search, tmp_path):

@@ -145,7 +145,10 @@ def test_without_a_source_nothing_is_pretrained(domain, encoder, tmp_path):
     [
         (["--foo", "3"], "--foo: no such flag"),
         (["--item_rank", "3"], "--item_rank: no run of this study has such a flag"),
-        (["--sauce.epochs", "3"], "--sauce.epochs: the word before the dot must be source, target or a method"),
+        (
+            ["--sauce.epochs", "3"],
+            "--sauce.epochs: the word before the dot must be source, target or a method, not 'sauce'",
+        ),
         (["--seed", "3"], "--seed: the study sets it itself"),
         (["--checkpoint", "x"], "--checkpoint: the study sets it itself"),
         (["--item_tower", "image"], "--item_tower: the study sets it itself; give --modality"),

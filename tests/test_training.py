@@ -316,7 +316,10 @@ def wait_for_state(folder: Path, reached) -> None:
     pytest.fail("the run never got that far")
 
 
-@pytest.mark.parametrize("save_steps", [pytest.param(0, marks=pytest.mark.long, id="saved after epochs"), 7])
+@pytest.mark.parametrize(
+    "save_steps",
+    [pytest.param(0, marks=pytest.mark.long, id="saved after epochs"), pytest.param(7, id="saved in epochs")],
+)
 def test_resume_after_sigkill_equals_the_unbroken_run(long_flags, unbroken, tmp_path, save_steps):
     folder = tmp_path / "run"
     process = start("adapter_houlsby.py", [*long_flags, "--output", str(folder), "--save_steps", str(save_steps)])
@@ -416,7 +419,7 @@ def test_a_run_may_leave_the_test_targets_alone(flags, unbroken_run, tmp_path, m
     assert result.keys().isdisjoint({"test", "popularity"})
     assert "  test  " not in (tmp_path / "run" / "log.txt").read_text()
     assert read_result(tmp_path / "run", tested=False)["validation"] == result["validation"]
-    with pytest.raises(TransrecError, match=r"has --no_test; --resume .* --test ranks the test targets"):
+    with pytest.raises(TransrecError, match=r"the run has --no_test; --resume .* --test ranks the test targets"):
         read_result(tmp_path / "run")
     run(["--resume", str(tmp_path / "run"), "--test"])
     assert_same_run(unbroken_run, tmp_path / "run")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from transrec.data.features import BackboneFeatures, read_blocks_ahead
 from transrec.data.groups import group_inputs
-from transrec.data.states import BLOCK_ITEMS, REMEDY, TOKENS, DamagedStates, Provenance, StateBuilder, StateFile
+from transrec.data.states import BLOCK_ITEMS, TOKENS, DamagedStates, Provenance, StateBuilder, StateFile
 from transrec.errors import Interrupted, TransrecError, about_file, about_memory, warn
 from transrec.locks import Lock
 from transrec.models.backbone import blocks_of
@@ -76,7 +76,7 @@ class StateCache:
                 # Another run may have written the file by now. The main process, which holds the lock, checks for all.
                 file, damage = _open_states(path, provenance, shape) if world.is_main else (None, None)
                 if damage:
-                    warn(f"{damage.args[0].removesuffix(f'; {REMEDY}')}; it is made again")
+                    warn(f"{damage.fault}; it is made again")
                 if world.any(world.is_main and file is None):
                     bounds = token_bounds(features, shape[0]) if _is_per_token(provenance) else None
                     builder = StateBuilder(path, shape, provenance.dtype, provenance.as_dict(), bounds)

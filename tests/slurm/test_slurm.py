@@ -150,7 +150,8 @@ def test_a_study_that_is_stopped_finds_its_jobs_again(studies, unbroken, tmp_pat
     studies.wait_for_epoch(out, "0")
     process.send_signal(signal.SIGINT)
     output = studies.finish(process, status=128 + signal.SIGINT)
-    assert re.search(r"its jobs continue in the cluster, .*: scancel( \d+){4}", output)
+    told = r"its jobs continue in the cluster, where the same command finds them; .*: scancel( \d+){4}"
+    assert re.search(told, output)
     assert len(studies.jobs()) == 4
     output = studies.finish(studies.start(out, "--seeds", *SEEDS))
     assert "is in the cluster already" in output and results(out) == unbroken

@@ -37,8 +37,6 @@ NO_DIGEST = b"0" * DIGEST_BYTES
 NAME_DIGITS = 16
 # Prefix of a provenance's `states` if the file holds the states of all tokens.
 TOKENS = "tokens "
-# What a user can do about a damaged file.
-REMEDY = "delete it, and it will be made again"
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 class DamagedStates(TransrecError):
-    """Raised for a file that does not hold the hidden states expected of it."""
+    """Raised for a file that does not hold the hidden states expected of it.
+
+    Attributes:
+        fault: the file and what is wrong with it; the message adds what to do.
+    """
+
+    def __init__(self, fault: str):
+        super().__init__(f"{fault}; delete it, and it will be made again")
+        self.fault = fault
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int]:
@@ -115,7 +121,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], tuple[int, ...], type, int
     except OSError as error:
         raise file_error(error, path, what="cannot read the hidden states") from error
     except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DamagedStates(f"{path}: not a file of hidden states ({error!r}); {REMEDY}") from error
+        raise DamagedStates(f"{path}: not a file of hidden states ({error!r})") from error
 
 
 def _make_header(shape: tuple[int, ...], dtype: str, provenance: dict[str, Any], blocks: int) -> tuple[bytes, int]:
@@ -166,10 +172,10 @@ class StateFile:
             if recorded.get(name) != value
         ]
         if different:
-            raise DamagedStates(f"{path}: was made of something else: {'; '.join(different)}; delete it")
+            raise DamagedStates(f"{path}: was made of something else: {'; '.join(different)}")
         length = self._start + math.prod(shape) * np.dtype(dtype).itemsize
         if path.stat().st_size != length:
-            raise DamagedStates(f"{path}: cut off, {path.stat().st_size:,} of {length:,} bytes are left; {REMEDY}")
+            raise DamagedStates(f"{path}: cut off, {path.stat().st_size:,} of {length:,} bytes are left")
         with about_file(path, what="cannot read the hidden states"):
             self._file = open(path, "rb")
             share(self._file.fileno())

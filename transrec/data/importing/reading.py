@@ -210,7 +210,7 @@ def reading_error(error: Exception, source: Source, database: Database) -> Trans
     if "unterminated quote" in text:
         return TransrecError(f"{place}: opens a quote {table.quote} that nothing closes; mend the line")
     if "invalid state" in text and (found := _line_with_other_end(table)):
-        return TransrecError(f"{path}, line {found}: does not end like line 1; convert the file, such as with dos2unix")
+        return TransrecError(f"{path}, line {found}: does not end like line 1; convert it, for example with dos2unix")
     return TransrecError(f"{place}: cannot be read ({_first_line(text)}); mend it, or fetch it again")
 
 
