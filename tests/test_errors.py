@@ -203,6 +203,12 @@ def test_malformed_behaviours_line(fails, dataset):
     assert "users.tsv, line 7: 'somebody without a tab' is malformed; expected user_id<TAB>item item" in fails()
 
 
+def test_a_third_column_of_users_is_not_read_as_items(fails, dataset):
+    spoil(dataset / "users.tsv", 7, "new\tS00001 S00002\tS00003 S00004")
+    message = fails()
+    assert "users.tsv, line 7: 'new\\tS00001 S00002\\tS00003 S00004' has more than two columns; expected" in message
+
+
 def test_malformed_items_line(fails, dataset):
     spoil(dataset / "items.tsv", 3, "\ta title without an id")
     assert "items.tsv, line 3: '' is not an item id; expected item_id<TAB>title" in fails()

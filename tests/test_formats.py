@@ -173,6 +173,21 @@ def test_recbole_keeps_the_publishers_split(importing):
     assert "set.inter is not read" in importing.card["notes"][0]
 
 
+@pytest.mark.parametrize("other", ["timestamp/Books.train.csv", "last_out/Books.csv", "Books.test.csv"])
+def test_amazon_2023_refuses_several_versions_of_the_same_interactions(importing, other):
+    for name in ("last_out/Books.train.csv", "last_out/Books.valid.csv", "last_out/Toys.csv", other):
+        importing.write(name, "user_id,parent_asin,rating,timestamp\nu,i,5,1567296000000\n")
+    message = importing.fails("amazon2023")
+    assert "hold the same interactions; give the paths of those to import" in message and other in message
+
+
+def test_recbole_split_without_times_is_in_the_order_of_its_parts(importing):
+    for part, items in {"train": "abc", "valid": "d", "test": "e"}.items():
+        rows = "".join(f"u\t{item}\n" for item in items)
+        importing.write(f"sci.{part}.inter", f"user_id:token\titem_id:token\n{rows}")
+    assert importing("recbole") == {"u": ["a", "b", "c", "d", "e"]}
+
+
 def test_recbole_with_columns_of_other_names_and_without_times(importing):
     importing.write(
         "lastfm.inter", lines([("user_id:token", "artist_id:token", "weight:float"), ("2", "b", 1), ("2", "a", 2)])

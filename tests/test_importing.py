@@ -4,6 +4,7 @@ import gzip
 import json
 import shlex
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from transrec.data.dataset import load_dataset
 from transrec.data.importing.command import main
 from transrec.data.importing.database import Database
+from transrec.data.importing.job import Job
 from transrec.errors import Interrupted, TransrecError
 from transrec.plugins import unload
 
@@ -85,6 +87,16 @@ def test_mind_is_the_history_and_then_the_clicks_by_time(importing):
         ["item_id", "title", "abstract", "category", "subcategory"],
         ["N1", 'Title "1', "Abstract", "news", "world"],
     ]
+
+
+def test_mind_of_two_folders_reads_the_history_once(importing):
+    first, later = MIND_BEHAVIORS.splitlines()[:2]
+    importing.write("MIND_train/behaviors.tsv", f"{later}\n")
+    importing.write("MIND_dev/behaviors.tsv", first.replace("N1 N2", "N1 N2 N4") + "\n")
+    importing.write("MIND_train/news.tsv", MIND_NEWS)
+    assert importing("mind") == {"U1": ["N1", "N2", "N4", "N3"]}
+    message = importing.fails("mind", "--duplicates", "keep", "--overwrite")
+    assert message.startswith("--duplicates keep: each behaviors.tsv repeats the user's history; leave it out")
 
 
 def test_a_run_on_a_raw_folder_names_the_command(importing):
@@ -375,11 +387,11 @@ def test_a_signal_stops_a_query(tmp_path):
 def test_a_format_of_ones_own_is_one_file(importing):
     plugin = importing.folder / "mine.py"
     plugin.write_text(
-        "from transrec.data.formats import Format, Rows, Table, register\n"
+        "from transrec.data.formats import Format, Rows, register\n"
         "@register('pairs')\n"
         "class Pairs(Format):\n"
         "    def interactions(self):\n"
-        "        rows = Table(self.one_of('*.pairs'), names=('who', 'what'), delimiter='|')\n"
+        "        rows = self.table(self.one_of('*.pairs'), names=('who', 'what'), delimiter='|')\n"
         "        return [Rows(rows, {'user': 'who', 'item': 'what'}, ('who', 'what'))]\n"
     )
     importing.write("a.pairs", "u|b\nu|a\n")
@@ -387,6 +399,88 @@ def test_a_format_of_ones_own_is_one_file(importing):
         assert importing("pairs", "--plugin", plugin) == {"u": ["b", "a"]}
     finally:
         unload(plugin)
+
+
+def test_a_users_own_id_is_preferred_to_that_of_a_session(importing):
+    importing.write("clicks.csv", "session_id,user_id,product_id,item_id\ns1,u,p,a\ns2,u,p,b\n")
+    assert importing("table") == {"u": ["a", "b"]}
+
+
+def test_the_encoding_is_known_when_a_header_is_read(importing):
+    importing.write("a.csv", "user,item,title,größe\nu,i,Café,1\n".encode("latin-1"))
+    assert importing("table", "--encoding", "latin-1", "--item_columns", "größe") == {"u": ["i"]}
+    assert importing.items[1] == ["i", "Café", "1"]
+
+
+def test_ids_with_colons_are_no_headers(importing):
+    importing.write("a.csv", "user,item\n" + "".join(f"user:{n},item:{m}\n" for n in (1, 2) for m in range(5)))
+    items = [f"item:{m}" for m in range(5)]
+    assert importing("table") == {"user:1": items, "user:2": items}
+    (importing.out / "items.tsv").write_text("".join(f"{item}\tCall Me by Your Name\n" for item in items))
+    assert load_dataset(importing.out, 20, 5).split.item_count == 5
+
+
+def test_columns_that_differ_only_in_case_are_refused(importing):
+    importing.write("a.csv", "USER,user,item\nwrong,u,i\n")
+    assert "has the columns 'user' and 'USER'; rename one of them" in importing.fails("table", "--user", "user")
+
+
+def test_parquet_without_the_mark_of_text_is_text(importing):
+    columns = {"user": [b"u\xc3\xa9", b"v"], "item": [b"a", b"b"], "title": ['Café "x"'.encode(), b""]}
+    path = importing.write("a.parquet", b"")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path)
+    assert importing("table") == {"ué": ["a"], "v": ["b"]}
+    assert importing.items[1] == ["a", 'Café "x"']
+
+
+@pytest.mark.parametrize("name", ["a.csv.zip", "a.csv.bz2"])
+def test_packed_files_are_to_be_unpacked(importing, name):
+    path = importing.write(name, b"PK\x03\x04\xe9")
+    assert f"{name}: is packed; unpack it first" in importing.fails("table", source=path)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "2019", "20190901"])
+def test_moments_that_are_none_or_two_are_refused(importing, text):
+    importing.write("a.csv", "user,item,time\nu,i,1567296000\n")
+    assert f"--since {text}: " in importing.fails("table", "--since", text)
+
+
+@pytest.mark.parametrize("time", ["1e300", "150000000000000000000"])
+def test_a_single_time_beyond_all_others_is_named(importing, time):
+    rows = "".join(f"u{n},i,{1567296000 + n}\n" for n in range(9))
+    importing.write("a.csv", f"user,item,time\n{rows}v,i,{time}\n")
+    assert f"a.csv: has the time {float(time):.15g}, which lies after the year 9999" in importing.fails("table")
+
+
+def test_a_rating_beyond_single_precision_is_named(importing):
+    importing.write("a.csv", "user,item,rating\nu,i,1e300\n")
+    assert "a.csv, line 2, rating: '1e300' is not a number" in importing.fails("table")
+
+
+def test_an_edited_format_does_not_go_on_from_the_rows_of_the_old_one(importing, monkeypatch):
+    plugin, text = (
+        importing.folder / "mine.py",
+        (
+            "from transrec.data.formats import Format, Rows, register\n"
+            "@register('pairs')\n"
+            "class Pairs(Format):\n"
+            "    def interactions(self):\n"
+            "        table = self.table(self.one_of('*.pairs'), names=('one', 'two'), delimiter='|')\n"
+            "        return [Rows(table, {'user': 'one', 'item': 'two'}, ('one', 'two'))]\n"
+        ),
+    )
+    plugin.write_text(text.replace("'user': 'one', 'item': 'two'", "'user': 'two', 'item': 'one'"))
+    importing.write("a.pairs", "u|b\nu|a\n")
+    signatures = []
+    monkeypatch.setattr(Job, "run", lambda job, work: signatures.append(job._signature()) or sys.exit())
+    for _ in range(2):
+        try:
+            with pytest.raises(SystemExit):
+                importing("pairs", "--plugin", plugin)
+        finally:
+            unload(plugin)
+        plugin.write_text(text)
+    assert signatures[0] != signatures[1]
 
 
 events = st.lists(

@@ -107,8 +107,8 @@ def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str
         unknown: if given, items that the catalogue does not list are left out of the sequences and appended here as
             (line, user, item).
 
-    Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id, a user on two
-    lines and, if `unknown` is None, an item that the catalogue does not list.
+    Raises TransrecError for an unreadable or empty file, a header, a line without a tab or a user id or with a
+    third column, a user on two lines and, if `unknown` is None, an item that the catalogue does not list.
     """
     row_of = catalog.index()
     first_line: dict[str, int] = {}
@@ -120,6 +120,11 @@ def read_interactions(path: Path, catalog: Catalog, unknown: list[tuple[int, str
         if not tab or not user:
             raise TransrecError(
                 f"{path}, line {number}: {text[:60]!r} is malformed; expected user_id<TAB>item item item ..."
+            )
+        if "\t" in items.rstrip("\t"):
+            raise TransrecError(
+                f"{path}, line {number}: {text[:60]!r} has more than two columns; expected user_id<TAB>item item item "
+                f"..., with spaces between the items"
             )
         if user in first_line:
             raise TransrecError(

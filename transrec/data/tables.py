@@ -18,6 +18,7 @@ from transrec.errors import TransrecError, about_file
 from transrec.untrusted import check_regular, parse_json
 
 COMPRESSED = (".gz", ".zst")
+TO_UNPACK = (".zip", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz")
 # Errors that decompression raises in addition to OSError.
 DECOMPRESSION_ERRORS = (EOFError, gzip.BadGzipFile, zlib.error)
 # The reader of a file and the delimiter of its columns, by the file's ending; the default is a csv with commas.
@@ -192,7 +193,12 @@ def _line_of(path: Path, encoding: str) -> int:
 
 
 def unpacked(file: IO[bytes], path: Path) -> Any:
-    """Return a reader of an open file's content, decompressed according to the ending of its path."""
+    """Return a reader of an open file's content, decompressed according to the ending of its path.
+
+    Raises TransrecError for endings of archives, and of compressions that are not read.
+    """
+    if path.name.lower().endswith(TO_UNPACK):
+        raise TransrecError(f"{path}: is packed; unpack it first (of packed files, only .gz and .zst are read)")
     if path.suffix.lower() == ".zst":
         return io.BufferedReader(import_extra("pyarrow").input_stream(file, compression="zstd"))
     return gzip.GzipFile(fileobj=file) if path.suffix.lower() == ".gz" else file

@@ -9,6 +9,8 @@ from pathlib import Path
 from transrec.errors import TransrecError, about_file
 from transrec.untrusted import open_regular
 
+# With these, RecBole's atomic files end the names of their columns.
+COLUMN_TYPES = (":token", ":token_seq", ":float", ":float_seq")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Common names of columns, in the form that `plain` returns.
 ITEM_NAME = re.compile(r"items?|(?:item|news|movie|article|video|product|book)?ids?|(?:parent)?asin|[in]id")
@@ -76,7 +78,7 @@ def header(path: Path, number: int, line: str) -> list[str] | None:
     others_named = [name for name in map(plain, others) if name]
     if not ITEM_NAME.fullmatch(plain(first)) or (others_named and not any(map(TEXT_NAME.fullmatch, others_named))):
         return None
-    names = [field.partition(":")[0].strip().lower() for field in (first, *others)]
+    names = [untyped(field).strip().lower() for field in (first, *others)]
     for name, count in Counter(filter(None, names)).items():
         if count > 1:
             raise TransrecError(f"{path}, line {number}: the header names column {name!r} twice; rename one of them")
@@ -84,5 +86,11 @@ def header(path: Path, number: int, line: str) -> list[str] | None:
 
 
 def plain(name: str) -> str:
-    """Return a column's name in lower case without its type (RecBole's `item_id:token`), punctuation and spaces."""
-    return re.sub(r"[\W_]", "", name.partition(":")[0].lower())
+    """Return a column's name in lower case without its type, punctuation and spaces."""
+    return re.sub(r"[\W_]", "", untyped(name).lower())
+
+
+def untyped(name: str) -> str:
+    """Return a column's name without its type: `item_id` for RecBole's `item_id:token`."""
+    head, _, kind = name.strip().rpartition(":")
+    return head if f":{kind}" in COLUMN_TYPES else name

@@ -10,7 +10,6 @@ from transrec.data.formats.base import (
     head,
     recognise,
     register,
-    sequences,
 )
 from transrec.data.tables import Table, column, joined
 
@@ -27,5 +26,4 @@ __all__ = [
     "joined",
     "recognise",
     "register",
-    "sequences",
 ]

@@ -23,7 +23,7 @@ class Adressa(Format):
         return ""
 
     def _days(self) -> list[Table]:
-        return [Table(path, kind="json") for path in self.all_of(DAY) or [self.one_of(DAY)]]
+        return [self.table(path, kind="json") for path in self.all_of(DAY) or [self.one_of(DAY)]]
 
     def interactions(self) -> list[Rows]:
         columns = {"user": '"userId"', "item": "id", "time": "time"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transrec.data.formats.amazon2018 import AmazonReviews
 from transrec.data.formats.base import Rows, first_line, fits, register
-from transrec.data.tables import Table, joined
+from transrec.data.tables import joined
 
 OPTIONAL = ("brand", "categories", "description", "imUrl")
 
@@ -38,5 +38,5 @@ class Amazon2014(AmazonReviews):
             "description": "description",
             "image": '"imUrl"',
         }
-        tables = [Table(path, kind="literal") for path in self.all_of(self.metadata)]
+        tables = [self.table(path, kind="literal") for path in self.all_of(self.metadata)]
         return [Rows(table, columns, ("asin",), optional=("title", *OPTIONAL)) for table in tables]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from transrec.data.formats.base import Format, Rows, first_line, fits, head, register
-from transrec.data.tables import Table, joined
+from transrec.data.tables import joined
 
 RATINGS = ("first", "second", "rating", "timestamp")
 REVIEW = ("reviewerID", "asin", "overall", "unixReviewTime")
@@ -29,9 +29,9 @@ class AmazonReviews(Format):
         if fits(path, "*.csv"):
             item, user = RATINGS[:2] if is_item_first(path) else RATINGS[1::-1]
             columns = {"user": user, "item": item, "time": "timestamp", "rating": "rating"}
-            return [Rows(Table(path, names=RATINGS), columns, RATINGS, time_unit="s")]
+            return [Rows(self.table(path, names=RATINGS), columns, RATINGS, time_unit="s")]
         columns = {"user": '"reviewerID"', "item": "asin", "time": '"unixReviewTime"', "rating": "overall"}
-        return [Rows(Table(path), columns, REVIEW, time_unit="s")]
+        return [Rows(self.table(path), columns, REVIEW, time_unit="s")]
 
 
 def is_item_first(path: Path) -> bool:
@@ -69,7 +69,7 @@ class Amazon2018(AmazonReviews):
         }
         lists = ("category", "categories", "feature", "description", "imageURLHighRes", "imageURL")
         paths = self.all_of(self.metadata)
-        return [Rows(Table(path), columns, ("asin", "title"), optional=("brand", *lists)) for path in paths]
+        return [Rows(self.table(path), columns, ("asin", "title"), optional=("brand", *lists)) for path in paths]
 
 
 def first_of(name: str) -> str:

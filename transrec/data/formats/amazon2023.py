@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.base import PARTS, Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, joined
+from transrec.data.tables import joined
 from transrec.errors import TransrecError
 
 CSV = ("user_id", "parent_asin", "rating", "timestamp")
@@ -36,12 +36,21 @@ class Amazon2023(Format):
                 f"{reviews[0].parent}: holds reviews (.jsonl) and ratings (.csv) of the same interactions; give the "
                 f"paths of those to import, and of the meta_ file"
             )
+        versions: dict[str, dict[tuple[Path, bool], Path]] = {}
+        for path in reviews:
+            same = versions.setdefault(path.name.split(".")[0], {})
+            same.setdefault((path.parent, bool(_part(path))), path)
+            if len(same) > 1:
+                raise TransrecError(
+                    f"{next(iter(same.values()))} and {path}: hold the same interactions; give the "
+                    f"paths of those to import, and of the meta_ file"
+                )
         return [self._rows(path) for path in reviews]
 
     def _rows(self, path: Path) -> Rows:
         columns = {"user": "user_id", "item": "parent_asin", "time": "timestamp", "rating": "rating"}
-        part = PARTS.get(path.name.lower().split(".")[1])
-        return Rows(Table(path), columns | ({"part": f"'{part}'"} if part else {}), CSV, time_unit="ms")
+        part = _part(path)
+        return Rows(self.table(path), columns | ({"part": f"'{part}'"} if part else {}), CSV, time_unit="ms")
 
     def items(self) -> list[Rows]:
         columns = {
@@ -55,8 +64,14 @@ class Amazon2023(Format):
             "image": "coalesce(json(images)->0->>'hi_res', json(images)->0->>'large')",
         }
         return [
-            Rows(Table(path), columns, ("parent_asin", "title"), optional=META) for path in self.all_of("meta_*.jsonl")
+            Rows(self.table(path), columns, ("parent_asin", "title"), optional=META)
+            for path in self.all_of("meta_*.jsonl")
         ]
 
     def notes(self) -> list[str]:
         return ["an item is a parent_asin, which stands for all variants of a product"]
+
+
+def _part(path: Path) -> str:
+    """Return the part of the publisher's own split that a file holds; "" if it holds all interactions."""
+    return PARTS.get(path.name.lower().split(".")[1], "")

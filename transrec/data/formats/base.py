@@ -3,7 +3,7 @@
 import fnmatch
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,11 +56,13 @@ class Format:
         Options: the dataclass of the format's flags.
         reads: the files that the format reads, in words, for the list of all formats.
         is_general: whether the format is considered only if no other one fits.
+        encoding: the encoding of the source's text files that the user names; "" if none.
     """
 
     Options: type[options.Options] = options.Options
     reads: ClassVar[str] = ""
     is_general: ClassVar[bool] = False
+    encoding: str = ""
 
     def __init__(self, paths: Sequence[Path], **flags: Any):
         self.paths = list(paths)
@@ -91,8 +93,24 @@ class Format:
         """Return sentences for the data card: decisions of the format that a user should know about."""
         return []
 
+    def repeats(self) -> str:
+        """Return why one interaction may be read several times, so that duplicates must be dropped; "" if none is."""
+        return ""
+
     def finish(self, folder: Path) -> None:
         """Add further files to the new folder, once its users.tsv, items.tsv and other data files are written."""
+
+    def table(self, path: Path, **how: Any) -> Table:
+        """Return the `Table` in a file, read in the encoding that the user names, or otherwise as `how` says."""
+        table = Table(path, **how)
+        return replace(table, encoding=self.encoding or table.encoding)
+
+    def sequences(self, path: Path) -> Rows:
+        """Return the rows of a file without a header, of lines `user<TAB>item item item ...`, in the file's order."""
+        split = "list_filter(string_split(trim(items), ' '), lambda one: one <> '')"
+        query = f"(SELECT user, unnest({split}) AS item FROM {{table}})"
+        table = self.table(path, names=("user", "items"), delimiter="\t", quote="")
+        return Rows(table, {"user": "user", "item": "item"}, ("user", "items"), query)
 
     def all_of(self, *patterns: str, excluding: Sequence[str] = ()) -> list[Path]:
         """Return the files whose names match one of the patterns and none of `excluding`, in the order of `files`."""
@@ -132,14 +150,6 @@ def recognise(paths: Iterable[Path], general: bool = False, max_depth: int = 1) 
         if reasons := {name: reason for name, entry in candidates.items() if (reason := entry.recognise(files))}:
             return reasons
     return {}
-
-
-def sequences(path: Path) -> Rows:
-    """Return the rows of a file without a header whose lines are `user<TAB>item item item ...`, in the file's order."""
-    split = "list_filter(string_split(trim(items), ' '), lambda one: one <> '')"
-    query = f"(SELECT user, unnest({split}) AS item FROM {{table}})"
-    table = Table(path, names=("user", "items"), delimiter="\t", quote="")
-    return Rows(table, {"user": "user", "item": "item"}, ("user", "items"), query)
 
 
 def fits(path: Path, *patterns: str) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.base import Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column
+from transrec.data.tables import column
 
 TRANSACTIONS, ARTICLES = "transactions_train.csv", "articles.csv"
 COLUMNS = ("t_dat", "customer_id", "article_id")
@@ -29,14 +29,14 @@ class HM(Format):
 
     def interactions(self) -> list[Rows]:
         columns = {"user": "customer_id", "item": ITEM_ID, "time": "t_dat"}
-        return [Rows(Table(self.one_of(TRANSACTIONS)), columns, COLUMNS)]
+        return [Rows(self.table(self.one_of(TRANSACTIONS)), columns, COLUMNS)]
 
     def items(self) -> list[Rows]:
         rows = []
         for path in self.all_of(ARTICLES):
-            texts = [name for name in Table(path).columns() if name in TEXT_COLUMNS]
+            texts = [name for name in self.table(path).columns() if name in TEXT_COLUMNS]
             columns = {"item": ITEM_ID, "title": "prod_name", **{name: column(name) for name in texts}}
-            rows.append(Rows(Table(path), columns, ("article_id", "prod_name", *texts)))
+            rows.append(Rows(self.table(path), columns, ("article_id", "prod_name", *texts)))
         return rows
 
     def published(self) -> dict[str, int]:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, first_line, fits, register, sequences
-from transrec.data.tables import Table
+from transrec.data.formats.base import Format, Rows, first_line, fits, register
 
 PAIRS = ("user", "item", "timestamp")
 TITLES = ("item", "title")
@@ -25,26 +24,29 @@ class MicroLens(Format):
     def interactions(self) -> list[Rows]:
         # Prefer the .csv: only it has timestamps.
         if not self.all_of("*_pairs.csv") and self.all_of("*_pairs.tsv"):
-            return [sequences(self.one_of("*_pairs.tsv"))]
+            return [self.sequences(self.one_of("*_pairs.tsv"))]
         columns = {"user": "user", "item": "item", "time": "timestamp"}
-        return [Rows(Table(self.one_of("*_pairs.csv")), columns, PAIRS, time_unit="ms")]
+        return [Rows(self.table(self.one_of("*_pairs.csv")), columns, PAIRS, time_unit="ms")]
 
     def items(self) -> list[Rows]:
-        titles = [_titles(path) for path in self.all_of("*_titles.csv", "*_title_en.csv")]
+        titles = [self._titles(path) for path in self.all_of("*_titles.csv", "*_title_en.csv")]
         names = ("item", "likes", "views")
         likes = [
-            Rows(Table(path, "csv", names, "\t", ""), {name: name for name in names}, names)
+            Rows(
+                self.table(path, kind="csv", names=names, delimiter="\t", quote=""),
+                {name: name for name in names},
+                names,
+            )
             for path in self.all_of("*_likes_and_views.txt")
         ]
         return titles + likes
 
+    def _titles(self, path: Path) -> Rows:
+        """Return the rows of a titles file, which has a header in MicroLens-50k but none in -100k."""
+        has_header = first_line(path).replace('"', "") == ",".join(TITLES)
+        table = self.table(path, names=() if has_header else TITLES)
+        return Rows(table, {name: name for name in TITLES}, TITLES)
+
     def published(self) -> dict[str, int]:
         name = self.interactions()[0].table.path.name.lower()
         return COUNTS.get(name.partition("_")[0], {})
-
-
-def _titles(path: Path) -> Rows:
-    """Return the rows of a titles file, which has a header in MicroLens-50k but none in -100k."""
-    first = first_line(path)
-    table = Table(path) if first.replace('"', "") == ",".join(TITLES) else Table(path, names=TITLES)
-    return Rows(table, {name: name for name in TITLES}, TITLES)

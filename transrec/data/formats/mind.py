@@ -28,9 +28,12 @@ class MIND(Format):
                 return "behaviors.tsv of five columns and news.tsv lie there"
         return ""
 
+    @property
+    def _behaviors(self) -> list[Path]:
+        return self.all_of("behaviors.tsv") or [self.one_of("behaviors.tsv")]
+
     def interactions(self) -> list[Rows]:
-        paths = self.all_of("behaviors.tsv") or [self.one_of("behaviors.tsv")]
-        tables = [Table(path, names=BEHAVIORS, delimiter="\t", quote="") for path in paths]
+        tables = [self.table(path, names=BEHAVIORS, delimiter="\t", quote="") for path in self._behaviors]
         return [rows for table in tables for rows in (self._history(table), self._clicks(table))]
 
     def _history(self, table: Table) -> Rows:
@@ -59,7 +62,10 @@ class MIND(Format):
         paths = self.all_of("news.tsv") or [self.one_of("news.tsv")]
         names = ("item", "title", "abstract", "category", "subcategory")
         columns = {name: name for name in names}
-        return [Rows(Table(path, names=NEWS, delimiter="\t", quote=""), columns, names) for path in paths]
+        return [Rows(self.table(path, names=NEWS, delimiter="\t", quote=""), columns, names) for path in paths]
+
+    def repeats(self) -> str:
+        return "each behaviors.tsv repeats the user's history" if len(self._behaviors) > 1 else ""
 
     def notes(self) -> list[str]:
         return [

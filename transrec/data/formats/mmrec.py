@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transrec.data.formats.base import Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column
+from transrec.data.tables import column
 from transrec.data.vectors import IDS
 from transrec.errors import TransrecError, about_file
 from transrec.options import Options, flag
@@ -47,7 +47,7 @@ class MMRec(Format):
         return ""
 
     def interactions(self) -> list[Rows]:
-        table = Table(self.one_of("*.inter"), delimiter="\t", quote="")
+        table = self.table(self.one_of("*.inter"), delimiter="\t", quote="")
         names = table.columns()
         roles = {"user": "userID", "item": "itemID", "time": "timestamp", "rating": "rating"}
         roles = {role: name for role, name in roles.items() if name in names or name in REQUIRED_COLUMNS}
@@ -60,11 +60,11 @@ class MMRec(Format):
     def items(self) -> list[Rows]:
         rows = []
         for path in self.all_of("i_id_mapping.csv"):
-            table = Table(path, delimiter="\t")
+            table = self.table(path, delimiter="\t")
             ids = [name for name in table.columns() if name != "itemID"][:1]
             rows.append(Rows(table, {"item": column("itemID"), "original_id": column(ids[0])}, ("itemID", *ids)))
         for path in self.all_of("meta-*.csv"):
-            table = Table(path)
+            table = self.table(path)
             names = [name for name in ("title", "brand", "description") if name in table.columns()]
             columns = {"item": column("itemID")} | {name: column(name) for name in names}
             rows.append(Rows(table, columns, ("itemID", *names)))

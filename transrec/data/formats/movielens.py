@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.base import Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column
+from transrec.data.tables import column
 from transrec.untrusted import read_regular
 
 RATINGS = ("userId", "movieId", "rating", "timestamp")
@@ -52,9 +52,9 @@ class MovieLens(Format):
         path = self.one_of("u.data", "ratings.dat", "ratings.csv")
         columns = {"user": "userId", "item": "movieId", "rating": "rating", "time": "timestamp"}
         if fits(path, "ratings.csv"):
-            table = Table(path)
+            table = self.table(path)
         else:
-            table = Table(path, names=RATINGS, delimiter="\t" if fits(path, "u.data") else "::", quote="")
+            table = self.table(path, names=RATINGS, delimiter="\t" if fits(path, "u.data") else "::", quote="")
         return [Rows(table, columns, RATINGS, time_unit="s")]
 
     def items(self) -> list[Rows]:
@@ -66,13 +66,13 @@ class MovieLens(Format):
             names = {genre: genre.replace("'", "''") for genre in GENRES}
             flags = ", ".join(f"CASE {column(genre)} WHEN '1' THEN '{name}' END" for genre, name in names.items())
             columns |= {"genres": f"concat_ws(', ', {flags})", "released": "released"}
-            table = Table(path, names=U_ITEM, delimiter="|", quote="", encoding=_encoding(path))
+            table = self.table(path, names=U_ITEM, delimiter="|", quote="", encoding=_encoding(path))
             return Rows(table, columns, ("movieId", "title", "released", *GENRES))
         columns["genres"] = "nullif(replace(genres, '|', ', '), '(no genres listed)')"
         if fits(path, "movies.dat"):
-            table = Table(path, names=MOVIES, delimiter="::", quote="", encoding=_encoding(path))
+            table = self.table(path, names=MOVIES, delimiter="::", quote="", encoding=_encoding(path))
         else:
-            table = Table(path)
+            table = self.table(path)
         return Rows(table, columns, MOVIES)
 
     def published(self) -> dict[str, int]:

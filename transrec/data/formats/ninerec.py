@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from transrec.data.formats.base import Format, Rows, first_line, fits, head, register, sequences
-from transrec.data.tables import Table
+from transrec.data.formats.base import Format, Rows, first_line, fits, head, register
 from transrec.errors import TransrecError
 
 # The first letter of an id tells users from items.
@@ -38,7 +37,7 @@ class NineRec(Format):
     def interactions(self) -> list[Rows]:
         # Pairs without times have no known order, while behaviours are in order.
         if not self._has_times and self.all_of("*_behaviour.tsv"):
-            return [sequences(self.one_of("*_behaviour.tsv"))]
+            return [self.sequences(self.one_of("*_behaviour.tsv"))]
         path = self.one_of("*_pair.csv")
         if not (fields := _fields(path)):
             raise TransrecError(f"{path}: is empty; fetch it again")
@@ -56,16 +55,17 @@ class NineRec(Format):
                 f"perhaps a time; import it as a table, with --header naming the columns"
             )
         columns |= dict(zip(["time"], rest, strict=False))
-        return [Rows(Table(path, names=names), columns, names)]
+        return [Rows(self.table(path, names=names), columns, names)]
 
     def items(self) -> list[Rows]:
         titles = [
-            Rows(Table(path, names=ITEM_COLUMNS), {name: name for name in ITEM_COLUMNS}, ITEM_COLUMNS)
+            Rows(self.table(path, names=ITEM_COLUMNS), {name: name for name in ITEM_COLUMNS}, ITEM_COLUMNS)
             for path in self.all_of("*_item.csv")
         ]
         names = ("item", "image")
         links = [
-            Rows(Table(path, names=names), {name: name for name in names}, names) for path in self.all_of("*_url.csv")
+            Rows(self.table(path, names=names), {name: name for name in names}, names)
+            for path in self.all_of("*_url.csv")
         ]
         return titles + links
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transrec.data.formats.base import Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column
+from transrec.data.tables import column
 
 PAIRS = ("item_id", "user_id", "timestamp")
 TEXTS = ("title", "title_en", "tag", "description")
@@ -26,18 +26,17 @@ class PixelRec(Format):
     def interactions(self) -> list[Rows]:
         pairs = [path for path in self.all_of("*.csv") if _is_header(first_line(path))]
         path = pairs[0] if len(pairs) == 1 else self.one_of("pixel*.csv")
-        return [Rows(Table(path), {"user": "user_id", "item": "item_id", "time": "timestamp"}, PAIRS)]
+        return [Rows(self.table(path), {"user": "user_id", "item": "item_id", "time": "timestamp"}, PAIRS)]
 
     def items(self) -> list[Rows]:
-        return [_items(path) for path in self.all_of("*info*.csv", "*item*.csv")]
+        return [self._items(path) for path in self.all_of("*info*.csv", "*item*.csv")]
+
+    def _items(self, path: Path) -> Rows:
+        table = self.table(path)
+        names = ["item_id", *(name for name in table.columns() if name in TEXTS)]
+        columns = {name: column(name) for name in names[1:]} | {"item": "item_id"}
+        return Rows(table, columns, tuple(names))
 
 
 def _is_header(line: str) -> bool:
     return sorted(line.replace('"', "").split(",")) == sorted(PAIRS)
-
-
-def _items(path: Path) -> Rows:
-    table = Table(path)
-    names = ["item_id", *(name for name in table.columns() if name in TEXTS)]
-    columns = {name: column(name) for name in names[1:]} | {"item": "item_id"}
-    return Rows(table, columns, tuple(names))

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from transrec.data.formats import movielens
 from transrec.data.formats.base import PARTS, Format, Rows, first_line, fits, register
-from transrec.data.tables import Table, column, missing_column_hint
-from transrec.data.tsv import ITEM_NAME, plain
+from transrec.data.tables import column, missing_column_hint
+from transrec.data.tsv import COLUMN_TYPES, ITEM_NAME, plain, untyped
 from transrec.errors import TransrecError
 
-TYPE_SUFFIXES = (":token", ":token_seq", ":float", ":float_seq")
 IMAGES = ("image", "imageurl", "imurl", "cover", "coverurl", "poster")
 
 
@@ -24,15 +23,18 @@ class RecBole(Format):
     def recognise(cls, files: Sequence[Path]) -> str:
         for path in files:
             first = first_line(path) if fits(path, "*.inter") else ""
-            if all(name.endswith(TYPE_SUFFIXES) for name in first.split("\t")):
+            if all(name.endswith(COLUMN_TYPES) for name in first.split("\t")):
                 return f"the header of {path.name} gives types to its columns, as {first.split(chr(9))[0]}"
         return ""
 
     @cached_property
     def parts(self) -> dict[Path, str]:
-        """The files of the publisher's own split, and the part that each holds: "train", "validation" or "test"."""
+        """The files of the publisher's own split, and the part that each holds: "train", "validation" or "test".
+
+        In this order, since without times the order of the rows is that of each user's sequence.
+        """
         parts = {path: PARTS.get(_stem(path).rpartition(".")[2].lower(), "") for path in self.all_of("*.inter")}
-        return {path: part for path, part in parts.items() if part}
+        return {path: part for part in PARTS.values() for path in parts if parts[path] == part}
 
     def interactions(self) -> list[Rows]:
         names = {_stem(path).rpartition(".")[0] for path in self.parts}
@@ -43,7 +45,7 @@ class RecBole(Format):
         return [self._rows(path) for path in (self.parts or [self.one_of("*.inter")])]
 
     def _rows(self, path: Path) -> Rows:
-        table = Table(path, delimiter="\t", quote="")
+        table = self.table(path, delimiter="\t", quote="")
         names = table.columns()
         if lists := [name for name in names if plain(name).endswith("list") and name.endswith("_seq")]:
             raise TransrecError(
@@ -70,7 +72,7 @@ class RecBole(Format):
         return any(_stem(inter).startswith(_stem(path)) for inter in self.all_of("*.inter"))
 
     def _items(self, path: Path) -> Rows:
-        table = Table(path, delimiter="\t", quote="")
+        table = self.table(path, delimiter="\t", quote="")
         names = table.columns()
         item = _matching_column(names, "itemid") or names[0]
         texts = [name for name in names if name != item]
@@ -78,7 +80,7 @@ class RecBole(Format):
         image = _matching_column(texts, *IMAGES)
         roles = {"item": item, "title": title, "image": image}
         roles = {role: name for role, name in roles.items() if name}
-        others = {name.partition(":")[0].strip().lower(): name for name in texts if name not in roles.values()}
+        others = {untyped(name).strip().lower(): name for name in texts if name not in roles.values()}
         roles = {name: other for name, other in others.items() if name and name not in roles} | roles
         return Rows(table, {role: column(name) for role, name in roles.items()}, tuple(roles.values()))
 

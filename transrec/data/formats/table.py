@@ -76,22 +76,24 @@ class AnyTable(Format):
             names = Table(files[0]).columns()
         except TransrecError:
             return ""
-        user, item = (
-            _matching_column(names, USER_NAME),
-            _matching_column(names, ITEM_NAME, excluding=_matching_column(names, USER_NAME)),
-        )
+        user = _matching_column(names, "user")
+        item = _matching_column(names, "item", excluding=user)
         return f"the columns {user} and {item} of {files[0].name}" if user and item else ""
 
     @cached_property
     def _tables(self) -> list[Table]:
         flags = self.flags
         if flags.item_heads:
-            return [_lines(path) for path in self.files]
+            return [self._lines(path) for path in self.files]
         return [self._table(path, flags.header, flags.delimiter) for path in self.files]
 
     def _table(self, path: str | Path, names: list[str], delimiter: str) -> Table:
         quote = "" if self.flags.no_quotes else '"'
-        return Table(resolve(path), names=tuple(names), delimiter=_delimiter(delimiter), quote=quote)
+        return self.table(resolve(path), names=tuple(names), delimiter=_delimiter(delimiter), quote=quote)
+
+    def _lines(self, path: Path) -> Table:
+        """Return a table that reads each line of a file as one column."""
+        return self.table(path, names=(LINE,), delimiter=NO_DELIMITER, quote="")
 
     @cached_property
     def roles(self) -> dict[str, str]:
@@ -100,8 +102,8 @@ class AnyTable(Format):
             raise TransrecError(f"{', '.join(map(str, self.paths))}: holds no files")
         flags = self.flags
         names = [*flags.header, HEAD] if flags.item_heads else self._tables[0].columns()
-        roles = {"user": flags.user or _matching_column(names, USER_NAME)}
-        roles["item"] = flags.item or _matching_column(names, ITEM_NAME, excluding=roles["user"])
+        roles = {"user": flags.user or _matching_column(names, "user")}
+        roles["item"] = flags.item or _matching_column(names, "item", excluding=roles["user"])
         for role in ("user", "item"):
             if not roles[role]:
                 raise TransrecError(
@@ -149,7 +151,9 @@ class AnyTable(Format):
         names, delimiter = self.flags.items_header, _delimiter(self.flags.items_delimiter) or ","
         parts = {name: f"split_part({LINE}, '{delimiter}', {place})" for place, name in enumerate(names, start=1)}
         parts[names[-1]] = f"array_to_string(string_split({LINE}, '{delimiter}')[{len(names)}:], '{delimiter}')"
-        return Rows(_lines(resolve(self.flags.items)), {role: parts[name] for role, name in roles.items()}, (LINE,))
+        return Rows(
+            self._lines(resolve(self.flags.items)), {role: parts[name] for role, name in roles.items()}, (LINE,)
+        )
 
     def _item_roles(self, names: list[str]) -> dict[str, str]:
         """Return the column of each role that items have, given the columns of their file."""
@@ -158,7 +162,7 @@ class AnyTable(Format):
         if not flags.items:
             free = [name for name in names if name not in self.roles.values()]
         elif not flags.items_id and item not in names:
-            item = _matching_column(names, ITEM_NAME) or item
+            item = _matching_column(names, "item") or item
         usual = next((known for want in ("title", "name") for known in free if plain(known) == want), "")
         roles = {"item": item, "title": flags.title or usual, "image": flags.image}
         roles |= {name.lower(): name for name in flags.item_columns}
@@ -168,15 +172,15 @@ class AnyTable(Format):
         return [f"columns: {', '.join(f'{name} is the {role}' for role, name in self.roles.items())}"]
 
 
-def _lines(path: Path) -> Table:
-    """Return a table that reads each line of a file as one column."""
-    return Table(path, names=(LINE,), delimiter=NO_DELIMITER, quote="")
+def _matching_column(names: Sequence[str], role: Literal["user", "item"], excluding: str = "") -> str:
+    """Return the column with a common name of users or items; "" if there is none.
 
-
-def _matching_column(names: Sequence[str], pattern: Any, excluding: str = "") -> str:
-    """Return the first column whose name matches, preferring any other name to a bare `id`; "" if none matches."""
+    Of several, the first that names the role itself, as `user_id` does, comes before other names, such as `session_id`,
+    and these before a bare `id`.
+    """
+    pattern = {"user": USER_NAME, "item": ITEM_NAME}[role]
     fitting = [name for name in names if name != excluding and pattern.fullmatch(plain(name))]
-    return next((name for name in fitting if plain(name) != "id"), fitting[0] if fitting else "")
+    return min(fitting, key=lambda name: (plain(name) == "id", not plain(name).startswith(role)), default="")
 
 
 def _delimiter(text: str) -> str:

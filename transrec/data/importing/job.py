@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def import_dataset(choice: Choice, paths: Sequence[Path], options: ImportOptions
         except Interrupted as stop:
             stop.advice = "what was read so far is kept; the same command goes on from there"
             raise
-        except TransrecError:
+        except Exception:
             shutil.rmtree(work, ignore_errors=True)
             raise
         _put_in_place(work / "made", out)
@@ -88,13 +87,8 @@ class Job:
 
     def __init__(self, source: Format, choice: Choice, options: ImportOptions, why: str):
         self.source, self.choice, self.options, self.why = source, choice, options, why
-        self._interactions, self._items = (
-            [self._with_encoding(rows) for rows in needed] for needed in (source.interactions(), source.items())
-        )
-
-    def _with_encoding(self, rows: Rows) -> Rows:
-        encoding = self.options.encoding or rows.table.encoding
-        return replace(rows, table=replace(rows.table, encoding=encoding))
+        source.encoding = options.encoding
+        self._interactions, self._items = source.interactions(), source.items()
 
     @property
     def tables(self) -> list[Path]:
@@ -136,11 +130,15 @@ class Job:
             raise TransrecError("--since and --until: the source has no times; leave them out")
         if self.options.min_rating is not None and not any("rating" in rows.columns for rows in self._interactions):
             raise TransrecError("--min_rating: the source has no ratings; leave it out")
+        if self.options.duplicates != "drop" and (why := self.source.repeats()):
+            raise TransrecError(f"--duplicates {self.options.duplicates}: {why}; leave it out, to drop the repeats")
 
     def _signature(self) -> str:
         """Return a hash of the import's inputs. Unfinished work is continued only if its hash is the same."""
         files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in self.tables]
-        inputs = [self.choice.name, self.choice.options.as_dict(), self.options.as_dict(), files, STAGED_COLUMNS]
+        plugins = [file_sha256(resolve(path)) for path in self.options.plugin]
+        options = [self.choice.options.as_dict(), self.options.as_dict()]
+        inputs = [self.choice.name, *options, plugins, files, STAGED_COLUMNS]
         return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()
 
     def _read(self, database: Database, work: Path) -> dict[str, Any]:
@@ -176,6 +174,7 @@ class Job:
         reading.insert(database, "staged", source, columns, f"read {printable(source.path.name)}")
         unit = rows.time_unit or ("" if "time" in columns and reading.has_numbers(source, database) else "s")
         per_second = selecting.unit_of_times(database, number, unit)
+        selecting.check_times(database, number, per_second, source.path)
         database.run("INSERT INTO sources VALUES (?, ?)", [number, per_second])
         ((count,),) = database.rows("SELECT count(*) FROM staged WHERE source = ?", [number])
         return {"rows": count}

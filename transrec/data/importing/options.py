@@ -1,6 +1,8 @@
 """The flags that all imports share."""
 
+import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -100,11 +102,10 @@ class ImportOptions(Options):
 def _seconds(name: str, text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    try:
-        return seconds_of(text)
-    except ValueError:
-        raise TransrecError(f"--{name} {text}: no time; give one such as 2019-09-01, or seconds since 1970") from None
+    if re.fullmatch(r"(19|20)\d\d(\d{4})?", text):
+        raise TransrecError(f"--{name} {text}: may be a date or seconds since 1970; write a date as 2019-09-01")
+    for read in (float, seconds_of):
+        with suppress(ValueError):
+            if math.isfinite(seconds := read(text)):
+                return seconds
+    raise TransrecError(f"--{name} {text}: no time; give one such as 2019-09-01, or seconds since 1970")

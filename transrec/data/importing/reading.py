@@ -60,6 +60,7 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
     with about_file(table.path, what="cannot be read"):
         check_regular(table.path)
     table.check(rows.needs)
+    _check_distinct(table, (*rows.needs, *rows.optional))
     if table.path.suffix.lower() == ".zst":
         check_whole(table)
     readable = table
@@ -68,6 +69,15 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
     elif table.encoding.lower() not in UTF8:
         readable = _as_utf8(table, folder)
     return Source(rows, readable, _sql(readable, (*rows.needs, *rows.optional)))
+
+
+def _check_distinct(table: Table, needs: tuple[str, ...]) -> None:
+    """Raise TransrecError if the name of a column to read differs from another only in case, which DuckDB ignores."""
+    if table.reader in ("csv", "parquet"):
+        for name in needs:
+            for other in table.columns():
+                if other != name and other.lower() == name.lower():
+                    raise TransrecError(f"{table.path}: has the columns {name!r} and {other!r}; rename one of them")
 
 
 def check_whole(table: Table) -> None:
@@ -81,7 +91,7 @@ def _sql(table: Table, needs: tuple[str, ...]) -> str:
     path = _quoted(str(table.path))
     if table.reader == "parquet":
         texts = ", ".join(f"{column(name)}::VARCHAR AS {column(name)}" for name in needs)
-        return f"(SELECT {texts} FROM read_parquet({path}))"
+        return f"(SELECT {texts} FROM read_parquet({path}, binary_as_string=true))"
     if table.reader == "json":
         columns = ", ".join(f"{_quoted(name)}: 'VARCHAR'" for name in needs)
         return (
@@ -155,7 +165,9 @@ def _parse_expression(what: str, text: str, source: Source, database: Database) 
     form = source.rows.time_format if what == "time" else ""
     if form:
         return f"epoch(try_strptime({text}, {_quoted(form)}))", f"a time like {form}"
-    if what == "rating" or has_numbers(source, database):
+    if what == "rating":
+        return f"try_cast({text} AS FLOAT)", "a number"
+    if has_numbers(source, database):
         return f"try_cast({text} AS DOUBLE)", "a number"
     # Times without an offset are UTC.
     return f"epoch(try_cast({text} AS TIMESTAMPTZ))", ISO

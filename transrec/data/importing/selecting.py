@@ -7,6 +7,7 @@ pass through the later steps in batches.
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,30 @@ MICROSECONDS = 10**6
 # Numbers from these sizes on are nano-, micro- and milliseconds; as seconds they would be in the year 5138 or later.
 UNITS = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 UNIT_OF = {"s": 1.0, "ms": 1e3, "us": 1e6}
+# The year 10000, in seconds since 1970.
+LATEST = 253402300800.0
 BATCH = 2**20
 # The share of --memory for holding interactions that are read several times.
 SHARE_OF_MEMORY = 0.2
 
 
 def unit_of_times(database: Database, source: int, given: str) -> float:
-    """Return a source's time units per second: of the `given` unit, or, if it is "", inferred from the largest time."""
+    """Return a source's time units per second: of the `given` unit, or, if it is "", inferred from the usual time."""
     if given:
         return UNIT_OF[given]
-    ((largest,),) = database.rows("SELECT max(abs(time)) FROM staged WHERE source = ?", [source])
-    return next((factor for least, factor in UNITS if (largest or 0) >= least), 1.0)
+    ((usual,),) = database.rows("SELECT approx_quantile(abs(time), 0.5) FROM staged WHERE source = ?", [source])
+    return next((factor for least, factor in UNITS if (usual or 0) >= least), 1.0)
+
+
+def check_times(database: Database, source: int, per_second: float, path: Path) -> None:
+    """Raise TransrecError, naming the value, if a source has a time after the year 9999."""
+    beyond = "SELECT time FROM staged WHERE source = ? AND abs(time / ?) >= ? LIMIT 1"
+    for (time,) in database.rows(beyond, [source, per_second, LATEST]):
+        unit = {factor: name for name, factor in UNIT_OF.items()}.get(per_second, "ns")
+        raise TransrecError(
+            f"{path}: has the time {time:.15g}, which lies after the year 9999 if times are in {unit}; mend it, or "
+            f"name another unit if the format has --time_unit"
+        )
 
 
 def order_of(options: ImportOptions, has_times: bool) -> str:
