@@ -54,6 +54,19 @@ def synthetic(sizes: str, out: Path, tiny: bool) -> list[str]:
     return ["--dataset", str(dataset), "--text_encoder", str(text), "--image_encoder", str(image)]
 
 
+def is_done(folder: Path, words: list[str]) -> bool:
+    """Return whether a folder holds a finished run with the flags in `words`.
+
+    Raises TransrecError for flags with other values than the run's, if a resumed run could not change them.
+    """
+    if not (folder / "result.json").exists():
+        return False
+    resumed = settings.parse([*words, "--resume", str(folder)], "full", {})
+    finished = settings.read_settings(folder, resumed.run.plugin)
+    where = dict.fromkeys(("output", "resume"))
+    return resumed.as_dict() | where == finished.as_dict() | where
+
+
 def main(arguments: argparse.Namespace, flags: list[str]) -> None:
     out = resolve(arguments.out) if arguments.out else default_runs_folder() / "efficiency"
     make_folder(out, "--out")
@@ -62,19 +75,15 @@ def main(arguments: argparse.Namespace, flags: list[str]) -> None:
     results = {}
     for number, name in enumerate(arguments.methods, start=1):
         folder = out / f"{number}-{name}"
-        if not (folder / "result.json").exists():
+        words = ["--profile", *AS_PUBLISHED.get(name, []), *flags]
+        if not is_done(folder, words):
             where = ["--resume" if (folder / "options.json").exists() else "--output", str(folder)]
-            command = [
-                sys.executable,
-                str(SCRIPTS / f"{name}.py"),
-                "--profile",
-                *AS_PUBLISHED.get(name, []),
-                *flags,
-                *where,
-            ]
+            command = [sys.executable, str(SCRIPTS / f"{name}.py"), *words, *where]
             print(printable(f"$ {shlex.join(command)}"), flush=True)
             if run_script(command):
-                raise TransrecError(f"{name} failed, see above; the same command continues")
+                raise TransrecError(
+                    f"{name} failed, see above; the same command continues, other settings and data need another --out"
+                )
         results[name] = read_result(folder)
         weights = tuple(arguments.weights)
         tpme_of = tpme_by_method(results, weights)

@@ -53,12 +53,16 @@ def main(arguments) -> None:
         if value < 1:
             raise TransrecError(f"--{name} {value}: must be at least 1")
     metrics = metrics_at(arguments.metrics, arguments.cutoffs)
-    (test_metric,) = metrics_at([arguments.test_metric], [arguments.test_cutoff], "test_metric")
+    tested_metric = arguments.test_metric or ("hr" if arguments.test == "McNemar" else "ndcg")
+    (test_metric,) = metrics_at([tested_metric], [arguments.test_cutoff], "test_metric")
     of_lists = any(each.metric.needs_lists for each in metrics)
     has_models = arguments.mask_history or arguments.catalogue or arguments.trec or of_lists
     device = start(arguments.device).device if has_models else "cpu"
     reranking = Reranking(arguments.mask_history, arguments.catalogue, arguments.plugin, device)
     comparison = Comparison(arguments.runs, arguments.part, arguments.plugin, arguments.baselines, reranking)
+    tested = []
+    if len(comparison.compared) > 1:
+        tested = comparison.tests_against_best(test_metric, TESTS[arguments.test], arguments.correction)
     rows = comparison.rows(metrics, arguments.slices)
     names = [each.name for each in metrics]
     header = ["slice", "targets", "method", "seeds"]
@@ -70,8 +74,7 @@ def main(arguments) -> None:
     )
     if arguments.out:
         write_text(resolve(arguments.out), comma_separated(rows))
-    if len(comparison.compared) > 1:
-        tested = comparison.tests_against_best(test_metric, TESTS[arguments.test], arguments.correction)
+    if tested:
         lines = [[*(cell(value) for value in row.values()), yes_or_no(row["p"])] for row in tested]
         print(f"\n{markdown([*tested[0], 'differs from the best'], lines)}")
         print(
@@ -118,7 +121,7 @@ if __name__ == "__main__":
         "--slices", nargs="+", default=[], choices=SLICES.names(), help="groups of targets to show in separate rows"
     )
     parser.add_argument("--test", default="paired_t", choices=TESTS, help="paired test over users (default: paired_t)")
-    parser.add_argument("--test_metric", default="ndcg", help="metric to test (default: ndcg)")
+    parser.add_argument("--test_metric", help="metric to test (default: hr with --test McNemar, otherwise ndcg)")
     parser.add_argument("--test_cutoff", type=int, default=10, help="cut-off of --test_metric (default: 10)")
     parser.add_argument(
         "--correction",

@@ -15,11 +15,12 @@ from conftest import FEW_STEPS, REPOSITORY, run
 from transrec.data.dataset import load_dataset
 from transrec.data.interactions import Interactions, leave_one_out
 from transrec.errors import TransrecError
-from transrec.finished import sequences_of
-from transrec.reports.comparison import Comparison, metrics_at
+from transrec.finished import sequences_of, with_values
+from transrec.reports.comparison import Comparison, distinguishing_settings, metrics_at
 from transrec.reports.reranking import Reranking
 from transrec.reports.slices import SLICES, Targets
 from transrec.reports.trec import queries, write_qrels
+from transrec.settings import read_settings
 from transrec.training.metrics import METRICS as ENTRIES
 from transrec.training.metrics import Ranking
 from transrec.training.ranks import RANK, WITHOUT_MARGIN, ranks_file, read_ranks, write_ranks
@@ -294,6 +295,43 @@ def test_the_script(runs, tmp_path, monkeypatch, capsys):
         and "differs from the best" in output
     )
     assert (tmp_path / "rows.csv").read_text().startswith("slice,targets,method,seeds,HR@10,HR@10 deviation,")
+
+
+def test_mcnemar_tests_hits_unless_told_otherwise(runs, monkeypatch, capsys):
+    words = [str(runs["first"]), str(runs["ids"]), "--test", "McNemar"]
+    assert evaluate(words, monkeypatch) == 0
+    assert "p: McNemar against the best" in capsys.readouterr().out
+    assert evaluate([*words, "--test_metric", "ndcg"], monkeypatch) == 2
+    printed = capsys.readouterr()
+    assert "compares hits, and NDCG@10 is none" in printed.err and not printed.out
+
+
+def test_runs_that_stop_or_start_elsewhere_are_other_methods(runs, tmp_path):
+    settings = {name: read_settings(folder) for name, folder in runs.items()}
+    first = distinguishing_settings(settings["first"])
+    assert first == distinguishing_settings(settings["second"])
+    for flag, value in (("epochs", 9), ("patience", 9), ("patience_steps", 9)):
+        assert first != distinguishing_settings(with_values(settings["second"], **{flag: value}))
+
+    def from_checkpoint(place) -> dict:
+        return distinguishing_settings(with_values(settings["first"], checkpoint=str(place)))
+
+    best = runs["second"] / "checkpoints" / "best.safetensors"
+    assert from_checkpoint(runs["first"]) == from_checkpoint(runs["second"]) == from_checkpoint(best) != first
+    assert from_checkpoint(runs["ids"]) != from_checkpoint(runs["first"])
+    assert from_checkpoint(tmp_path / "gone")["checkpoint"] == str(tmp_path / "gone")
+
+
+def test_runs_that_rank_other_items_are_compared_with_a_warning(runs, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(runs["second"], copy)
+    options = json.loads((copy / "options.json").read_text())
+    (copy / "options.json").write_text(json.dumps(options | {"mask_history": "none"}))
+    Comparison([runs["first"], runs["second"]])
+    assert not capsys.readouterr().err
+    Comparison([runs["first"], copy])
+    warning = "warning: the runs rank different items, with --mask_history none and seen, so their metrics are not"
+    assert warning in capsys.readouterr().err
 
 
 def evaluate(words, monkeypatch) -> int:

@@ -87,5 +87,9 @@ def test_the_efficiency_script(tmp_path):
     assert (tmp_path / "out" / "efficiency.png").exists()
     again = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert again.returncode == 0 and "$ " not in again.stdout, "what is done is not run again"
+    other = subprocess.run([*command, "--batch_size", "7"], capture_output=True, text=True, timeout=60)
+    assert other.returncode == 2 and "cannot be resumed with --batch_size 7" in other.stderr
+    elsewhere = subprocess.run([*command, "--dataset", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert elsewhere.returncode == 2 and "run_frozen failed, see above; the same" in elsewhere.stderr
     wrong = subprocess.run([*command, "--synthetic", "many"], capture_output=True, text=True, timeout=60)
     assert wrong.returncode == 2 and "--synthetic many: give two numbers" in wrong.stderr

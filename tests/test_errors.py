@@ -553,6 +553,16 @@ def test_resume_after_the_data_changed(flags, dataset, tmp_path):
         run(["--resume", str(tmp_path / "run"), "--epochs", "3"])
 
 
+def test_resume_after_the_data_moved(flags, dataset, tmp_path):
+    run([*flags, "--dataset", str(dataset), "--keep_state", "--output", str(tmp_path / "run")])
+    moved = dataset.rename(dataset.with_name("moved"))
+    run(["--resume", str(tmp_path / "run"), "--dataset", str(moved), "--epochs", "3"])
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["dataset"] == str(moved)
+    spoil(moved / "items.tsv", 1, "S00000\tanother title")
+    with pytest.raises(TransrecError, match=r"moved/items.tsv: has changed since .* was started"):
+        run(["--resume", str(tmp_path / "run"), "--epochs", "4"])
+
+
 def test_device_that_is_not_there(fails):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

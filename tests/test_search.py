@@ -220,6 +220,9 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     """The best settings are written as presets with the command line's other settings, and tested once, over seeds."""
     call = ["--method", "lora:published", "full@id", "bitfit", "--trials", "2", "--workers", "2"]
     call += ["--space", "lora.item_rank=2,4", "--batch_size", "24", "--refit_seeds", "0", "1"]
+    masks = {"mask_history": "none"}
+    (tmp_path / "mine.json").write_text(json.dumps({"lora": {"text": masks}, "full": {"id": masks}}))
+    call += ["--presets", str(tmp_path / "mine.json")]
     status, output, errors = search(*call)
     # A method whose trials all fail is reported, and does not stop the others.
     assert status == 1 and "error: no trial of text-bitfit finished, see above" in errors
@@ -232,7 +235,8 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
         ("FAIL", {"reason": "out of memory while training; free some"})
     ] * 2
     params, value = max(((trial[1], trial[2]) for trial in trials["text-lora-published"]), key=lambda pair: pair[1])
-    assert best["lora"]["text"] == {"variant": "published", "batch_size": 24, "embedding_dim": 16} | params
+    given = {"variant": "published", "batch_size": 24, "embedding_dim": 16} | masks
+    assert best["lora"]["text"] == given | params
     assert {*best} == {"lora", "full"} and "item_rank" not in best["full"]["id"]
     for name in ("history.png", "importance.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")

@@ -118,7 +118,8 @@ def test_a_folder_is_named_after_what_decides_the_numbers(domain, encoder, tmp_p
     first = folders()
     assert len(set(first)) == 6
     assert folders(nproc=["2"], eval_memory=["8"]) == first
-    assert not set(folders(epochs=["3"])) & set(first)
+    for flag in ("epochs", "patience", "patience_steps"):
+        assert not set(folders(**{flag: ["3"]})) & set(first)
     changed = folders(**{"source.epochs": ["3"]})
     assert not set(changed) & set(first), "what starts from another source run is another run"
     assert set(folders(**{"houlsby.adapter_lr": ["1e-2"]})) & set(first) == {f for f in first if "houlsby" not in f}

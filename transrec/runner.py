@@ -509,7 +509,8 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():
-            if before.get(path) != digest:
+            moved = path not in before and digest in before.values()
+            if not moved and before.get(path) != digest:
                 raise TransrecError(
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )

@@ -218,6 +218,10 @@ def _flags_of(options: type[Options]) -> list[str]:
     ]
 
 
+# Flags that a resumed run may change, although they decide when it stops.
+STOPPING = {"epochs", "patience", "patience_steps"}
+
+
 def result_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return those of a run's options that decide its numbers."""
     excluded = _changeable_flags(options) | {"digest", "set_by"}
@@ -383,7 +387,9 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
-    may_change = _changeable_flags(now) - ({"epochs"} if settings.choice("schedule").entry.reads_steps else set())
+    # A dataset may be moved: the content of its files is compared once they are read.
+    may_change = _changeable_flags(now) | {"dataset", "users_file", "items_file"}
+    may_change -= {"epochs"} if settings.choice("schedule").entry.reads_steps else set()
     if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_resumed.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")

@@ -1,5 +1,7 @@
 """Compare finished runs by the ranks that they stored: metrics, slices, and significance tests."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +13,22 @@ import numpy as np
 
 from transrec.baselines import BASELINES
 from transrec.data.dataset import Dataset
-from transrec.errors import TransrecError
+from transrec.errors import TransrecError, warn
 from transrec.paths import resolve
 from transrec.reports.reranking import Reranking
 from transrec.reports.significance import CORRECTIONS, p_values_against, paired_tests, spread
 from transrec.reports.slices import SLICES, Targets
 from transrec.runner import read_dataset
-from transrec.settings import Settings, read_settings, result_options
+from transrec.settings import STOPPING, Settings, read_settings, result_options
 from transrec.training.metrics import METRICS, Metric, Ranking, RankMetric
 from transrec.training.ranks import ranks_file, read_ranks
+from transrec.training.run import read_options
 
 # Significance level: a difference with a smaller p-value counts as more than chance.
 SIGNIFICANT = 0.05
 ALL = "all"
 # Flags in which runs of one method may differ.
-PER_RUN_FLAGS = {"seed", "output", "files", "checkpoint"}
+PER_RUN_FLAGS = {"seed", "output", "files"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,28 @@ def group_by_method(runs: Mapping[Path, Settings]) -> list[list[Path]]:
 
 def distinguishing_settings(settings: Settings) -> dict[str, Any]:
     """Return the settings that distinguish a method from others, by flag."""
-    return {name: value for name, value in result_options(settings.as_dict()).items() if name not in PER_RUN_FLAGS}
+    return _distinguishing(settings.as_dict())
+
+
+def _distinguishing(options: dict[str, Any]) -> dict[str, Any]:
+    kept = result_options(options) | {name: options[name] for name in STOPPING if name in options}
+    kept = {name: value for name, value in kept.items() if name not in PER_RUN_FLAGS}
+    return kept | ({"checkpoint": _source(kept["checkpoint"])} if kept.get("checkpoint") else {})
+
+
+def _source(checkpoint: str) -> str:
+    """Return a name of a --checkpoint that is the same for source runs that differ only in their seed.
+
+    The path itself, if the source run's settings cannot be read.
+    """
+    path = resolve(checkpoint)
+    try:
+        source = read_options(path.parent.parent if path.is_file() else path)
+        content = json.dumps(_distinguishing(source), sort_keys=True)
+    except TransrecError:
+        return checkpoint
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return f"{source.get('method')} on {Path(str(source.get('dataset'))).name} {digest}"
 
 
 @dataclass(frozen=True)
@@ -99,8 +123,8 @@ class Comparison:
         methods: the methods of the runs.
         baselines: the baselines; one appears several times if the runs stored different ranks of it.
 
-    Raises TransrecError for a folder without ranks, for runs over different targets or items, and for baselines that no
-    run stored.
+    Warns of runs that rank different items. Raises TransrecError for a folder without ranks, for runs over different
+    targets, and for baselines that no run stored.
     """
 
     def __init__(
@@ -122,8 +146,19 @@ class Comparison:
         self._first, self._targets = next(iter(kept.items()))
         for folder, ranks in kept.items():
             self._check_targets(folder, ranks)
+        self._warn_of_candidates()
         self.methods = self._make_methods(kept)
         self.baselines = [method for name in dict.fromkeys(baselines) for method in self._baseline(name)]
+
+    def _warn_of_candidates(self) -> None:
+        """Warn if the runs rank their targets among different items."""
+        applied = [self._reranking.apply(settings).as_dict() for settings in self._settings.values()]
+        for flag in ("mask_history", "catalogue"):
+            if len(values := sorted({options[flag] for options in applied})) > 1:
+                warn(
+                    f"the runs rank different items, with --{flag} {' and '.join(values)}, so their metrics are not "
+                    f"comparable; evaluate.py --{flag} ranks all of them alike"
+                )
 
     def _check_targets(self, folder: Path, ranks: np.ndarray) -> None:
         if not same_targets(ranks, self._targets["user"], self._targets["item"]):

@@ -320,12 +320,10 @@ class MethodSearch:
         preset_flags = {name for group in groups for name in group.as_dict()} | {
             dimension.flag for dimension in self.space
         }
-        set_flags = job.flags.keys() | {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
-        return {
-            name: v
-            for name, v in settings.as_dict().items()
-            if name in preset_flags & set_flags - {*presets.NEVER, "seed"}
-        }
+        # Unlike flags of the command line, the values of a --presets file reach the refit only through this preset.
+        from_file = {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
+        kept = (preset_flags & job.flags.keys() | from_file) - {*presets.NEVER, "seed"}
+        return {name: value for name, value in settings.as_dict().items() if name in kept}
 
 
 class Search:

@@ -43,8 +43,6 @@ SCRIPT = REPOSITORY / "scripts" / "train.py"
 # Value of an axis that does not affect a row.
 NO_VALUE = "-"
 BELOW = "(below)"
-# Flags that are part of the hash in a run's folder name although a resumed run may change them.
-ALSO_HASHED = {"epochs", "patience"}
 # Flags that are not part of the hash: the dataset may be moved, and only its content counts.
 NOT_HASHED = {"dataset", "users_file", "items_file"}
 
@@ -262,7 +260,7 @@ class Study:
     def _job(self, name: list[str], flags: dict[str, list[str]], start: Job | None) -> Job:
         title = "-".join(map(_short, name))
         parsed = self.settings_of(flags, title)
-        hashed_names = settings.result_options(parsed.as_dict()).keys() | ALSO_HASHED
+        hashed_names = settings.result_options(parsed.as_dict()).keys() | settings.STOPPING
         hashed_flags = {
             name: value
             for name, value in parsed.non_defaults.items()
