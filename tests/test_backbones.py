@@ -50,7 +50,7 @@ TEXT = {
     "mpnet": WORDS,
     "deberta": WORDS,
     "deberta-v2": WORDS
-    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": False, "position_buckets": 8},
+    | {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 8},
     "electra": WORDS | {"embedding_size": 16},
     "albert": WORDS | {"embedding_size": 16, "num_hidden_layers": 3},
     "qwen2": WORDS | {"num_key_value_heads": 1},
@@ -309,6 +309,68 @@ def test_kadapters_see_no_padding(recommender, inputs):
         for parameter in recommender.item_encoder.backbone.k_adapter.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     assert_padding_leaves_no_trace(recommender, inputs)
+
+
+def test_kadapters_over_clip_are_causal_with_and_without_padding(tmp_path):
+    """Its blocks are told by a flag that they are causal, and receive a mask only if a text is padded."""
+    backbone = load_backbone(save(tmp_path, "clip_text_model", WORDS))
+    recommender = Recommender(TextTower(backbone, 16, "last"), SASRec(16, 6, 2, 2, 0.1), BCEObjective())
+    apply(recommender, "kadapter", item_size=8, item_heads=2, user_size=8, insert="item")
+    with torch.no_grad():
+        for parameter in recommender.item_encoder.backbone.k_adapter.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    mask = (torch.arange(7) < torch.tensor([7, 3, 5, 7])[:, None]).long()
+    assert_padding_leaves_no_trace(recommender, (torch.randint(5, VOCABULARY, (4, 7)) * mask, mask))
+
+
+@pytest.mark.parametrize(
+    "kind,sizes", [("clip_text_model", WORDS), ("beit", IMAGE["beit"] | {"use_relative_position_bias": True})]
+)
+def test_prompts_have_no_place_in_some_backbones(kind, sizes, tmp_path):
+    backbone = load_backbone(save(tmp_path, kind, sizes), "text" if sizes is WORDS else "image")
+    if sizes is WORDS:
+        tower = TextTower(backbone, 16, "last")
+    else:
+        tower = ImageTower(backbone, 16, Preprocessing(32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(TransrecError, match="vectors of --method prompt; use another method or"):
+        apply(Recommender(tower, SASRec(16, 6, 2, 2, 0.1), BCEObjective()), "prompt", n_tokens=2)
+
+
+def test_an_output_narrower_than_the_blocks_is_refused(tmp_path):
+    save(tmp_path, "opt", WORDS | {"ffn_dim": 64, "word_embed_proj_dim": 16})
+    with pytest.raises(TransrecError, match="blocks have width 32, but its output has width 16"):
+        load_backbone(tmp_path)
+
+
+def test_sublayers_that_end_in_other_widths_are_refused():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.key, self.value, self.out = (nn.Linear(4, 4) for _ in range(4))
+            # As in a gated layer whose modules are not defined in the order of the data's flow.
+            self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    with pytest.raises(TransrecError, match="seem to end in widths of 4 and 8, so nothing can be inserted"):
+        view(nn.ModuleDict({"layer": nn.ModuleList([Block(), Block()])}))
+
+
+def test_the_published_parallel_adapter_needs_a_norm_for_each_sublayer(tmp_path):
+    sizes = SIZES | {"vocab_size": VOCABULARY, "head_dim": 16, "num_key_value_heads": 1}
+    recommender = Recommender(
+        TextTower(load_backbone(save(tmp_path, "gemma2", sizes)), 16, "last"), SASRec(16, 6, 2, 2, 0.1), BCEObjective()
+    )
+    with pytest.raises(TransrecError, match="--variant published of parallel needs one norm for each sub-layer"):
+        apply(recommender, "parallel", insert="item", variant="published")
+    apply(recommender, "parallel", insert="item")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_that_full_trains_has_a_gradient(recommender, inputs):
+    """Otherwise several processes could not train it."""
+    groups = apply(recommender, "full")
+    recommender.item_encoder(*inputs).square().sum().backward()
+    trained = {name: p for group in groups if group.name == "backbone" for name, p in group.parameters.items()}
+    assert trained and not [name for name, parameter in trained.items() if parameter.grad is None]
 
 
 def test_two_attentions_in_a_block_are_refused():

@@ -9,7 +9,7 @@ import torch
 from conftest import run
 from test_gradient_checkpointing import inputs_of
 from test_methods import apply, make_encoder
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from transrec import load_run, methods
 from transrec.errors import TransrecError
@@ -37,6 +37,22 @@ def stored(backbones, tmp_path_factory):
 def outputs(encoder, inputs, dtype=None):
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         return encoder(*inputs), encoder.read(*inputs)
+
+
+def test_weights_that_a_model_reads_by_itself_are_held_in_float32(tmp_path):
+    """DeBERTa reads its embeddings of relative positions without running their layer."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    relative = {"relative_attention": True, "position_buckets": 8, "share_att_key": True, "vocab_size": 99}
+    config = AutoConfig.for_model("deberta-v2", **sizes, **relative, pos_att_type=["p2c", "c2p"])
+    wide = AutoModel.from_config(config).eval()
+    for parameter in wide.parameters():
+        parameter.data = parameter.data.half().float()
+    narrow = copy.deepcopy(wide)
+    store_in_dtype(narrow, torch.float16)
+    ids = torch.randint(5, 99, (2, 7))
+    with torch.no_grad():
+        assert torch.equal(narrow(input_ids=ids).last_hidden_state, wide(input_ids=ids).last_hidden_state)
+    assert narrow.embeddings.word_embeddings.weight.dtype == torch.float16
 
 
 @pytest.mark.parametrize("dtype", NARROW.values(), ids=NARROW)

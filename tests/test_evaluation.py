@@ -266,15 +266,18 @@ def test_intervals_of_a_sample_hold_the_value_of_all_users():
     """95 % of 600 samples do, within 2.5 standard deviations; a user's targets are similar and count as one unit."""
     rng = np.random.default_rng(0)
     users, drawn = 2000, 500
-    owners = np.repeat(np.arange(users), rng.integers(1, 6, users))
-    ranks = np.ceil(rng.exponential(np.repeat(rng.exponential(15, users), np.bincount(owners)))).clip(1)
+    # Some users have no target.
+    owners = np.repeat(np.arange(users), rng.integers(0, 6, users))
+    ranks = np.ceil(rng.exponential(np.repeat(rng.exponential(15, users), np.bincount(owners, minlength=users)))).clip(
+        1
+    )
     whole, held = summarise(Ranking(ranks), [10]), []
     for _ in range(600):
         of_sample = np.isin(owners, rng.choice(users, drawn, replace=False))
-        found = intervals(Ranking(ranks[of_sample]), owners[of_sample], users, [10])
+        found = intervals(Ranking(ranks[of_sample]), owners[of_sample], drawn, users, [10])
         assert list(found) == list(whole)
         held.append([low <= whole[name] <= high for name, (low, high) in found.items()])
     assert np.all(np.abs(np.mean(held, axis=0) - 0.95) < 2.5 * math.sqrt(0.95 * 0.05 / 600))
     # A sample of all users leaves no uncertainty.
-    everyone = intervals(Ranking(ranks), owners, users, [10])
+    everyone = intervals(Ranking(ranks), owners, users, users, [10])
     assert everyone == {name: pytest.approx((value, value)) for name, value in whole.items()}

@@ -15,7 +15,7 @@ from transrec.errors import TransrecError
 from transrec.export import export_backbone
 from transrec.finished import load_run
 from transrec.modalities.text import TextTower
-from transrec.models.backbone import load_tokenizer
+from transrec.models.backbone import POOLINGS, declare_pooling, declared_pooling, load_tokenizer
 from transrec.reports.tables import read_result
 from transrec.training.run import read_options
 
@@ -40,6 +40,20 @@ def test_an_exported_backbone_gives_the_same_item_embeddings(flags, backbones, t
     torch.testing.assert_close(exported, ours, atol=1e-5, rtol=0)
     with pytest.raises(TransrecError, match="exists already"):
         export_backbone(recommender.item_encoder, tmp_path / "out")
+
+
+def test_an_exported_backbone_is_pooled_as_before(flags, tmp_path):
+    run([*flags, "--text_pooling", "mean", "--output", str(tmp_path / "run")], "full")
+    tower = load_run(tmp_path / "run").item_encoder
+    export_backbone(tower, tmp_path / "out")
+    assert declared_pooling(tmp_path / "out") == tower.pooling == "mean"
+
+
+@pytest.mark.parametrize("chosen", POOLINGS)
+def test_a_declared_pooling_is_read_again(tmp_path, chosen):
+    declare_pooling(tmp_path, chosen, 32)
+    (tmp_path / "config.json").write_text("{}")
+    assert declared_pooling(tmp_path) == chosen
 
 
 def test_functions_take_text_and_paths_and_name_what_was_given(flags, domain, tmp_path, monkeypatch):

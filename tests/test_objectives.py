@@ -267,6 +267,18 @@ def test_weighted_negatives_are_drawn_by_their_weights():
     np.testing.assert_allclose(np.exp(alone.log_chances), weights / 22, atol=1e-6)
 
 
+@pytest.mark.parametrize("power", [6.0, 400.0])
+def test_large_powers_of_popularity_stay_within_64_bits(domain, power):
+    split = load_dataset(domain, 6, 5).split
+    counts = split.train_counts()[1:].astype(float)
+    sampler = TrainingBatches(split, 13, 0, False, 1, 0, 1, 1, Sampling("popularity", power, 30))._sampler(counts)
+    expected = (counts / counts.max()) ** power
+    np.testing.assert_allclose(np.exp(sampler.log_chances), expected / expected.sum(), atol=1e-6)
+    assert (sampler.weights[counts > 0] > 0).all()
+    drawn = sampler.draw_outside(np.random.default_rng(0), np.ones((2000, 7), np.int64))
+    assert drawn.min() >= 2 and drawn.max() <= split.item_count
+
+
 @pytest.mark.parametrize("sampling", [Sampling("popularity", 0.5, 30), Sampling("in_batch", 1.0, 30)])
 def test_ranks_and_pieces_share_the_negatives_of_a_batch(domain, sampling):
     split = load_dataset(domain, 6, 5).split

@@ -7,6 +7,7 @@ from test_training import assert_same_run, run_to_the_first_save
 
 from transrec.errors import TransrecError
 from transrec.methods import TrainableGroup
+from transrec.methods.iisan.network import SideTower
 from transrec.settings import parse
 from transrec.training.optimizers import OPTIMIZERS, SGD
 from transrec.training.schedules import Constant, Cosine, Linear
@@ -53,6 +54,8 @@ def test_adamw_decays_weights_alone():
         {"layer": torch.nn.Linear(3, 3), "norm": torch.nn.LayerNorm(3), "table": torch.nn.Embedding(4, 3)}
     )
     model.register_parameter("position_embeddings", torch.nn.Parameter(torch.ones(1, 2, 3)))
+    # With three states at each step, the gates are a matrix.
+    model["gated"] = SideTower([torch.nn.Identity()] * 2, gated=True, states_per_step=3)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     groups = _optimizer_groups(model, [TrainableGroup("all", 0.1, dict(model.named_parameters()))])
     assert [group["decays"] for group in groups] == [True, False]

@@ -92,6 +92,8 @@ def test_the_best_epoch_is_chosen_by_any_computed_metric(flags, tmp_path, metric
         (["--select_by", "NDCG@7"], "--select_by NDCG@7: is not computed; choose from HR@5, NDCG@5, HR@10"),
         (["--select_by", "accuracy"], "--select_by accuracy: is not computed; choose from"),
         (["--select_by", "MRR", "--metrics", "hr"], "--select_by MRR: is not computed; choose from"),
+        (["--select_by", "Gini@10", "--metrics", "gini", "hr"], "but here lower values are better; choose from HR@5,"),
+        (["--train_recommender", "no"], "--train_recommender no: --method full always trains it; leave the flag out"),
         (["--init", "orthogonal"], "--init: 'orthogonal' is none of normal, xavier"),
         (["--init_std", "-1"], "--init_std -1.0: must be at least 0"),
         (["--protocol", "paper"], "--protocol: 'paper' is none of strong, published"),

@@ -292,6 +292,8 @@ def apply_method(recommender: Recommender, plan: Plan) -> list[TrainableGroup]:
     """Apply the method and return the parameters that train, in groups."""
     seed(plan.training.seed, "method")
     choice = plan.training.train_recommender
+    if choice == "no" and methods.METHODS.get(plan.method.name).trains_recommender:
+        raise TransrecError(f"--train_recommender no: --method {plan.method.name} always trains it; leave the flag out")
     train_recommender = choice == "yes" or (choice == "auto" and not plan.checkpoint)
     groups = methods.apply(
         recommender,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transrec.errors import TransrecError, about_file, reason_of
 from transrec.methods.base import plain_linear
 from transrec.methods.lora import LowRankLinear
+from transrec.models.backbone import declare_pooling, pooling
 from transrec.models.towers import BackboneTower
 from transrec.models.user_encoders import UserEncoder
 from transrec.paths import make_folder, write_text
@@ -46,11 +47,16 @@ def merge(backbone: nn.Module) -> nn.Module:
 def export_backbone(tower: BackboneTower, folder: str | Path, processor=None) -> None:
     """Write a tower's merged backbone and its tokenizer or image processor, completely or not at all.
 
+    If texts are pooled in another way than is usual for the backbone, the folder declares it (sentence-transformers).
+
     Raises TransrecError if the backbone cannot be merged, and if the folder exists already or cannot be written.
     """
     merged = merge(tower.backbone)
     with atomic_folder(folder) as unfinished:
         merged.save_pretrained(unfinished)
+        chosen = getattr(tower, "pooling", None)
+        if chosen and chosen != pooling(merged.config, "auto"):
+            declare_pooling(unfinished, chosen, tower.width)
         if processor is not None:
             processor.save_pretrained(unfinished)
 

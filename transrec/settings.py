@@ -401,7 +401,13 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
 def _check_selection(settings: Settings) -> None:
     """Raise TransrecError if the metric that selects the best epoch is not computed."""
     chosen = settings.training.select_by
-    computed = names_of(settings.evaluation.cutoffs, [choice.build() for choice in settings.choices["metrics"]])
+    metrics = [choice.build() for choice in settings.choices["metrics"]]
+    computed = names_of(settings.evaluation.cutoffs, [metric for metric in metrics if metric.higher_is_better])
+    if chosen in {*names_of(settings.evaluation.cutoffs, metrics)} - {*computed}:
+        raise TransrecError(
+            f"--select_by {chosen}: the best epoch is the one with the highest value, but here lower values are better; "
+            f"choose from {', '.join(computed)}"
+        )
     if chosen not in computed:
         raise TransrecError(
             f"--select_by {chosen}: is not computed; choose from {', '.join(computed)}, or name more by --metrics and "

@@ -101,6 +101,8 @@ class Sampling:
 # Popularities are rounded to multiples of 1 / POPULARITY_SCALE, so that drawing is exact integer arithmetic without
 # rejections.
 POPULARITY_SCALE = 2**16
+# The largest sum of weights: that of thousands of sequences still fits 64 bits.
+MOST_WEIGHT = 2**48
 
 
 class Sampler:
@@ -289,7 +291,12 @@ class TrainingBatches:
         power = {"uniform": 0.0, "popularity": self.sampling.power, "in_batch": 1.0}[self.sampling.sampler]
         if not power:
             return Sampler(self.item_count)
-        return Sampler(self.item_count, np.rint(counts**power * POPULARITY_SCALE).astype(np.int64))
+        with np.errstate(over="ignore"):
+            weights = counts**power * POPULARITY_SCALE
+        if not weights.sum() <= MOST_WEIGHT:
+            weights = (counts / counts.max()) ** power
+            weights *= MOST_WEIGHT / weights.sum()
+        return Sampler(self.item_count, np.maximum(np.rint(weights), counts > 0).astype(np.int64))
 
     def _check_negatives(self, count: int) -> None:
         if count >= self.item_count:

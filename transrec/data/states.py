@@ -293,6 +293,11 @@ class StateBuilder:
         if not torch.isfinite(values).all():
             raise TransrecError("hidden states exceed what float16 holds; use --state_dtype fp32")
         content = values.numpy().tobytes()
+        if len(content) != len(states) * self.row_bytes:
+            raise TransrecError(
+                f"the encoder gave states of the shape {tuple(states.shape[1:])} an item, which is not that of its "
+                f"configuration; use another encoder"
+            )
         try:
             with open(self.partial, "r+b") as file:
                 file.seek(self._states_at(first_row))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.methods.base import AdapterOptions, Method, Place, parameters_of, register
-from transrec.models.backbone import Block, Sublayer
+from transrec.models.backbone import Block, Sublayer, is_norm
 from transrec.models.user_encoders.sasrec import LAYER_NORM_EPS
 from transrec.options import flag
 
@@ -77,7 +77,9 @@ class InputAdapter(nn.Module):
         reader.register_forward_pre_hook(self._record_input)
 
     def _record_input(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        self._x = arguments[0]
+        # Only its first input: DeBERTa's query projection then projects the relative positions, too.
+        if self._x is None:
+            self._x = arguments[0]
 
     def forward(self, inner_input: Tensor) -> Tensor:
         x, self._x = self._x, None
@@ -213,6 +215,11 @@ class Parallel(BottleneckMethod):
     def sublayers(self, block: Block, options: ParallelOptions) -> tuple[Sublayer, ...]:
         # The released image program, whose blocks are pre-LN, inserts no adapter at the attention sub-layer.
         pre_ln = block.feed_forward.norm is None
+        if options.variant == "published" and sum(map(is_norm, block.module.children())) > 2:
+            raise TransrecError(
+                f"--variant published of parallel needs one norm for each sub-layer, and {type(block.module).__name__} "
+                f"has more; use --variant paper"
+            )
         return (block.feed_forward,) if options.variant == "published" and pre_ln else block.sublayers
 
     def attach(self, sublayer: Sublayer, place: Place, options: ParallelOptions) -> list[nn.Module]:

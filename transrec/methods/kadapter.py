@@ -81,17 +81,18 @@ class KAdapter(nn.Module):
             self._hidden[number] = arguments[0] if self.reads_input else hidden
         if number != self._last:
             return None
-        mask = self._additive_mask(arguments[1] if len(arguments) > 1 else options.get("attention_mask"), hidden)
+        mask = arguments[1] if len(arguments) > 1 else options.get("attention_mask")
+        mask = self._additive_mask(mask, options.get("is_causal", self._is_causal), hidden)
         h = torch.zeros_like(hidden)
         for layer, adapter in zip(self.layers, self.adapters, strict=True):
             h = adapter(self._hidden.pop(layer) + h, mask)
         fused = self.fusion(torch.cat([hidden, h], dim=-1))
         return (fused, *output[1:]) if isinstance(output, tuple) else fused
 
-    def _additive_mask(self, mask: Tensor | None, hidden: Tensor) -> Tensor:
+    def _additive_mask(self, mask: Tensor | None, is_causal: bool, hidden: Tensor) -> Tensor:
         """Return the blocks' mask as an additive mask; blocks receive an additive mask, a boolean mask or none."""
         length = hidden.shape[1]
-        if self.masked and mask is None and self._is_causal:
+        if self.masked and mask is None and is_causal:
             mask = torch.ones(length, length, dtype=torch.bool, device=hidden.device).tril()[None, None]
         if not self.masked or mask is None:
             return hidden.new_zeros(1, 1, 1, length)

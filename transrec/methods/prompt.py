@@ -1,6 +1,7 @@
 """Soft prompts: `prompt` (Lester et al., EMNLP 2021; docs/methods.md)."""
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,6 +22,8 @@ class TextPrompt(nn.Module):
     the first positions, including [CLS], and the mask is unchanged.
     """
 
+    # Embeddings, which weight decay does not shrink.
+    not_decayed = ("vectors",)
     cannot_merge = "its vectors are extra words of every text, not part of a weight of the backbone"
 
     def __init__(self, backbone: nn.Module, tokens: int, published: bool):
@@ -54,6 +57,7 @@ class ImagePrompt(nn.Module):
     start at zero. They have no position embeddings.
     """
 
+    not_decayed = ("vectors",)
     cannot_merge = "its vectors are extra patches of every image, not part of a weight of the backbone"
 
     def __init__(self, place: Place, tokens: int, published: bool):
@@ -109,6 +113,16 @@ class PromptMethod(Method):
                 f"--insert {options.insert}: a prompt goes in front of words or patches; the user encoder reads none"
             )
         backbone, published = place.stack.module, options.variant == "published"
+        if place.modality == "text" and "inputs_embeds" not in signature(backbone.forward).parameters:
+            raise TransrecError(
+                f"{type(backbone).__name__} reads only words of its vocabulary, not the vectors of --method prompt; "
+                f"use another method or text encoder"
+            )
+        if place.modality != "text" and any("relative_position" in name for name, _ in backbone.named_modules()):
+            raise TransrecError(
+                f"{type(backbone).__name__} has a bias for each pair of patches, but none for the vectors of --method "
+                f"prompt; use another method or image encoder"
+            )
         if place.modality == "text":
             prompt: nn.Module = TextPrompt(backbone, options.n_tokens, published)
         else:

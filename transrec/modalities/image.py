@@ -33,6 +33,10 @@ class ImageTower(BackboneTower):
     modality = "image"
 
     def __init__(self, backbone: nn.Module, embedding_dim: int, preprocessing: Preprocessing):
+        for name, parameter in backbone.named_parameters():
+            # It stands for hidden patches, and none is hidden: a parameter without a gradient would stop DDP.
+            if name.rpartition(".")[2] == "mask_token":
+                parameter.requires_grad_(False)
         super().__init__(backbone, embedding_dim)
         self.size = preprocessing.size
         self.has_cls = has_cls(backbone)

@@ -7,6 +7,7 @@ unknown model, needs no change here as long as it is built from such blocks. Our
 
 import errno
 import inspect
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
 from transrec.models.quantised import quantisation, return_float32
-from transrec.paths import resolve
+from transrec.paths import resolve, write_text
 from transrec.untrusted import check_model_folder, read_json
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_line
 POSITION_NAME = re.compile(r"pos_")
 # Neither do the gates of gated residual sums.
 RESIDUAL_GATE = "residual_gate"
+# Ends the names of Longformer's further projections, for tokens that all others see.
+GLOBAL = "_global"
 # DistilBERT's LayerNorms are direct children of the block, as in pre-LN blocks, but follow a sub-layer.
 NORM_BEHIND = re.compile(r"(?:sa|output)_layer_norm")
 # Pooling modes of sentence-transformers: older releases write a key for each mode, newer ones a key with their names.
@@ -181,7 +184,7 @@ def _view_block(block: nn.Module) -> Block:
         site = Site(block.get_submodule(parent), name)
         if match := PROJECTION_NAME.fullmatch(name):
             several |= projections.setdefault(match[1][0].lower(), site) is not site
-        elif not POSITION_NAME.match(name) and name != RESIDUAL_GATE:
+        elif not POSITION_NAME.match(name) and not name.endswith(GLOBAL) and name != RESIDUAL_GATE:
             others.append(site)
     if len(projections) != 3 or len(others) < 3 or several:
         names = f"{'several times ' if several else ''}{sorted(projections)}"
@@ -191,6 +194,13 @@ def _view_block(block: nn.Module) -> Block:
             f"feed-forward layers; use --method full, frozen or iisan, or a backbone of pretrained_models/README.md"
         )
     query = projections["q"]
+    widths = {cast(nn.Linear, ends.module).out_features for ends in (others[0], others[-1])}
+    if len(widths) > 1:
+        raise TransrecError(
+            f"{type(block).__name__}: its attention and feed-forward layers seem to end in widths of "
+            f"{' and '.join(map(str, sorted(widths)))}, so nothing can be inserted; use --method full, frozen or "
+            f"iisan, or a backbone of pretrained_models/README.md"
+        )
     # Modules are defined in the order of data flow: the attention output first, then the feed-forward layers from up to
     # down projection. Of a block's own LayerNorms, the first is attention's and the last the feed-forward sub-layer's.
     norms = [Site(block, name) for name, child in block.named_children() if is_norm(child)]
@@ -329,6 +339,12 @@ def load_config(name: str | Path, modality: str = "text"):
             f"{name}: a model of type {config.model_type} is not a plain stack of transformer blocks of one width; "
             f"pretrained_models/README.md names the backbones that work"
         )
+    narrower = getattr(config, "word_embed_proj_dim", config.hidden_size)
+    if narrower != config.hidden_size:
+        raise TransrecError(
+            f"{name}: its blocks have width {config.hidden_size}, but its output has width {narrower} "
+            f"(word_embed_proj_dim), so it is not a plain stack of blocks of one width; use another text encoder"
+        )
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > MOST_LAYERS:
         raise TransrecError(f"{name}: config.json asks for {layers:,} layers; at most {MOST_LAYERS:,} are built")
@@ -376,6 +392,20 @@ def declared_pooling(name: str | Path) -> str | None:
             f"--text_pooling"
         ) from error
     return ", ".join("last" if mode == "lasttoken" else mode for mode in modes) or None
+
+
+def declare_pooling(folder: Path, chosen: Pooling, width: int) -> None:
+    """Write a pooling of texts into a model's folder as sentence-transformers does; `declared_pooling` reads it."""
+    mode = "lasttoken" if chosen == "last" else f"{chosen}_token" if chosen == "cls" else f"{chosen}_tokens"
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for number, (path, kind) in enumerate(kinds.items())
+    ]
+    (folder / "1_Pooling").mkdir()
+    write_text(folder / "modules.json", json.dumps(modules, indent=2) + "\n")
+    content = {"word_embedding_dimension": width, f"pooling_mode_{mode}": True}
+    write_text(folder / "1_Pooling" / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def load_tokenizer(name: str | Path):

@@ -48,7 +48,7 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def store_in_dtype(backbone: nn.Module, dtype: torch.dtype) -> None:
-    """Round all weights to `dtype`; hold the matrices of blocks and embeddings in it and the few others in float32.
+    """Round all weights to `dtype`; hold the matrices of blocks and words in it, and the few others in float32.
 
     Raises TransrecError for weights beyond the range of float16.
     """
@@ -68,11 +68,12 @@ def store_in_dtype(backbone: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _modules_to_narrow(backbone: nn.Module) -> Iterator[nn.Module]:
-    # Elsewhere a model may read a layer's weights or dtype without running the layer (as ViT's patch embedding).
+    # Elsewhere a model may read a layer's weights or dtype without running the layer, as with ViT's patch embedding and
+    # DeBERTa's embeddings of relative positions.
     for block in blocks_of(backbone):
         yield from block.modules()
     for module in backbone.modules():
-        if type(module) is nn.Embedding:
+        if type(module) is nn.Embedding and module.num_embeddings == getattr(backbone.config, "vocab_size", None):
             yield module
 
 

@@ -212,10 +212,10 @@ class Evaluator:
 
     def intervals(self, ranking: Ranking, part: str) -> dict[str, tuple[float, float]]:
         """Return 95 % intervals for the metrics of all users if the split evaluates a sample of them, else {}."""
-        if self.split.evaluated_users is None:
+        if (sample := self.split.evaluated_users) is None:
             return {}
         owners, _ = self.split.targets(part)
-        return intervals(ranking, owners, self.split.user_count, self.options.cutoffs, self.metrics)
+        return intervals(ranking, owners, len(sample), self.split.user_count, self.options.cutoffs, self.metrics)
 
     @torch.no_grad()
     def encode_users(self, recommender: Recommender, items: Tensor, sequences: np.ndarray) -> Tensor:

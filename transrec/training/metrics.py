@@ -51,6 +51,7 @@ class Metric:
         has_cutoff: whether the metric has one value for each k of --cutoffs.
         needs_lists: whether the metric reads `Ranking.lists` or `Ranking.train_counts`.
         needs_embeddings: whether the metric reads `Ranking.embeddings`.
+        higher_is_better: whether the metric can select the best epoch, which is the one with the highest value.
     """
 
     Options: type[Options] = Options
@@ -58,6 +59,7 @@ class Metric:
     has_cutoff: ClassVar[bool] = True
     needs_lists: ClassVar[bool] = False
     needs_embeddings: ClassVar[bool] = False
+    higher_is_better: ClassVar[bool] = True
 
     def __call__(self, ranking: Ranking, k: int) -> float:
         """Return the metric's value, which must be finite.
@@ -186,6 +188,7 @@ class Gini(ListMetric):
     """Inequality of recommendations over items: 0 if all are recommended equally often, (n - 1) / n if only one is."""
 
     label = "Gini"
+    higher_is_better = False
 
     def __call__(self, ranking: Ranking, k: int) -> float:
         counts = np.sort(np.bincount(self.recommended(ranking, k), minlength=ranking.item_count))
@@ -198,6 +201,7 @@ class AveragePopularity(ListMetric):
     """Mean number of training interactions of the recommended items (ARP of Yin et al., VLDB 2012)."""
 
     label = "Popularity"
+    higher_is_better = False
 
     def __call__(self, ranking: Ranking, k: int) -> float:
         assert ranking.train_counts is not None
@@ -254,7 +258,12 @@ PAPERS = (HitRate(), NDCG(), MRR())
 
 
 def intervals(
-    ranking: Ranking, owners: np.ndarray, users: int, cutoffs: Sequence[int], metrics: Sequence[Metric] = PAPERS
+    ranking: Ranking,
+    owners: np.ndarray,
+    drawn: int,
+    users: int,
+    cutoffs: Sequence[int],
+    metrics: Sequence[Metric] = PAPERS,
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % confidence intervals, by name, for the values of metrics over all users, given a sample of users.
 
@@ -264,10 +273,10 @@ def intervals(
     Args:
         ranking: ranking of the targets of the sampled users.
         owners: int [T], the user of each target.
+        drawn: number of users in the sample, including those without a target.
         users: number of users from which the sample was drawn.
     """
     _, rows = np.unique(owners, return_inverse=True)
-    drawn = rows.max() + 1
     bounds = {}
     for name, metric, k in _named_metrics(cutoffs, metrics):
         if isinstance(metric, RankMetric):

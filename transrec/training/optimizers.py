@@ -34,12 +34,16 @@ class Optimizer:
 
 
 def without_decay(model: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters that weight decay should not shrink: those of norms and embeddings, and biases."""
+    """Return the parameters that weight decay should not shrink: those of norms and embeddings, and biases.
+
+    A module names others of its own in `not_decayed`.
+    """
     parameters = {parameter for parameter in model.parameters() if parameter.ndim < 2}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             # Position embeddings and class tokens of vision transformers are parameters, not modules.
-            if isinstance(module, nn.Embedding) or "embed" in name or name.endswith("_token"):
+            is_embedding = isinstance(module, nn.Embedding) or "embed" in name or name.endswith("_token")
+            if is_embedding or name in getattr(module, "not_decayed", ()):
                 parameters.add(parameter)
     return parameters
 

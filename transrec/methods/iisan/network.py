@@ -34,6 +34,8 @@ class SideTower(nn.Module):
         states_per_step: the number of states that each step joins.
     """
 
+    not_decayed = ("gates",)
+
     def __init__(self, adapters: list[nn.Module], gated: bool, states_per_step: int = 2):
         super().__init__()
         self.adapters = nn.ModuleList(adapters)
