@@ -48,6 +48,8 @@ if __name__ == "__main__":
     )
     parser.add_argument("--port", type=int, default=8008, help="port to listen on; 0: any free port (default: 8008)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the runs were started with")
+    parser.add_argument(
+        "--plugin", nargs="+", action="extend", default=[], help="plugins that the runs were started with"
+    )
     with reporting():
         main(parser.parse_args())

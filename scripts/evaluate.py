@@ -18,7 +18,7 @@ from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.errors import TransrecError, printable
 from transrec.finished import MASKS
-from transrec.paths import make_folder, resolve, write_text
+from transrec.paths import make_folder, write_text
 from transrec.plugins import load_plugins
 from transrec.reports.comparison import SIGNIFICANT, Comparison, metrics_at
 from transrec.reports.reranking import Reranking
@@ -73,7 +73,7 @@ def main(arguments) -> None:
         )
     )
     if arguments.out:
-        write_text(resolve(arguments.out), comma_separated(rows))
+        write_text(arguments.out, comma_separated(rows))
     if tested:
         lines = [[*(cell(value) for value in row.values()), yes_or_no(row["p"])] for row in tested]
         print(f"\n{markdown([*tested[0], 'differs from the best'], lines)}")
@@ -132,7 +132,7 @@ if __name__ == "__main__":
     parser.add_argument(
         "--plugin", nargs="+", action="extend", default=[], help="plugins that the runs were started with"
     )
-    parser.add_argument("--out", help="write the first table to this CSV file")
+    parser.add_argument("--out", type=Path, help="write the first table to this CSV file")
     parser.add_argument(
         "--mask_history", choices=MASKS, help="items to leave out of the ranking (default: as in each run)"
     )

@@ -39,7 +39,9 @@ if __name__ == "__main__":
     parser = Parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the run was started with")
+    parser.add_argument(
+        "--plugin", nargs="+", action="extend", default=[], help="plugins that the run was started with"
+    )
     with reporting():
         arguments = parser.parse_args()
         folder = resolve(arguments.run)

@@ -59,9 +59,14 @@ if __name__ == "__main__":
         "--users", type=Path, help="file of histories, one user_id<TAB>item item ... per line, oldest first"
     )
     whom.add_argument(
-        "--history", nargs="+", help='histories, each a quoted list of item ids like "id id id", oldest first'
+        "--history",
+        nargs="+",
+        action="extend",
+        help='histories, each a quoted list of item ids like "id id id", oldest first',
     )
-    whom.add_argument("--user", nargs="+", default=[], help="ids of users of the dataset (default: all)")
+    whom.add_argument(
+        "--user", nargs="+", action="extend", default=[], help="ids of users of the dataset (default: all)"
+    )
     parser.add_argument("--k", type=int, default=10, help="number of items per user (default: 10)")
     parser.add_argument("--include_seen", action="store_true", help="also recommend items from the history")
     parser.add_argument("--skip_unknown", action="store_true", help="leave out items of --users that are not ranked")
@@ -77,6 +82,8 @@ if __name__ == "__main__":
         "--format", choices=sorted({*SUFFIXES.values()}), help="output format (default: by the suffix of --out)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--plugin", nargs="+", default=[], help="plugins that the run was started with")
+    parser.add_argument(
+        "--plugin", nargs="+", action="extend", default=[], help="plugins that the run was started with"
+    )
     with reporting():
         main(parser.parse_args())

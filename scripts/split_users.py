@@ -16,7 +16,7 @@ from pathlib import Path
 from transrec.arguments import Parser
 from transrec.command import reporting
 from transrec.data import tsv
-from transrec.data.dataset import find_file, find_interaction_rows
+from transrec.data.dataset import description, find_file, find_interaction_rows
 from transrec.data.interaction_rows import USER
 from transrec.data.parquet import ROWS_AT_ONCE, is_parquet, open_parquet
 from transrec.errors import TransrecError, about_file, printable
@@ -34,6 +34,10 @@ def half_of(user: str, share: float) -> int | None:
 
 def split_users(dataset: Path, out: Path, share: float) -> dict[str, int]:
     """Write OUT/source and OUT/target with a fraction `share` of each half's users; returns how many users each has."""
+    if isinstance(description(dataset).get("users"), dict):
+        raise TransrecError(
+            f"{dataset}: its dataset.json names several files of users, and this script splits one; join them first"
+        )
     users_path, items_path = find_file(dataset, "users"), find_file(dataset, "items")
     interactions = users_path if is_parquet(users_path) else find_interaction_rows(dataset)
     items = ITEMS[is_parquet(items_path)]

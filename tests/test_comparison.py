@@ -334,6 +334,15 @@ def test_runs_that_rank_other_items_are_compared_with_a_warning(runs, tmp_path, 
     assert warning in capsys.readouterr().err
 
 
+def test_the_table_is_written_where_the_user_stands(runs, tmp_path, monkeypatch):
+    """A file of the same name in the repository is no reason to write there."""
+    monkeypatch.chdir(tmp_path)
+    before = (REPOSITORY / "requirements.txt").read_bytes()
+    assert evaluate([str(runs["first"]), "--out", "requirements.txt"], monkeypatch) == 0
+    assert (tmp_path / "requirements.txt").read_text().startswith("slice,targets,method")
+    assert (REPOSITORY / "requirements.txt").read_bytes() == before
+
+
 def evaluate(words, monkeypatch) -> int:
     """Run the script in this process and return its exit status."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])

@@ -143,7 +143,9 @@ def test_a_best_checkpoint_of_something_else_is_found_when_the_run_resumes(broke
 
 def test_a_best_checkpoint_that_is_gone_is_found_when_the_run_resumes(broken):
     (broken / "checkpoints" / "best.safetensors").unlink()
-    with pytest.raises(TransrecError, match=r"best\.safetensors: cannot read the checkpoint"):
+    with pytest.raises(
+        TransrecError, match=r"best\.safetensors: the best epoch's weights are not there; put them back"
+    ):
         resume(broken)
     assert len((broken / "metrics.jsonl").read_text().splitlines()) == 1, "training had gone on"
 

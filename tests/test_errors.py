@@ -563,6 +563,14 @@ def test_resume_after_the_data_moved(flags, dataset, tmp_path):
         run(["--resume", str(tmp_path / "run"), "--epochs", "4"])
 
 
+def test_hidden_files_of_the_user_stay(tmp_path):
+    notes, left = tmp_path / ".mytmp-notes", tmp_path / ".options.json.77.tmp"
+    for path in (notes, left):
+        path.touch()
+    Run(tmp_path).close()
+    assert notes.exists() and not left.exists()
+
+
 def test_device_that_is_not_there(fails):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

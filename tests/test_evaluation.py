@@ -268,9 +268,8 @@ def test_intervals_of_a_sample_hold_the_value_of_all_users():
     users, drawn = 2000, 500
     # Some users have no target.
     owners = np.repeat(np.arange(users), rng.integers(0, 6, users))
-    ranks = np.ceil(rng.exponential(np.repeat(rng.exponential(15, users), np.bincount(owners, minlength=users)))).clip(
-        1
-    )
+    of_users = rng.exponential(15, users)
+    ranks = np.ceil(rng.exponential(of_users[owners])).clip(1)
     whole, held = summarise(Ranking(ranks), [10]), []
     for _ in range(600):
         of_sample = np.isin(owners, rng.choice(users, drawn, replace=False))

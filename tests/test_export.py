@@ -76,7 +76,7 @@ def test_functions_take_text_and_paths_and_name_what_was_given(flags, domain, tm
         with pytest.raises(TransrecError, match=r"^run: exists already"):
             export_backbone(load_run("run").item_encoder, kind("run"))
     (tmp_path / "run" / "checkpoints" / "best.safetensors").unlink()
-    message = r"^run: holds no checkpoints/best.safetensors; the run has not finished an epoch"
+    message = r"^run: holds no checkpoints/best.safetensors: no epoch ended, or it was removed"
     with pytest.raises(TransrecError, match=message):
         load_run("run")
 

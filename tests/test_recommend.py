@@ -205,6 +205,9 @@ def test_every_form_holds_the_same(script, finished_run, tmp_path):
     assert [row["item"] for row in rows["csv"] if row["user"] == user] == alone.ids
     status, out, _ = script("--user", user, "--k", 3, "--format", "jsonl")
     assert status == 0 and [json.loads(line)["item"] for line in out.splitlines()] == alone.ids
+    status, again, _ = script("--user", rows["csv"][0]["user"], "--user", user, "--k", 3, "--format", "jsonl")
+    other = [row["item"] for row in rows["csv"][:3]]
+    assert status == 0 and [json.loads(line)["item"] for line in again.splitlines()] == [*other, *alone.ids]
 
 
 def test_users_of_a_file_and_typed_histories(script, finished_run, longer, tmp_path):

@@ -1,5 +1,6 @@
 """Scripts and tools as users run them."""
 
+import shutil
 import subprocess
 import sys
 
@@ -56,6 +57,16 @@ def test_split_users_makes_two_datasets(domain, tmp_path):
     split_users(domain, tmp_path / "part", share=0.5)
     part = set(load_dataset(tmp_path / "part" / "source", 6, 5).interactions.users)
     assert part < users[0]
+
+
+def test_split_users_of_several_users_files_is_refused(domain, tmp_path):
+    from split_users import split_users
+
+    copy = tmp_path / "split"
+    shutil.copytree(domain, copy)
+    (copy / "dataset.json").write_text('{"users": {"train": "train.tsv", "test": "test.tsv"}}')
+    with pytest.raises(TransrecError, match="names several files of users, and this script splits one"):
+        split_users(copy, tmp_path / "halves", share=1.0)
 
 
 def test_split_users_leaves_nothing_of_an_earlier_split(domain, tmp_path):

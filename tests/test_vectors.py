@@ -141,6 +141,10 @@ def test_methods_over_vectors_alone(flags, tmp_path, vectors):
         assert (result["item_tower"], result["name"]) == ("vector", f"{method} over vectors")
     with pytest.raises(TransrecError, match="--method lora --insert all: no backbone reads the items"):
         run([*flags, "--output", str(tmp_path / "lora")], "lora")
+    loaded = load_run(tmp_path / "full")
+    np.save(vectors, 2 * np.load(vectors))
+    with pytest.raises(TransrecError, match=f"{vectors}: has changed since the run was trained on it; restore it"):
+        loaded.evaluate()
     vectors.unlink()
     loaded = load_run(tmp_path / "iisan")
     assert loaded.item_encoder.side.intra["vector"].end.in_features == 30

@@ -344,7 +344,7 @@ def checkpoint_file(run_or_file: str | Path) -> Path:
         path = path / "checkpoints" / "best.safetensors"
         if not path.exists():
             raise TransrecError(
-                f"{run_or_file}: holds no {path.relative_to(resolve(run_or_file))}; the run has not finished an epoch"
+                f"{run_or_file}: holds no {path.relative_to(resolve(run_or_file))}: no epoch ended, or it was removed"
             )
     if not path.exists():
         raise TransrecError(f"--checkpoint {run_or_file}: no such file or run folder")

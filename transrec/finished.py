@@ -16,7 +16,7 @@ from transrec.data.interactions import Sequences, Split
 from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import MaskHistory, Options
-from transrec.paths import file_sha256, resolve
+from transrec.paths import resolve
 from transrec.runner import item_reader, load_best, read_dataset
 from transrec.settings import Settings, read_settings
 from transrec.topk import top_items
@@ -86,13 +86,18 @@ class FinishedRun(Recommender):
         """The run's dataset, read at the first access. Raises TransrecError if it is missing or has changed."""
         dataset = read_dataset(self.settings)
         by_number = "id" in self.settings.modalities
-        known = set(read_options(self.folder).get("files", {}).values())
-        for path in (dataset.catalog.path, dataset.interactions.path) if known else ():
-            if file_sha256(path) in known or (self._is_moved and not by_number):
+        known = set(self._files.values())
+        for path, digest in dataset.hashes().items() if known else ():
+            if digest in known or (self._is_moved and not by_number):
                 continue
             remedy = "restore it" if by_number else "restore it, or give the dataset as it is now (--dataset)"
             raise TransrecError(f"{path}: has changed since {self.folder} was trained on it; {remedy}")
         return dataset
+
+    @property
+    def _files(self) -> dict[str, str]:
+        """The SHA-256 of each data file of the run, by path."""
+        return read_options(self.folder).get("files", {})
 
     @property
     def ids(self) -> list[str]:
@@ -167,12 +172,12 @@ class FinishedRun(Recommender):
         return self._embeddings
 
     def _encode(self, added: "_Added | None") -> Tensor:
-        dataset, settings = self.dataset, self.settings
+        dataset, settings, files = self.dataset, self.settings, self._files
         if added is not None:
             split = replace(dataset.split, item_rows=added.rows)
-            dataset, settings = replace(dataset, catalog=added.catalog, split=split), added.settings
+            dataset, settings, files = replace(dataset, catalog=added.catalog, split=split), added.settings, {}
         with about_memory("encoding the items", "use a machine with more"):
-            reader, features = item_reader(self, self._structures, settings, dataset, self._world)
+            reader, features = item_reader(self, self._structures, settings, dataset, self._world, files)
             embeddings = Evaluator(dataset.split, features, settings.evaluation, *self._device).encode_items(reader)
         check_finite(embeddings, "item embeddings")
         return embeddings

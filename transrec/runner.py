@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
@@ -164,7 +164,12 @@ def load_best(folder: str | Path, settings: Settings) -> tuple[Recommender, dict
 
 
 def item_reader(
-    recommender: Recommender, structures: dict[str, list[tuple]], settings: Settings, dataset: Dataset, world: World
+    recommender: Recommender,
+    structures: dict[str, list[tuple]],
+    settings: Settings,
+    dataset: Dataset,
+    world: World,
+    files: Mapping[str, str],
 ) -> tuple[Recommender, Features]:
     """Return a recommender that encodes the items 1..n of a dataset as the run did, and the features that it reads.
 
@@ -174,8 +179,9 @@ def item_reader(
 
     Args:
         recommender, structures: the results of `load_best`, on the world's device.
+        files: the SHA-256 of files that must not have changed, by path.
 
-    Raises TransrecError if the content that items are read by is missing from the dataset, or is damaged.
+    Raises TransrecError if the content that items are read by is missing from the dataset, damaged, or changed.
     """
     encoder = recommender.item_encoder
     shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
@@ -183,6 +189,9 @@ def item_reader(
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
     features = _features(settings, dataset, world, cache)
+    for path, now in _modality_files(settings, features).items():
+        if files.get(path, now) != now:
+            raise TransrecError(f"{path}: has changed since the run was trained on it; restore it")
     return reader, _cache_constant_states(settings, reader, structures, features, cache)
 
 
@@ -502,10 +511,7 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
 
 def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
     """Return the SHA-256 of each data file and plugin. Raises TransrecError if a resumed run's data have changed."""
-    files = dataset.hashes()
-    for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
-        if name not in stored_states(settings.plan):
-            files |= modality.files(part)
+    files = dataset.hashes() | _modality_files(settings, features)
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
         for path, digest in files.items():
@@ -516,6 +522,15 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
                 )
     # The plugins of a resumed run were checked for changes before they were executed.
     return files | plugin_hashes(settings.run.plugin)
+
+
+def _modality_files(settings: Settings, features: Features) -> dict[str, str]:
+    """Return the SHA-256 of each file that items are read from, apart from the dataset's own files."""
+    files: dict[str, str] = {}
+    for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
+        if name not in stored_states(settings.plan):
+            files |= modality.files(part)
+    return files
 
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:

@@ -405,7 +405,7 @@ def _check_selection(settings: Settings) -> None:
     computed = names_of(settings.evaluation.cutoffs, [metric for metric in metrics if metric.higher_is_better])
     if chosen in {*names_of(settings.evaluation.cutoffs, metrics)} - {*computed}:
         raise TransrecError(
-            f"--select_by {chosen}: the best epoch is the one with the highest value, but here lower values are better; "
+            f"--select_by {chosen}: the best epoch is that with the highest value, but here lower values are better; "
             f"choose from {', '.join(computed)}"
         )
     if chosen not in computed:

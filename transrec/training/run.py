@@ -1,6 +1,7 @@
 """A run is a folder: options.json, log.txt, metrics.jsonl, result.json, checkpoints/."""
 
 import json
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,9 @@ from transrec.errors import FileError, TransrecError, about_file, printable
 from transrec.locks import Lock
 from transrec.paths import make_folder, resolve, write_text
 from transrec.untrusted import check_regular, read_json
+
+# The names of files that `atomic_write` has not finished.
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 class Run:
@@ -39,8 +43,9 @@ class Run:
         make_folder(self.checkpoints, "--output")
         with about_file(folder):
             self._lock()
-            # Temporary files of transrec or safetensors, left by a process that was killed while it wrote.
-            for leftover in [path for place in (folder, self.checkpoints) for path in place.glob(".*tmp*")]:
+            # Temporary files of `atomic_write` or safetensors, left by a process that was killed while it wrote.
+            leftovers = [path for path in folder.iterdir() if TEMPORARY.fullmatch(path.name)]
+            for leftover in [*leftovers, *self.checkpoints.glob(".*tmp*")]:
                 leftover.unlink(missing_ok=True)
 
     def _lock(self) -> None:

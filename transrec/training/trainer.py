@@ -234,6 +234,8 @@ class Trainer:
     def _read_best(self) -> dict[str, Tensor]:
         """Return the trained tensors after the best epoch. Raises TransrecError if the file holds anything else."""
         path, state = self.run.best, self.state
+        if not path.exists():
+            raise TransrecError(f"{path}: the best epoch's weights are not there; put them back, or start a new run")
         tensors, description = checkpoint.read(path)
         self._check_base(path, description)
         saved = description.epoch, description.validation
