@@ -40,3 +40,6 @@ def test_what_differs_is_told():
     assert differs("a | 1.0", "a | 1.0000000000000002", exact=True)
     assert not differs("a | 1.0", "a | 1.0000000000000002", exact=False)
     assert differs("a | 1.0", "a | 1.001", exact=False)
+    assert not differs("a | b | 1.0 2.0 | HR@5 0.05", "a | b | 1.0 2.0 | HR@5 0.0", exact=False)
+    assert differs("a | b | 1.0 2.0 | HR@5 0.1", "a | b | 1.0 2.0 | HR@5 0.0", exact=False)
+    assert differs("a | b | 1.05 2.0 | HR@5 0.1", "a | b | 1.0 2.0 | HR@5 0.1", exact=False)
