@@ -386,6 +386,9 @@ def test_what_cannot_be_compared_is_one_line(runs, tmp_path, monkeypatch, capsys
     assert "cut off" in error_line()
     path.unlink()
     assert "keeps no ranks-test.npy" in error_line() and "--resume" in error_line()
+    ranks_file(copy, "validation").unlink()
+    assert "keeps no ranks-validation.npy" in error_line("--part", "validation")
+    assert "train the run again" in error_line("--part", "validation")
     write_ranks(copy, "test", kept)
     assert evaluate([str(copy), str(runs["first"])], monkeypatch) == 2
     assert "one run of one seed twice" in capsys.readouterr().err

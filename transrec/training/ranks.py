@@ -50,9 +50,11 @@ def read_ranks(folder: str | Path, part: str, baseline: str = "") -> np.ndarray:
     """
     path = ranks_file(resolve(folder), part, baseline)
     if not path.exists():
+        remedy = f"--resume {folder} continues it, or tests a finished run again"
+        if part == "validation":
+            remedy = "it is written as a run trains, after each epoch that is the best so far; train the run again"
         raise TransrecError(
-            f"{folder}: keeps no {path.name}: the run has not got that far, or an earlier release wrote it; --resume "
-            f"{folder} continues it, or tests a finished run again"
+            f"{folder}: keeps no {path.name}: the run has not got that far, or an earlier release wrote it; {remedy}"
         )
     with about_file(path, what="cannot be read"):
         records = map_npy(path)
