@@ -11,7 +11,16 @@ import torch
 from conftest import IMAGE_KINDS, encoder_flags, fitting, run
 from PIL import Image
 from test_training import assert_same_run, best, finish, finished, numbers, start, wait_for_state
-from transformers import AutoModel, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from transrec.data.dataset import find_images, load_dataset
 from transrec.data.demo import make_image_backbone
@@ -84,6 +93,34 @@ def test_preprocessing_is_the_backbones_own(backbones, tmp_path):
     assert load_preprocessing(folder, config) == Preprocessing(24, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     (folder / "preprocessor_config.json").unlink()
     assert load_preprocessing(folder, config) == Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False, "image_mean": [100.0, 110.0, 120.0], "image_std": [50.0, 60.0, 70.0]},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 2.0, 3.0]},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+    ids=lambda stored: " ".join(stored),
+)
+def test_pixels_are_scaled_as_the_image_processor_does(backbones, tmp_path, stored):
+    folder = shutil.copytree(backbones["vit"], tmp_path / "vit")
+    processor = ViTImageProcessor(size={"height": 32, "width": 32}, do_resize=False, **stored)
+    processor.save_pretrained(folder)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    expected = processor(list(pixels.numpy()), return_tensors="pt")["pixel_values"].float()
+    ours = load_preprocessing(folder, load_config(folder, "image"))
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (ours.mean, ours.std))
+    torch.testing.assert_close((pixels / 255 - mean) / std, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_images_that_are_not_square_are_refused(backbones, tmp_path):
+    folder = shutil.copytree(backbones["vit"], tmp_path / "vit")
+    (folder / "preprocessor_config.json").write_text('{"size": {"height": 32, "width": 24}}')
+    with pytest.raises(TransrecError, match="only square images are read"):
+        load_preprocessing(folder, load_config(folder, "image"))
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}

@@ -627,6 +627,8 @@ def load_preprocessing(name: str | Path, config) -> Preprocessing:
     key = "crop_size" if stored.get("do_center_crop") else "size"
     size = stored.get(key) or config.image_size
     if isinstance(size, dict):
+        if size.get("width", size.get("height")) != size.get("height"):
+            raise TransrecError(f"{file}: {key} is {size!r}; only square images are read")
         size = size.get("height") or size.get("shortest_edge") or config.image_size
     if not isinstance(size, int) or not 1 <= size <= LARGEST_IMAGE:
         raise TransrecError(f"{file}: {key} is {stored.get(key)!r}; it must be 1 to {LARGEST_IMAGE:,} pixels")
@@ -636,6 +638,14 @@ def load_preprocessing(name: str | Path, config) -> Preprocessing:
         if not _are_numbers(values, config.num_channels, least):
             above = " above 0" if least == 0 else ""
             raise TransrecError(f"{file}: {key} is {values!r}; it must be {len(usual)} finite numbers{above}")
+    if stored.get("do_normalize") is False:
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    # Pixels of 0 to 255 are multiplied by this factor; here they are divided by 255 first.
+    factor = stored.get("rescale_factor", 1 / 255) if stored.get("do_rescale", True) else 1
+    if not _are_numbers([factor], 1, 0):
+        raise TransrecError(f"{file}: rescale_factor is {factor!r}; it must be a finite number above 0")
+    if not math.isclose(scale := 255 * factor, 1, rel_tol=1e-6):
+        mean, std = ([value / scale for value in values] for values in (mean, std))
     return Preprocessing(size, tuple(mean), tuple(std))
 
 
