@@ -220,6 +220,8 @@ def _flags_of(options: type[Options]) -> list[str]:
 
 # Flags that a resumed run may change, although they decide when it stops.
 STOPPING = {"epochs", "patience", "patience_steps"}
+# Flags that say where a dataset is: it may be moved, and only the content of its files counts.
+PLACES = {"dataset", "users_file", "items_file"}
 
 
 def result_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -387,8 +389,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     if settings.model.modalities and "modalities" in set_by:
         set_by["item_tower"] = set_by["modalities"]
     now = settings.as_dict()
-    # A dataset may be moved: the content of its files is compared once they are read.
-    may_change = _changeable_flags(now) | {"dataset", "users_file", "items_file"}
+    # The content of a dataset is compared once its files are read.
+    may_change = _changeable_flags(now) | PLACES
     may_change -= {"epochs"} if settings.choice("schedule").entry.reads_steps else set()
     if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_resumed.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)

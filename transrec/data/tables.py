@@ -93,13 +93,19 @@ class Table:
         return list(keys) or self._no_rows()
 
     def check(self, needed: Sequence[str]) -> None:
-        """Raise TransrecError, suggesting similar names, if the file is empty or lacks one of the columns."""
+        """Raise TransrecError, suggesting similar names, if the file is empty or lacks one of the columns.
+
+        So does a column whose name differs from another only in case, which DuckDB ignores except in JSON.
+        """
         if not self.path.stat().st_size:
             self._no_rows()
         columns = self.columns()
         for name in needed:
             if name not in columns:
                 raise TransrecError(f"{self.path}: has no column {name!r}; {missing_column_hint(name, columns)}")
+            twins = [other for other in columns if other != name and other.lower() == name.lower()]
+            if twins and self.reader in ("csv", "parquet"):
+                raise TransrecError(f"{self.path}: has the columns {name!r} and {twins[0]!r}; rename one of them")
 
     @contextmanager
     def open(self) -> Iterator[IO[str]]:

@@ -40,12 +40,9 @@ Pooling = Literal["cls", "last", "mean"]
 POOLINGS = get_args(Pooling)
 
 PROJECTION_NAME = re.compile(r"(?:w_)?(q|k|v|query|key|value)(?:_proj|_lin|_linear)?", re.IGNORECASE)
-# DeBERTa's projections of relative positions are next to query and key, and do not end a sub-layer.
-POSITION_NAME = re.compile(r"pos_")
-# Neither do the gates of gated residual sums.
-RESIDUAL_GATE = "residual_gate"
-# Ends the names of Longformer's further projections, for tokens that all others see.
-GLOBAL = "_global"
+# Linear layers that do not end a sub-layer: DeBERTa's projections of relative positions, the gates of gated residual
+# sums, and Longformer's further projections, for tokens that all others see.
+BESIDE_SUBLAYERS = re.compile(r"pos_.*|residual_gate|.*_global")
 # DistilBERT's LayerNorms are direct children of the block, as in pre-LN blocks, but follow a sub-layer.
 NORM_BEHIND = re.compile(r"(?:sa|output)_layer_norm")
 # Pooling modes of sentence-transformers: older releases write a key for each mode, newer ones a key with their names.
@@ -184,7 +181,7 @@ def _view_block(block: nn.Module) -> Block:
         site = Site(block.get_submodule(parent), name)
         if match := PROJECTION_NAME.fullmatch(name):
             several |= projections.setdefault(match[1][0].lower(), site) is not site
-        elif not POSITION_NAME.match(name) and not name.endswith(GLOBAL) and name != RESIDUAL_GATE:
+        elif not BESIDE_SUBLAYERS.fullmatch(name):
             others.append(site)
     if len(projections) != 3 or len(others) < 3 or several:
         names = f"{'several times ' if several else ''}{sorted(projections)}"

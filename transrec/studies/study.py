@@ -43,8 +43,6 @@ SCRIPT = REPOSITORY / "scripts" / "train.py"
 # Value of an axis that does not affect a row.
 NO_VALUE = "-"
 BELOW = "(below)"
-# Flags that are not part of the hash: the dataset may be moved, and only its content counts.
-NOT_HASHED = {"dataset", "users_file", "items_file"}
 
 
 @dataclass(frozen=True)
@@ -264,7 +262,7 @@ class Study:
         hashed_flags = {
             name: value
             for name, value in parsed.non_defaults.items()
-            if name in hashed_names and name not in NOT_HASHED
+            if name in hashed_names and name not in settings.PLACES
         }
         signature = hashed_flags, self._data_hashes(parsed), start and start.folder.name
         digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()[:8]

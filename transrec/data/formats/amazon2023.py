@@ -36,14 +36,13 @@ class Amazon2023(Format):
                 f"{reviews[0].parent}: holds reviews (.jsonl) and ratings (.csv) of the same interactions; give the "
                 f"paths of those to import, and of the meta_ file"
             )
-        versions: dict[str, dict[tuple[Path, bool], Path]] = {}
+        of_category: dict[str, Path] = {}
         for path in reviews:
-            same = versions.setdefault(path.name.split(".")[0], {})
-            same.setdefault((path.parent, bool(_part(path))), path)
-            if len(same) > 1:
+            first = of_category.setdefault(path.name.split(".")[0], path)
+            if first.parent != path.parent or bool(_part(first)) != bool(_part(path)):
                 raise TransrecError(
-                    f"{next(iter(same.values()))} and {path}: hold the same interactions; give the "
-                    f"paths of those to import, and of the meta_ file"
+                    f"{first} and {path}: hold the same interactions; give the paths of those to import, and of the "
+                    f"meta_ file"
                 )
         return [self._rows(path) for path in reviews]
 

@@ -60,7 +60,6 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
     with about_file(table.path, what="cannot be read"):
         check_regular(table.path)
     table.check(rows.needs)
-    _check_distinct(table, (*rows.needs, *rows.optional))
     if table.path.suffix.lower() == ".zst":
         check_whole(table)
     readable = table
@@ -69,15 +68,6 @@ def open_source(rows: Rows, folder: Path, database: Database) -> Source:
     elif table.encoding.lower() not in UTF8:
         readable = _as_utf8(table, folder)
     return Source(rows, readable, _sql(readable, (*rows.needs, *rows.optional)))
-
-
-def _check_distinct(table: Table, needs: tuple[str, ...]) -> None:
-    """Raise TransrecError if the name of a column to read differs from another only in case, which DuckDB ignores."""
-    if table.reader in ("csv", "parquet"):
-        for name in needs:
-            for other in table.columns():
-                if other != name and other.lower() == name.lower():
-                    raise TransrecError(f"{table.path}: has the columns {name!r} and {other!r}; rename one of them")
 
 
 def check_whole(table: Table) -> None:
