@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from transrec import runner
+from transrec.data.catalog import tokenise
 from transrec.data.demo import make_text_backbone
 from transrec.errors import TransrecError
+from transrec.models.backbone import check_tokens, load_config, load_tokenizer
 from transrec.training import checkpoint
 from transrec.training.run import Run
 
@@ -354,6 +356,18 @@ def test_titles_the_tokenizer_does_not_know(fails, dataset):
     titles = "".join(f"{item}\t{'灯' * (1 + number % 9)} 红\n" for number, item in enumerate(items))
     (dataset / "items.tsv").write_text(titles)
     assert "100% of the titles' word pieces are unknown to its tokenizer" in fails()
+
+
+def test_padding_is_not_unknown_where_a_tokenizer_pads_with_the_unknown_token(tmp_path):
+    make_text_backbone(tmp_path, hidden_size=32, kind="llama")
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.pad_token = tokenizer.unk_token
+    tokens = tokenise(["red lamp"] * 9, tokenizer, length=30)
+    config = load_config(tmp_path)
+    check_tokens(tokens.input_ids, tokens.lengths, tokenizer, config, "llama")
+    tokens = tokenise(["灯 红"], tokenizer, length=30)
+    with pytest.raises(TransrecError, match="100% of the titles' word pieces are unknown"):
+        check_tokens(tokens.input_ids, tokens.lengths, tokenizer, config, "llama")
 
 
 def test_broken_config(fails, backbones, tmp_path):

@@ -1,6 +1,7 @@
 """Backbones whose weights are already quantised: refused clearly, or run by the library for them."""
 
 import json
+import os
 import shutil
 import sys
 from types import ModuleType
@@ -8,8 +9,9 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import run
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
+from transrec.data.demo import STYLES, TOPICS, make_text_backbone
 from transrec.errors import TransrecError
 from transrec.models import quantised
 from transrec.models.backbone import load_backbone, load_config
@@ -76,12 +78,23 @@ def test_a_library_that_is_there_is_asked(quantised_folder, monkeypatch):
         ("full", [], "--method full changes the encoder"),
         ("frozen", ["--encoder_dtype", "bf16"], "leave out --encoder_dtype bf16"),
         ("frozen", ["--random_backbone"], "cannot be drawn at random (--random_backbone)"),
+        ("frozen", ["--backbone_dropout", "on"], "leave out --backbone_dropout on"),
     ],
 )
 def test_quantised_weights_stay_as_they_are(quantised_folder, command, monkeypatch, method, more, expected):
     monkeypatch.setattr(quantised, "find_spec", lambda name: ModuleType(name))
     status, line = command("--text_encoder", str(quantised_folder(GPTQ)), *more, method=method)
     assert status == 2 and "its weights are quantised" in line and expected in line
+
+
+def quantised_runs(folder, flags, tmp_path):
+    """Return the test metrics of `frozen` over a backbone whose states are stored, and computed in every step."""
+    results = []
+    for cached in ("yes", "no"):
+        given = ["--text_encoder", str(folder), "--cached", cached, "--state_cache", str(tmp_path)]
+        run([*flags, *given, "--output", str(tmp_path / cached)], "frozen")
+        results.append(json.loads((tmp_path / cached / "result.json").read_text())["test"])
+    return results
 
 
 def test_by_bitsandbytes(backbones, flags, tmp_path):
@@ -95,19 +108,31 @@ def test_by_bitsandbytes(backbones, flags, tmp_path):
     AutoModel.from_pretrained(folder, quantization_config=settings).save_pretrained(folder)
     backbone = load_backbone(folder)
     assert torch.uint8 in {parameter.dtype for parameter in backbone.parameters()}
-    results = []
-    for cached in ("yes", "no"):
-        out = tmp_path / cached
-        given = [
-            "--text_encoder",
-            str(folder),
-            "--cached",
-            cached,
-            "--state_cache",
-            str(tmp_path),
-            "--output",
-            str(out),
-        ]
-        run([*flags, *given], "frozen")
-        results.append(json.loads((out / "result.json").read_text())["test"])
-    assert results[0] == pytest.approx(results[1]) and "bitsandbytes" in sys.modules
+    stored, computed = quantised_runs(folder, flags, tmp_path)
+    assert stored == pytest.approx(computed) and "bitsandbytes" in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq"])
+def test_by_gptqmodel(kind, flags, tmp_path, monkeypatch):
+    """Weights of 4 bits as gptqmodel writes them: the states come close to those of the weights that it was given."""
+    # With fewer than three CPUs, gptqmodel 7.7 stops at a pool of threads larger than the one that it is part of.
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    gptqmodel = pytest.importorskip("gptqmodel", reason="needs gptqmodel")
+    pytest.importorskip("optimum", reason="needs optimum")
+    plain, folder = tmp_path / "plain", tmp_path / kind
+    make_text_backbone(plain, hidden_size=128, kind="llama")
+    AutoModelForCausalLM.from_pretrained(plain).save_pretrained(plain)
+    configs = {"gptq": gptqmodel.QuantizeConfig, "awq": gptqmodel.quantization.config.AWQConfig}
+    config = configs[kind](bits=4, group_size=64, device="cpu")
+    model = gptqmodel.GPTQModel.load(str(plain), config)
+    # Twice, because texts of fewer than ten tokens are left out.
+    texts = [2 * f"{style} {topic} " for style in STYLES.values() for topic in TOPICS.values()]
+    model.quantize(texts, batch_size=8)
+    model.save(str(folder))
+    stored, computed = quantised_runs(folder, flags, tmp_path)
+    assert stored == pytest.approx(computed)
+    words = torch.arange(3, 63).view(10, 6)
+    with torch.no_grad():
+        states = [load_backbone(place).eval()(input_ids=words).last_hidden_state for place in (plain, folder)]
+    assert states[0].dtype == states[1].dtype == torch.float32
+    assert torch.cosine_similarity(*states, dim=-1).mean() > 0.9

@@ -190,6 +190,8 @@ def _check_unchanged(plan: Plan, encoder: str) -> None:
         raise TransrecError(
             f"{what}and cannot be drawn at random (--random_backbone); give the model without quantisation"
         )
+    if plan.model.backbone_dropout == "on":
+        raise TransrecError(f"{what}and run without dropout; leave out --backbone_dropout on")
     if _changes_backbones(plan):
         raise TransrecError(
             f"{what}and --method {plan.method.name} changes the encoder; use frozen, iisan or --insert user, or give "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transrec.errors import TransrecError
 from transrec.models.backbone import Block, Stack, layer_norms, view
+from transrec.models.quantised import is_quantised
 from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower, backbone_towers
 from transrec.options import Options, flag
@@ -227,7 +228,8 @@ def apply(
 
     Args:
         train_recommender: also train the projection and the user encoder, regardless of the method.
-        backbone_dropout: None keeps dropout active if all of a backbone's own weights train, and in published variants.
+        backbone_dropout: None keeps dropout active if all of a backbone's own weights train, and in published variants
+            over weights that are not quantised.
 
     Returns:
         The groups for the optimiser; every trainable parameter is in exactly one group.
@@ -244,7 +246,8 @@ def apply(
     for tower in backbones:
         trained = list(method.trainable_backbone_parameters(tower, options)) if method.trains_backbone else []
         whole = len(trained) == len(list(tower.backbone.parameters())) - len(tower.constants)
-        by_default = whole or getattr(options, "variant", "paper") == "published"
+        published = getattr(options, "variant", "paper") == "published" and not is_quantised(tower.backbone)
+        by_default = whole or published
         tower.backbone_dropout = by_default if backbone_dropout is None else backbone_dropout
         own += trained
     chosen: dict[nn.Parameter, str] = {}

@@ -211,7 +211,7 @@ class Text(BackboneModality):
     def _tokens(self, catalog: Catalog, length: int, folder: Path | None, progress: bool = False) -> Tokens:
         tokenizer = backbone.load_tokenizer(self.encoder)
         tokens = cached_tokens(catalog, tokenizer, length, self.options.lower_case, folder, progress)
-        backbone.check_tokens(tokens.input_ids, tokenizer, self.config, self.encoder)
+        backbone.check_tokens(tokens.input_ids, tokens.lengths, tokenizer, self.config, self.encoder)
         return tokens
 
     def announce(self, log: Callable[[str], None], warn: Callable[[str], None]) -> None:

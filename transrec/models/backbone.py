@@ -663,15 +663,22 @@ def check_text_length(config, length: int, flag: str = "--title_tokens") -> None
         )
 
 
-def check_tokens(input_ids: np.ndarray, tokenizer, config, name: str) -> None:
-    """Raise TransrecError if tokenizer and model do not match, or if the tokenizer does not know most word pieces."""
+def check_tokens(input_ids: np.ndarray, lengths: np.ndarray, tokenizer, config, name: str) -> None:
+    """Raise TransrecError if tokenizer and model do not match, or if the tokenizer does not know most word pieces.
+
+    Args:
+        input_ids: int [n, T], right-padded.
+        lengths: int [n], the number of tokens before the padding.
+    """
     if (largest := int(input_ids.max())) >= getattr(config, "vocab_size", math.inf):
         raise TransrecError(
             f"{name}: the tokenizer gives token {largest}, the model knows {config.vocab_size}; "
             f"the folder's tokenizer and weights are of different models"
         )
-    words = ~np.isin(input_ids, [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id])
-    unknown = (input_ids == tokenizer.unk_token_id).sum() / max(1, words.sum())
+    # Padding is left out by its place: some tokenizers pad with the token of unknown words.
+    tokens = input_ids[np.arange(input_ids.shape[1]) < lengths[:, None]]
+    words = ~np.isin(tokens, [i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id])
+    unknown = (tokens == tokenizer.unk_token_id).sum() / max(1, words.sum())
     if unknown > MOSTLY_UNKNOWN:
         raise TransrecError(
             f"{name}: {unknown:.0%} of the titles' word pieces are unknown to its tokenizer; "

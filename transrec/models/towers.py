@@ -130,12 +130,15 @@ class BackboneTower(Tower):
         return self
 
     def train(self, mode: bool = True) -> "BackboneTower":
-        super().train(mode)
-        if not self.backbone_dropout:
-            self.backbone.eval()
-            for module in self.backbone.modules():
-                if getattr(module, "follows_mode", False):
-                    module.train(mode)
+        if self.backbone_dropout:
+            return super().train(mode)
+        self.training = mode
+        # The backbone never enters training mode, which layers with quantised weights may refuse.
+        for module in self.children():
+            module.train(mode and module is not self.backbone)
+        for module in self.backbone.modules():
+            if getattr(module, "follows_mode", False):
+                module.train(mode)
         return self
 
     def read(self, *inputs: Tensor) -> Tensor:
