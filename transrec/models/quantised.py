@@ -52,6 +52,17 @@ def is_quantised(backbone: nn.Module) -> bool:
     return bool(getattr(backbone, "is_quantized", False))
 
 
+def packed_parameters(backbone: nn.Module) -> int:
+    """Return by how much the number of a quantised backbone's weights exceeds the size of its parameters.
+
+    Layers with quantised weights pack several into one number, or hold them in buffers.
+    """
+    with torch.device("meta"):
+        unpacked = type(backbone)(backbone.config)
+    whole, held = (sum(parameter.numel() for parameter in model.parameters()) for model in (unpacked, backbone))
+    return whole - held
+
+
 def return_float32(backbone: nn.Module) -> None:
     """Make a backbone return its output in float32, whatever dtype its libraries compute in."""
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import transrec
 from transrec.methods import TrainableGroup
+from transrec.models.quantised import is_quantised, packed_parameters
 from transrec.paths import REPOSITORY
 
 try:
@@ -72,16 +73,24 @@ def parameter_table(
     group_of = {name: group for group in groups for name in group.parameters}
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
-        part = ".".join(name.split(".")[: 2 if name.startswith("item_encoder") else 1])
+        part = _part(name)
         group = group_of.get(name)
         key = (part, group.name if group else "frozen")
         row = rows.setdefault(key, {"module": part, "what": key[1], "parameters": 0, "lr": group.lr if group else None})
         row["parameters"] += parameter.numel()
+    for name, part in module.named_modules():
+        if is_quantised(part):
+            rows[_part(name), "frozen"]["parameters"] += packed_parameters(part)
     absent = [
         {"module": f"item_encoder.{content}", "what": "cached", "parameters": count, "lr": None}
         for content, count in (left_out or {}).items()
     ]
     return [*rows.values(), *absent]
+
+
+def _part(name: str) -> str:
+    """Return the part of a recommender that a table of parameters names, for the name of a module or a parameter."""
+    return ".".join(name.split(".")[: 2 if name.startswith("item_encoder") else 1])
 
 
 def parameter_totals(table: list[dict[str, Any]]) -> tuple[int, int]:
