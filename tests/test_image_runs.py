@@ -1,5 +1,6 @@
 """Runs over images: reading ahead, resuming, several processes, image encoders, invalid input."""
 
+import json
 import shutil
 import signal
 import time
@@ -32,6 +33,7 @@ from transrec.finished import load_run
 from transrec.interop import load_original
 from transrec.modalities.image import ImageTower
 from transrec.models.backbone import Preprocessing, load_backbone, load_config, load_preprocessing
+from transrec.settings import digest
 
 
 @pytest.fixture(params=IMAGE_KINDS)
@@ -250,19 +252,61 @@ def test_bad_input(fails, domain, backbones, tmp_path):
     with pytest.raises(TransrecError, match="a ViTModel reads images, not text"):
         load_backbone(backbones["vit"], "text")
     assert "--mask_ratio 0.5: only MAE masks patches" in fails("--mask_ratio", "0.5")
+    large = shutil.copytree(backbones["vit"], tmp_path / "large")
+    stored = json.loads((large / "preprocessor_config.json").read_text())
+    (large / "preprocessor_config.json").write_text(json.dumps(stored | {"size": {"height": 48, "width": 48}}))
+    message = fails("--image_encoder", str(large))
+    assert "large: images are made 48 x 48 pixels, as preprocessor_config.json says, and the weights cannot" in message
     assert "--mask_ratio 1.0: must be below 1" in fails("--image_encoder", str(backbones["mae"]), "--mask_ratio", "1")
     assert "image_workers -1: must be at least 0" in fails("--image_workers", "-1")
 
 
-def test_a_resumed_run_refuses_other_images(vit_flags, domain, tmp_path):
-    dataset = shutil.copytree(domain, tmp_path / "set")
-    run([*vit_flags, "--dataset", str(dataset), "--output", str(tmp_path / "run"), "--epochs", "1"])
-    name = sorted((dataset / "images").iterdir())[0]
-    Image.new("RGB", (40, 40), "red").save(name)
-    (dataset / "images.lmdb").unlink()
-    build_store(dataset / "items.tsv", dataset / "images", dataset / "images.lmdb", 32)
-    with pytest.raises(TransrecError, match=r"images\.lmdb: has changed since"):
-        run(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [("lora", "image"), ("lora", "size"), ("iisan", "image"), ("iisan", "size"), ("iisan", "weights")],
+)
+def test_a_run_refuses_other_images_and_other_weights(vit_flags, backbones, domain, tmp_path, method, changed):
+    dataset, encoder = shutil.copytree(domain, tmp_path / "set"), shutil.copytree(backbones["vit"], tmp_path / "vit")
+    own = ["--dataset", str(dataset), "--image_encoder", str(encoder), "--output", str(tmp_path / "run")]
+    run([*vit_flags, *own, *["--cached", "yes"] * (method == "iisan"), "--epochs", "1", "--keep_state"], method)
+    if changed == "weights":
+        make_image_backbone(encoder, hidden_size=32, seed=9)
+    else:
+        if changed == "image":
+            Image.new("RGB", (40, 40), "red").save(sorted((dataset / "images").iterdir())[0])
+        (dataset / "images.lmdb").unlink()
+        build_store(dataset / "items.tsv", dataset / "images", dataset / "images.lmdb", 16 if changed == "size" else 32)
+    place = r"vit \(image encoder\)" if changed == "weights" else r"images\.lmdb"
+    with pytest.raises(TransrecError, match=f"{place}: has changed since"):
+        run(["--resume", str(tmp_path / "run"), "--epochs", "2"], method)
+    with pytest.raises(TransrecError, match=f"{place}: has changed since"):
+        load_run(tmp_path / "run").evaluate("test")
+
+
+def test_runs_of_earlier_releases_know_less_of_their_images(vit_flags, domain, tmp_path):
+    """They recorded what a store was built from alone, and of cached states nothing."""
+    for method, more in (("lora", []), ("iisan", ["--cached", "yes"])):
+        folder = tmp_path / method
+        run([*vit_flags, *more, "--output", str(folder), "--epochs", "1", "--keep_state"], method)
+        stored = json.loads((folder / "options.json").read_text())
+        for key in [key for key in stored["files"] if key.endswith(("images.lmdb", "(image encoder)"))]:
+            former = stored["files"].pop(key).partition("-")[0]
+            if method == "lora":
+                stored["files"][key] = former
+        (folder / "options.json").write_text(json.dumps(stored | {"digest": digest(stored)}))
+        assert load_run(folder).evaluate("test") == json.loads((folder / "result.json").read_text())["test"]
+        run(["--resume", str(folder), "--epochs", "2"], method)
+
+
+def test_a_checkpoint_over_another_encoder_is_told(vit_flags, backbones, tmp_path, capsys):
+    run([*vit_flags, "--output", str(tmp_path / "source"), "--epochs", "1"], "full")
+    for name in ("vit", "other"):
+        encoder = shutil.copytree(backbones["vit"], tmp_path / name / name)
+        given = ["--image_encoder", str(encoder), "--checkpoint", str(tmp_path / "source")]
+        capsys.readouterr()
+        run([*vit_flags, *given, "--output", str(tmp_path / f"from-{name}"), "--epochs", "1"], "lora")
+        told = f"was trained over the image encoder {backbones['vit']}; its weights are used" in capsys.readouterr().err
+        assert told == (name == "other")
 
 
 def test_mae_masks_nothing_unless_it_is_told_to(vit_flags, backbones, tmp_path):
@@ -271,7 +315,7 @@ def test_mae_masks_nothing_unless_it_is_told_to(vit_flags, backbones, tmp_path):
         run([*flags, "--output", str(tmp_path / name), *more])
         for name, more in (("a", []), ("b", []), ("c", ["--mask_ratio", "0.75"]))
     )
-    assert plain["test"] == again["test"] != masked["test"]
+    assert plain["test"] == again["test"] != masked["test"] == load_run(tmp_path / "c").evaluate("test")
     encoder = load_run(tmp_path / "a").item_encoder
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():

@@ -125,7 +125,7 @@ def test_raw_is_pillows_resize_and_jpeg_is_pillows_jpeg(tmp_path_factory, width,
     build_store(items, images, folder / "jpeg", size, "jpeg", quality=90)
     raw, jpeg = ImageStore(folder / "raw"), ImageStore(folder / "jpeg")
     assert (raw.size, raw.count, raw.kind, jpeg.kind) == (size, 3, "raw", "jpeg")
-    assert raw.content_hash == jpeg.content_hash
+    assert raw.header.source_hash == jpeg.header.source_hash and raw.content_hash != jpeg.content_hash
     for item, picture in plain.items():
         expected = pixels_of(picture.convert("RGB"), size)
         assert torch.equal(raw.read([item])[0], expected)
@@ -596,6 +596,10 @@ def test_original_stores_pixel_for_pixel(record_class, tmp_path, folder):
     for item, pixels in zip(images, store.read(list(images)), strict=True):
         expected = images[item] if item != "wide" else np.asarray(noise(9, 50, 20).resize((24, 24), Image.BILINEAR))
         np.testing.assert_array_equal(pixels.permute(1, 2, 0), expected)
+    with lmdb.open(str(tmp_path / "old"), subdir=folder, map_size=2**24) as env, env.begin(write=True) as transaction:
+        transaction.put(b"v3", pickle.dumps(record(255 - images["v3"])))
+    again = subprocess.run([*command, "--size", "24", "--store", "raw"], capture_output=True, text=True)
+    assert again.returncode == 2 and "there is a store made of something else" in again.stderr
     with pytest.raises(ImageProblems, match=r"1 of 2 items.*1 missing"):
         build_store(write_items(tmp_path, ["v1", "x"]), tmp_path / "old", tmp_path / "b", 24, original=True)
 

@@ -118,6 +118,8 @@ def test_by_gptqmodel(kind, flags, tmp_path, monkeypatch):
     """Weights of 4 bits as gptqmodel writes them: the states come close to those of the weights that it was given."""
     # With fewer than three CPUs, gptqmodel 7.7 stops at a pool of threads larger than the one that it is part of.
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    # It writes a log into the current folder.
+    monkeypatch.chdir(tmp_path)
     gptqmodel = pytest.importorskip("gptqmodel", reason="needs gptqmodel")
     pytest.importorskip("optimum", reason="needs optimum")
     plain, folder = tmp_path / "plain", tmp_path / kind

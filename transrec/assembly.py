@@ -253,6 +253,22 @@ def load_start(recommender: Recommender, plan: Plan) -> None:
             store_in_dtype(tower.backbone, dtypes[tower.modality])
 
 
+def encoder_warnings(plan: Plan) -> list[str]:
+    """Return a warning for each modality whose encoder is named unlike the one that --checkpoint was trained over.
+
+    The checkpoint's weights are used in any case, and they fit if both encoders are of the same sizes.
+    """
+    path = checkpoint_file(plan.checkpoint) if plan.checkpoint else None
+    if path is None or path.suffix in READERS:
+        return []
+    return [
+        f"{plan.checkpoint} was trained over the {name} encoder {trained}; its weights are used, but items are "
+        f"prepared for {plan.modalities[name].encoder} (tokenizer, image preprocessing)"
+        for name, trained in checkpoint.describe(path).base.encoders.items()
+        if name in plan.modalities and Path(trained).name != Path(plan.modalities[name].encoder).name
+    ]
+
+
 def _load_plain(
     recommender: Recommender, run_or_file: str | Path, sizes: dict[str, Any], descendants: tuple[Path, ...] = ()
 ) -> None:

@@ -17,7 +17,7 @@ from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import MaskHistory, Options
 from transrec.paths import resolve
-from transrec.runner import item_reader, load_best, read_dataset
+from transrec.runner import item_reader, load_best, read_dataset, weights_key
 from transrec.settings import Settings, read_settings
 from transrec.topk import top_items
 from transrec.training.distributed import World
@@ -175,7 +175,10 @@ class FinishedRun(Recommender):
         dataset, settings, files = self.dataset, self.settings, self._files
         if added is not None:
             split = replace(dataset.split, item_rows=added.rows)
-            dataset, settings, files = replace(dataset, catalog=added.catalog, split=split), added.settings, {}
+            dataset, settings = replace(dataset, catalog=added.catalog, split=split), added.settings
+            # Added items have files of their own, but are read by the same backbones.
+            encoders = {weights_key(modality) for modality in settings.modalities.values()}
+            files = {path: digest for path, digest in files.items() if path in encoders}
         with about_memory("encoding the items", "use a machine with more"):
             reader, features = item_reader(self, self._structures, settings, dataset, self._world, files)
             embeddings = Evaluator(dataset.split, features, settings.evaluation, *self._device).encode_items(reader)

@@ -17,6 +17,7 @@ from transrec.assembly import (
     build_recommender,
     checkpoint_file,
     describe,
+    encoder_warnings,
     load_start,
     parameters_left_out,
     rounding_suffix,
@@ -50,7 +51,7 @@ from transrec.errors import (
     warn,
 )
 from transrec.methods import TrainableGroup
-from transrec.modalities import BackboneModality
+from transrec.modalities import BackboneModality, Modality
 from transrec.models.backbone import recompute_blocks
 from transrec.models.recommender import Recommender
 from transrec.models.towers import BackboneTower, backbone_towers
@@ -111,7 +112,7 @@ def cache(**defaults: Any) -> None:
             precision = Precision(settings.training.precision, world.device)
             log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
             cache = _state_cache(settings, dataset, world, precision, log)
-            features = _features(settings, dataset, world, cache)
+            features, _ = _features(settings, dataset, world, cache)
             if not stored_states(settings.plan):
                 recommender, _, structures = _adapted(settings, dataset)
                 features = _cache_constant_states(settings, recommender, structures, features, cache)
@@ -188,9 +189,9 @@ def item_reader(
     reader = Recommender(copy.deepcopy(encoder, shared), recommender.user_encoder, recommender.objective).eval()
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
-    features = _features(settings, dataset, world, cache)
-    for path, now in _modality_files(settings, features).items():
-        if files.get(path, now) != now:
+    features, own_files = _features(settings, dataset, world, cache)
+    for path, now in own_files.items():
+        if not _is_same(files.get(path, now), now):
             raise TransrecError(f"{path}: has changed since the run was trained on it; restore it")
     return reader, _cache_constant_states(settings, reader, structures, features, cache)
 
@@ -285,8 +286,8 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     dataset = read_dataset(settings)
     run.log(f"data        {dataset.summary}")
     cache = _state_cache(settings, dataset, world, precision, run.log)
-    features = _features(settings, dataset, world, cache)
-    files = _data_files(run, settings, dataset, features)
+    features, item_files = _features(settings, dataset, world, cache)
+    files = _data_files(run, settings, dataset, item_files)
     recommender, groups, structures = _adapted(settings, dataset)
     # Describe the recommender with its backbones: the files of a run do not depend on what is computed once.
     description = describe(settings.plan, recommender, result_options(settings.as_dict()))
@@ -331,6 +332,8 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     _announce(run, settings, table, world, precision, len(batches))
     for modality in settings.modalities.values():
         modality.announce(run.log, warn if world.is_main else lambda text: None)
+    for warning in encoder_warnings(settings.plan) if world.is_main else ():
+        warn(warning)
     if settings.run.resume and trainer.resume():
         run.log(f"resumed     epoch {trainer.state.epoch}, step {trainer.state.step}")
     # From here on, the folder holds a run; a start that failed earlier can simply be repeated.
@@ -382,19 +385,31 @@ def _state_cache(settings: Settings, dataset: Dataset, world: World, precision: 
     return StateCache(folder, world, precision, log)
 
 
-def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCache) -> Features:
+def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCache) -> tuple[Features, dict[str, str]]:
+    """Return the features of the items 1..n, and hashes, by path, of what they come from in addition to the dataset.
+
+    The latter are those of the modalities' files, and of backbones that are not part of the recommender.
+    """
     stored = stored_states(settings.plan)
     rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
     parts: list[Features] = []
+    files: dict[str, str] = {}
     for name, modality in settings.modalities.items():
         part = modality.features(dataset, everything if name in stored else rows, world)
+        files |= modality.files(part)
         if name in stored:
             provenance = _provenance(settings, modality, part, stored[name], cache.precision)
             shape = (len(everything), len(stored[name]), modality.config.hidden_size)
             file = cache.states(provenance, shape, part, partial(tower_of, settings.plan, name))
             part = StateFeatures(file, rows, world.device, settings.data.cache_device)
+            files[weights_key(modality)] = provenance.weights
         parts.append(part)
-    return _joined(parts)
+    return _joined(parts), files
+
+
+def weights_key(modality: Modality) -> str:
+    """Return the key of a backbone's weights among the files of a run that reads stored states of it."""
+    return f"{modality.encoder} ({modality.name} encoder)"
 
 
 def _cache_constant_states(
@@ -509,14 +524,22 @@ def _default_folder(settings: Settings, started: datetime, world: World) -> Path
     return default_runs_folder() / name
 
 
-def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Features) -> dict[str, str]:
-    """Return the SHA-256 of each data file and plugin. Raises TransrecError if a resumed run's data have changed."""
-    files = dataset.hashes() | _modality_files(settings, features)
+def _data_files(run: Run, settings: Settings, dataset: Dataset, item_files: dict[str, str]) -> dict[str, str]:
+    """Return the hash of each data file and plugin. Raises TransrecError if a resumed run's data have changed.
+
+    Args:
+        item_files: hashes of what items are read from, apart from the dataset's own files; see `_features`.
+    """
+    files = dataset.hashes() | item_files
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
+        for name in stored_states(settings.plan):
+            if weights_key(settings.modalities[name]) not in before:
+                # Earlier releases did not record what stored states are computed from.
+                before = item_files | before
         for path, digest in files.items():
-            moved = path not in before and digest in before.values()
-            if not moved and before.get(path) != digest:
+            moved = path not in before and any(_is_same(known, digest) for known in before.values())
+            if not moved and not _is_same(before.get(path), digest):
                 raise TransrecError(
                     f"{path}: has changed since {run.folder} was started; restore it, or start a new run"
                 )
@@ -524,13 +547,9 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, features: Featur
     return files | plugin_hashes(settings.run.plugin)
 
 
-def _modality_files(settings: Settings, features: Features) -> dict[str, str]:
-    """Return the SHA-256 of each file that items are read from, apart from the dataset's own files."""
-    files: dict[str, str] = {}
-    for (name, modality), part in zip(settings.modalities.items(), _parts(features), strict=True):
-        if name not in stored_states(settings.plan):
-            files |= modality.files(part)
-    return files
+def _is_same(recorded: str | None, now: str) -> bool:
+    """Return whether a file has the recorded hash; of image stores, earlier releases recorded the first part alone."""
+    return recorded is not None and now in (recorded, f"{recorded}-{now.rpartition('-')[2]}")
 
 
 def _announce(run: Run, settings: Settings, table, world: World, precision: Precision, steps: int) -> None:

@@ -105,7 +105,9 @@ class Image(BackboneModality):
 
     def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> ImageTower:
         backbone.set_mask_ratio(weights, self.options.mask_ratio)
-        return ImageTower(weights, embedding_dim, backbone.load_preprocessing(self.encoder, weights.config))
+        preprocessing = backbone.load_preprocessing(self.encoder, weights.config)
+        backbone.check_image_size(weights, preprocessing, self.encoder)
+        return ImageTower(weights, embedding_dim, preprocessing)
 
     def features(self, dataset: Dataset, rows: np.ndarray, world: World) -> ImageFeatures:
         store = find_images(dataset.folder, self.options.images)

@@ -652,6 +652,21 @@ def _are_numbers(values: Any, count: int, least: float) -> bool:
     return all(isinstance(value, int | float) and least < value < math.inf for value in values)
 
 
+def check_image_size(backbone: nn.Module, preprocessing: Preprocessing, name: str) -> None:
+    """Raise TransrecError if a backbone cannot read images of the size that its preprocessing makes."""
+    size = preprocessing.size
+    image = torch.zeros(1, len(preprocessing.mean), size, size)
+    try:
+        # MAE draws which patches it masks.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            backbone(pixel_values=image)
+    except ValueError as error:
+        raise TransrecError(
+            f"{name}: images are made {size} x {size} pixels, as preprocessor_config.json says, and the weights cannot "
+            f"read that size ({error}); correct the size there, or image_size in config.json"
+        ) from error
+
+
 def check_text_length(config, length: int, flag: str = "--title_tokens") -> None:
     """Raise TransrecError if texts of `length` tokens, set by `flag`, exceed the backbone's positions."""
     positions = getattr(config, "max_position_embeddings", None)

@@ -20,6 +20,7 @@ from transrec.errors import TransrecError, about_memory
 from transrec.models.recommender import Recommender
 from transrec.options import EvaluationOptions
 from transrec.progress import Bar
+from transrec.seeds import seed
 from transrec.topk import top_scores
 from transrec.training.distributed import World
 from transrec.training.metrics import PAPERS, Metric, Ranking, intervals, summarise
@@ -184,10 +185,13 @@ class Evaluator:
         embeddings = torch.zeros(count, recommender.user_encoder.width, device=self.world.device)
         blocks = self._own_blocks(range(0, count, batch))
         work = read_blocks_ahead(blocks, batch, count, self.features)
-        for items, read in self._progress(work, blocks, "encode items"):
-            with self.precision.autocast():
-                encoded = group_inputs(self.features, items, read).encoded(recommender.item_encoder).float()
-            embeddings[items[0] - 1 : items[-1]] = encoded
+        with torch.random.fork_rng(devices=[self.world.device] if self.world.device.type == "cuda" else []):
+            for items, read in self._progress(work, blocks, "encode items"):
+                # What MAE masks depends on the block alone, not on what was drawn before or on other ranks.
+                seed("encode items", int(items[0]))
+                with self.precision.autocast():
+                    encoded = group_inputs(self.features, items, read).encoded(recommender.item_encoder).float()
+                embeddings[items[0] - 1 : items[-1]] = encoded
         if is_sharded(recommender):
             self._match_other_ranks(recommender, len(blocks), -(-len(range(0, count, batch)) // self.world.size))
         return self.world.sum(embeddings)

@@ -173,8 +173,8 @@ def _chunks(todo: list[tuple[str, ImageEntry]], size: int) -> Iterator[Chunk]:
 def _source_hash(items: Path, ids: list[str], entries: dict[str, list[ImageEntry]]) -> str:
     digest = hashlib.sha256(file_sha256(items).encode())
     for item in ids:
-        for name, size in entries.get(item, ()):
-            digest.update(b"%s\0%d\0" % (name.encode("utf-8", "surrogateescape"), size))
+        for name, size, content in entries.get(item, ()):
+            digest.update(b"%s\0%d\0%s" % (name.encode("utf-8", "surrogateescape"), size, content.encode()))
         digest.update(b"\0")
     return digest.hexdigest()
 

@@ -24,8 +24,8 @@ class Header:
         size: S; every image is S x S pixels.
         kind: "jpeg", or "raw" for uint8 [3, S, S].
         quality: JPEG quality; None if raw.
-        source_hash: hex SHA-256 of the items file's hash and of the name and byte count of each item's image files, in
-            the order of the items file.
+        source_hash: hex SHA-256 of the items file's hash and of the name and byte count of each item's image files (of
+            the content, if they come from an original program's LMDB), in the order of the items file.
         grey: ids whose image was unusable and is replaced with a plain grey one.
         converted: ids whose image was in an uncommon form and was converted.
         format: version of the store format.

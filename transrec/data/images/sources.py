@@ -29,10 +29,11 @@ LONGEST_STEM_BYTES = 200
 
 
 class ImageEntry(NamedTuple):
-    """An image: its name in the source, and its size there in bytes."""
+    """An image: its name in the source, its size there in bytes, and a digest of its content if sizes are all alike."""
 
     name: str
     bytes: int
+    content: str = ""
 
 
 class Source(Protocol):
@@ -146,8 +147,8 @@ class OriginalStore:
 
     def find(self, ids: Set[str]) -> dict[str, list[ImageEntry]]:
         with read_transaction(self.path) as transaction:
-            sizes = {item: transaction.get(item.encode()) for item in ids}
-            return {item: [ImageEntry(item, len(value))] for item, value in sizes.items() if value is not None}
+            values = ((item, transaction.get(item.encode())) for item in ids)
+            return {item: [_original_entry(item, value)] for item, value in values if value is not None}
 
     def load(self, entry: ImageEntry, convert: bool) -> tuple[Image.Image, str]:
         _check_bytes(entry)
@@ -159,6 +160,11 @@ class OriginalStore:
             raise Problem(f"unreadable: {error}") from error
         check_pixels(pixels.shape[1], pixels.shape[0])
         return Image.fromarray(pixels), ""
+
+
+def _original_entry(item: str, value: bytes | memoryview) -> ImageEntry:
+    # The records are not compressed, so all images of one size have equally many bytes.
+    return ImageEntry(item, len(value), hashlib.blake2b(value, digest_size=16).hexdigest())
 
 
 def open_source(path: Path, original: bool) -> Source:

@@ -1,5 +1,6 @@
 """Reads images from a store by item id."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
@@ -53,8 +54,11 @@ class ImageStore:
 
     @property
     def content_hash(self) -> str:
-        """Hex SHA-256 that identifies the items and images from which the store was built."""
-        return self.header.source_hash
+        """What identifies the store's images: its source hash, "-" and the hex SHA-256 of its header.
+
+        Earlier releases recorded the source hash alone, which stores of other sizes or qualities share.
+        """
+        return f"{self.header.source_hash}-{hashlib.sha256(self._header_bytes).hexdigest()}"
 
     def missing(self, ids: Sequence[str]) -> list[str]:
         """Return the ids for which the store has no image, not even a grey one."""
