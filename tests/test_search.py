@@ -188,14 +188,17 @@ def test_trials_differ_by_seed_and_method(tmp_path):
     assert len({*drawn}) == 3 and drawn[0] == drawn[3]
 
 
-def test_a_method_whose_first_trials_all_fail_is_given_up(tmp_path):
+@pytest.mark.parametrize("complete", [0, 2])
+def test_a_method_whose_trials_all_fail_is_given_up(tmp_path, complete):
+    """Even after complete ones, in a budget of hours: trials that fail at once use up nothing of it."""
     trials = trials_in(tmp_path / "failing", trials=None, hours=9.0)
     while not trials.is_waiting:
         trials.extend()
         for trial in trials.all:
             if not trial.state.is_finished():
-                trials.record(trial.number, Outcome("failed", reason="no memory"))
-    assert len(trials.all) == 12 and trials.best is None and trials.importances() == {}
+                outcome = Outcome("failed", reason="no memory")
+                trials.record(trial.number, outcome if trial.number >= complete else Outcome("complete", {1: 0.5}, 0.5))
+    assert len(trials.all) == 12 and (trials.best is None) == (complete == 0) and trials.importances() == {}
 
 
 def test_a_file_of_another_search_is_refused(tmp_path):
@@ -254,6 +257,51 @@ def test_the_best_settings_are_written_told_and_taken(stub, search, tmp_path):
     status, output, errors = search(*call)
     assert status == 2
     assert "its test targets were ranked after 2 trials, and more trials would choose by the test set" in errors
+
+
+def test_searches_in_one_folder_share_the_file_of_best_settings(stub, search, tmp_path):
+    for number, method in enumerate(["full", "bitfit", "lora"]):
+        status, _, errors = search("--method", method, "--trials", "1", "--prune_after", "0")
+        assert (status == 0) == (method != "bitfit"), errors
+        best = json.loads((tmp_path / "out" / "best.json").read_text())
+        assert {*best} == ({"full", "lora"} if number == 2 else {"full"})
+    # Without their file, nothing tells what the folders of the trials were run with.
+    (tmp_path / "out" / "search.db").unlink()
+    status, _, errors = search("--method", "lora", "--trials", "1", "--space", "lr=1e-4..1e-3:log")
+    assert status == 2 and "text-lora-0000: a trial of another search, whose search.db is gone; remove" in errors
+
+
+def test_a_refit_takes_the_best_settings_whatever_else_was_given(stub, search, tmp_path):
+    (tmp_path / "mine.json").write_text(json.dumps({"full": {"id": {"batch_size": 24}}}))
+    call = ["--method", "full@id", "--trials", "2", "--prune_after", "0", "--protocol", "published"]
+    presets = ["--full.presets", str(tmp_path / "mine.json")]
+    status, output, errors = search(*call, *presets, "--refit_seeds", "0", over="id")
+    assert status == 0, errors
+    best = json.loads((tmp_path / "out" / "best.json").read_text())["full"]["id"]
+    assert best["batch_size"] == 24 and (best["objective"], best["init"], best["patience_steps"]) == (
+        "bce",
+        "xavier",
+        0,
+    )
+    (refit,) = (line for line in output.splitlines() if line.startswith("$ ") and "--test false" not in line)
+    assert refit.count("--presets") == 1 and f"--presets {tmp_path / 'out' / 'best.json'}" in refit
+
+
+def test_a_varied_user_encoder_decides_which_flags_a_trial_has(stub, search, tmp_path):
+    space = ["--space", "user_encoder=sasrec,gru4rec", "lr=1e-4..1e-2:log"]
+    status, output, errors = search("--method", "full@id", "--trials", "6", "--prune_after", "0", *space, over="id")
+    assert status == 0, errors
+    (trials,) = stored_trials(tmp_path / "out").values()
+    assert {trial[0] for trial in trials} == {"COMPLETE"}
+    assert {trial[1]["user_encoder"] for trial in trials} == {"sasrec", "gru4rec"}
+    runs = [line for line in output.splitlines() if line.startswith("$ ")]
+    assert all(("--dropout" in line) == ("--user_encoder sasrec" in line) for line in runs)
+
+
+def test_a_run_that_fails_beside_an_old_result_is_a_failed_trial(stub, search, tmp_path):
+    stub.write_text(STUB + 'sys.exit("error: cannot be resumed" if said["method"] == "full" else 0)\n')
+    status, output, _ = search("--method", "full@id", "--trials", "1", over="id")
+    assert status == 1 and "every trial failed, the last one with: cannot be resumed" in output
 
 
 def test_hours_are_a_budget_too(stub, search, tmp_path):
@@ -328,6 +376,12 @@ def test_two_processes_share_a_search_until_one_is_killed(start, search, tmp_pat
         (["--space", "lr"], "--space lr: give FLAG=LOW..HIGH, FLAG=LOW..HIGH:log or FLAG=A,B,C, or a JSON file"),
         (["--space", "nowhere.json"], "nowhere.json: cannot be read (No such file or directory); it, or a folder"),
         (["--trials", "0"], "--trials 0: must be at least 1"),
+        (["--refit_seeds", "0", "-1"], "--refit_seeds -1: must be at least 0"),
+        (
+            ["--method", "full@text+id", "full@id+text"],
+            "text-id-full and id-text-full would share one entry of best.json",
+        ),
+        (["--method", "lora:published", "--space", "variant=paper,published"], "--variant gives it one value"),
         (["--hours", "0"], "--hours 0.0: must be above 0"),
         (["--together", "0"], "--together 0: must be at least 1"),
         (["--refit_seeds", "1", "1"], "--refit_seeds 1 1: give each seed once"),

@@ -29,7 +29,7 @@ from transrec.studies.trials import REASON, Outcome, Rules, Trials, open_storage
 from transrec.training.optimizers import OPTIMIZERS
 from transrec.training.schedules import SCHEDULES
 from transrec.training.state import VALIDATION
-from transrec.untrusted import parse_json, read_regular
+from transrec.untrusted import parse_json, read_json, read_regular
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -119,6 +119,9 @@ class Trial(Job):
 
     def end(self, status: int, stopped: bool) -> bool | None:
         outcome = self.outcome()
+        if outcome and outcome.state == "complete" and status:
+            # A result that this process did not write, or did not get to the end of.
+            outcome = None
         if outcome is None and (stopped or self.search.is_spent):
             return None
         killed = status < 0 or status > SIGNALLED
@@ -176,6 +179,11 @@ class MethodSearch:
         path = self.out / "search.db"
         self.trials = Trials(storage, path, self.name, self.space, self.settings.as_dict(), self.rules)
         self.trials.check(self.signature)
+        if not self.trials.all and self.folder(0).exists():
+            raise TransrecError(
+                f"{self.folder(0)}: a trial of another search, whose {path.name} is gone; remove "
+                f"{self.folder(0).parent}, or give another --out"
+            )
         if self.trials.refitted is not None and not (self.trials.is_complete or self.is_spent):
             raise TransrecError(
                 f"{self.name}: its test targets were ranked after {len(self.trials.all)} trials, and more trials "
@@ -185,6 +193,7 @@ class MethodSearch:
     def _space(self, spaces: Spaces) -> list[Dimension]:
         known = self.settings.as_dict().keys()
         fixed = {flag for scope, flag in self.study.given if scope in ("", "target", self.method)}
+        fixed |= {"variant"} & self.base.flags.keys()
         texts = default_space(self.settings, self.base.start is not None)
         texts = {flag: text for flag, text in texts.items() if flag not in fixed}
         for scope in ("", self.method):
@@ -214,7 +223,11 @@ class MethodSearch:
     def job(self, trial: "FrozenTrial") -> Trial:
         """Return the run of a trial."""
         params = {flag: [str(value)] for flag, value in trial.params.items()}
-        flags = self.base.flags | params | {"test": ["false"]}
+        # A varied --user_encoder or --objective decides which of the varied flags a run has.
+        known = self.study.known_flags(self.base.flags | params)
+        flags = (
+            self.base.flags | {flag: values for flag, values in params.items() if flag in known} | {"test": ["false"]}
+        )
         folder = self.folder(trial.number)
         return Trial(folder.name, flags, folder, self.base.start, search=self, number=trial.number)
 
@@ -322,7 +335,10 @@ class MethodSearch:
         }
         # Unlike flags of the command line, the values of a --presets file reach the refit only through this preset.
         from_file = {name for name, by in settings.set_by.items() if by.startswith("--presets ")}
-        kept = (preset_flags & job.flags.keys() | from_file) - {*presets.NEVER, "seed"}
+        # No preset may set --protocol itself.
+        fit = presets.for_run(self.method, settings.model.modality_names, settings.model.protocol)
+        of_protocol = {name for preset in fit if preset.protocol for name in preset.values}
+        kept = (preset_flags & job.flags.keys() | from_file | of_protocol) - {*presets.NEVER, "seed"}
         return {name: value for name, value in settings.as_dict().items() if name in kept}
 
 
@@ -340,6 +356,13 @@ class Search:
     def __init__(self, study: Study, spaces: Spaces, rules: Rules):
         self.study, self.rules, self.out = study, rules, study.out
         self.methods = [MethodSearch(self.out, study, job, spaces, rules) for _, (job,) in study.rows]
+        named: dict[tuple[str, str], str] = {}
+        for search in self.methods:
+            if (other := named.setdefault((search.method, search.modality), search.name)) != search.name:
+                raise TransrecError(
+                    f"--method: {other} and {search.name} would share one entry of {BEST}, as presets know both as "
+                    f"{search.method} over several modalities; search them in folders of their own (--out)"
+                )
         for (scope, flag), text in spaces.items():
             if not any(flag in search.settings.as_dict() for search in self.methods if scope in ("", search.method)):
                 raise TransrecError(f"--space {flag}={text}: no run of this search has such a flag")
@@ -348,6 +371,8 @@ class Search:
     def open(self) -> None:
         """Read the trials in the folder, or create their file. Raises TransrecError if it holds another search."""
         with self._locked():
+            if not (self.out / "search.db").exists():
+                (self.out / BEST).unlink(missing_ok=True)
             storage = open_storage(self.out / "search.db")
             for search in self.methods:
                 search.open(storage)
@@ -378,12 +403,24 @@ class Search:
         self._write(search_tables([search.row() for search in self.methods], self.rules.budget))
 
     def _write(self, tables: dict[str, str]) -> None:
-        best: dict[str, dict[str, dict[str, Any]]] = {}
-        for search in self.methods:
-            if search.trials.best:
-                best.setdefault(search.method, {})[search.modality] = search.best_settings()
-        for name, text in (tables | {BEST: json.dumps(best, indent=2) + "\n"}).items():
+        for name, text in tables.items():
             write_text(self.out / name, text)
+        with self._locked():
+            # Other methods may have been searched here before, or in another process.
+            best = self._best_so_far()
+            for search in self.methods:
+                if search.trials.best:
+                    best.setdefault(search.method, {})[search.modality] = search.best_settings()
+            write_text(self.out / BEST, json.dumps(best, indent=2) + "\n")
+
+    def _best_so_far(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the content of the file of best settings; {} if there is none that can be read."""
+        try:
+            known = read_json(self.out / BEST)
+        except (OSError, ValueError, TransrecError):
+            return {}
+        tables = known.items() if isinstance(known, dict) else ()
+        return {method: table for method, table in tables if isinstance(table, dict)}
 
     def draw(self) -> None:
         """Plot each method's best metric against the number of trials, and the importance of each flag."""
@@ -401,13 +438,19 @@ class Search:
         searches = [search for search in self.methods if search.trials.best]
         bases = [search.base for search in searches]
         listed = tuple(tuple(point.values()) for point, (job,) in study.rows if job in bases)
-        given = study.given | {("target", "presets"): [str(self.out / BEST)]}
+        # The best settings include those of a --presets file, which only source runs still read.
+        given = {key: values for key, values in study.given.items() if key[1] != "presets"}
+        for scope in ("", "source"):
+            if file := study.given.get((scope, "presets")):
+                given["source", "presets"] = file
+        given["target", "presets"] = [str(self.out / BEST)]
+        refitted = Study(
+            study.source, study.target, self.out, replace(study.grid, listed=listed), seeds, given, study.modality
+        )
         with self._locked():
             for search in searches:
                 search.trials.mark_refitted(search.trials.best.number)
-        return Study(
-            study.source, study.target, self.out, replace(study.grid, listed=listed), seeds, given, study.modality
-        )
+        return refitted
 
     def write_refitted(self, study: Study) -> str:
         """Write the tables with the test metrics of a study of `refit`; return the Markdown table."""

@@ -88,6 +88,8 @@ def _rules(options: argparse.Namespace) -> Rules:
 def _run(options: argparse.Namespace, rest: list[str], spaces: Spaces) -> int:
     out, workers_for, rules = out_folder(options), workers_of(options), _rules(options)
     check_distinct("--refit_seeds", options.refit_seeds)
+    if negative := [seed for seed in options.refit_seeds if seed < 0]:
+        raise TransrecError(f"--refit_seeds {negative[0]}: must be at least 0")
     load_optuna()
     grid = method_grid(options.method, options.modality)
     source = resolve(options.source) if options.source else None

@@ -229,6 +229,11 @@ class Study:
         values_of |= self._axis_flags(point, stage) | {"method": method, "item_tower": self._modality(point)}
         return settings.flags(**values_of)
 
+    @staticmethod
+    def known_flags(flags: dict[str, list[str]]) -> set[str]:
+        """Return the names of all flags of a run with the given ones."""
+        return settings.flags(**{name: values[0] for name, values in flags.items() if values})
+
     def _axis_flags(self, point: dict[str, str], stage: str) -> dict[str, str]:
         """Return the flags that the axes set in a stage's run at a point, with their values."""
         scoped = (item for axis in self.grid.axes for item in _scoped(axis, point).items())
