@@ -72,6 +72,21 @@ def test_a_run_of_them_that_was_stopped_resumes_to_the_same_numbers(words, tmp_p
     assert len((tmp_path / "resumed" / "metrics.csv").read_text().splitlines()) == 3
 
 
+def test_epochs_of_a_method_that_reads_them_stay(flags, tmp_path):
+    given = [
+        "--plugin",
+        str(REPOSITORY / "docs" / "adding" / "adalora.py"),
+        "--keep_state",
+        "--epochs",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    run([*flags, *FEW_STEPS, *given], "adalora")
+    with pytest.raises(TransrecError, match=r"cannot be resumed with --epochs 3 \(was 1\)"):
+        run(["--resume", str(tmp_path), *given[:2], "--epochs", "3"], "adalora")
+
+
 @pytest.mark.long
 def test_two_processes_give_the_metrics_of_one(words, tmp_path):
     # Without dropout, whose draws depend on how users are divided among processes.

@@ -20,7 +20,7 @@ from transrec.options import EvaluationOptions
 from transrec.training import evaluation, metrics
 from transrec.training.distributed import World
 from transrec.training.evaluation import Evaluator, Ranker
-from transrec.training.metrics import AUC, MAP, MRR, PAPERS, Metric, Ranking, Recall, intervals, summarise
+from transrec.training.metrics import AUC, MAP, MRR, PAPERS, Metric, Ranking, RankMetric, Recall, intervals, summarise
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -262,6 +262,13 @@ def test_embeddings_that_are_not_finite_are_refused(split, recommender):
         evaluator.evaluate(recommender, "test")
 
 
+class MeanRank(RankMetric):
+    label, has_cutoff = "mean rank", False
+
+    def per_target(self, ranks, k):
+        return ranks
+
+
 def test_intervals_of_a_sample_hold_the_value_of_all_users():
     """95 % of 600 samples do, within 2.5 standard deviations; a user's targets are similar and count as one unit."""
     rng = np.random.default_rng(0)
@@ -277,6 +284,8 @@ def test_intervals_of_a_sample_hold_the_value_of_all_users():
         assert list(found) == list(whole)
         held.append([low <= whole[name] <= high for name, (low, high) in found.items()])
     assert np.all(np.abs(np.mean(held, axis=0) - 0.95) < 2.5 * math.sqrt(0.95 * 0.05 / 600))
+    found = intervals(Ranking(ranks[:50]), owners[:50], drawn, users, [10], [MeanRank()])
+    assert 1 < found["mean rank"][0] < ranks[:50].mean() < found["mean rank"][1], "bounds of 0 and 1 are of shares"
     # A sample of all users leaves no uncertainty.
     everyone = intervals(Ranking(ranks), owners, users, users, [10])
     assert everyone == {name: pytest.approx((value, value)) for name, value in whole.items()}

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import run
 
 from transrec.data.catalog import Tokens
 from transrec.data.features import AttributeFeatures, IdFeatures, ImageFeatures, MultimodalFeatures, TextFeatures
 from transrec.data.groups import by_length, group_inputs
+from transrec.finished import load_run
 from transrec.modalities.text import TextTower
 from transrec.models.backbone import load_backbone
 
@@ -69,6 +71,19 @@ def test_groups_give_the_embeddings_and_gradients_of_one_padded_batch(tokens, ba
     assert several > 5
     torch.testing.assert_close(grouped, padded, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(grouped_gradients, padded_gradients, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["paper", "published"])
+def test_what_reads_padding_depends_on_no_batch(flags, tmp_path, variant):
+    """The adapters of the published K-Adapter attend to padding, so texts are padded to --title_tokens, as there."""
+    results = []
+    for size in ("256", "1"):
+        words = [*flags, "--epochs", "1", "--dropout", "0", "--title_tokens", "20", "--item_size", "12"]
+        words += ["--variant", variant, "--eval_batch", size, "--output", str(tmp_path / size)]
+        run(words, "kadapter")
+        finished = load_run(tmp_path / size)
+        results.append(finished.embed(finished.ids))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
 
 
 def test_what_is_read_ahead_comes_in_one_piece(tokens):

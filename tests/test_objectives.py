@@ -16,10 +16,12 @@ from torch.nn import functional as F
 from transrec.data.batches import POPULARITY_SCALE, Batch, Sampler, Sampling, TrainingBatches
 from transrec.data.dataset import load_dataset
 from transrec.errors import TransrecError
+from transrec.finished import load_run
 from transrec.models.objectives import OBJECTIVES
 from transrec.models.objectives.softmax import Terms, cross_entropy, log_sums
 from transrec.models.user_encoders.sasrec import SASRec
 from transrec.settings import parse
+from transrec.training.ranks import read_ranks
 
 FIELDS = {"dtype": torch.float64}
 
@@ -335,6 +337,16 @@ def test_normalised_scores_rank_by_cosine():
     user = torch.tensor([1.0, 0.0])
     assert (items @ user).argmax() == 1 and (by_cosine @ user).argmax() == 0
     assert torch.equal(OBJECTIVES.get("softmax")().scoring_embeddings(items), items)
+
+
+def test_scores_of_normalised_objectives_are_cosines(flags, tmp_path):
+    more = ["--objective", "softmax", "--normalise", "--temperature", "0.05", "--batch_size", "20", "--epochs", "1"]
+    run([*flags, *more, "--output", str(tmp_path)], "frozen")
+    finished = load_run(tmp_path)
+    (best, *_) = scores = finished.recommend(finished.ids[:3], k=len(finished.ids) - 3).scores
+    assert -1.0001 <= scores[-1] < best <= 1.0001
+    margins = read_ranks(tmp_path, "test")["margin"]
+    assert np.abs(margins[np.isfinite(margins)]).max() <= 2.0001
 
 
 def test_the_former_name_of_bce_goes_on_working(flags):

@@ -121,6 +121,9 @@ def test_a_run_that_evaluates_a_sample_tells_intervals(flags, tmp_path):
     assert list(result["test_intervals"]) == list(result["test"])
     for name, (low, high) in result["test_intervals"].items():
         assert 0 <= low <= result["test"][name] <= high <= 1
+    whole, sampled = load_run(tmp_path / "all"), load_run(tmp_path / "some")
+    histories = [whole.ids[start : start + 4] for start in range(0, 40, 4)]
+    assert sampled.evaluate(histories=histories) == whole.evaluate(histories=histories)
     log = (tmp_path / "some" / "log.txt").read_text()
     assert "25 users, drawn at random, are evaluated" in log and "of all      95 % intervals: HR@5 " in log
     assert "test_intervals" not in json.loads((tmp_path / "all" / "result.json").read_text())

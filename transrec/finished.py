@@ -325,6 +325,7 @@ class FinishedRun(Recommender):
         for start in range(0, len(histories), USERS_AT_ONCE):
             users = np.arange(start, min(start + USERS_AT_ONCE, len(histories)))
             vectors = evaluator.encode_users(self, items, numbered.last(self.settings.data.max_seq_len, users))
+            vectors = self.objective.scoring_users(vectors)
             check_finite(vectors, "user vectors")
             excluded = (np.empty(0, np.int64),) * 2
             if left_out is not None:
@@ -490,4 +491,5 @@ def _with_targets(split: Split, histories: Sequences) -> Split:
         validation_starts=np.concatenate([split.validation_starts, stops - 1]),
         test_starts=np.concatenate([old.stops, stops - 1]),
         times=None,
+        evaluated_users=None,
     )

@@ -37,7 +37,7 @@ from transrec.caching import (
 from transrec.command import reporting, resume_command
 from transrec.data.batches import TrainingBatches
 from transrec.data.dataset import Dataset, load_dataset
-from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures
+from transrec.data.features import BackboneFeatures, Features, MultimodalFeatures, keep_padding
 from transrec.data.groups import use_one_group
 from transrec.data.states import TOKENS, Provenance, StateFeatures, StateFile, TokenStateFeatures
 from transrec.errors import (
@@ -431,6 +431,9 @@ def _cache_constant_states(
     Raises TransrecError with --cached yes if a backbone has no constant block.
     """
     data = settings.data
+    reads_padding = settings.choice("method").entry.reads_padding(settings.method_options)
+    if reads_padding:
+        keep_padding(features)
     if data.cached == "no":
         return features
     parts = []
@@ -446,7 +449,9 @@ def _cache_constant_states(
                     cached_states(states, shape), np.arange(len(part)), cache.world.device, data.cache_device
                 )
                 replace_tower(recommender, tower)
-            elif first := constant_blocks(tower.to(cache.world.device), structures[tower.modality], part):
+            elif not reads_padding and (
+                first := constant_blocks(tower.to(cache.world.device), structures[tower.modality], part)
+            ):
                 lengths = token_lengths(part, first.tokens)
                 file = cached_states(f"{TOKENS}{first.count}", (int(lengths.sum()), 1, tower.width))
                 part = TokenStateFeatures(file, lengths, first.remaining_inputs, cache.world.device, data.cache_device)

@@ -391,7 +391,8 @@ def parse(arguments: list[str], method: str, defaults: dict[str, Any]) -> Settin
     now = settings.as_dict()
     # The content of a dataset is compared once its files are read.
     may_change = _changeable_flags(now) | PLACES
-    may_change -= {"epochs"} if settings.choice("schedule").entry.reads_steps else set()
+    if any(settings.choice(kind).entry.reads_steps for kind in ("schedule", "method")):
+        may_change -= {"epochs"}
     if changed := [k for k in stored if k in now and k not in may_change and now[k] != as_resumed.get(k, stored[k])]:
         differences = ", ".join(f"--{k} {now[k]} (was {stored[k]})" for k in changed)
         raise TransrecError(f"{resumed}: cannot be resumed with {differences}; leave these out, or start a new run")

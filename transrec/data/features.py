@@ -73,6 +73,7 @@ class TextFeatures:
         self.input_ids = torch.from_numpy(tokens.input_ids[rows]).to(device)
         self.lengths = torch.from_numpy(tokens.lengths[rows]).to(device)
         self.host_lengths = tokens.lengths[rows]
+        self.keeps_padding = False
 
     def __len__(self) -> int:
         return len(self.host_lengths)
@@ -95,9 +96,11 @@ class TextFeatures:
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, Tensor]:
         """Return `input_ids` and `attention_mask`, int64 [N, t] each, for items int64 [N] on the host, values 1..n.
 
-        t is the length of the longest of these texts: columns that are padding for all of them are cut off.
+        t is the length of the longest of these texts: columns that are padding for all of them are cut off, unless
+        `keep_padding` was called.
         """
-        longest = int(self.host_lengths[items.numpy() - 1].max(initial=1))
+        lengths = self.host_lengths[items.numpy() - 1]
+        longest = self.input_ids.shape[1] if self.keeps_padding else int(lengths.max(initial=1))
         rows = items.to(self.input_ids.device, non_blocking=True) - 1
         positions = torch.arange(longest, device=rows.device)
         attention_mask = positions < self.lengths[rows].unsqueeze(1)
@@ -121,6 +124,14 @@ class AttributeFeatures:
     def inputs(self, items: Tensor, read: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
         """Return `input_ids` and `attention_mask` of each text of items int64 [N], as in `TextFeatures`."""
         return sum((part.inputs(items) for part in self.parts), ())
+
+
+def keep_padding(features: "Features") -> None:
+    """Make the inputs of texts have all columns from now on, whatever the lengths of the texts."""
+    for part in getattr(features, "parts", ()):
+        keep_padding(part)
+    if isinstance(features, TextFeatures):
+        features.keeps_padding = True
 
 
 class IdFeatures:

@@ -123,10 +123,11 @@ class Method:
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
         trains_existing: the existing weights that `insert` trains, in words; all new parameters train too, and so do
             LayerNorms with --train_layernorm.
+        reads_steps: whether `after_step` depends on the total number of steps; then --epochs cannot change on resuming.
         changes_at_insertion: how the recommender's output differs after insertion, before any training, in words; "" if
             the output is bit-identical.
 
-    Tests check the last two with the default options (tests/test_methods.py).
+    Tests check `trains_existing` and `changes_at_insertion` with the default options (tests/test_methods.py).
     """
 
     Options: type[MethodOptions] = MethodOptions
@@ -134,6 +135,7 @@ class Method:
     trains_backbone = False
     trains_recommender = False
     trains_existing = ""
+    reads_steps = False
     changes_at_insertion = ""
 
     def rebuild(self, item_encoder: nn.Module, options: MethodOptions) -> tuple[nn.Module, list[nn.Parameter]]:
@@ -162,6 +164,11 @@ class Method:
         It is added in full, whatever the batch and the number of ranks.
         """
         return None
+
+    @staticmethod
+    def reads_padding(options: Any) -> bool:
+        """Return whether an item's embedding depends on how far its text is padded: then to --title_tokens, always."""
+        return False
 
     def after_step(self, step: int, steps: int) -> None:
         """Called on every rank after each optimiser step, without gradient; parameters still have that step's `.grad`.

@@ -137,6 +137,10 @@ class KAdapterMethod(Method):
     # The fusion starts as [I, 0].
     changes_at_insertion = ROUNDING
 
+    @staticmethod
+    def reads_padding(options: KAdapterOptions) -> bool:
+        return options.variant == "published" and not options.insert.startswith("user")
+
     def insert(self, place: Place, options: KAdapterOptions) -> list[nn.Parameter]:
         count = len(place.blocks)
         if place.stack.is_shared:

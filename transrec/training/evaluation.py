@@ -252,7 +252,8 @@ class Evaluator:
         context = getattr(self.split, part).without_last(1)
 
         def user_vectors(users: np.ndarray) -> Tensor:
-            return self.encode_users(recommender, items, context.last(self.split.max_seq_len, users))
+            vectors = self.encode_users(recommender, items, context.last(self.split.max_seq_len, users))
+            return recommender.objective.scoring_users(vectors)
 
         ranking = self._rank_in_blocks(recommender.objective.scoring_embeddings(items), user_vectors, part)
         recommender.train(was_training)

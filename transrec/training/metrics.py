@@ -285,7 +285,9 @@ def intervals(
             of_users = np.bincount(rows, values - mean)
             variance = (1 - drawn / users) * drawn / max(drawn - 1, 1) * (of_users**2).sum() / len(values) ** 2
             half = NORMAL_95 * math.sqrt(variance)
-            bounds[name] = (max(0.0, mean - half), min(1.0, mean + half))
+            is_share = values.min() >= 0 and values.max() <= 1
+            lowest, highest = (0.0, 1.0) if is_share else (-math.inf, math.inf)
+            bounds[name] = (max(lowest, mean - half), min(highest, mean + half))
     return bounds
 
 

@@ -41,6 +41,10 @@ class Objective:
         """Return item embeddings [n, d] as they are multiplied with user vectors, in evaluation too: here unchanged."""
         return embeddings
 
+    def scoring_users(self, users: Tensor) -> Tensor:
+        """Return user vectors [..., d] as they are multiplied with `scoring_embeddings` to rank: here unchanged."""
+        return users
+
 
 OBJECTIVES: Registry[Objective] = Registry("objective", Objective, __package__)
 register = OBJECTIVES.register

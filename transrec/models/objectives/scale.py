@@ -34,6 +34,10 @@ class ScaledObjective(Objective):
         """Return item embeddings [n, d], with length 1 if scores are cosines."""
         return F.normalize(embeddings, dim=-1) if self.normalise else embeddings
 
+    def scoring_users(self, users: Tensor) -> Tensor:
+        """Return user vectors [..., d], with length 1 if scores are cosines."""
+        return self.scoring_embeddings(users)
+
     def scaled_users(self, users: Tensor) -> Tensor:
         """Return user vectors [..., d] in float32, whose products with `scoring_embeddings` are the logits."""
         return self.scoring_embeddings(users.float()) / self.temperature
