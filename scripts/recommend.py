@@ -29,6 +29,10 @@ from transrec.training.distributed import start
 
 
 def main(arguments) -> None:
+    if arguments.evaluate:
+        given = {name: getattr(arguments, name) for name in ("out", "format", "include_seen")}
+        if extra := [f"--{name}" for name, value in given.items() if value]:
+            raise TransrecError(f"{extra[0]}: not with --evaluate, which prints metrics instead of recommending items")
     kind = output_format(arguments.out, arguments.format)
     run = load_run(arguments.run, arguments.plugin, arguments.dataset).to(start(arguments.device).device)
     if arguments.items:
@@ -41,6 +45,8 @@ def main(arguments) -> None:
         histories = parse_histories(run, arguments.history)
     else:
         histories = histories_of_dataset(run, arguments.user)
+    if arguments.evaluate:
+        histories = histories.with_targets()
     if histories.left_out:
         warn(f"{histories.left_out} left out")
     if arguments.evaluate:

@@ -322,6 +322,24 @@ def test_runs_that_stop_or_start_elsewhere_are_other_methods(runs, tmp_path):
     assert from_checkpoint(tmp_path / "gone")["checkpoint"] == str(tmp_path / "gone")
 
 
+def test_methods_and_folders_of_one_name_are_told_apart(runs, tmp_path):
+    for place, lr in (("a", "1e-2"), ("b", "1e-5")):
+        copy = shutil.copytree(runs["first"], tmp_path / place / "seed0")
+        options = json.loads((copy / "options.json").read_text())
+        (copy / "options.json").write_text(json.dumps(options | {"lr": float(lr)}))
+        if place == "b":
+            ranks = np.array(read_ranks(copy, "test"))
+            ranks["rank"] += 1
+            write_ranks(copy, "test", ranks)
+    comparison = Comparison([tmp_path / "a" / "seed0", tmp_path / "b" / "seed0"])
+    assert [method.name for method in comparison.methods] == [
+        f"frozen over titles ({place}/seed0)" for place in ("a", "b")
+    ]
+    (metric,) = metrics_at(["mrr"], [10])
+    rows = comparison.tests_against_best(metric, "paired t", "holm")
+    assert [row["method"][-8:-1] for row in rows] == ["a/seed0", "b/seed0"] and rows[0]["MRR"] > rows[1]["MRR"]
+
+
 def test_runs_that_rank_other_items_are_compared_with_a_warning(runs, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(runs["second"], copy)

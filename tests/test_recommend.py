@@ -224,6 +224,11 @@ def test_users_of_a_file_and_typed_histories(script, finished_run, longer, tmp_p
     users.write_text(f"a\t{first[0]} {first[1]} new7\nb\t{first[2]} new8\n")
     status, out, _ = script("--users", users, "--items", longer[1], "--evaluate")
     assert status == 0 and "2 targets among 200 items" in out and "HR@10" in out
+    # An unknown item may be the target, and a single item leaves nothing to predict it from.
+    users.write_text(f"a\t{first[0]} {first[1]} new7\nb\t{first[2]} {first[1]} gone\nc\t{first[0]}\n")
+    status, out, error = script("--users", users, "--items", longer[1], "--evaluate", "--skip_unknown")
+    assert status == 0 and "1 targets among 200 items" in out
+    assert "and 2 user(s) with a single item, or with an item that is not ranked left out" in error
     users.write_text("lost\tgone\n")
     status, _, error = script("--users", users, "--skip_unknown")
     assert status == 2 and "none of the histories holds an item that is ranked" in error
@@ -239,6 +244,8 @@ def test_users_of_a_file_and_typed_histories(script, finished_run, longer, tmp_p
         (["--out", "top.xls"], "--out top.xls: its name must end in .csv"),
         (["--format", "parquet"], "--format parquet: needs a file"),
         (["--images", "x.lmdb"], "give --items, too"),
+        (["--evaluate", "--include_seen"], "--include_seen: not with --evaluate"),
+        (["--evaluate", "--out", "top.csv"], "--out: not with --evaluate"),
         (["--items", "nowhere.tsv"], "nowhere.tsv: cannot read the items file"),
         (["--users", "nowhere.tsv"], "nowhere.tsv: cannot read the users file"),
         (["--run", "nowhere"], "nowhere: holds no run"),

@@ -77,13 +77,18 @@ def test_load_run_reads_it_back(exported, backbones, domain, tmp_path, method, k
     assert not [path for path in out.rglob("model*.safetensors") if not more], "weights are there once"
 
 
-def test_the_parts_are_read_without_transrec(exported, tmp_path, monkeypatch, capfd):
-    before, out = exported("frozen", "--user_encoder", "gru4rec")
+@pytest.mark.parametrize(
+    "objective",
+    [[], ["--objective", "sampled_softmax", "--negatives", "20", "--normalise"]],
+    ids=["products", "cosines"],
+)
+def test_the_parts_are_read_without_transrec(exported, tmp_path, monkeypatch, capfd, objective):
+    before, out = exported("frozen", "--user_encoder", "gru4rec", *objective)
     file = VectorFile(out / "items" / "embeddings.npy")
     assert file.ids == before.ids
     np.testing.assert_array_equal(file.states[:, 0], before.embeddings.numpy())
     history = before.ids[:8]
-    assert len((out / "example.py").read_text().splitlines()) <= 24
+    assert len((out / "example.py").read_text().splitlines()) <= 25
     words = sys.argv
     monkeypatch.setattr(sys, "argv", ["example.py", *history])
     capfd.readouterr()
@@ -119,6 +124,7 @@ def test_peft_reads_lora(exported, backbones, source, more):
     with torch.no_grad():
         ours = before.item_encoder.backbone(**inputs).last_hidden_state
         torch.testing.assert_close(theirs(**inputs).last_hidden_state, ours, atol=1e-5, rtol=0)
+        assert str(backbones["bert"]) not in (out / "peft" / "text" / "adapter_config.json").read_text()
         with theirs.disable_adapter():
             assert (theirs(**inputs).last_hidden_state - ours).abs().max() > 1e-4, "LoRA has changed something"
 

@@ -137,6 +137,24 @@ def test_baselines_are_rows_like_others(data, tmp_path):
     assert "ranks-test-item_knn.npy" in text and "No baseline is tested" in text and "over 1 pair of rows" in text
 
 
+def test_only_what_can_be_compared_has_a_best(data, tmp_path):
+    """Lower is better for some metrics, and runs that rank other items, or other users, are compared apart."""
+    scores = {"HR@10": 0.3, "NDCG@10": 0.2}
+    folders = [
+        make_run(tmp_path / name, data, score, words=words, result={"test": scores | {"Gini@10": gini}})
+        for name, score, words, gini in (
+            ("a", 0.3, ["--lr", "1e-2"], 0.9),
+            ("b", 0.4, [], 0.5),
+            ("c", 0.5, ["--mask_history", "none"], 0.7),
+        )
+    ]
+    page = report(folders)
+    gini = [value for value, _ in re.findall(r'<td data-value="(0\.[579])" class=best>([^<]*)</td>', page)]
+    assert gini == ["0.5", "0.7"]
+    text = Page(page).text
+    assert "popularity (as for 1, 2)" in text and "popularity (as for 3)" in text
+
+
 def test_what_is_missing_is_said(study, data, tmp_path):
     lone = tmp_path / "lone"
     shutil.copytree(study / "runs" / "b", lone)

@@ -56,6 +56,14 @@ def test_any_values_give_scipys_paired_tests_on_the_mean_over_seeds():
     assert found.difference.low < found.difference.mean < found.difference.high
 
 
+@pytest.mark.parametrize("seeds", [(1, 3), (5, 1), (5, 3), (7, 5)])
+def test_methods_that_differ_by_rounding_alone_do_not_differ(seeds):
+    """The mean of equal numbers is not always that number."""
+    ranks = RANDOM.integers(1, 3000, 2000)
+    for values in (1 / ranks, (ranks <= 10) / np.log2(ranks + 1)):
+        assert {*compare(*(np.tile(values, (count, 1)) for count in seeds)).p_values.values()} == {1.0}
+
+
 def test_a_method_beside_itself_differs_by_nothing():
     values = hits(0.2, seeds=2)
     found = compare(values, values)

@@ -48,6 +48,15 @@ class Method:
     folders: list[Path]
 
 
+def _shortest_places(folders: Sequence[Path]) -> list[str]:
+    """Return the last part of each of these distinct folders, or as many parts as tell them apart."""
+    for count in range(1, max(len(folder.parts) for folder in folders) + 1):
+        places = ["/".join(folder.parts[-count:]) for folder in folders]
+        if len(set(places)) == len(places):
+            break
+    return places
+
+
 def group_by_method(runs: Mapping[Path, Settings]) -> list[list[Path]]:
     """Group the folders of runs that differ only in their seed, by ascending seed."""
     groups: dict[str, list[Path]] = {}
@@ -190,14 +199,10 @@ class Comparison:
             if same is None:
                 distinct.append((kept["rank"], same := []))
             same.append(folder)
+        places = _shortest_places([folders[0] for _, folders in distinct])
         return [
-            Method(
-                label if len(distinct) == 1 else f"{label} ({folders[0].name})",
-                [],
-                ranks[None].astype(np.float64),
-                folders,
-            )
-            for ranks, folders in distinct
+            Method(label if len(distinct) == 1 else f"{label} ({place})", [], ranks[None].astype(np.float64), folders)
+            for place, (ranks, folders) in zip(places, distinct, strict=True)
         ]
 
     @property
@@ -208,14 +213,15 @@ class Comparison:
     def _make_methods(self, ranks_by_folder: dict[Path, np.ndarray]) -> list[Method]:
         groups = group_by_method(self._settings)
         names = [self._settings[folders[0]].name for folders in groups]
+        places = _shortest_places([folders[0] for folders in groups])
         methods = []
-        for name, folders in zip(names, groups, strict=True):
+        for name, place, folders in zip(names, places, groups, strict=True):
             seeds = [self._settings[folder].training.seed for folder in folders]
             if len(set(seeds)) < len(seeds):
                 raise TransrecError(f"{folders[0]} and {folders[1]}: are one run of one seed twice; leave one out")
             ranks = np.stack([ranks_by_folder[folder]["rank"] for folder in folders]).astype(np.float64)
             # Methods with different settings may share a name.
-            distinct_name = name if names.count(name) == 1 else f"{name} ({folders[0].name})"
+            distinct_name = name if names.count(name) == 1 else f"{name} ({place})"
             methods.append(Method(distinct_name, seeds, ranks, folders))
         return methods
 

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -35,18 +35,40 @@ class Histories:
         items: each user's history, at least one item, as places in the run's `ids`.
         items_left_out: number of interactions left out because the run does not rank their item.
         users_left_out: number of users left out because the run ranks none of their items.
+        cut: the users of whom only some items were left out.
+        without_target: number of users left out by `with_targets`.
     """
 
     users: list[str]
     items: Sequences
     items_left_out: int = 0
     users_left_out: int = 0
+    cut: frozenset[str] = frozenset()
+    without_target: int = 0
+
+    def with_targets(self) -> "Histories":
+        """Return only histories whose last item is a target, after at least one other.
+
+        Users of whom items were left out are not among them: one of these items may be the target.
+
+        Raises TransrecError if no history is left.
+        """
+        wanted = [row for row, user in enumerate(self.users) if self.items.lengths[row] > 1 and user not in self.cut]
+        if not wanted:
+            raise TransrecError("no history holds a target that is ranked and at least one item before it")
+        return replace(
+            self,
+            users=[self.users[row] for row in wanted],
+            items=self.items.select(np.array(wanted)),
+            without_target=len(self.users) - len(wanted),
+        )
 
     @property
     def left_out(self) -> str:
         """A readable description of what is left out; "" if nothing is."""
         parts = [(self.items_left_out, "interaction(s) with items that are not ranked")]
         parts += [(self.users_left_out, "user(s) without any other item")]
+        parts += [(self.without_target, "user(s) with a single item, or with an item that is not ranked")]
         return " and ".join(f"{count:,} {what}" for count, what in parts if count)
 
 
@@ -91,7 +113,8 @@ def read_histories(run: FinishedRun, path: Path, skip_unknown: bool) -> Historie
     if len(empty) and not skip_unknown:
         raise TransrecError(f"{path}: user {read.users[empty[0]]!r} has no items; give one, or --skip_unknown")
     known = _known_histories(read.users, read.sequences.flat(), read.sequences.lengths)
-    return Histories(known.users, known.items, len(unknown), known.users_left_out)
+    cut = frozenset(user for _, user, _ in unknown)
+    return Histories(known.users, known.items, len(unknown), known.users_left_out, cut)
 
 
 def parse_histories(run: FinishedRun, texts: Sequence[str]) -> Histories:
@@ -121,7 +144,8 @@ def _known_histories(users: list[str], places: np.ndarray, lengths: np.ndarray) 
         raise TransrecError("none of the histories holds an item that is ranked; check the item ids")
     stops = np.cumsum(counts[kept])
     items = Sequences(places[known], stops - counts[kept], stops)
-    return Histories([users[row] for row in kept], items, int(np.count_nonzero(~known)), len(users) - len(kept))
+    cut = frozenset(users[row] for row in kept if counts[row] < lengths[row])
+    return Histories([users[row] for row in kept], items, int(np.count_nonzero(~known)), len(users) - len(kept), cut)
 
 
 def rows_of(run: FinishedRun, histories: Histories, k: int, exclude_seen: bool) -> Iterator[Row]:
@@ -167,10 +191,11 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
 
 
 def _write_table(rows: Iterator[Row], file: IO[str]) -> None:
-    header = list(COLUMNS)
-    while block := list(islice(rows, ROWS_AT_ONCE)):
-        cells = [[user, str(rank), item, f"{score:.4f}", title] for user, rank, item, score, title in block]
-        file.write(f"{markdown(header, cells)}\n")
+    cells = ([user, str(rank), item, f"{score:.4f}", title] for user, rank, item, score, title in rows)
+    file.write(f"{markdown(list(COLUMNS), list(islice(cells, ROWS_AT_ONCE)))}\n")
+    while block := list(islice(cells, ROWS_AT_ONCE)):
+        # Columns may get another width, so this is a table of its own.
+        file.write(f"\n{markdown(list(COLUMNS), block)}\n")
 
 
 def _write_csv(rows: Iterator[Row], file: IO[str]) -> None:

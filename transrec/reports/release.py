@@ -42,7 +42,8 @@ history = [ids.index(item) for item in sys.argv[1:]]
 read = history[-LENGTH:]
 embeddings, mask = torch.zeros(1, LENGTH, items.shape[1]), torch.zeros(1, LENGTH, dtype=torch.bool)
 embeddings[0, -len(read) :], mask[0, -len(read) :] = items[read], True
-scores = user_encoder(embeddings, mask)[0] @ SCORED.T
+user = user_encoder(embeddings, mask)[0]
+scores = SCORED
 scores[history] = -torch.inf
 for item in scores.topk(10).indices:
     print(ids[item], scores[item].item(), sep="\\t")
@@ -71,7 +72,7 @@ def release(run: FinishedRun, out: Path, log: Callable[[str], None]) -> None:
         length = run.settings.data.max_seq_len
         export_user_encoder(run.user_encoder, length, folder / "user_encoder.pt2")
         normalises = bool(getattr(run.objective, "normalise", False))
-        scored = "torch.nn.functional.normalize(items, dim=-1)" if normalises else "items"
+        scored = "torch.nn.functional.cosine_similarity(user, items)" if normalises else "user @ items.T"
         write_text(folder / "example.py", EXAMPLE.replace("LENGTH", str(length)).replace("SCORED", scored))
         log("user encoder    user_encoder.pt2, and example.py that loads it")
         for line in _write_lora(run, folder / "peft"):
@@ -102,7 +103,9 @@ def _write_lora(run: FinishedRun, folder: Path) -> list[str]:
         if tower.backbone is None or not low_rank_layers(tower.backbone):
             continue
         try:
-            base = None if own else settings.modalities[tower.modality].encoder
+            encoder = settings.modalities[tower.modality].encoder
+            # Of a folder of this computer, the name is all that means anything elsewhere.
+            base = None if own else Path(encoder).name if Path(encoder).is_absolute() else encoder
             export_lora(tower.backbone, folder / tower.modality, base)
             lines.append(f"LoRA            peft/{tower.modality}, for PeftModel.from_pretrained")
         except TransrecError as error:

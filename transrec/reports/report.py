@@ -1,6 +1,6 @@
 """Finished runs as one self-contained HTML page: results, curves, costs, slices, tests, settings."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +11,8 @@ from transrec.reports.page import as_table, as_text, as_value, data_card, in_wor
 from transrec.reports.report_plots import Bubble, Curve, bubbles, colour, curves, slices
 from transrec.reports.report_rows import ComparableRows, Row, differing_flags, group_by_targets, read_epochs, read_rows
 from transrec.reports.tables import METRICS, comma_separated, distinct_baselines, latex, mean_and_spread
+from transrec.training import metrics as registered
+from transrec.training.state import VALIDATION
 
 SLICED_BY = ("popularity", "history")
 COSTS = {
@@ -141,9 +143,26 @@ def _under_headings(groups: Sequence[tuple[str, Group]], section: Callable[[Grou
 
 def _group_by_dataset(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows grouped by dataset."""
-    groups: dict[str, list[Row]] = {}
+    return _grouped(rows, lambda row: row.data)
+
+
+def _group_by_ranking(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows grouped by dataset and by what is ranked: metrics within a group can be compared."""
+
+    def ranked(row: Row) -> Hashable:
+        if row.settings is None:
+            return row.data
+        data, evaluation = row.settings.data, row.settings.evaluation
+        sample = data.eval_users and (data.eval_users, data.subset_seed)
+        return row.data, data.splitting, data.min_seq_len, sample, evaluation.mask_history
+
+    return _grouped(rows, ranked)
+
+
+def _grouped(rows: Sequence[Row], key: Callable[[Row], Hashable]) -> list[list[Row]]:
+    groups: dict[Hashable, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.data, []).append(row)
+        groups.setdefault(key(row), []).append(row)
     return list(groups.values())
 
 
@@ -184,9 +203,11 @@ def _results(rows: Sequence[Row]) -> str:
     header = ["#", "method", "dataset", "seeds", *metrics, *COSTS, *(["TPME"] if len(rows) > 1 else [])]
     header = list(dict.fromkeys(header))
     lines, plain, records = [], [], []
-    for group in _group_by_dataset(rows):
-        cells = [*(_cells(row, metrics) for row in group), *_baselines(group)]
-        best = {name: _highest(cells, name) for name in metrics}
+    groups = _group_by_ranking(rows)
+    for group in groups:
+        is_alone = [other.data for other, *_ in groups].count(group[0].data) == 1
+        cells = [*(_cells(row, metrics) for row in group), *_baselines(group, is_alone)]
+        best = {name: _best(cells, name) for name in metrics}
         for line in cells:
             shown = [line.get(name, ("", "")) for name in header]
             plain.append([text for text, _ in shown])
@@ -209,19 +230,28 @@ def _results(rows: Sequence[Row]) -> str:
 <textarea id="csv" aria-label="CSV" readonly hidden>{_lines(comma_separated(records))}</textarea>"""
 
 
-def _baselines(rows: Sequence[Row]) -> list[dict[str, tuple[str, Any]]]:
-    """Return cells like those of `_cells` for the baselines that were evaluated with rows over one dataset."""
+def _baselines(rows: Sequence[Row], is_alone: bool) -> list[dict[str, tuple[str, Any]]]:
+    """Return cells like those of `_cells` for the baselines that were evaluated with comparable rows.
+
+    Args:
+        is_alone: whether these are all rows over their dataset; if not, the baselines name their rows.
+    """
     tested = [result for row in rows for result in row.results.values() if "test" in result]
+    numbers = "" if is_alone else f" (as for {', '.join(str(row.number) for row in rows)})"
     return [
-        {name: (text, text) for name, text in (("method", baseline.label), ("dataset", rows[0].dataset))}
+        {name: (text, text) for name, text in (("method", baseline.label + numbers), ("dataset", rows[0].dataset))}
         | {name: (mean_and_spread([value]), value) for name, value in baseline.scores.items()}
         for baseline in distinct_baselines(tested)
     ]
 
 
-def _highest(lines: Sequence[dict[str, tuple[str, Any]]], metric: str) -> Any:
-    """Return the highest value of a metric in these lines of the results table; "" if no line has the metric."""
-    return max((line[metric][1] for line in lines if line.get(metric, ("", ""))[0]), default="")
+def _best(lines: Sequence[dict[str, tuple[str, Any]]], metric: str) -> Any:
+    """Return the best value of a metric in these lines of the results table; "" if no line has the metric."""
+    label = metric.removeprefix(VALIDATION).partition("@")[0]
+    entries = (registered.METRICS.get(name) for name in registered.METRICS.names())
+    lower = {entry.label for entry in entries if not entry.higher_is_better}
+    values = (line[metric][1] for line in lines if line.get(metric, ("", ""))[0])
+    return (min if label in lower else max)(values, default="")
 
 
 def _lines(text: str) -> str:
