@@ -120,7 +120,7 @@ class Trial(Job):
     def end(self, status: int, stopped: bool) -> bool | None:
         outcome = self.outcome()
         if outcome and outcome.state == "complete" and status:
-            # A result that this process did not write, or did not get to the end of.
+            # The folder may hold the result of other settings, which the run refused to continue from.
             outcome = None
         if outcome is None and (stopped or self.search.is_spent):
             return None
