@@ -538,10 +538,10 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, item_files: dict
     files = dataset.hashes() | item_files
     if settings.run.resume and (run.folder / "options.json").exists():
         before = read_options(run.folder).get("files", files)
-        for name in stored_states(settings.plan):
-            if weights_key(settings.modalities[name]) not in before:
-                # Earlier releases did not record what stored states are computed from.
-                before = item_files | before
+        encoders = {weights_key(settings.modalities[name]) for name in stored_states(settings.plan)}
+        if not encoders <= before.keys():
+            # Earlier releases did not record what stored states are computed from.
+            before = item_files | before
         for path, digest in files.items():
             moved = path not in before and any(_is_same(known, digest) for known in before.values())
             if not moved and not _is_same(before.get(path), digest):

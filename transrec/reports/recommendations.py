@@ -113,8 +113,8 @@ def read_histories(run: FinishedRun, path: Path, skip_unknown: bool) -> Historie
     if len(empty) and not skip_unknown:
         raise TransrecError(f"{path}: user {read.users[empty[0]]!r} has no items; give one, or --skip_unknown")
     known = _known_histories(read.users, read.sequences.flat(), read.sequences.lengths)
-    cut = frozenset(user for _, user, _ in unknown)
-    return Histories(known.users, known.items, len(unknown), known.users_left_out, cut)
+    # Reading has left out the unknown items already.
+    return replace(known, items_left_out=len(unknown), cut=frozenset(user for _, user, _ in unknown))
 
 
 def parse_histories(run: FinishedRun, texts: Sequence[str]) -> Histories:

@@ -188,10 +188,9 @@ class Trials:
     def is_complete(self) -> bool:
         """Whether the budget's number of trials is reached, or the method was given up."""
         trials = self.all
-        failed = [trial for trial in trials if trial.state.name == "FAIL"]
         # Trials that fail at once take nothing from a budget of hours, so it would never be used up.
         last = trials[-GIVE_UP_AFTER:] if self.rules.trials is None else trials
-        given_up = len(trials) >= GIVE_UP_AFTER and all(trial in failed for trial in last)
+        given_up = len(trials) >= GIVE_UP_AFTER and all(trial.state.name == "FAIL" for trial in last)
         return given_up or (self.rules.trials is not None and len(trials) >= self.rules.trials)
 
     @property
