@@ -276,11 +276,14 @@ def test_a_run_refuses_other_images_and_other_weights(vit_flags, backbones, doma
             Image.new("RGB", (40, 40), "red").save(sorted((dataset / "images").iterdir())[0])
         (dataset / "images.lmdb").unlink()
         build_store(dataset / "items.tsv", dataset / "images", dataset / "images.lmdb", 16 if changed == "size" else 32)
+    states = {*(dataset / ".transrec").glob("states-*")}
+    assert bool(states) == (method == "iisan")
     place = r"vit \(image encoder\)" if changed == "weights" else r"images\.lmdb"
     with pytest.raises(TransrecError, match=f"{place}: has changed since"):
         run(["--resume", str(tmp_path / "run"), "--epochs", "2"], method)
     with pytest.raises(TransrecError, match=f"{place}: has changed since"):
         load_run(tmp_path / "run").evaluate("test")
+    assert {*(dataset / ".transrec").glob("states-*")} == states, "refused before states are computed"
 
 
 def test_runs_of_earlier_releases_know_less_of_their_images(vit_flags, domain, tmp_path):

@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def cache(**defaults: Any) -> None:
             precision = Precision(settings.training.precision, world.device)
             log = (lambda text: print(printable(text))) if world.is_main else lambda text: None
             cache = _state_cache(settings, dataset, world, precision, log)
-            features, _ = _features(settings, dataset, world, cache)
+            features = _features(settings, dataset, _item_sources(settings, dataset, world, precision), cache)
             if not stored_states(settings.plan):
                 recommender, _, structures = _adapted(settings, dataset)
                 features = _cache_constant_states(settings, recommender, structures, features, cache)
@@ -189,10 +189,11 @@ def item_reader(
     reader = Recommender(copy.deepcopy(encoder, shared), recommender.user_encoder, recommender.objective).eval()
     precision = Precision(settings.training.precision, world.device)
     cache = _state_cache(settings, dataset, world, precision, lambda text: None)
-    features, own_files = _features(settings, dataset, world, cache)
-    for path, now in own_files.items():
+    sources = _item_sources(settings, dataset, world, precision)
+    for path, now in sources.files.items():
         if not _is_same(files.get(path, now), now):
             raise TransrecError(f"{path}: has changed since the run was trained on it; restore it")
+    features = _features(settings, dataset, sources, cache)
     return reader, _cache_constant_states(settings, reader, structures, features, cache)
 
 
@@ -286,8 +287,9 @@ def _prepare(settings: Settings, run: Run, world: World, trackers: Trackers) -> 
     dataset = read_dataset(settings)
     run.log(f"data        {dataset.summary}")
     cache = _state_cache(settings, dataset, world, precision, run.log)
-    features, item_files = _features(settings, dataset, world, cache)
-    files = _data_files(run, settings, dataset, item_files)
+    sources = _item_sources(settings, dataset, world, precision)
+    files = _data_files(run, settings, dataset, sources.files)
+    features = _features(settings, dataset, sources, cache)
     recommender, groups, structures = _adapted(settings, dataset)
     # Describe the recommender with its backbones: the files of a run do not depend on what is computed once.
     description = describe(settings.plan, recommender, result_options(settings.as_dict()))
@@ -385,26 +387,42 @@ def _state_cache(settings: Settings, dataset: Dataset, world: World, precision: 
     return StateCache(folder, world, precision, log)
 
 
-def _features(settings: Settings, dataset: Dataset, world: World, cache: StateCache) -> tuple[Features, dict[str, str]]:
-    """Return the features of the items 1..n, and hashes, by path, of what they come from in addition to the dataset.
+class _ItemSources(NamedTuple):
+    """What the items of a run are read from.
 
-    The latter are those of the modalities' files, and of backbones that are not part of the recommender.
+    Attributes:
+        parts: features of each modality; of all items in the items file if stored states are to be read instead.
+        provenances: the provenance of the stored states that are read instead, by modality.
+        files: hashes, by path, of the modalities' files and of backbones that are not part of the recommender.
     """
+
+    parts: dict[str, Features]
+    provenances: dict[str, Provenance]
+    files: dict[str, str]
+
+
+def _item_sources(settings: Settings, dataset: Dataset, world: World, precision: Precision) -> _ItemSources:
+    """Return what items are read from. Nothing is computed yet, so the hashes can be checked first."""
     stored = stored_states(settings.plan)
-    rows, everything = dataset.split.item_rows, np.arange(len(dataset.catalog.ids))
-    parts: list[Features] = []
-    files: dict[str, str] = {}
+    sources = _ItemSources({}, {}, {})
     for name, modality in settings.modalities.items():
-        part = modality.features(dataset, everything if name in stored else rows, world)
-        files |= modality.files(part)
+        rows = np.arange(len(dataset.catalog.ids)) if name in stored else dataset.split.item_rows
+        part = sources.parts[name] = modality.features(dataset, rows, world)
+        sources.files.update(modality.files(part))
         if name in stored:
-            provenance = _provenance(settings, modality, part, stored[name], cache.precision)
-            shape = (len(everything), len(stored[name]), modality.config.hidden_size)
-            file = cache.states(provenance, shape, part, partial(tower_of, settings.plan, name))
-            part = StateFeatures(file, rows, world.device, settings.data.cache_device)
-            files[weights_key(modality)] = provenance.weights
-        parts.append(part)
-    return _joined(parts), files
+            provenance = sources.provenances[name] = _provenance(settings, modality, part, stored[name], precision)
+            sources.files[weights_key(modality)] = provenance.weights
+    return sources
+
+
+def _features(settings: Settings, dataset: Dataset, sources: _ItemSources, cache: StateCache) -> Features:
+    """Return the features of the items 1..n; stored states are computed if they are missing."""
+    parts = dict(sources.parts)
+    for name, provenance in sources.provenances.items():
+        shape = (len(dataset.catalog.ids), len(provenance.states), settings.modalities[name].config.hidden_size)
+        file = cache.states(provenance, shape, parts[name], partial(tower_of, settings.plan, name))
+        parts[name] = StateFeatures(file, dataset.split.item_rows, cache.world.device, settings.data.cache_device)
+    return _joined(list(parts.values()))
 
 
 def weights_key(modality: Modality) -> str:
@@ -533,7 +551,7 @@ def _data_files(run: Run, settings: Settings, dataset: Dataset, item_files: dict
     """Return the hash of each data file and plugin. Raises TransrecError if a resumed run's data have changed.
 
     Args:
-        item_files: hashes of what items are read from, apart from the dataset's own files; see `_features`.
+        item_files: hashes of what items are read from, apart from the dataset's own files; see `_ItemSources`.
     """
     files = dataset.hashes() | item_files
     if settings.run.resume and (run.folder / "options.json").exists():
