@@ -266,7 +266,8 @@ def test_bad_input(fails, domain, backbones, tmp_path):
     [("lora", "image"), ("lora", "size"), ("iisan", "image"), ("iisan", "size"), ("iisan", "weights")],
 )
 def test_a_run_refuses_other_images_and_other_weights(vit_flags, backbones, domain, tmp_path, method, changed):
-    dataset, encoder = shutil.copytree(domain, tmp_path / "set"), shutil.copytree(backbones["vit"], tmp_path / "vit")
+    dataset = shutil.copytree(domain, tmp_path / "set", ignore=shutil.ignore_patterns(".transrec"))
+    encoder = shutil.copytree(backbones["vit"], tmp_path / "vit")
     own = ["--dataset", str(dataset), "--image_encoder", str(encoder), "--output", str(tmp_path / "run")]
     run([*vit_flags, *own, *["--cached", "yes"] * (method == "iisan"), "--epochs", "1", "--keep_state"], method)
     if changed == "weights":
