@@ -146,6 +146,7 @@ def plain_steps(trainer: Trainer) -> Steps:
     """Return steps that train the same model in the way of typical research code."""
     for tower in backbone_towers(trainer.recommender.item_encoder.towers):
         tower.backbone.set_attn_implementation("eager")
+        tower.read_all_tokens()
     use_one_group(trainer.evaluator.features)
     groups = [group | {"foreach": False, "fused": False} for group in trainer.optimizer.param_groups]
     trainer.optimizer = torch.optim.Adam(groups)

@@ -7,8 +7,9 @@
 There is one file for each modality, and one line for each method and objective, and for each variant of a method: the
 losses of an epoch of eight steps and the validation metrics after it, on tiny backbones, in fp32 and on one thread. The
 first line of a file names the torch build and the processor on which its numbers were recorded; on others the last
-digits differ. A commit that changes numbers on purpose records them again and gives the reason. Everything that is
-registered has a case: entries that CASES does not name train at sizes for tiny models.
+digits differ. ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 makes a newer processor compute as one with AVX2 does. A
+commit that changes numbers on purpose records them again and gives the reason. Everything that is registered has a
+case: entries that CASES does not name train at sizes for tiny models.
 """
 
 import argparse

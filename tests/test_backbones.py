@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import run
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from transrec import methods
@@ -69,6 +70,10 @@ KINDS = [*TEXT, *IMAGE]
 # Query, key and value are one projection in these models, so nothing can be inserted there.
 FUSED = {"deberta"}
 WITHOUT_CLS = {"siglip_vision_model"}
+# Read at the last token.
+DECODERS = {"llama", "qwen2"}
+# What has no sites, layers that share a block, and what is not read at its first token alone.
+WHOLE = {*FUSED, "albert", *WITHOUT_CLS, *DECODERS}
 
 
 def modality(kind):
@@ -532,3 +537,75 @@ def test_the_image_encoder_of_a_model_of_images_and_texts(kind, tmp_path):
     else:
         with pytest.raises(TransrecError, match="holds no text encoder that can be loaded"):
             load_backbone(tmp_path, "text")
+
+
+def flops(recommender, inputs):
+    # The counter cannot follow weights of DeBERTa that train.
+    recommender = copy.deepcopy(recommender).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        encode(recommender, inputs)
+    return counter.get_total_flops()
+
+
+def test_tokens_at_which_no_item_is_read_are_left_out(recommender, inputs, kind):
+    """The same items and gradients for less, of copies too."""
+    tower = recommender.item_encoder
+    tower.skip_unread_tokens()
+    assert bool(tower._skips) == (kind not in WHOLE)
+    apply(recommender, "full" if kind in FUSED else "houlsby", **({} if kind in FUSED else {"insert": "item"}))
+
+    def values_and_gradients():
+        recommender.zero_grad()
+        output = tower.eval()(*inputs)
+        output.square().sum().backward()
+        return [output, *(parameter.grad for parameter in tower.parameters() if parameter.requires_grad)]
+
+    copied = copy.deepcopy(recommender)
+    less, skipping = flops(recommender, inputs), values_and_gradients()
+    tower.read_all_tokens()
+    more, whole = flops(recommender, inputs), values_and_gradients()
+    assert less < 0.8 * more if kind not in WHOLE else less == more
+    for value, expected in zip(skipping, whole, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-4)
+    assert flops(copied, inputs) == less
+    copied.item_encoder.read_all_tokens()
+    assert flops(copied, inputs) == more
+
+
+class Mixing(nn.Module):
+    """Passes on the mean of all tokens, as no known backbone does after its attention."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, *more):
+        return self.inner(x.mean(1, keepdim=True) + x, *more)
+
+
+class Counting(Mixing):
+    """Accepts no single token."""
+
+    def forward(self, x, *more):
+        if x.shape[1] == 1:
+            raise ValueError("one token is not enough")
+        return self.inner(x, *more)
+
+
+@pytest.mark.parametrize("mixing", [Mixing, Counting])
+def test_a_backbone_of_another_kind_runs_whole(folders, mixing):
+    backbone = load_backbone(folders["bert"], "text").train()
+    layer = backbone.encoder.layer[-1]
+    layer.output = mixing(layer.output)
+    tower = TextTower(backbone, 16, "cls")
+    before = torch.random.get_rng_state()
+    tower.skip_unread_tokens()
+    assert not tower._skips and not layer.intermediate.dense._forward_pre_hooks
+    assert backbone.training and torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_pooling_over_all_tokens_needs_them(folders):
+    for several in ("mean", "last"):
+        tower = TextTower(load_backbone(folders["bert"], "text"), 16, several)
+        tower.skip_unread_tokens()
+        assert not tower._skips

@@ -307,6 +307,36 @@ def test_what_insertion_changes_is_what_the_method_says(kind, recommender, batch
         assert not all(map(torch.equal, before, after)), f"{name} says that it changes something: {changes}"
 
 
+@pytest.mark.parametrize(
+    "kind,name,options", [row for row in cases() if row[0] in FEW and row[2].keys() <= {"variant"}]
+)
+def test_tokens_at_which_no_item_is_read_are_left_out_unless_the_method_needs_them(
+    kind, recommender, batch, name, options
+):
+    (tower,) = recommender.item_encoder.towers
+    tower.skip_unread_tokens()
+    assert tower._skips
+    if name == "pfeiffer" and options and kind not in ENCODERS:
+        options = options | {"insert": "user"}
+    apply(recommender, name, **options)
+    assert bool(tower._skips) == methods.get(name).tokenwise
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in recommender.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def values_and_gradients():
+        recommender.eval().zero_grad()
+        loss = recommender(batch)
+        loss.backward()
+        return [loss, *(parameter.grad for parameter in recommender.parameters() if parameter.requires_grad)]
+
+    skipping = values_and_gradients()
+    tower.read_all_tokens()
+    for value, expected in zip(skipping, values_and_gradients(), strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind,name", OVER_FEW)
 def test_what_can_be_merged_computes_the_same_and_the_rest_says_why_not(kind, recommender, batch, name):
     groups = apply(recommender, name)

@@ -112,6 +112,7 @@ class AdaLoRA(Method):
     """Updates all projections of each block; the triplets of all layers in both encoders compete for the budget."""
 
     Options = AdaLoRAOptions
+    tokenwise = True
     reads_steps = True
 
     def __init__(self):

@@ -65,6 +65,7 @@ class DoRA(Method):
     """Replaces the query and value projections of each block."""
 
     Options = DoRAOptions
+    tokenwise = True
     # At insertion m / |V| is 1, but the bias is added separately.
     changes_at_insertion = ROUNDING
 

@@ -55,6 +55,7 @@ class IA3(Method):
     """Adds three learned vectors to each block."""
 
     Options = IA3Options
+    tokenwise = True
 
     def insert(self, place: Place, options: IA3Options) -> list[nn.Parameter]:
         scales = []

@@ -123,6 +123,8 @@ class Method:
         trains_recommender: whether the projection and the user encoder train even after source pretraining.
         trains_existing: the existing weights that `insert` trains, in words; all new parameters train too, and so do
             LayerNorms with --train_layernorm.
+        tokenwise: whether what it inserts computes each token of a text or patch of an image from that one alone. Then
+            a backbone's last block may leave out tokens at which no item is read.
         reads_steps: whether `after_step` depends on the total number of steps; then --epochs cannot change on resuming.
         changes_at_insertion: how the recommender's output differs after insertion, before any training, in words; "" if
             the output is bit-identical.
@@ -135,6 +137,7 @@ class Method:
     trains_backbone = False
     trains_recommender = False
     trains_existing = ""
+    tokenwise = False
     reads_steps = False
     changes_at_insertion = ""
 
@@ -247,6 +250,9 @@ def apply(
     constants = set(recommender.buffers())
     recommender.item_encoder, rebuilt = method.rebuild(recommender.item_encoder, options)
     backbones = backbone_towers(recommender.item_encoder.towers)
+    if not method.tokenwise:
+        for tower in backbones:
+            tower.read_all_tokens()
     recommender.requires_grad_(False)
     # Collected before insertion, so that inserted parameters are not counted among the backbone's own.
     own: list[nn.Parameter] = []

@@ -180,6 +180,7 @@ class BottleneckMethod(Method):
     """Base of the methods here: inserts one adapter at each chosen sub-layer of each block."""
 
     Options = BottleneckOptions
+    tokenwise = True
     changes_at_insertion = "adapters add a little to the output of their sub-layers: their weights are N(0, 0.01)"
 
     def sublayers(self, block: Block, options: BottleneckOptions) -> tuple[Sublayer, ...]:

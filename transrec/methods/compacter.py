@@ -84,6 +84,7 @@ class Compacter(Method):
     """One adapter after each sub-layer; all adapters of the recommender share the A_i as one parameter."""
 
     Options = CompacterOptions
+    tokenwise = True
     changes_at_insertion = "adapters add a little to their sub-layers' output: their shared factors are N(0, 0.01)"
 
     def __init__(self):

@@ -8,3 +8,4 @@ class Frozen(Method):
     """Uses the backbone as a fixed feature extractor."""
 
     trains_recommender = True
+    tokenwise = True

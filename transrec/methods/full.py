@@ -30,6 +30,7 @@ class Full(Method):
     Options = FullOptions
     trains_backbone = True
     trains_recommender = True
+    tokenwise = True
 
     def trainable_backbone_parameters(self, tower: BackboneTower, options: FullOptions) -> Iterable[nn.Parameter]:
         if not options.train_last:

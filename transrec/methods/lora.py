@@ -48,6 +48,7 @@ class LoRA(Method):
     """Adds scaling B A x to the query and value projections; B starts at zero and W keeps the pretrained values."""
 
     Options = LoRAOptions
+    tokenwise = True
 
     def insert(self, place: Place, options: LoRAOptions) -> list[nn.Parameter]:
         rank = options.item_rank if place.tower == "item" else options.user_rank

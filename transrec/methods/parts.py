@@ -18,6 +18,7 @@ class BitFit(Method):
     """Trains all biases, including those of LayerNorms."""
 
     Options = PartOptions
+    tokenwise = True
     trains_existing = "biases"
 
     def insert(self, place: Place, options: PartOptions) -> list[nn.Parameter]:
@@ -30,6 +31,7 @@ class LayerNorm(Method):
     """Trains all LayerNorms."""
 
     Options = PartOptions
+    tokenwise = True
     trains_existing = "LayerNorms"
 
     def insert(self, place: Place, options: PartOptions) -> list[nn.Parameter]:

@@ -105,6 +105,7 @@ class PromptMethod(Method):
     """Inserts learned vectors in front of the words or patches of every item."""
 
     Options = PromptOptions
+    tokenwise = True
     changes_at_insertion = "texts grow by words, images by patches"
 
     def insert(self, place: Place, options: PromptOptions) -> list[nn.Parameter]:

@@ -130,7 +130,9 @@ class BackboneModality(Modality):
             weights = backbone.load_backbone(self.encoder, self.name, self.main_input, dtype, known.get("spread"))
         store_in_dtype(weights, dtype)
         seed(f"{self.name} projection")
-        return self.backbone_tower(weights, embedding_dim)
+        tower = self.backbone_tower(weights, embedding_dim)
+        tower.skip_unread_tokens()
+        return tower
 
     def backbone_tower(self, weights: nn.Module, embedding_dim: int) -> BackboneTower:
         """Return the tower that runs the backbone `weights`."""

@@ -45,6 +45,12 @@ class ImageTower(BackboneTower):
         for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
+    @property
+    def example(self) -> tuple[Tensor, ...] | None:
+        count = 2 * 3 * self.size**2
+        pixels = torch.arange(count).remainder(251).to(torch.uint8).view(2, 3, self.size, self.size)
+        return (pixels,) if self.has_cls else None
+
     def read_out(self, pixels: Tensor) -> Tensor:
         """Return image vectors [N, D] for pixels uint8 [N, 3, S, S] of any S."""
         images = pixels.float() / 255

@@ -58,6 +58,11 @@ class TextTower(BackboneTower):
         texts = zip(inputs[::2], inputs[1::2], strict=True)
         return torch.stack([BackboneTower.forward(self, *text) for text in texts]).mean(0)
 
+    @property
+    def example(self) -> tuple[Tensor, ...] | None:
+        ids = torch.tensor([[0, 1, 2], [2, 1, 0]])
+        return (ids, torch.tensor([[1, 1, 1], [1, 1, 0]])) if self.pooling == "cls" else None
+
     def read_out(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return text vectors [N, D] for input_ids int64 [N, T] and attention_mask int64 [N, T] (1 = token)."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

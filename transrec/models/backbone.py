@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch.utils.hooks import RemovableHandle
 
 from transrec.errors import TransrecError, file_error, is_memory_shortage, os_error
 from transrec.finite import first_not_finite, is_finite
@@ -164,6 +165,30 @@ def _recomputed(forward: Callable[..., Any], *arguments: Any, **options: Any) ->
     if not torch.is_grad_enabled():
         return forward(*arguments, **options)
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+
+def skip_unread_tokens(module: nn.Module) -> list[RemovableHandle]:
+    """Make the last block compute only the first token, once its attention has read all of them.
+
+    The output is unchanged at the first token, and must not be read at others: the residual sums add the first token's
+    update to all of them.
+
+    Returns handles whose `remove` undoes it; none if the layers share a block, which is then not only the last.
+
+    Raises TransrecError as `view` does.
+    """
+    stack = view(module)
+    if stack.is_shared:
+        return []
+    attention, feed_forward = stack.blocks[-1].sublayers
+    # In some models, attention and feed-forward layers read the output of the same LayerNorm.
+    shares_norm = feed_forward.stream.module is attention.stream.module
+    sites = attention.projection, feed_forward.entry if shares_norm else feed_forward.stream
+    return [site.module.register_forward_pre_hook(_first_token) for site in sites]
+
+
+def _first_token(module: nn.Module, arguments: tuple) -> tuple:
+    return arguments[0][:, :1], *arguments[1:]
 
 
 def _parameter_count(module: nn.Module) -> int:

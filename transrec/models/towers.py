@@ -10,8 +10,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
-from transrec.models.backbone import blocks_of
+from transrec.models.backbone import blocks_of, skip_unread_tokens
+from transrec.models.quantised import is_quantised
 from transrec.models.spread import is_spread
 
 
@@ -113,6 +115,7 @@ class BackboneTower(Tower):
         self.constants = {name for name, parameter in backbone.named_parameters() if not parameter.requires_grad}
         self.projection = make_projection(self.width, embedding_dim)
         self._reader: StateReader | None = None
+        self._skips: list[RemovableHandle] = []
         # The input of the first block that runs, until that block receives it.
         self._hidden: Tensor | None = None
         self._resumes = False
@@ -143,6 +146,44 @@ class BackboneTower(Tower):
 
     def read(self, *inputs: Tensor) -> Tensor:
         return self.reader.read(self.read_out, *inputs)[:, self.states]
+
+    @property
+    def example(self) -> tuple[Tensor, ...] | None:
+        """The inputs of two items, if an item is read at the first token of the last block alone; else None."""
+        return None
+
+    def skip_unread_tokens(self) -> None:
+        """Leave out what the last block computes for tokens at which no item is read, if there are any.
+
+        Nothing is left out of backbones that then read an example otherwise, nor of quantised ones.
+        """
+        if self.example is None or is_quantised(self.backbone) or is_spread(self.backbone):
+            return
+        if any(parameter.is_meta for parameter in self.backbone.parameters()):
+            return
+        mode = self.backbone.training
+        self.backbone.eval()
+        try:
+            expected = self._read_example()
+            self._skips = skip_unread_tokens(self.backbone)
+            torch.testing.assert_close(self._read_example(), expected, rtol=1e-3, atol=1e-4)
+        # Any error of a model that is not built as expected: it runs whole.
+        except Exception:
+            self.read_all_tokens()
+        finally:
+            self.backbone.train(mode)
+
+    def read_all_tokens(self) -> None:
+        """Undo `skip_unread_tokens`, for methods that read other tokens."""
+        for skip in self._skips:
+            skip.remove()
+        self._skips = []
+
+    def _read_example(self) -> Tensor:
+        # MAE draws which patches it masks.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return self.read_out(*self.example)
 
     @property
     def reader(self) -> "StateReader":

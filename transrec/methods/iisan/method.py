@@ -56,6 +56,7 @@ class IISAN(Method):
 
     Options = IISANOptions
     trains_recommender = True
+    tokenwise = True
     changes_at_insertion = "the side network embeds items, in the place of the backbones' output"
 
     def rebuild(self, item_encoder: nn.Module, options: IISANOptions) -> tuple[nn.Module, list[nn.Parameter]]:
