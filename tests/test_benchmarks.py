@@ -62,7 +62,7 @@ def rows(tmp_path, monkeypatch):
     (tmp_path / "two.py").write_text("print('out of luck')\nraise SystemExit(3)")
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(60)")
     made = [
-        bench.Row("that works", "one.py --flag 1", {"times faster": 3}),
+        bench.Row("that works", "one.py --flag 1", {"times faster": 3}, limits={"times faster": 3.2, "MiB": 1}),
         bench.Row("that fails", "two.py", {"times faster": 3}),
         bench.Row("that takes long", "slow.py", {}, seconds=1),
     ]
@@ -77,7 +77,8 @@ def test_a_row_that_fails_costs_no_other(rows, tmp_path):
     found = json.loads((given.out / "cpu.json").read_text())
     assert found["environment"]["torch"] and found["rows"]["one.py --flag 1"]["figures"] == {"times faster": 3.5}
     page = (given.out / "cpu.md").read_text()
-    assert "times faster 3: reached" in page and "failed: status 3" in page and "out of luck" in page
+    assert "times faster 3: reached; times faster 3.2 at most: missed; MiB 1 at most: missed" in page
+    assert "failed: status 3" in page and "out of luck" in page
     assert "failed: not done after 1 s" in page
 
 
