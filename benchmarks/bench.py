@@ -109,7 +109,7 @@ ROWS: dict[str, list[Row]] = {
     "cuda": [
         Row(
             "cached IISAN at the paper's shapes",
-            "iisan_cached.py --device cuda --steps 150",
+            "iisan_cached.py --device cuda --steps 30",
             {"epochs in a second": 1},
             90,
             {"MiB of memory": 1024},

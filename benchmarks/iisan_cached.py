@@ -10,8 +10,11 @@ products alone, forward and backward, on the same number of rows.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import chain, count, islice
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,8 @@ from transrec.training.profiler import peak_memory_mib
 WIDTH, BLOCKS, D, L = 768, 12, 64, 10
 KEPT = [0, 2, 4, 6, 8, 10, 12]
 CPU = torch.device("cpu")
+# Everything is timed in alternating turns, after its first steps, which also load kernels.
+TURNS, WARM_UP = 5, 3
 
 
 def sequences(users: int, items: int) -> Interactions:
@@ -95,24 +100,17 @@ def ours(
     rows: np.ndarray,
     items: int,
     place: str,
-    steps: int,
+    device: torch.device,
     compiled: bool = False,
-    device: torch.device = CPU,
-):
-    """Return seconds per step and distinct items per step."""
+) -> Iterator[int]:
+    """Take a training step each time; yield its number of distinct items."""
     features = state_features(folder, rows, items, len(KEPT), place, device)
     model, optimizer = recommender(IISANOptions(), device)
     if compiled:
         compile_encoders(model)
-    distinct, started = 0, 0.0
-    for number, (piece,) in enumerate(batches.epoch(1)):
-        if number == 3:
-            started = now(device)
-        if number == steps + 3:
-            break
+    for (piece,) in chain.from_iterable(map(batches.epoch, count(1))):
         train(model, optimizer, piece, features)
-        distinct += len(piece.items) * (number >= 3)
-    return (now(device) - started) / steps, distinct / steps
+        yield len(piece.items)
 
 
 def now(device: torch.device) -> float:
@@ -153,24 +151,19 @@ class Plain(nn.Module):
         return self.fusion(torch.cat(ends, dim=1))
 
 
-def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.device) -> float:
-    """Return seconds per step of `Plain`. The files of the items that occur are written before timing starts."""
+def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.device) -> Iterator[None]:
+    """Take a training step of `Plain` each time, at most `steps`. Files of all their items are written at the start."""
     torch.manual_seed(0)
     model = Plain().train().to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     work = []
-    for number, (piece,) in enumerate(batches.epoch(1)):
-        if number == steps + 1:
-            break
+    for (piece,) in islice(batches.epoch(1), steps):
         work.append((F.pad(piece.items, (1, 0))[piece.sequences], F.pad(piece.log_popularity, (1, 0))[piece.sequences]))
     generator = torch.Generator().manual_seed(0)
     for item in {0, *(int(i) for ids, _ in work for i in ids.flatten())}:
         for modality in ("text", "image"):
             torch.save(torch.randn(1 + BLOCKS, WIDTH, generator=generator), folder / f"{modality}-{item}.pt")
-    started = 0.0
-    for number, (ids, log_popularity) in enumerate(work):
-        if number == 1:
-            started = now(device)
+    for ids, log_popularity in work:
         states = {
             modality: torch.stack([torch.load(folder / f"{modality}-{int(i)}.pt")[KEPT] for i in ids.flatten()])
             for modality in ("text", "image")
@@ -197,57 +190,69 @@ def plain(folder: Path, batches: TrainingBatches, steps: int, device: torch.devi
         loss = F.cross_entropy(logits[real.to(device)], torch.tensor(targets)[real].to(device))
         loss.backward()
         optimizer.step()
-    return (now(device) - started) / steps
+        yield
 
 
-def ceiling(rows: int, steps: int, device: torch.device) -> float:
-    """Return the seconds of the side network's matrix products on `rows` rows: one forward and two backward each."""
+def products(rows: int, device: torch.device) -> Iterator[None]:
+    """Compute the side network's matrix products on `rows` rows each time: one forward and two backward each."""
     shapes = [(WIDTH, 64), (64, WIDTH)] * (3 * len(KEPT)) + [(WIDTH, WIDTH), (WIDTH, D)] * 3
     kind = {"device": device, "dtype": DTYPES[Precision("auto", device).name]}
     inputs = {width: torch.randn(rows, width, **kind) for width in {a for a, _ in shapes} | {b for _, b in shapes}}
     weights = [torch.randn(a, b, **kind) for a, b in shapes]
-    for _ in range(2):
-        started = now(device)
-        for _ in range(steps):
-            for (a, b), weight in zip(shapes, weights, strict=True):
-                inputs[a] @ weight
-                inputs[b] @ weight.T
-                inputs[a].T @ inputs[b]
+    while True:
+        for (a, b), weight in zip(shapes, weights, strict=True):
+            inputs[a] @ weight
+            inputs[b] @ weight.T
+            inputs[a].T @ inputs[b]
+        yield
+
+
+def seconds_per_step(work: Iterator, steps: int, device: torch.device) -> float:
+    started = now(device)
+    for _ in islice(work, steps):
+        pass
     return (now(device) - started) / steps
 
 
 def main(users: int, items: int, batch_size: int, steps: int, device: torch.device) -> None:
     split = leave_one_out(sequences(users, items), L, 5)
     batches = TrainingBatches(split, batch_size, negatives=False, last_only=False, seed=0)
-    rows = []
+    # A straightforward step takes as long as a dozen of ours.
+    few = max(1, steps // 10)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        shared = (Path(name), batches, split.item_rows, items)
         memory = "gpu" if device.type == "cuda" else "cpu"
-        common = {"device": device}
-        held, distinct = ours(folder, batches, split.item_rows, items, memory, steps, **common)
+        held = ours(*shared, memory, device)
+        distinct = statistics.mean(islice(held, WARM_UP + steps))
         peak = peak_memory_mib(device)
-        disk, _ = ours(folder, batches, split.item_rows, items, "disk", steps, **common)
-        compiled, _ = ours(folder, batches, split.item_rows, items, memory, steps, compiled=True, **common)
-        straight = plain(folder, batches, max(2, steps // 10), device)
-        products = ceiling(round(distinct), steps, device)
-    for what, seconds in (
-        ("straightforward, a file per item", straight),
-        ("ours, states on disk", disk),
-        ("ours, states in memory", held),
-        ("ours, compiled", compiled),
-        ("matrix products alone", products),
-    ):
-        rows.append([what, f"{seconds:.4f}", f"{seconds * len(batches):.1f}", f"{straight / seconds:.1f}"])
+        works = {
+            "straightforward, a file per item": (plain(Path(name), batches, WARM_UP + TURNS * few, device), few),
+            "ours, states on disk": (ours(*shared, "disk", device), steps),
+            "ours, states in memory": (held, steps),
+            "ours, compiled": (ours(*shared, memory, device, compiled=True), steps),
+            "matrix products alone": (products(round(distinct), device), steps),
+        }
+        for work, _ in works.values():
+            seconds_per_step(work, WARM_UP, device)
+        turns = [{what: seconds_per_step(*work, device) for what, work in works.items()} for _ in range(TURNS)]
+    seconds = {what: statistics.median(turn[what] for turn in turns) for what in works}
+    straight, _, ours_held, compiled, alone = seconds.values()
     figures = {
-        "share of the products' speed": products / held,
-        "compiled share of the products' speed": products / compiled,
-        "times faster": straight / held,
-        "epochs in a second": 1 / (min(held, compiled) * len(batches)),
+        "share of the products' speed": alone / ours_held,
+        "compiled share of the products' speed": alone / compiled,
+        "times faster": straight / ours_held,
+        "epochs in a second": 1 / (min(ours_held, compiled) * len(batches)),
         "MiB of memory": peak,
     }
+    rows = [
+        [what, f"{each:.4f}", f"{each * len(batches):.1f}", f"{straight / each:.1f}"] for what, each in seconds.items()
+    ]
     header = [f"batch {batch_size}, {distinct:.0f} distinct items", "s per step", "s per epoch", "times faster"]
     report(header, rows, figures)
-    print(f"\nours reaches {products / held:.0%} of the matrix products' speed, compiled {products / compiled:.0%}")
+    print(
+        f"\nours reaches {alone / ours_held:.0%} of the matrix products' speed, compiled {alone / compiled:.0%} "
+        f"(medians of {TURNS} alternating turns)"
+    )
 
 
 if __name__ == "__main__":
@@ -258,8 +263,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--steps",
         type=int,
-        default=40,
-        help="number of timed steps (a tenth of it for the straightforward implementation)",
+        default=20,
+        help="timed steps in each of five turns (a tenth of it for the straightforward implementation)",
     )
     parser.add_argument("--device", type=torch.device, default=CPU, help="cpu or cuda")
     main(**vars(parser.parse_args()))
